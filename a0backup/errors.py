@@ -1,0 +1,335 @@
+"""Every error of this project, as a tree.
+
+A0BackupError
+├── FleetFileError            fleet.yaml cannot be used
+├── PasswordError             the password cannot be had
+├── EngineError               the engine's server cannot be started or reached
+├── RunFailedError            a fleet run ended with nodes that are not stored
+└── NodeError                 one node's backup cannot go on
+    ├── A0cliError            a call of a0cli went wrong
+    │   ├── A0cliMissingError     the program or its keys are not there
+    │   ├── A0cliTimeoutError     no end within the deadline            (transient)
+    │   ├── UnreachableError      the node does not answer              (transient)
+    │   ├── RefusedError          the node will never take this command
+    │   └── UnknownReplyError     a reply that is not understood         (transient)
+    ├── BuildTooOldError      builds before 6868 must not be backed up this way
+    ├── LockDeadlineError     another run kept the node for too long
+    ├── BackupInProgressError the node is still at it                   (transient)
+    ├── AwaitDeadlineError    the node was still at it at the deadline
+    ├── StartFailedError      the start had no effect
+    ├── ForeignBackupError    a backup that is not ours is in the way
+    ├── Md5MissingError       the status names no usable md5
+    ├── RetrieveFailedError   no file came
+    ├── Md5MismatchError      the retrieved bytes are not the node's
+    ├── DeleteNotConfirmedError   the node still shows the backup after its deletion
+    └── VaultError            the vault cannot keep or give back an artifact
+        ├── VaultUnusableError    it cannot be written
+        └── ArtifactDamagedError  what is stored is not what its manifest says
+
+Each error carries its fields as ``args`` and so pickles; ``transient`` says whether asking again may help; ``hint``,
+where there is one, says what to do next and ends the text.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class A0BackupError(Exception):
+    """The base of all errors that this project raises on purpose."""
+
+    transient: ClassVar[bool] = False
+
+    def message(self) -> str:
+        """Return what happened, in one sentence without a full stop."""
+        return "; ".join(str(field) for field in self.args)
+
+    def hint(self) -> str:
+        """Return what to do next, or nothing where there is nothing to say."""
+        return ""
+
+    def __str__(self) -> str:
+        hint = self.hint()
+        return f"{self.message()}\nHINT: {hint}" if hint else self.message()
+
+
+class FleetFileError(A0BackupError, ValueError):
+    """fleet.yaml cannot be used; each problem names its line, its key and what would be right."""
+
+    def __init__(self, path: str, problems: Sequence[str]) -> None:
+        super().__init__(path, tuple(problems))
+        self.path, self.problems = path, tuple(problems)
+
+    def message(self) -> str:
+        if len(self.problems) == 1:
+            return f"{self.path}: {self.problems[0]}"
+        return "\n".join([f"{self.path}: {len(self.problems)} problems", *(f"  {p}" for p in self.problems)])
+
+    def hint(self) -> str:
+        return "`a0backup init` writes a commented example; `a0backup schema` prints the JSON Schema for your editor"
+
+
+class PasswordError(A0BackupError):
+    """The password cannot be had from the place that fleet.yaml names."""
+
+    def __init__(self, source: str, reason: str, remedy: str) -> None:
+        super().__init__(source, reason, remedy)
+        self.source, self.reason, self.remedy = source, reason, remedy
+
+    def message(self) -> str:
+        return f"no password from {self.source}: {self.reason}"
+
+    def hint(self) -> str:
+        return self.remedy
+
+
+class EngineError(A0BackupError):
+    """The engine's server cannot be started or reached."""
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason, remedy)
+        self.reason, self.remedy = reason, remedy
+
+    def message(self) -> str:
+        return self.reason
+
+    def hint(self) -> str:
+        return self.remedy
+
+
+class RunFailedError(A0BackupError):
+    """A fleet run ended and not every node's backup is stored; *reasons* name each such node."""
+
+    def __init__(self, total: int, reasons: Sequence[str]) -> None:
+        super().__init__(total, tuple(reasons))
+        self.total, self.reasons = total, tuple(reasons)
+
+    def message(self) -> str:
+        return f"{len(self.reasons)} of {self.total} node backups failed: " + "; ".join(self.reasons)
+
+
+class NodeError(A0BackupError):
+    """One node's backup cannot go on. *node* is its name in fleet.yaml."""
+
+    def __init__(self, node: str, *fields: object) -> None:
+        super().__init__(node, *fields)
+        self.node = node
+
+
+class A0cliError(NodeError):
+    """A call of a0cli went wrong. *tail* is the end of what it printed, password removed."""
+
+    def __init__(self, node: str, command: str, reason: str, exit_code: int | None = None, tail: str = "") -> None:
+        super().__init__(node, command, reason, exit_code, tail)
+        self.command, self.reason, self.exit_code, self.tail = command, reason, exit_code, tail
+
+    def message(self) -> str:
+        said = f", it printed {self.tail!r}" if self.tail else ""
+        code = f" (exit code {self.exit_code}{said})" if self.exit_code is not None else said
+        return f"{self.node}: {self.command}: {self.reason}{code}"
+
+
+class A0cliMissingError(A0cliError):
+    """a0cli or its key pair is not where fleet.yaml says."""
+
+    def hint(self) -> str:
+        return "check a0cli.path and a0cli.key_dir in fleet.yaml; `a0cli create-key` makes a key pair"
+
+
+class A0cliTimeoutError(A0cliError):
+    """a0cli did not end within its deadline; its whole process group is gone."""
+
+    transient = True
+
+    def hint(self) -> str:
+        return "see whether the node is overloaded; a0cli.call_timeout and a0cli.retrieve_timeout set the deadlines"
+
+
+class UnreachableError(A0cliError):
+    """The node does not answer on its port."""
+
+    transient = True
+
+    def hint(self) -> str:
+        return "check host, port (10121 by default) and the firewall between this machine and the node"
+
+
+class RefusedError(A0cliError):
+    """The node or a0cli will not take this command, however often it is asked."""
+
+    def hint(self) -> str:
+        return (
+            "see that the node has this key pair's public key and the backup role "
+            "(`a0cli set-as-backup <device>`), and that its build offers the command"
+        )
+
+
+class UnknownReplyError(A0cliError):
+    """A reply that is not understood; never taken for success."""
+
+    transient = True
+
+    def hint(self) -> str:
+        return "`a0backup check` prints the line for a0cli.replies in fleet.yaml that teaches this wording"
+
+
+class BuildTooOldError(NodeError):
+    """The node's build must not be backed up with a0cli."""
+
+    def __init__(self, node: str, build: int) -> None:
+        super().__init__(node, build)
+        self.build = build
+
+    def message(self) -> str:
+        return f"{self.node}: build {self.build} is older than 6868, the first that a0cli may back up"
+
+    def hint(self) -> str:
+        return "update the appliance, or correct `build` in fleet.yaml"
+
+
+class LockDeadlineError(NodeError):
+    """Another run kept the node's lock for longer than `lock_deadline`."""
+
+    def __init__(self, node: str, holder: str, waited: float) -> None:
+        super().__init__(node, holder, waited)
+        self.holder, self.waited = holder, waited
+
+    def message(self) -> str:
+        return f"{self.node}: waited {self.waited:.0f} s for the node's lock, held by {self.holder}"
+
+    def hint(self) -> str:
+        return "`a0backup status` shows the holder; the lock frees itself when that run ends"
+
+
+class BackupInProgressError(NodeError):
+    """The node is still making its backup."""
+
+    transient = True
+
+    def __init__(self, node: str, kind: str, seconds: float) -> None:
+        super().__init__(node, kind, seconds)
+        self.kind, self.seconds = kind, seconds
+
+    def message(self) -> str:
+        return f"{self.node}: {self.kind} still in progress after {self.seconds:.0f} s"
+
+
+class AwaitDeadlineError(NodeError):
+    """The node's backup was not there at the deadline."""
+
+    def __init__(self, node: str, kind: str, deadline: float, last: str) -> None:
+        super().__init__(node, kind, deadline, last)
+        self.kind, self.deadline, self.last = kind, deadline, last
+
+    def message(self) -> str:
+        return f"{self.node}: no finished {self.kind} within {self.deadline:.0f} s; the last status was: {self.last}"
+
+    def hint(self) -> str:
+        return "the next run goes on from here; polling.deadline in fleet.yaml sets how long to wait"
+
+
+class StartFailedError(NodeError):
+    """A start was sent and the status shows that it had no effect."""
+
+    def __init__(self, node: str, kind: str, reply: str) -> None:
+        super().__init__(node, kind, reply)
+        self.kind, self.reply = kind, reply
+
+    def message(self) -> str:
+        return f"{self.node}: {self.kind} was started and the node shows none; the reply to the start was {self.reply!r}"
+
+    def hint(self) -> str:
+        return "see that the node has the backup role and free disk of at least twice its data"
+
+
+class ForeignBackupError(NodeError):
+    """A backup that this vault did not start is on the node and the policy forbids touching it."""
+
+    def __init__(self, node: str, kind: str, found: str) -> None:
+        super().__init__(node, kind, found)
+        self.kind, self.found = kind, found
+
+    def message(self) -> str:
+        return f"{self.node}: already holds a {self.kind} that this vault did not start ({self.found})"
+
+    def hint(self) -> str:
+        return "set existing: preserve to keep a copy of it first, or wait for whoever started it"
+
+
+class Md5MissingError(NodeError):
+    """The status names a backup without a well-formed md5, so nothing retrieved could be verified."""
+
+    def __init__(self, node: str, kind: str, shown: str) -> None:
+        super().__init__(node, kind, shown)
+        self.kind, self.shown = kind, shown
+
+    def message(self) -> str:
+        return f"{self.node}: {self.kind}-status shows no well-formed md5 ({self.shown}); nothing was retrieved"
+
+    def hint(self) -> str:
+        return "run `a0cli -t HOST backup-status` by hand and report it to the vendor's support"
+
+
+class RetrieveFailedError(NodeError):
+    """No file came from the node in any attempt."""
+
+    def __init__(self, node: str, kind: str, attempts: int, reason: str) -> None:
+        super().__init__(node, kind, attempts, reason)
+        self.kind, self.attempts, self.reason = kind, attempts, reason
+
+    def message(self) -> str:
+        return f"{self.node}: {self.kind} could not be retrieved in {self.attempts} attempts: {self.reason}"
+
+    def hint(self) -> str:
+        return "the node keeps its backup and the next run retrieves it"
+
+
+class Md5MismatchError(NodeError):
+    """The retrieved bytes are not those whose md5 the node named."""
+
+    def __init__(self, node: str, expected: str, actual: str, attempts: int = 1) -> None:
+        super().__init__(node, expected, actual, attempts)
+        self.expected, self.actual, self.attempts = expected, actual, attempts
+
+    def message(self) -> str:
+        tries = f" in {self.attempts} attempts" if self.attempts > 1 else ""
+        return f"{self.node}: md5 mismatch{tries}: the node says {self.expected}, the retrieved bytes have {self.actual}"
+
+    def hint(self) -> str:
+        return "the node keeps its backup; the last retrieval and the reason are in the node's quarantine folder"
+
+
+class DeleteNotConfirmedError(NodeError):
+    """The artifact is stored, but the node still shows its backup after the deletion; it may take a moment."""
+
+    transient = True
+
+    def __init__(self, node: str, kind: str, reason: str) -> None:
+        super().__init__(node, kind, reason)
+        self.kind, self.reason = kind, reason
+
+    def message(self) -> str:
+        return f"{self.node}: {self.kind} is stored but not deleted on the node: {self.reason}"
+
+    def hint(self) -> str:
+        return "the next run deletes it; until then the node takes no new backup"
+
+
+class VaultError(NodeError):
+    """The vault cannot keep or give back an artifact."""
+
+    def message(self) -> str:
+        return f"{self.node}: " + "; ".join(str(field) for field in self.args[1:])
+
+
+class VaultUnusableError(VaultError):
+    """The vault cannot be written."""
+
+    def hint(self) -> str:
+        return "see that the vault's disk is mounted, writable by this user and not full"
+
+
+class ArtifactDamagedError(VaultError):
+    """What is stored is not what its manifest says."""
+
+    def hint(self) -> str:
+        return "restore it from another copy; a run stores it again if the node still holds it"

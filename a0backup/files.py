@@ -1,0 +1,154 @@
+"""Files that survive a crash, and reading them as the disk has them."""
+
+import asyncio
+import contextvars
+import hashlib
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+CHUNK = 1 << 20
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class StoppedError(Exception):
+    """The work in this thread was called off by whoever waits for it."""
+
+
+_stopping: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stopping", default=None)
+
+
+async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run *function* in a thread; when cancelled, call it off and wait for its end before going on.
+
+    The wait keeps the node's lock from being released while the thread still renames or writes.
+    """
+    stop = threading.Event()
+    context = contextvars.copy_context()
+    context.run(_stopping.set, stop)
+    work = asyncio.get_running_loop().run_in_executor(None, lambda: context.run(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # taken, so that the loop does not report it as never retrieved
+        raise
+
+
+def _raise_if_stopped() -> None:
+    stop = _stopping.get()
+    if stop is not None and stop.is_set():
+        raise StoppedError
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What identifies a file's bytes: size in bytes, md5 and sha256 as lower-case hex."""
+
+    size: int
+    md5: str
+    sha256: str
+
+
+def digests(path: Path, *, past_cache: bool = False) -> Digests:
+    """Return the digests of *path*, reading it once in constant memory. Raise OSError, or StoppedError when called off.
+
+    With *past_cache* the pages that the kernel holds of it are dropped first, so that what the disk has is read. They
+    are dropped again on the way: a file larger than the memory of the machine must not push everything else out.
+    """
+    md5 = hashlib.md5(usedforsecurity=False)
+    sha256 = hashlib.sha256()
+    size = 0
+    with path.open("rb", buffering=0) as file:
+        if past_cache:
+            _drop_cached_pages(file.fileno())
+        while chunk := file.read(CHUNK):
+            md5.update(chunk)
+            sha256.update(chunk)
+            size += len(chunk)
+            _raise_if_stopped()
+        if past_cache:
+            _drop_cached_pages(file.fileno())
+    return Digests(size, md5.hexdigest(), sha256.hexdigest())
+
+
+def _drop_cached_pages(fd: int) -> None:
+    # Linux only; elsewhere the read back is of the cache, which is still a read of what was written.
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def make_private_directory(path: Path) -> None:
+    """Make *path* and what is missing above it with mode 0700, whatever the umask; one that exists is left as it is."""
+    if path.is_dir():
+        return
+    make_private_directory(path.parent)
+    try:
+        path.mkdir(0o700)
+    except FileExistsError:
+        return
+    path.chmod(0o700)
+    fsync_directory(path.parent)
+
+
+def make_new_directory(path: Path) -> None:
+    """Make *path* with mode 0700 exclusively. Raise FileExistsError where it is there already."""
+    path.mkdir(0o700)
+    path.chmod(0o700)
+    fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in *path* durable."""
+    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of *path* durable. After an error the file must be written anew: a second fsync may lie."""
+    _fsync(path, os.O_RDONLY | os.O_NOFOLLOW)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    fd = os.open(path, flags)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Replace *path* by *content* atomically and durably, mode 0600: all of it is there after a crash, or none.
+
+    Raise OSError; the former file is then still whole, and nothing is left beside it.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            os.fchmod(fd, 0o600)
+            view = memoryview(content)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        # fsync before the rename: otherwise a crash can leave the new name on an empty file.
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def remove_durably(path: Path) -> None:
+    """Remove the file *path*, if it is there, so that it stays away after a crash."""
+    path.unlink(missing_ok=True)
+    fsync_directory(path.parent)

@@ -1,0 +1,93 @@
+"""A node's unfinished backup: one small file per node and kind, replaced atomically, removed when the backup is settled.
+
+It says what only this machine can know: that a backup on the node was started by us, and which it is. Whether its
+artifact is stored is asked of the vault itself, never of the journal.
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from a0backup.files import publish, remove_durably
+from a0backup.replies import Found
+
+MAX_BYTES = 256 * 1024
+
+
+class Pair(BaseModel):
+    """What identifies a node backup: the name and md5 that backup-status shows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    md5: str
+
+
+class Entry(BaseModel):
+    """Something that was about to be done, or was done, and when."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: datetime
+    what: str
+
+
+class Journal(BaseModel):
+    """The record of one node backup that we started and that is not settled yet (schema 1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    version: Literal[1] = Field(default=1, alias="schema")
+    node: str
+    kind: str
+    flow_run: str
+    started_at: datetime
+    seen_before: Pair | None = None
+    pinned: Pair | None = None
+    history: tuple[Entry, ...] = ()
+
+    def noted(self, at: datetime, what: str, *, pinned: Pair | None = None) -> "Journal":
+        """Return this journal with one more entry, and with *pinned* where that is known now."""
+        update: dict[str, object] = {"history": (*self.history, Entry(at=at, what=what))}
+        if pinned is not None:
+            update["pinned"] = pinned
+        return self.model_copy(update=update)
+
+
+class JournalFile:
+    """The place of one node's journal of one kind. All calls are made under the node's lock."""
+
+    def __init__(self, node_folder: Path, kind: str) -> None:
+        self.path = node_folder / f"journal-{kind}.json"
+
+    def read(self) -> Journal | None:
+        """Return the journal, None where there is none. Raise ValueError where it cannot be read as one."""
+        try:
+            if self.path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"{self.path.name} is larger than a journal can be")
+            return Journal.model_validate_json(self.path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise ValueError(f"{self.path.name} is not a journal: {error.errors()[0]['msg']}") from None
+
+    def write(self, journal: Journal) -> None:
+        """Replace the journal by *journal*, durably, before the caller goes on. Raise OSError."""
+        publish(self.path, journal.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
+
+    def remove(self) -> None:
+        """Remove the journal: its backup is settled."""
+        remove_durably(self.path)
+
+    def set_aside(self, now: datetime) -> Path:
+        """Move an unreadable journal out of the way, kept for a person to read, and return its new place."""
+        aside = self.path.with_name(f"{self.path.name}.unreadable-{now:%Y%m%dT%H%M%SZ}")
+        self.path.replace(aside)
+        return aside
+
+
+def pair(found: Found) -> Pair | None:
+    """Return what identifies *found*, None where its md5 is missing or malformed."""
+    return Pair(name=found.name, md5=found.md5) if found.md5 is not None else None

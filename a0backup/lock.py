@@ -1,0 +1,174 @@
+"""One run at a time on a node: `flock` on a file in the vault.
+
+The kernel, or the file server, frees it when the last process that has it open is gone, so no lock needs a clock or a
+person. Every a0cli of the run inherits it: an a0cli that outlives its killed run keeps the node locked until it has
+ended, and the run that waits ends it.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from a0backup.errors import LockDeadlineError
+from a0backup.files import make_private_directory
+
+FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0  # seconds between two tries
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a node's lock, as written into the lock file for messages and for finding what a dead run left."""
+
+    run: str
+    host: str
+    pid: int
+    born: str  # the kernel's start time of that process: a pid alone may have been given to another
+    since: str
+
+    @classmethod
+    def myself(cls, run: str) -> "Holder":
+        pid = os.getpid()
+        since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return cls(run=run, host=socket.gethostname(), pid=pid, born=_born(pid), since=since)
+
+    def is_gone(self) -> bool:
+        """Return whether that process certainly runs no more; of another host nothing is certain."""
+        return self.host == socket.gethostname() and _born(self.pid) != self.born
+
+    def __str__(self) -> str:
+        return f"run {self.run} on {self.host} (pid {self.pid}, since {self.since})"
+
+
+def _born(pid: int) -> str:
+    """Return the boot and start time of process *pid* as Linux's /proc shows them; '' where it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    # Field 22 of proc(5), counted from 1; a zombie has ended, though it is still listed.
+    return "" if fields[0] == "Z" else f"{boot}/{fields[19]}"
+
+
+def read_holder(lock_file: Path) -> Holder | None:
+    """Return who is written in *lock_file*; None where nobody is, or it cannot be read as a holder."""
+    try:
+        with lock_file.open("rb") as file:
+            return Holder(**json.loads(file.read(4096)))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_held(lock_file: Path) -> bool:
+    """Return whether some process holds the lock now."""
+    try:
+        fd = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(fd)
+
+
+@contextlib.asynccontextmanager
+async def node_lock(
+    folder: Path, *, node: str, run: str, deadline: float, waiting: Callable[[str], None] = lambda holder: None
+) -> AsyncIterator[int]:
+    """Hold the lock of the node whose folder in the vault is *folder*; yield the descriptor for a0cli to inherit.
+
+    *waiting* is told once who holds it, where it is not free. Raise LockDeadlineError after *deadline* seconds.
+    """
+    make_private_directory(folder)
+    path = folder / "lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        await _acquire(fd, path, node, deadline, waiting)
+        os.fchmod(fd, 0o600)
+        _write(fd, json.dumps(asdict(Holder.myself(run))).encode())
+        try:
+            yield fd
+        finally:
+            _write(fd, b"")
+    finally:
+        os.close(fd)
+
+
+async def _acquire(fd: int, path: Path, node: str, deadline: float, waiting: Callable[[str], None]) -> None:
+    began = time.monotonic()
+    pause = FIRST_LOOK
+    told = False
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            return
+        holder = read_holder(path)
+        if holder is not None and holder.is_gone():
+            end_orphans(path)
+        name = str(holder) if holder else "a run that has not given its name yet"
+        if not told:
+            waiting(name)
+            told = True
+        waited = time.monotonic() - began
+        if waited >= deadline:
+            raise LockDeadlineError(node, name, waited)
+        await asyncio.sleep(min(pause, deadline - waited))
+        pause = min(pause * 2, LONGEST_LOOK)
+
+
+def end_orphans(lock_file: Path) -> list[int]:
+    """Kill the process groups that a dead run left and that still hold *lock_file*; return the pids found holding it.
+
+    Only processes that work below the node's own folder are ended: that is where every a0cli of a run works, and where
+    nobody else has any business. Found through Linux's /proc; where there is none, the caller just waits.
+    """
+    try:
+        wanted = lock_file.stat()
+    except OSError:
+        return []
+    work = lock_file.parent.resolve() / "work"
+    ended = []
+    for process in Path("/proc").glob("[0-9]*"):
+        pid = int(process.name)
+        try:
+            if pid == os.getpid() or not Path(os.readlink(process / "cwd")).is_relative_to(work):
+                continue
+            if not any(_same_file(fd, wanted) for fd in (process / "fd").iterdir()):
+                continue
+            group = os.getpgid(pid)
+            if group == os.getpgrp():
+                continue
+            os.killpg(group, signal.SIGKILL)
+        except (OSError, ValueError):
+            continue  # it ended meanwhile, or it is another user's
+        ended.append(pid)
+    return ended
+
+
+def _same_file(fd: Path, wanted: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(fd.stat(), wanted)
+    except OSError:
+        return False
+
+
+def _write(fd: int, content: bytes) -> None:
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, content, 0)

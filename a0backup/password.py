@@ -1,0 +1,111 @@
+"""Where the password of a node backup comes from.
+
+The password is loaded inside the step that uses it and is never quoted, not even in part, in an error.
+"""
+
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+from a0backup.errors import PasswordError
+
+LONGEST = 4096
+
+
+class Source(Protocol):
+    """The `password` of fleet.yaml: exactly one of the three is set."""
+
+    @property
+    def secret_block(self) -> str | None: ...
+    @property
+    def env(self) -> str | None: ...
+    @property
+    def file(self) -> Path | None: ...
+
+
+def describe(source: Source) -> str:
+    """Return where the password comes from, for messages."""
+    if source.env is not None:
+        return f"environment variable {source.env}"
+    if source.file is not None:
+        return f"file {source.file}"
+    return f"Secret block {source.secret_block}"
+
+
+async def load(source: Source, *, block: Callable[[str], Awaitable[str]]) -> str:
+    """Return the password from where *source* says; *block* reads a Secret block of the engine by its name.
+
+    Raise PasswordError, which never quotes the password, where there is none or a0cli could not take it.
+    """
+    where = describe(source)
+    if source.env is not None:
+        text = os.environ.get(source.env)
+        if text is None:
+            raise PasswordError(where, "it is not set", f"export {source.env} in the environment of the run")
+        return _checked(text, where)
+    if source.file is not None:
+        return _checked(_read(Path(source.file), where), where)
+    if source.secret_block is None:
+        raise PasswordError("fleet.yaml", "it names no source", "name secret_block, env or file under `password`")
+    try:
+        text = await block(source.secret_block)
+    except PasswordError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the engine's many errors may quote what the block holds
+        raise PasswordError(
+            where, f"it cannot be loaded ({type(error).__name__})", f"create the Secret block {source.secret_block}"
+        ) from None
+    if not isinstance(text, str):
+        raise PasswordError(where, "it does not hold a text", "store the password as a text, not as JSON")
+    return _checked(text, where)
+
+
+def _read(path: Path, where: str) -> str:
+    remedy = f"write the password into {path} and `chmod 600 {path}`"
+    try:
+        # Without O_NONBLOCK, a named pipe without a writer would hang the run.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise PasswordError(where, error.strerror or type(error).__name__, remedy) from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise PasswordError(where, "it is not a regular file", remedy)
+        if status.st_mode & 0o077:
+            mode = f"{stat.S_IMODE(status.st_mode):04o}"
+            raise PasswordError(where, f"its mode {mode} lets others than its owner in", f"chmod 600 {path}")
+        try:
+            octets = file.read(LONGEST + 3)
+        except OSError as error:
+            raise PasswordError(where, error.strerror or type(error).__name__, remedy) from None
+    octets = octets.removesuffix(b"\n")
+    if len(octets) > LONGEST:
+        raise PasswordError(where, "it is longer than 4 KiB", remedy)
+    try:
+        return octets.decode()
+    except UnicodeDecodeError:
+        raise PasswordError(where, "it is not UTF-8", remedy) from None
+
+
+def _checked(text: str, where: str) -> str:
+    """Return *text* if a0cli can take it as a password."""
+    try:
+        octets = text.encode()
+    except UnicodeEncodeError:
+        raise PasswordError(where, "it is not UTF-8", "store the password as UTF-8 text") from None
+    reason = (
+        "it is empty"
+        if not octets
+        else "it is longer than 4 KiB"
+        if len(octets) > LONGEST
+        else "it holds a NUL byte"
+        if b"\0" in octets
+        else "it starts with '-', which a0cli would read as an option"
+        if octets.startswith(b"-")
+        else ""
+    )
+    if reason:
+        raise PasswordError(where, reason, "choose another password; letters and digits suit a0cli best")
+    return text

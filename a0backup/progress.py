@@ -1,0 +1,50 @@
+"""Where a run is, told to whoever watches in this process: the terminal, above all.
+
+It needs no engine: what is said here is right also when the engine's server went away in the middle of a run.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from a0backup.report import Outcome
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of one node's backup has begun (*text* empty) or says how it is."""
+
+    node: str
+    kind: str
+    name: str
+    text: str = ""
+    watch: Path | None = None  # a directory in which a file grows meanwhile
+    size: int | None = None  # how large that file was the last time, in bytes
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A node's backup of one kind has ended."""
+
+    outcome: Outcome
+
+
+Listener = Callable[[Step | Ended], None]
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def watched_by(listener: Listener) -> Iterator[None]:
+    """Tell *listener* everything until the block ends."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def tell(news: Step | Ended) -> None:
+    """Tell all who watch."""
+    for listener in tuple(_listeners):
+        listener(news)

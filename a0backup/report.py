@@ -1,0 +1,350 @@
+"""What a run or a check found, as Markdown, table rows, JSON and plain lines.
+
+Text that came from a node is hostile: in Markdown it is escaped, everywhere else control, bidirectional and invisible
+characters are taken out of it. The plain lines may hold `[` and are no Rich markup.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+_LONGEST = 500
+
+
+class Ending(StrEnum):
+    """How the work on one node backup ended."""
+
+    STORED = "stored"
+    NOT_DELETED = "stored, not deleted on the node"
+    FAILED = "failed"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one node backup ended, and at which step and why where it did not end well."""
+
+    node: str
+    kind: str
+    ending: Ending
+    seconds: float
+    step: str = ""
+    reason: str = ""
+    hint: str = ""
+    id: str = ""
+    size: int | None = None
+    md5: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def well(self) -> bool:
+        """Whether the artifact is stored and the node is free for its next backup."""
+        return self.ending is Ending.STORED
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the read-only check found out about one node, and what the next run would do there."""
+
+    node: str
+    well: bool
+    reachable: bool
+    status: str
+    would: str
+    problems: tuple[str, ...] = ()
+    teach: str = ""
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """Return 0 where every node backup ended well, 1 where none did or there is none, 3 where some did."""
+    return _exit_code([outcome.well for outcome in outcomes])
+
+
+def summary(outcomes: Iterable[Outcome]) -> list[str]:
+    """Return one line for each node backup that did not end well: who, at which step, why."""
+    return [f"{_who(outcome)}{_step(outcome)}: {_reason(outcome)}" for outcome in outcomes if not outcome.well]
+
+
+def rows(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
+    """Return one table row for each outcome, every value fit to be shown."""
+    return [
+        {
+            "node": plain(outcome.node),
+            "kind": plain(outcome.kind),
+            "outcome": str(outcome.ending) + _step(outcome),
+            "size": _size(outcome.size),
+            "md5": plain(outcome.md5),
+            "duration": human_seconds(outcome.seconds),
+            "id": plain(outcome.id),
+        }
+        for outcome in outcomes
+    ]
+
+
+def to_json(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
+    """Return the outcomes as JSON values, always with the same keys; sizes in bytes, durations in seconds."""
+    return [
+        {
+            "node": plain(outcome.node),
+            "kind": plain(outcome.kind),
+            "outcome": str(outcome.ending),
+            "well": outcome.well,
+            "seconds": round(outcome.seconds, 3),
+            "step": plain(outcome.step),
+            "reason": _plain_reason(outcome),
+            "hint": plain(outcome.hint),
+            "id": plain(outcome.id),
+            "size": outcome.size,
+            "md5": plain(outcome.md5),
+            "notes": [plain(note) for note in outcome.notes],
+        }
+        for outcome in outcomes
+    ]
+
+
+def lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the outcomes as lines for a terminal: the headline, one for each node backup, reasons and notes below."""
+    width = max((len(_who(outcome)) for outcome in outcomes), default=0)
+    found = [headline(outcomes)]
+    for outcome in outcomes:
+        parts = [_size(outcome.size), plain(outcome.md5), human_seconds(outcome.seconds), plain(outcome.id)]
+        found.append(f"{_who(outcome):<{width}}  {outcome.ending}{_step(outcome)}  " + "  ".join(filter(None, parts)))
+        if not outcome.well:
+            found.append(f"  {_reason(outcome)}")
+        if not outcome.well and outcome.hint:
+            found.append(f"  HINT: {plain(outcome.hint)}")
+        found += [f"  {plain(note)}" for note in outcome.notes]
+    return found
+
+
+def headline(outcomes: Sequence[Outcome]) -> str:
+    """Return the counts in one sentence; what is stored but not deleted on its node counts as failed."""
+    endings = [outcome.ending for outcome in outcomes]
+    failed = len(endings) - endings.count(Ending.STORED)
+    among = [
+        f"{endings.count(ending)} {words}"
+        for ending, words in (
+            (Ending.UNREACHABLE, "unreachable"),
+            (Ending.NOT_DELETED, "stored but not deleted on the node"),
+        )
+        if ending in endings
+    ]
+    text = f"{_count(len(endings), 'node backup')}: {endings.count(Ending.STORED)} stored"
+    if failed:
+        text += f", {failed} failed"
+    return text + (f" ({', '.join(among)})" if among else "")
+
+
+def markdown(outcomes: Sequence[Outcome], *, fleet: str) -> str:
+    """Return the outcomes as a page: headline, table, then each failure and each note in words."""
+    table = _table(
+        ("node", "outcome", "size", "md5", "duration", "artifact id"),
+        (
+            (
+                escaped(_who(outcome)),
+                _emphasised(f"{outcome.ending}{_step(outcome)}", outcome.well),
+                _size(outcome.size),
+                _code(outcome.md5),
+                human_seconds(outcome.seconds),
+                _code(outcome.id),
+            )
+            for outcome in outcomes
+        ),
+    )
+    failures = [
+        f"**{escaped(_who(outcome) + _step(outcome))}**: {escaped(_reason(outcome))}"
+        + (f"\n\n> {escaped(outcome.hint)}" if outcome.hint else "")
+        for outcome in outcomes
+        if not outcome.well
+    ]
+    notes = [f"- **{escaped(_who(outcome))}**: {escaped(note)}" for outcome in outcomes for note in outcome.notes]
+    return _page(headline(outcomes), fleet, table, failures, notes)
+
+
+def check_exit_code(findings: Sequence[Finding]) -> int:
+    """Return 0 where every node is well, 1 where none is or there is none, 3 where some are."""
+    return _exit_code([finding.well for finding in findings])
+
+
+def check_rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
+    """Return one table row for each node checked, every value fit to be shown."""
+    return [
+        {
+            "node": plain(finding.node),
+            "check": _verdict(finding),
+            "on the node": plain(finding.status),
+            "the next run would": plain(finding.would),
+            "problems": "; ".join(map(plain, finding.problems)),
+        }
+        for finding in findings
+    ]
+
+
+def check_json(findings: Iterable[Finding]) -> list[dict[str, object]]:
+    """Return the findings as JSON values, always with the same keys."""
+    return [
+        {
+            "node": plain(finding.node),
+            "well": finding.well,
+            "reachable": finding.reachable,
+            "status": plain(finding.status),
+            "would": plain(finding.would),
+            "problems": [plain(problem) for problem in finding.problems],
+            "teach": plain(finding.teach),
+        }
+        for finding in findings
+    ]
+
+
+def check_lines(findings: Sequence[Finding]) -> list[str]:
+    """Return the findings as lines for a terminal, problems and the line that teaches a wording below each node."""
+    width = max((len(plain(finding.node)) for finding in findings), default=0)
+    found = [check_headline(findings)]
+    for finding in findings:
+        parts = [_verdict(finding), plain(finding.status), plain(finding.would)]
+        found.append(f"{plain(finding.node):<{width}}  " + "  ".join(filter(None, parts)))
+        found += [f"  {plain(problem)}" for problem in finding.problems]
+        if finding.teach:
+            found.append(f"  if that reply is harmless, teach it in fleet.yaml: {plain(finding.teach)}")
+    return found
+
+
+def check_headline(findings: Sequence[Finding]) -> str:
+    """Return the counts of the check in one sentence."""
+    bad = sum(not finding.well for finding in findings)
+    away = sum(not finding.reachable for finding in findings)
+    text = f"{_count(len(findings), 'node')} checked: {len(findings) - bad} well"
+    if bad:
+        text += f", {bad} not"
+    return text + (f" ({away} unreachable)" if away else "")
+
+
+def check_markdown(findings: Sequence[Finding], *, fleet: str) -> str:
+    """Return the findings as a page: headline, table, then each node's problems in words."""
+    table = _table(
+        ("node", "check", "on the node", "the next run would"),
+        (
+            (
+                escaped(finding.node),
+                _emphasised(_verdict(finding), finding.well),
+                escaped(finding.status),
+                escaped(finding.would),
+            )
+            for finding in findings
+        ),
+    )
+    problems = [
+        f"**{escaped(finding.node)}**: {escaped(problem)}" for finding in findings for problem in finding.problems
+    ]
+    lessons = [
+        f"- **{escaped(finding.node)}**: if that reply is harmless, teach it in fleet.yaml: {escaped(finding.teach)}"
+        for finding in findings
+        if finding.teach
+    ]
+    return _page(check_headline(findings), fleet, table, problems, lessons)
+
+
+def human_size(size: int) -> str:
+    """Return a number of bytes in words that a person compares, in powers of 1000."""
+    amount, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if round(amount, 1) < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{size} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration as `0.4 s`, `12 s`, `2 min 05 s` or `1 h 02 min`."""
+    if round(seconds, 1) < 10:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def plain(text: str) -> str:
+    """Return the text on one line, cut short, without control, bidirectional, invisible or unpaired characters."""
+    # Cut before and after: the work stays bounded, and taking characters out never makes it longer.
+    shown = "".join(
+        " " if character.isspace() else character
+        for character in text[: 4 * _LONGEST]
+        if character.isspace() or unicodedata.category(character)[0] != "C"
+    )
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
+
+
+def escaped(text: str) -> str:
+    """Return the text, made plain, so that Markdown shows it as it is: no link, tag or table cell of its own."""
+    shown = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    shown = re.sub(r"([\\`*_{}\[\]|~!#$])", r"\\\1", shown)
+    # What some renderers make a link of without any markup.
+    shown = shown.replace("://", "&#58;//").replace("@", "&#64;")
+    shown = re.sub(r"(?i)(www)\.", r"\1&#46;", shown)
+    # What would be a list, a heading line or a quote at the start of a paragraph.
+    return re.sub(r"^(\d{0,9})([-+=.)])", r"\1\\\2", shown)
+
+
+def _code(text: str) -> str:
+    # Ids and sums are of these characters; anything else is not put into a code span, where escapes do not work.
+    return f"`{text}`" if re.fullmatch(r"[A-Za-z0-9._/-]+", text) else escaped(text)
+
+
+def _emphasised(text: str, well: bool) -> str:
+    return escaped(text) if well else f"**{escaped(text)}**"
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
+
+
+def _page(head: str, fleet: str, table: list[str], paragraphs: list[str], notes: list[str]) -> str:
+    parts = [f"**{head}**, fleet {escaped(fleet)}", "\n".join(table)]
+    parts += paragraphs
+    parts += ["\n".join(notes)] if notes else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _exit_code(well: Sequence[bool]) -> int:
+    if not any(well):
+        return 1
+    return 0 if all(well) else 3
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def _who(outcome: Outcome) -> str:
+    node = plain(outcome.node)
+    return node if outcome.kind == "backup" else f"{node} {plain(outcome.kind)}"
+
+
+def _step(outcome: Outcome) -> str:
+    return f" ({plain(outcome.step)})" if outcome.step and not outcome.well else ""
+
+
+def _plain_reason(outcome: Outcome) -> str:
+    # The errors of a node begin with its name, which stands before the reason already.
+    return plain(outcome.reason.removeprefix(f"{outcome.node}: "))
+
+
+def _reason(outcome: Outcome) -> str:
+    return _plain_reason(outcome) or str(outcome.ending)
+
+
+def _size(size: int | None) -> str:
+    return "" if size is None else human_size(size)
+
+
+def _verdict(finding: Finding) -> str:
+    if finding.well:
+        return "well"
+    return "not well" if finding.reachable else "unreachable"

@@ -1,0 +1,369 @@
+"""The vault: verified artifacts, each in a folder with the manifest that says what it is.
+
+    vault/NODE/20261123T020000Z-backup/backup.tar.gz.enc    exactly the bytes that the node sent
+    vault/NODE/20261123T020000Z-backup/manifest.json        written last; without it the folder is not a backup
+
+Paths are only ever built from a node's validated name, a kind and a time, never from what a node or a file says.
+"""
+
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from a0backup.errors import ArtifactDamagedError, VaultUnusableError
+from a0backup.files import (
+    Digests,
+    digests,
+    fsync_directory,
+    fsync_file,
+    make_new_directory,
+    make_private_directory,
+    publish,
+)
+
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 4 << 20
+
+_FOLDER = re.compile(r"(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z][a-z-]*)\Z")
+_ID = re.compile(r"(?P<node>[A-Za-z0-9][A-Za-z0-9._-]*)/(?P<folder>\d{8}T\d{6}Z-[a-z][a-z-]*)\Z")
+
+
+def _utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("a time needs its zone")
+    return value.astimezone(UTC)
+
+
+Time = Annotated[datetime, AfterValidator(_utc)]
+HexMd5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+HexSha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class ManifestNode(_Part):
+    """Which node it came from."""
+
+    name: str
+    host: str
+    port: int
+
+
+class ManifestArtifact(_Part):
+    """The file beside the manifest."""
+
+    file: Annotated[str, Field(pattern=r"^[a-z][a-z-]*\.tar\.gz\.enc$")]
+    size: Annotated[int, Field(ge=0)]
+    md5: HexMd5
+    sha256: HexSha256
+
+
+class SealedPassword(_Part):
+    """A password that only the holder of a recovery key can read."""
+
+    recovery_key: str
+    box: str
+
+
+class ManifestPassword(_Part):
+    """What is known of the password that opens the artifact; never the password itself."""
+
+    mode: Literal["shared", "sealed", "unknown"]
+    confirmed: bool = False
+    sealed: tuple[SealedPassword, ...] = ()
+
+
+class Encryption(_Part):
+    """How the node encrypted it (vendor's page on exports: `openssl enc -aes-256-ctr -md md5 -nosalt`)."""
+
+    cipher: Literal["aes-256-ctr"] = "aes-256-ctr"
+    key_derivation: Literal["EVP_BytesToKey-md5-nosalt"] = "EVP_BytesToKey-md5-nosalt"
+    password: ManifestPassword
+
+
+class Verified(_Part):
+    """What was verified before the manifest was written."""
+
+    level: Literal["md5", "contents"] = "md5"
+    members: int | None = None
+    unpacked_size: int | None = None
+
+
+class Manifest(_Part):
+    """What an artifact is and how it was verified (schema 1)."""
+
+    version: Literal[1] = Field(default=1, alias="schema")
+    id: Annotated[str, Field(pattern=_ID.pattern.replace(r"\Z", "$").replace("?P<node>", "").replace("?P<folder>", ""))]
+    node: ManifestNode
+    kind: str
+    name_on_node: str
+    started_at: Time | None
+    stored_at: Time
+    artifact: ManifestArtifact
+    encryption: Encryption
+    verified: Verified = Verified()
+    flow_run: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return the manifest as design.md shows it; what was not looked at is left out."""
+        content: dict[str, object] = json.loads(self.model_dump_json(by_alias=True))
+        content["verified"] = {key: value for key, value in self.verified.model_dump().items() if value is not None}
+        return content
+
+
+class UnreadableManifest(_Part):
+    """A manifest that is there and cannot be read as one."""
+
+    id: str
+    reason: str
+
+
+class Vault:
+    """The vault at *root*. Whoever changes a node's folder holds that node's lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    # -- places ------------------------------------------------------------------------------------------------
+
+    def folder(self, node: str) -> Path:
+        """Return the folder of the node of that (validated) name."""
+        return self.root / node
+
+    def work(self, node: str) -> Path:
+        """Return where private directories and verified, not yet stored artifacts of that node are."""
+        return self.folder(node) / "work"
+
+    def artifact(self, manifest: Manifest) -> Path:
+        """Return the path of the artifact that *manifest* speaks of."""
+        return self.root / manifest.id / manifest.artifact.file
+
+    def ensure_writable(self, node: str) -> None:
+        """Raise VaultUnusableError unless a file can be written and made durable in the node's folder."""
+        probe = self.folder(node) / ".writable"
+        try:
+            make_private_directory(self.folder(node))
+            publish(probe, b"")
+            probe.unlink()
+        except OSError as error:
+            raise VaultUnusableError(node, f"the vault {self.root} cannot be written: {error.strerror}") from error
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def nodes(self) -> list[str]:
+        """Return the names of the nodes that have a folder here, sorted."""
+        try:
+            return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
+
+    def folders(self, node: str) -> list[Path]:
+        """Return the artifact folders of *node*, with a manifest or without, oldest first."""
+        try:
+            entries = list(os.scandir(self.folder(node)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(Path(e.path) for e in entries if _FOLDER.match(e.name) and e.is_dir(follow_symlinks=False))
+
+    def entries(self, node: str | None = None) -> Iterator[Manifest | UnreadableManifest]:
+        """Yield every manifest, of one node or of all, by node and oldest first; unreadable ones as such."""
+        for name in [node] if node is not None else self.nodes():
+            for folder in self.folders(name):
+                manifest = self._read(folder)
+                if manifest is not None:
+                    yield manifest
+
+    def manifests(self, node: str | None = None, kind: str | None = None) -> list[Manifest]:
+        """Return the readable manifests, of one node and kind or of all, by node and oldest first."""
+        return [
+            entry
+            for entry in self.entries(node)
+            if isinstance(entry, Manifest) and (kind is None or entry.kind == kind)
+        ]
+
+    def get(self, artifact_id: str) -> Manifest | UnreadableManifest | None:
+        """Return the manifest with that id, None where there is none. An id is never followed out of the vault."""
+        if not _ID.match(artifact_id):
+            return None
+        return self._read(self.root / artifact_id)
+
+    def _read(self, folder: Path) -> Manifest | UnreadableManifest | None:
+        place = f"{folder.parent.name}/{folder.name}"
+        try:
+            with (folder / MANIFEST).open("rb") as file:
+                content = file.read(MAX_MANIFEST_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return UnreadableManifest(id=place, reason=f"{MANIFEST} cannot be read: {error.strerror}")
+        if len(content) > MAX_MANIFEST_BYTES:
+            return UnreadableManifest(id=place, reason=f"{MANIFEST} is larger than a manifest can be")
+        try:
+            manifest = Manifest.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            return UnreadableManifest(id=place, reason=f"{MANIFEST}: {where}: {first['msg']}")
+        if manifest.id != place:
+            return UnreadableManifest(id=place, reason=f"{MANIFEST} is that of another artifact")
+        return manifest
+
+    def with_md5(self, node: str, kind: str, md5: str) -> Manifest | None:
+        """Return the newest manifest of that node and kind whose artifact has this md5."""
+        same = [manifest for manifest in self.manifests(node, kind) if manifest.artifact.md5 == md5]
+        return same[-1] if same else None
+
+    def reread(self, manifest: Manifest) -> None:
+        """Read the artifact from the disk, past the page cache. Raise ArtifactDamagedError unless it is what is said."""
+        node, expected = manifest.node.name, manifest.artifact
+        path = self.artifact(manifest)
+        try:
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise ArtifactDamagedError(node, manifest.id, "the artifact is not a regular file")
+            actual = digests(path, past_cache=True)
+        except FileNotFoundError:
+            raise ArtifactDamagedError(node, manifest.id, "the artifact is missing") from None
+        except OSError as error:
+            raise ArtifactDamagedError(node, manifest.id, f"the artifact cannot be read: {error.strerror}") from error
+        if actual.size != expected.size:
+            reason = f"the artifact has {actual.size} bytes, its manifest says {expected.size}"
+            raise ArtifactDamagedError(node, manifest.id, reason)
+        if (actual.md5, actual.sha256) != (expected.md5, expected.sha256):
+            reason = f"the artifact's sha256 is {actual.sha256}, its manifest says {expected.sha256}"
+            raise ArtifactDamagedError(node, manifest.id, reason)
+
+    # -- bytes that are verified and not stored yet ------------------------------------------------------------
+
+    def verified_file(self, node: str, kind: str) -> Path:
+        """Return where the bytes that matched the node's md5 wait to be stored."""
+        return self.work(node) / f"{kind}.tar.gz.enc"
+
+    def salvage(self, node: str, kind: str, md5: str) -> Digests | None:
+        """Look through what a run that died left of *node* for the bytes with this *md5*.
+
+        They are put where verified bytes wait to be stored and their digests returned; None where there are none.
+        """
+        place = self.verified_file(node, kind)
+        without_manifest = [folder for folder in self.folders(node) if not (folder / MANIFEST).exists()]
+        candidates = [place, *sorted(self.work(node).glob("*/*.tar.gz.enc"))]
+        candidates += [path for folder in without_manifest for path in sorted(folder.glob("*.tar.gz.enc"))]
+        for candidate in candidates:
+            if candidate.is_symlink() or not candidate.is_file():
+                continue
+            found = digests(candidate, past_cache=True)
+            if found.md5 == md5:
+                if candidate != place:
+                    candidate.rename(place)
+                return found
+        return None
+
+    def sweep(self, node: str, *, kind: str, keep: Path) -> None:
+        """Remove what dead runs left of *node*: their private directories (all but *keep*) and partial files.
+
+        Called when nothing of it can be of use any more: the backup of *kind* is stored, or none is on the node.
+        """
+        self.verified_file(node, kind).unlink(missing_ok=True)
+        for path in self.work(node).iterdir():
+            if path != keep and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+        for path in self.folder(node).glob(".*.partial"):
+            path.unlink(missing_ok=True)
+        for folder in self.folders(node):
+            for path in folder.glob(".*.partial"):
+                path.unlink(missing_ok=True)
+            # Never bytes: an artifact that misses its manifest was verified once and may be the only one.
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+    # -- storing -----------------------------------------------------------------------------------------------
+
+    def store(
+        self,
+        *,
+        node: ManifestNode,
+        kind: str,
+        name_on_node: str,
+        expected: Digests,
+        started_at: datetime | None,
+        password: ManifestPassword,
+        flow_run: str,
+        now: datetime,
+    ) -> Manifest:
+        """Store the verified bytes that wait in `verified_file` as an artifact and return its manifest.
+
+        When this returns, the artifact has been read back from the disk and matches *expected*, and both it and the
+        manifest survive a power cut. Raise ArtifactDamagedError where what is read back differs, VaultUnusableError
+        where the vault cannot be written; there is no manifest then.
+        """
+        verified = self.verified_file(node.name, kind)
+        try:
+            damaged = self.with_md5(node.name, kind, expected.md5)
+            if damaged is not None and damaged.artifact.sha256 == expected.sha256:
+                # Its manifest is true of these very bytes: put them back where they belong.
+                self._settle_bytes(verified, self.artifact(damaged))
+                self.reread(damaged)
+                return damaged
+            folder = self._make_folder(node.name, kind, started_at or now)
+            manifest = Manifest(
+                id=f"{node.name}/{folder.name}",
+                node=node,
+                kind=kind,
+                name_on_node=name_on_node,
+                started_at=started_at,
+                stored_at=now,
+                artifact=ManifestArtifact(file=f"{kind}.tar.gz.enc", **asdict(expected)),
+                encryption=Encryption(password=password),
+                flow_run=flow_run,
+            )
+            self._settle_bytes(verified, self.artifact(manifest))
+            self.reread(manifest)
+            # The manifest comes last: a crash before this line leaves no folder that looks like a backup.
+            publish(folder / MANIFEST, json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
+        except OSError as error:
+            raise VaultUnusableError(node.name, f"the artifact cannot be stored: {error.strerror}") from error
+        return manifest
+
+    def _settle_bytes(self, source: Path, target: Path) -> None:
+        source.chmod(0o600)
+        source.replace(target)
+        fsync_file(target)
+        fsync_directory(target.parent)
+
+    def _make_folder(self, node: str, kind: str, start: datetime) -> Path:
+        second = start.astimezone(UTC)
+        while True:
+            folder = self.folder(node) / f"{second:%Y%m%dT%H%M%SZ}-{kind}"
+            try:
+                make_new_directory(folder)
+            except FileExistsError:
+                second += timedelta(seconds=1)
+            else:
+                return folder
+
+    # -- quarantine --------------------------------------------------------------------------------------------
+
+    def quarantine(self, node: str, kind: str, retrieved: Path, reason: dict[str, object], now: datetime) -> Path:
+        """Keep the whole retrieval *retrieved* that failed verification aside with *reason*; only the newest is kept."""
+        place = self.folder(node) / "quarantine"
+        make_private_directory(place)
+        former = [path for path in place.iterdir() if path.name.endswith(f"Z-{kind}")]
+        folder = place / f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{kind}"
+        make_private_directory(folder)
+        retrieved.chmod(0o600)
+        retrieved.replace(folder / f"{kind}.tar.gz.enc")
+        publish(folder / "reason.json", json.dumps(reason, indent=2).encode() + b"\n")
+        for path in former:
+            if path != folder:
+                shutil.rmtree(path)
+        return folder

@@ -1,0 +1,196 @@
+"""Back up one node: check, reconcile, start, await, retrieve, verify, store, delete, settle.
+
+Nothing is cached by the engine: a step finds out from the journal and the vault whether its work is done, and then ends
+as Cached. Blocks: the Secret block that `password.secret_block` in fleet.yaml names, where it names one.
+"""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from prefect import flow, runtime
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+from prefect.transactions import CommitMode, atransaction
+from pydantic import Field
+
+from a0backup.backup_run import BackupRun, NodeSession, open_node, outcome_of
+from a0backup.errors import A0BackupError, DeleteNotConfirmedError, RunFailedError
+from a0backup.fleet import Existing, Fleet, Node
+from a0backup.progress import Ended, tell
+from a0backup.reconcile import Action
+from a0backup.replies import Absent, Found
+from a0backup.report import Outcome, summary
+from tasks.await_backup import awaiting
+from tasks.backup_delete import backup_delete, confirm_delete
+from tasks.backup_retrieve import backup_retrieve
+from tasks.backup_status import backup_status
+from tasks.ping import ping
+from tasks.publish_report import publish_report
+from tasks.start_backup import start_backup
+from tasks.step import step
+from tasks.store_artifact import store_artifact
+from tasks.update_commands import update_commands
+from tasks.verify_md5 import verify_md5
+
+AS_IN_FILE = "as in fleet.yaml"
+
+FleetFile = Annotated[
+    Path, Field(title="Fleet file", description="The fleet.yaml to use, as a path on the machine that runs this.")
+]
+ExistingChoice = Annotated[
+    Literal["as in fleet.yaml", "preserve", "replace", "fail"],
+    Field(
+        title="A backup that is in the way",
+        description="What to do with a backup on a node that this vault did not start: preserve keeps a copy of it"
+        " first, replace deletes it unkept, fail leaves the node alone.",
+    ),
+]
+
+
+@flow(
+    name="backup-node",
+    flow_run_name="backup-{node}",
+    description="Back up one node of the fleet: make a backup on it, retrieve, verify and store it, delete it there.",
+    persist_result=False,
+)
+async def backup_node(
+    node: Annotated[str, Field(title="Node", description="The node's name in the fleet file, such as a0-1.")],
+    fleet: FleetFile = Path("fleet.yaml"),
+    existing: ExistingChoice = "as in fleet.yaml",
+) -> list[Outcome]:
+    """Back up the node of that name."""
+    settings = Fleet.load(fleet)
+    [chosen] = settings.chosen([node])
+    outcomes = await outcomes_of(chosen, fleet=settings, began=now(), existing=existing)
+    await publish_report(outcomes, fleet=str(fleet))
+    raise_if_any_failed(outcomes)
+    return outcomes
+
+
+@step(name="backup-node", task_run_name="backup-{node.name}")
+async def backup_one_node(
+    node: Node, fleet: Fleet, flow_run: str, began: datetime, existing: Existing | None
+) -> State[list[Outcome]]:
+    """Back up all kinds of one node, one after another under its lock; fail if any is not stored."""
+    # Eager: otherwise the first retry of one step marks its finished siblings as rolled back.
+    async with atransaction(commit_mode=CommitMode.EAGER):
+        outcomes = await back_up_all_kinds(node, fleet, flow_run=flow_run, began=began, existing=existing)
+    for outcome in outcomes:
+        tell(Ended(outcome))
+    failures = summary(outcomes)
+    if failures:
+        return Failed(message="; ".join(failures), data=outcomes)
+    return Completed(message="; ".join(f"stored as {outcome.id}" for outcome in outcomes), data=outcomes)
+
+
+async def back_up_all_kinds(
+    node: Node, fleet: Fleet, *, flow_run: str, began: datetime, existing: Existing | None
+) -> list[Outcome]:
+    """Return how the backup of each kind of *node* ended; an error of one is kept and the next is tried."""
+    outcomes: list[Outcome] = []
+    start = time.monotonic()
+    step = "lock"
+    try:
+        async with open_node(fleet, node, flow_run=flow_run, began=began, existing=existing) as session:
+            try:
+                await update_commands(session)
+                await ping(session)
+            finally:
+                step = session.step
+            for kind in fleet.kinds:
+                outcomes.append(await back_up(session, kind))
+    except Exception as error:  # noqa: BLE001 - whatever stops one node must not stop the others
+        log_failure(error)
+        for kind in fleet.kinds[len(outcomes) :]:
+            outcomes.append(outcome_of(node.name, kind, time.monotonic() - start, None, error, step))
+    return outcomes
+
+
+async def back_up(session: NodeSession, kind: str) -> Outcome:
+    """Return how the backup of *kind* ended on the node whose lock is held."""
+    start = time.monotonic()
+    run = BackupRun(session, kind)
+    failure: Exception | None = None
+    try:
+        await run.open()
+        await make_and_keep(run)
+    except Exception as error:  # noqa: BLE001 - the next kind is tried, and the report names this one
+        failure = error
+        log_failure(error)
+    step = session.step
+    if isinstance(failure, DeleteNotConfirmedError):
+        await run.settle_undeleted()
+    return outcome_of(session.node.name, kind, time.monotonic() - start, run, failure, step)
+
+
+async def make_and_keep(run: BackupRun) -> None:
+    """Go on with the node's backup from wherever it is until its artifact is stored and the node holds it no more.
+
+    Each round does what reconcile says of node, journal and vault: a backup that an earlier run began is finished, one
+    that somebody else made is dealt with first, and then one is made.
+    """
+    status = await backup_status(run)
+    while True:
+        plan = await run.plan(status)
+        match plan.action:
+            case Action.START:
+                await start_backup(run)
+                status = await awaiting(run.fleet.polling)(run)
+            case Action.AWAIT:
+                status = await awaiting(run.fleet.polling)(run)
+            case Action.ASK_AGAIN:
+                await run.ask_again_later()
+                status = await backup_status(run)
+            case Action.KEEP:
+                found = run.to_keep(status)
+                if await retrieve_verified(run, found):
+                    await store_artifact(run, found, ours=plan.ours)
+            case Action.DELETE | Action.REPLACE:
+                assert isinstance(status, Found), "only what is shown is deleted"
+                await backup_delete(run, status)
+                status = await confirm_delete(run, status)
+            case Action.DONE:
+                await run.settle()
+                return
+
+
+async def retrieve_verified(run: BackupRun, found: Found) -> bool:
+    """Retrieve *found* until its md5 matches, at most `retrieve_attempts` times; return whether it is here."""
+    while True:
+        try:
+            await backup_retrieve(run, found)
+            await verify_md5(run, found)
+        except A0BackupError as error:
+            if not await run.goes_on_after(error):
+                return False
+        else:
+            return True
+
+
+async def outcomes_of(node: Node, *, fleet: Fleet, began: datetime, existing: ExistingChoice) -> list[Outcome]:
+    """Return how the node's backups ended, also where the engine itself failed at it."""
+    flow_run = str(runtime.flow_run.id)
+    # The task returns its state itself, Failed with the outcomes in it where one is not stored.
+    state = await backup_one_node(node, fleet, flow_run, began, None if existing == AS_IN_FILE else existing)
+    return await state.aresult(raise_on_failure=False)
+
+
+def raise_if_any_failed(outcomes: list[Outcome]) -> None:
+    """Raise RunFailedError, which names each node that is not stored and why."""
+    failures = summary(outcomes)
+    if failures:
+        raise RunFailedError(len(outcomes), failures)
+
+
+def log_failure(error: Exception) -> None:
+    """Log what stopped a node's backup; the traceback only where nobody foresaw it."""
+    foreseen = isinstance(error, A0BackupError)
+    get_run_logger().error("%s", error, exc_info=None if foreseen else error)
+
+
+def now() -> datetime:
+    """Return the time to the second, as manifests hold it."""
+    return datetime.now(UTC).replace(microsecond=0)

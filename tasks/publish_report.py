@@ -1,0 +1,35 @@
+"""The report on the run's page: a Markdown artifact to read, a table artifact to sort."""
+
+from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+
+from a0backup import report
+from a0backup.report import Finding, Outcome
+from tasks.step import step
+
+
+@step(name="publish-report", task_run_name="publish-report")
+async def publish_report(outcomes: list[Outcome], fleet: str) -> None:
+    """Put how every node's backup ended on the run's page."""
+    await acreate_markdown_artifact(
+        key="backup-report",
+        markdown=report.markdown(outcomes, fleet=fleet),
+        description="How every node's backup ended, and why where it did not end well.",
+    )
+    await acreate_table_artifact(
+        key="backup-table",
+        table=report.rows(outcomes),
+        description="Node, outcome, size, md5, duration and artifact id.",
+    )
+
+
+@step(name="publish-findings", task_run_name="publish-findings")
+async def publish_findings(findings: list[Finding], fleet: str) -> None:
+    """Put what the check found of every node on the run's page."""
+    await acreate_markdown_artifact(
+        key="check-report",
+        markdown=report.check_markdown(findings, fleet=fleet),
+        description="What is on every node, what the next run would do, and what is in its way.",
+    )
+    await acreate_table_artifact(
+        key="check-table", table=report.check_rows(findings), description="Node, status, and what the next run would do."
+    )

@@ -1,0 +1,60 @@
+"""What all steps have in common.
+
+A step has side effects or asks what changes: Prefect never caches it and keeps no result of it. The checkpoint is the
+vault's: a step that finds its work done says so itself, in the state Cached.
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+from prefect.tasks import Task
+
+from a0backup.backup_run import Done
+from a0backup.progress import Step, tell
+
+JITTER = 0.2
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+async def transient(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Return whether trying again may help: the error itself knows."""
+    # The exception is read, not raised: raising it here would add this frame to the run's traceback.
+    return bool(getattr(state.data, "transient", False))
+
+
+def step(**options: Any) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
+    """Make a coroutine function a Prefect task with these options."""
+    return task(cache_policy=NO_CACHE, persist_result=False, **options)
+
+
+def reading_step(
+    **options: Any,
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
+    """Make a coroutine function that only reads a Prefect task: a transient fault is tried again a few times."""
+    # Enough retries to ride out a dropped connection, few enough to tell of a dead node soon.
+    return step(
+        retries=3,
+        retry_delay_seconds=[1, 2, 4],
+        retry_jitter_factor=JITTER,
+        retry_condition_fn=transient,
+        **options,
+    )
+
+
+def begin(node: str, kind: str, name: str) -> None:
+    """Tell whoever watches that the step *name* has begun."""
+    tell(Step(node, kind, name))
+
+
+def ended(node: str, kind: str, name: str, done: Done) -> State[Done]:
+    """Return the state in which a step ends that did its work, or found it done."""
+    get_run_logger().info("%s: %s", node, done.text)
+    tell(Step(node, kind, name, done.text))
+    return Completed(name="Cached" if done.cached else "Completed", message=done.text, data=done)

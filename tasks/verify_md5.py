@@ -1,0 +1,14 @@
+"""Compare the retrieved bytes with the md5 that the node named."""
+
+from prefect.client.schemas.objects import State
+
+from a0backup.backup_run import BackupRun, Done
+from a0backup.replies import Found
+from tasks.step import begin, ended, step
+
+
+@step(name="verify-md5", task_run_name="verify-{run.kind}-{run.node.name}")
+async def verify_md5(run: BackupRun, found: Found) -> State[Done]:
+    """Fail with Md5MismatchError unless the retrieved bytes are exactly the node's."""
+    begin(run.node.name, run.kind, "verify")
+    return ended(run.node.name, run.kind, "verify", await run.verify(found))
