@@ -7,15 +7,16 @@ journal and vault say that it is.
 import asyncio
 import contextlib
 import logging
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from a0backup import progress
-from a0backup.a0cli import A0cli, PrivateDirectory, Printed
+from a0backup.a0cli import A0cli, Printed, PrivateDirectory
 from a0backup.errors import (
     A0BackupError,
     A0cliError,
@@ -23,7 +24,6 @@ from a0backup.errors import (
     ArtifactDamagedError,
     AwaitDeadlineError,
     BackupInProgressError,
-    BuildTooOldError,
     DeleteNotConfirmedError,
     ForeignBackupError,
     Md5MismatchError,
@@ -90,10 +90,8 @@ class NodeSession:
         """See that the node answers and offers the commands that a backup needs. Raise A0cliError."""
         self.enter("ping")
         await self.a0cli.ping()
-        offered = set((await self.a0cli.commands()).stdout.replace(",", " ").split())
-        missing = [kind for kind in self.fleet.kinds if kind not in offered]
-        # A listing in a form that we do not know proves nothing: the start will tell.
-        if missing and "ping" in offered:
+        missing = missing_commands((await self.a0cli.commands()).stdout, self.fleet.kinds)
+        if missing:
             raise RefusedError(self.node.name, missing[0], "the node does not offer this command")
         return Done("PONG")
 
@@ -106,8 +104,7 @@ async def open_node(
 
     Raise BuildTooOldError, VaultUnusableError, LockDeadlineError, A0cliMissingError; nothing was done then.
     """
-    if node.too_old:
-        raise BuildTooOldError(node.name, node.build or 0)
+    node.require_build()
     vault = Vault(fleet.vault)
     await in_thread(vault.ensure_writable, node.name)
 
@@ -166,6 +163,10 @@ class BackupRun:
     def vault(self) -> Vault:
         return self.session.vault
 
+    @property
+    def _pinned(self) -> Pair | None:
+        return self._journal.pinned if self._journal else None
+
     # -- deciding ----------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -213,7 +214,7 @@ class BackupRun:
         )
         log.info("%s: %s: %s", self.node.name, plan.because, plan.action)
         if plan.action is Action.REFUSE:
-            raise ForeignBackupError(self.node.name, self.kind, _shown(status))
+            raise ForeignBackupError(self.node.name, self.kind, shown(status))
         if isinstance(status, Found) and not plan.ours and self._journal is not None:
             self.note("the backup that this vault had started is gone from the node; another one is there")
             await self._forget_journal()
@@ -221,35 +222,38 @@ class BackupRun:
 
     def _stored(self, status: Status) -> Manifest | None:
         wanted = status.md5 if isinstance(status, Found) else None
-        if isinstance(status, Absent) and self._journal is not None and self._journal.pinned is not None:
-            wanted = self._journal.pinned.md5
+        if isinstance(status, Absent) and self._pinned is not None:
+            wanted = self._pinned.md5
         return self.vault.with_md5(self.node.name, self.kind, wanted) if wanted else None
 
     def _at_hand(self, status: Status) -> bool:
-        lost = isinstance(status, Absent) and self._journal is not None and self._journal.pinned is not None
-        if not lost or self._journal is None or self._journal.pinned is None:
+        if not isinstance(status, Absent) or self._pinned is None:
             return False
-        return self.vault.salvage(self.node.name, self.kind, self._journal.pinned.md5) is not None
+        return self.vault.salvage(self.node.name, self.kind, self._pinned.md5) is not None
 
     def to_keep(self, status: Status) -> Found:
         """Return the node backup to keep: the one shown, or our own of which the node shows nothing any more."""
         if isinstance(status, Found):
             return status
-        assert self._journal is not None and self._journal.pinned is not None, "something is to be kept"
-        return Found(self._journal.pinned.name, self._journal.pinned.md5)
+        pinned = self._pinned
+        assert pinned is not None, "something is to be kept"
+        return Found(pinned.name, pinned.md5)
 
     def _shows(self, status: Status, manifest: Manifest) -> bool:
         return (
-            isinstance(status, Found)
-            and status.md5 == manifest.artifact.md5
-            and status.name == manifest.name_on_node
+            isinstance(status, Found) and status.md5 == manifest.artifact.md5 and status.name == manifest.name_on_node
         )
 
     async def ask_again_later(self) -> None:
         """Wait `call_timeout`: a start that was sent may still be under way to the node."""
         self.session.enter("backup-status")
         wait = self.fleet.a0cli.call_timeout
-        _say(self.node.name, self.kind, "status", f"a backup was started and is not shown yet; asks again in {wait:.0f} s")
+        _say(
+            self.node.name,
+            self.kind,
+            "status",
+            f"a backup was started and is not shown yet; asks again in {wait:.0f} s",
+        )
         await asyncio.sleep(wait)
         self._asked_again = True
 
@@ -314,7 +318,7 @@ class BackupRun:
             self._raise_if_start_failed()
         self._seen_in_progress = self._seen_in_progress or isinstance(status, InProgress)
         if waited >= self.fleet.polling.deadline:
-            raise AwaitDeadlineError(self.node.name, self.kind, waited, _shown(status))
+            raise AwaitDeadlineError(self.node.name, self.kind, waited, shown(status))
         raise BackupInProgressError(self.node.name, self.kind, waited)
 
     def _raise_if_start_failed(self) -> None:
@@ -443,7 +447,7 @@ class BackupRun:
         self.session.enter("delete")
         status = await self.session.a0cli.status(self.kind)
         if not (isinstance(status, Found) and status.name == found.name and status.md5 == found.md5):
-            return Done(f"the node shows something else by now ({_shown(status)}); nothing was deleted", cached=True)
+            return Done(f"the node shows something else by now ({shown(status)}); nothing was deleted", cached=True)
         if self._journal is not None:
             await self._note_journal(f"deletion of {found.name} intended")
         try:
@@ -465,7 +469,7 @@ class BackupRun:
             raise DeleteNotConfirmedError(self.node.name, self.kind, f"the status failed: {error.reason}") from error
         same = isinstance(status, Found) and status.name == found.name and status.md5 == found.md5
         if same or isinstance(status, InProgress):
-            raise DeleteNotConfirmedError(self.node.name, self.kind, f"the status still is: {_shown(status)}")
+            raise DeleteNotConfirmedError(self.node.name, self.kind, f"the status still is: {shown(status)}")
         self._asked_again = False
         return status
 
@@ -473,10 +477,8 @@ class BackupRun:
         """End the backup: it is stored, the node holds it no more, and nothing of the work is left."""
         self.session.enter("settle")
         if self.manifest is None:
-            assert self._journal is not None and self._journal.pinned is not None, "settle comes after store"
-            self.manifest = await in_thread(
-                self.vault.with_md5, self.node.name, self.kind, self._journal.pinned.md5
-            )
+            assert self._pinned is not None, "settle comes after store"
+            self.manifest = await in_thread(self.vault.with_md5, self.node.name, self.kind, self._pinned.md5)
         assert self.manifest is not None, "settle comes after store"
         if self._journal is not None and self._journal.flow_run != self.session.flow_run:
             self.note(f"finished the backup that run {self._journal.flow_run} started at {self._journal.started_at:%c}")
@@ -492,7 +494,7 @@ class BackupRun:
         log.warning("%s: %s", self.node.name, text)
 
     async def settle_undeleted(self) -> None:
-        """End a backup that is safe in the vault though the node did not let go of it: the next run deletes it first."""
+        """End a backup that is safe in the vault though the node kept it: the next run deletes it there first."""
         if self.manifest is not None:
             await self._forget_journal()
 
@@ -555,7 +557,17 @@ def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-def _shown(status: Status) -> str:
+def missing_commands(listing: str, kinds: Sequence[str]) -> list[str]:
+    """Return which kinds' commands are not in what `a0cli` alone lists.
+
+    A listing in a form that is not known proves nothing, the start will tell: then none is missing.
+    """
+    offered = set(re.findall(r"[a-z][a-z-]*", listing.lower()))
+    return [kind for kind in kinds if kind not in offered] if "ping" in offered else []
+
+
+def shown(status: Status) -> str:
+    """Return the status in words, fit to be printed."""
     match status:
         case Absent():
             return "nothing there"
@@ -570,5 +582,7 @@ def _reply(printed: Printed, *, secret: str | None = None) -> str:
     return text if printed.exit_code == 0 else f"{text} (exit code {printed.exit_code})"
 
 
-def _say(node: str, kind: str, step: str, text: str = "", *, watch: Path | None = None, size: int | None = None) -> None:
+def _say(
+    node: str, kind: str, step: str, text: str = "", *, watch: Path | None = None, size: int | None = None
+) -> None:
     progress.tell(progress.Step(node, kind, step, text, watch, size))

@@ -5,6 +5,7 @@ A0BackupError
 ├── PasswordError             the password cannot be had
 ├── EngineError               the engine's server cannot be started or reached
 ├── RunFailedError            a fleet run ended with nodes that are not stored
+├── CheckFailedError          the preflight found what would make a run fail
 └── NodeError                 one node's backup cannot go on
     ├── A0cliError            a call of a0cli went wrong
     │   ├── A0cliMissingError     the program or its keys are not there
@@ -105,6 +106,17 @@ class RunFailedError(A0BackupError):
 
     def message(self) -> str:
         return f"{len(self.reasons)} of {self.total} node backups failed: " + "; ".join(self.reasons)
+
+
+class CheckFailedError(A0BackupError):
+    """The preflight found what would make a run fail."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(tuple(problems))
+        self.problems = tuple(problems)
+
+    def message(self) -> str:
+        return "a run would fail: " + "; ".join(problem.partition("\n")[0] for problem in self.problems)
 
 
 class NodeError(A0BackupError):
@@ -235,7 +247,9 @@ class StartFailedError(NodeError):
         self.kind, self.reply = kind, reply
 
     def message(self) -> str:
-        return f"{self.node}: {self.kind} was started and the node shows none; the reply to the start was {self.reply!r}"
+        return (
+            f"{self.node}: {self.kind} was started and the node shows none; the reply to the start was {self.reply!r}"
+        )
 
     def hint(self) -> str:
         return "see that the node has the backup role and free disk of at least twice its data"
@@ -292,7 +306,9 @@ class Md5MismatchError(NodeError):
 
     def message(self) -> str:
         tries = f" in {self.attempts} attempts" if self.attempts > 1 else ""
-        return f"{self.node}: md5 mismatch{tries}: the node says {self.expected}, the retrieved bytes have {self.actual}"
+        return (
+            f"{self.node}: md5 mismatch{tries}: the node says {self.expected}, the retrieved bytes have {self.actual}"
+        )
 
     def hint(self) -> str:
         return "the node keeps its backup; the last retrieval and the reason are in the node's quarantine folder"

@@ -184,7 +184,7 @@ def _aid(word: str, known: Iterable[str]) -> str:
     return f"; write one of {', '.join(known[:20])}" + (", …" if len(known) > 20 else "")
 
 
-def _duration(default: str, description: str) -> Any:  # noqa: ANN401 (as pydantic's Field, which it calls)
+def _duration(default: str, description: str) -> Any:
     """Return the field of a duration; its default is text so that the JSON Schema shows it as one would write it."""
     return Field(default, description=description)
 
@@ -547,12 +547,16 @@ def _read_tree(path: Path, text: str) -> _Tree:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         # What the parser found is left out: it could be a piece of a password.
-        said = re.sub(r"'(?!<)[^']{2,}'", "that", error.problem or "not YAML")
+        said = re.sub(r"""'[^']*'|"[^"]*\"""", _without_content, error.problem or "no reason given")
         remedy = "check the indentation and quotes here and on the line before"
         problem = _Problem(mark.line + 1 if mark else 1, f"is not YAML ({said}): {remedy}")
     except yaml.YAMLError:
         problem = _Problem(1, "is not YAML")
     raise FleetFileError(str(path), _sorted_texts([problem])) from None
+
+
+def _without_content(quoted: re.Match[str]) -> str:
+    return quoted[0] if re.fullmatch(r"'(?:[],:}]|\\t|<[a-z ]+>)'", quoted[0]) else "'…'"
 
 
 class _TreeReader:
@@ -709,8 +713,9 @@ def _problem(tree: _Tree, detail: ErrorDetails) -> _Problem:
         field = _MODELS[place[:1] if len(place) > 1 else ()].model_fields[str(place[-1])]
         bounds = {name: getattr(m, name) for m in field.metadata for name in ("ge", "le") if hasattr(m, name)}
         remedy = f"write a whole number from {bounds['ge']} to {bounds['le']}"
-    elif kind in ("too_short", "too_long"):
-        return _Problem(tree.line(place), _at(place, "is empty" if kind == "too_short" else "has too many entries"))
+    elif kind in ("too_short", "too_long") and not isinstance(given, str):
+        bound = "is empty: name at least one" if kind == "too_short" else "holds more than 1000 entries"
+        return _Problem(tree.line(place), _at(place, bound))
     else:
         remedy = _WANTED.get(kind, detail["msg"])
     return _Problem(tree.line(place), _at(place, remedy, given))
@@ -724,7 +729,7 @@ def _is_echo(detail: ErrorDetails) -> bool:
 _WANTED: Final = {
     "string_type": "write text, in quotes where it is a number",
     "int_type": "write a whole number, without quotes",
-    "model_type": "write `key: value` lines below it",
+    "model_type": "write `key: value` lines below it, or leave the key out",
     "dict_type": "write `key: value` lines below it",
     "list_type": "write a list: `[…]` or `- …` lines below it",
     "tuple_type": "write a list: `[…]` or `- …` lines below it",

@@ -1,4 +1,4 @@
-"""A node's unfinished backup: one small file per node and kind, replaced atomically, removed when the backup is settled.
+"""A node's unfinished backup: one small file per node and kind, replaced atomically, removed when it is settled.
 
 It says what only this machine can know: that a backup on the node was started by us, and which it is. Whether its
 artifact is stored is asked of the vault itself, never of the journal.

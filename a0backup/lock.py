@@ -148,7 +148,7 @@ def end_orphans(lock_file: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         pid = int(process.name)
         try:
-            if pid == os.getpid() or not Path(os.readlink(process / "cwd")).is_relative_to(work):
+            if pid == os.getpid() or not (process / "cwd").readlink().is_relative_to(work):
                 continue
             if not any(_same_file(fd, wanted) for fd in (process / "fd").iterdir()):
                 continue

@@ -69,17 +69,19 @@ def _read(path: Path, where: str) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise PasswordError(where, error.strerror or type(error).__name__, remedy) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise PasswordError(where, "it is not a regular file", remedy)
         if status.st_mode & 0o077:
             mode = f"{stat.S_IMODE(status.st_mode):04o}"
             raise PasswordError(where, f"its mode {mode} lets others than its owner in", f"chmod 600 {path}")
-        try:
-            octets = file.read(LONGEST + 3)
-        except OSError as error:
-            raise PasswordError(where, error.strerror or type(error).__name__, remedy) from None
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            octets = file.read(LONGEST + 2)
+    except OSError as error:
+        raise PasswordError(where, error.strerror or type(error).__name__, remedy) from None
+    finally:
+        os.close(descriptor)
     octets = octets.removesuffix(b"\n")
     if len(octets) > LONGEST:
         raise PasswordError(where, "it is longer than 4 KiB", remedy)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from a0backup.report import Outcome
+from a0backup.report import Finding, Outcome
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,15 @@ class Ended:
     outcome: Outcome
 
 
-Listener = Callable[[Step | Ended], None]
+@dataclass(frozen=True)
+class Checked:
+    """The read-only look at a node has ended."""
+
+    finding: Finding
+
+
+News = Step | Ended | Checked
+Listener = Callable[[News], None]
 _listeners: list[Listener] = []
 
 
@@ -44,7 +52,7 @@ def watched_by(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def tell(news: Step | Ended) -> None:
+def tell(news: News) -> None:
     """Tell all who watch."""
     for listener in tuple(_listeners):
         listener(news)

@@ -190,10 +190,9 @@ def _secret_forms(secret: str) -> list[str]:
     """Return how *secret* may appear in what a program prints, longest first."""
     octets = secret.encode("utf-8", "surrogatepass")
     forms = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], shlex.quote(secret)}
-    forms |= {repr(secret)[1:-1], html.escape(secret), secret.replace("'", "'\\''"), octets.hex(), octets.hex().upper()}
+    forms |= {repr(secret)[1:-1], html.escape(secret), secret.replace("'", "'\\''"), octets.hex()}
     forms.add(secret.replace("/", "\\/"))
-    for encoded in (urllib.parse.quote(octets, safe=""), urllib.parse.quote(octets), urllib.parse.quote_plus(octets)):
-        forms |= {encoded, re.sub("%..", lambda found: found[0].lower(), encoded)}
+    forms |= {urllib.parse.quote(octets, safe=""), urllib.parse.quote(octets), urllib.parse.quote_plus(octets)}
     # Base64 of a text that holds the secret at any of the three alignments: the digits that depend on it alone.
     for offset in range(3):
         whole = base64.b64encode(bytes(offset) + octets).decode()
@@ -212,7 +211,7 @@ def redact(text: str, secret: str | None) -> str:
     """Return *text* with *secret*, also JSON-escaped, URL-encoded, in hex or base64, replaced by ``***``."""
     if not secret:
         return text
-    return re.sub("|".join(map(re.escape, _secret_forms(secret))), "***", text)
+    return re.sub("|".join(map(re.escape, _secret_forms(secret))), "***", text, flags=re.IGNORECASE)
 
 
 def quote(text: str, *, secret: str | None = None, limit: int = 200) -> str:
@@ -418,7 +417,8 @@ def _spoken(members: Mapping[str, _Value], wordings: Wordings) -> _Statement:
     inner = members.get("arguments")
     place = inner if isinstance(inner, dict) and inner.keys() & {"name", "md5"} else members
     held = {key: place[key] for key in ("name", "md5") if key in place}
-    extras = {key: value for key, value in members.items() if key not in held and key not in ("message", "arguments")}
+    kept_out = {"message", "arguments", *(held if place is members else ())}
+    extras = {key: value for key, value in members.items() if key not in kept_out}
     if isinstance(inner, dict):
         extras |= {key: value for key, value in inner.items() if key not in held}
     elif inner is not None:
@@ -572,10 +572,12 @@ def teach(printed: "Printed", wordings: Wordings | None = None) -> str:
     normal = _normal(text)
     if not normal or len(text) > _LONGEST_MESSAGE or text.startswith("{"):
         return ""
+    if meaning(text, wordings or Wordings()) is not Meaning.UNKNOWN:
+        return ""  # the words are known; what stands beside them keeps them from being believed
     guess = Meaning.ABSENT
     if printed.exit_code != 0 or _FAILURE_WORD.search(normal):
         guess = Meaning.REFUSED
-    elif _PROGRESS_WORD.search(normal):
+    elif _PROGRESS_WORD.search(normal) and not _NEGATION.search(normal):
         guess = Meaning.IN_PROGRESS
     for candidate in (guess, Meaning.FOUND):
         if _judge(printed, Wordings({**(wordings.taught if wordings else {}), normal: candidate}))[0] is candidate:

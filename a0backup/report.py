@@ -1,7 +1,7 @@
 """What a run or a check found, as Markdown, table rows, JSON and plain lines.
 
-Text that came from a node is hostile: in Markdown it is escaped, everywhere else control, bidirectional and invisible
-characters are taken out of it. The plain lines may hold `[` and are no Rich markup.
+Text that came from a node is hostile: control, bidirectional and invisible characters are taken out of it, and in
+Markdown and table rows it is escaped as well. The plain lines may hold `[`: print them with Rich markup off.
 """
 
 import re
@@ -68,16 +68,16 @@ def summary(outcomes: Iterable[Outcome]) -> list[str]:
 
 
 def rows(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
-    """Return one table row for each outcome, every value fit to be shown."""
+    """Return one row for each outcome, for Prefect's table artifact, whose page shows each cell as Markdown."""
     return [
         {
-            "node": plain(outcome.node),
-            "kind": plain(outcome.kind),
-            "outcome": str(outcome.ending) + _step(outcome),
+            "node": escaped(outcome.node),
+            "kind": escaped(outcome.kind),
+            "outcome": escaped(f"{outcome.ending}{_step(outcome)}"),
             "size": _size(outcome.size),
-            "md5": plain(outcome.md5),
+            "md5": _code(outcome.md5),
             "duration": human_seconds(outcome.seconds),
-            "id": plain(outcome.id),
+            "id": _code(outcome.id),
         }
         for outcome in outcomes
     ]
@@ -169,14 +169,14 @@ def check_exit_code(findings: Sequence[Finding]) -> int:
 
 
 def check_rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
-    """Return one table row for each node checked, every value fit to be shown."""
+    """Return one row for each node checked, for Prefect's table artifact, whose page shows each cell as Markdown."""
     return [
         {
-            "node": plain(finding.node),
+            "node": escaped(finding.node),
             "check": _verdict(finding),
-            "on the node": plain(finding.status),
-            "the next run would": plain(finding.would),
-            "problems": "; ".join(map(plain, finding.problems)),
+            "status": escaped(finding.status),
+            "would": escaped(finding.would),
+            "problems": escaped("; ".join(map(plain, finding.problems))),
         }
         for finding in findings
     ]
@@ -283,18 +283,19 @@ def plain(text: str) -> str:
 
 def escaped(text: str) -> str:
     """Return the text, made plain, so that Markdown shows it as it is: no link, tag or table cell of its own."""
+    # Prefect's page turns these three entities back and no others; all else takes a backslash.
     shown = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    shown = re.sub(r"([\\`*_{}\[\]|~!#$])", r"\\\1", shown)
+    shown = re.sub(r"([\\`*_{}\[\]|~!#$@])", r"\\\1", shown)
     # What some renderers make a link of without any markup.
-    shown = shown.replace("://", "&#58;//").replace("@", "&#64;")
-    shown = re.sub(r"(?i)(www)\.", r"\1&#46;", shown)
-    # What would be a list, a heading line or a quote at the start of a paragraph.
+    shown = re.sub(r"(?i)(www)\.", r"\1\\.", shown.replace("://", "\\://"))
+    # What would be a list or a heading at the start of a paragraph.
     return re.sub(r"^(\d{0,9})([-+=.)])", r"\1\\\2", shown)
 
 
 def _code(text: str) -> str:
     # Ids and sums are of these characters; anything else is not put into a code span, where escapes do not work.
-    return f"`{text}`" if re.fullmatch(r"[A-Za-z0-9._/-]+", text) else escaped(text)
+    shown = plain(text)
+    return f"`{shown}`" if re.fullmatch(r"[A-Za-z0-9._/-]+", shown) else escaped(shown)
 
 
 def _emphasised(text: str, well: bool) -> str:

@@ -225,7 +225,7 @@ class Vault:
         return same[-1] if same else None
 
     def reread(self, manifest: Manifest) -> None:
-        """Read the artifact from the disk, past the page cache. Raise ArtifactDamagedError unless it is what is said."""
+        """Read the artifact past the page cache. Raise ArtifactDamagedError unless it is what its manifest says."""
         node, expected = manifest.node.name, manifest.artifact
         path = self.artifact(manifest)
         try:
@@ -354,7 +354,7 @@ class Vault:
     # -- quarantine --------------------------------------------------------------------------------------------
 
     def quarantine(self, node: str, kind: str, retrieved: Path, reason: dict[str, object], now: datetime) -> Path:
-        """Keep the whole retrieval *retrieved* that failed verification aside with *reason*; only the newest is kept."""
+        """Keep the retrieval *retrieved* that failed verification aside with *reason*, the newest of its kind only."""
         place = self.folder(node) / "quarantine"
         make_private_directory(place)
         former = [path for path in place.iterdir() if path.name.endswith(f"Z-{kind}")]

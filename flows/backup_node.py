@@ -21,7 +21,7 @@ from a0backup.errors import A0BackupError, DeleteNotConfirmedError, RunFailedErr
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.progress import Ended, tell
 from a0backup.reconcile import Action
-from a0backup.replies import Absent, Found
+from a0backup.replies import Found
 from a0backup.report import Outcome, summary
 from tasks.await_backup import awaiting
 from tasks.backup_delete import backup_delete, confirm_delete
@@ -34,8 +34,6 @@ from tasks.step import step
 from tasks.store_artifact import store_artifact
 from tasks.update_commands import update_commands
 from tasks.verify_md5 import verify_md5
-
-AS_IN_FILE = "as in fleet.yaml"
 
 FleetFile = Annotated[
     Path, Field(title="Fleet file", description="The fleet.yaml to use, as a path on the machine that runs this.")
@@ -174,8 +172,10 @@ async def outcomes_of(node: Node, *, fleet: Fleet, began: datetime, existing: Ex
     """Return how the node's backups ended, also where the engine itself failed at it."""
     flow_run = str(runtime.flow_run.id)
     # The task returns its state itself, Failed with the outcomes in it where one is not stored.
-    state = await backup_one_node(node, fleet, flow_run, began, None if existing == AS_IN_FILE else existing)
-    return await state.aresult(raise_on_failure=False)
+    said: Existing | None = None if existing == "as in fleet.yaml" else existing
+    state = await backup_one_node(node, fleet, flow_run, began, said)
+    outcomes: list[Outcome] = await state.aresult(raise_on_failure=False)  # type: ignore[assignment]  # never an error
+    return outcomes
 
 
 def raise_if_any_failed(outcomes: list[Outcome]) -> None:

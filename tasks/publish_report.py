@@ -31,5 +31,7 @@ async def publish_findings(findings: list[Finding], fleet: str) -> None:
         description="What is on every node, what the next run would do, and what is in its way.",
     )
     await acreate_table_artifact(
-        key="check-table", table=report.check_rows(findings), description="Node, status, and what the next run would do."
+        key="check-table",
+        table=report.check_rows(findings),
+        description="Node, status, and what the next run would do.",
     )

@@ -4,10 +4,13 @@ A step has side effects or asks what changes: Prefect never caches it and keeps 
 vault's: a step that finds its work done says so itself, in the state Cached.
 """
 
+import functools
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
+from uuid import UUID
 
-from prefect import task
+from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
@@ -18,6 +21,10 @@ from a0backup.backup_run import Done
 from a0backup.progress import Step, tell
 
 JITTER = 0.2
+
+# By flow run, the task runs that this process began: the engine records them late, and an engine of our own must not
+# end before it has. Whoever waits for that takes them out.
+task_runs: defaultdict[str, set[UUID]] = defaultdict(set)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,8 +37,17 @@ async def transient(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) 
 
 
 def step(**options: Any) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
-    """Make a coroutine function a Prefect task with these options."""
-    return task(cache_policy=NO_CACHE, persist_result=False, **options)
+    """Make a coroutine function a Prefect task with these options, counted among the `task_runs` of its flow."""
+
+    def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
+        @functools.wraps(function)
+        async def body(*args: P.args, **kwargs: P.kwargs) -> R:
+            task_runs[str(runtime.flow_run.id)].add(UUID(str(runtime.task_run.id)))
+            return await function(*args, **kwargs)
+
+        return task(cache_policy=NO_CACHE, persist_result=False, **options)(body)
+
+    return decorate
 
 
 def reading_step(

@@ -1,0 +1,110 @@
+"""The read-only look at a node before a run: what is there, what a run would do, what would be in its way."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from a0backup import replies
+from a0backup.a0cli import A0cli, PrivateDirectory
+from a0backup.backup_run import missing_commands, shown
+from a0backup.errors import A0BackupError, UnreachableError
+from a0backup.files import in_thread
+from a0backup.fleet import Existing, Fleet, Node
+from a0backup.journal import Journal, JournalFile
+from a0backup.lock import is_held, read_holder
+from a0backup.reconcile import Action, reconcile
+from a0backup.replies import Absent, Found, Status
+from a0backup.report import Finding
+from a0backup.vault import Vault
+
+_THEN = {
+    Action.START: "start a backup, retrieve, verify and store it, delete it on the node",
+    Action.ASK_AGAIN: "ask again for the backup that was started, and start one if it is not there",
+    Action.AWAIT: "await the backup in progress, retrieve, verify and store it, delete it on the node",
+    Action.DELETE: "delete the stored backup on the node",
+    Action.REPLACE: "delete the backup on the node unkept, then start one",
+    Action.REFUSE: "leave the node alone and fail",
+    Action.DONE: "nothing but tidy up: the backup is stored",
+}
+
+
+async def check_node(fleet: Fleet, node: Node, *, existing: Existing | None = None) -> Finding:
+    """Return what is on the node and what a run would do. Nothing is started, deleted or written, in node or vault."""
+    problems: list[str] = []
+    status, would, teach = "not asked", "nothing", ""
+    reachable = False
+    vault = Vault(fleet.vault)
+    try:
+        node.require_build()
+        await in_thread(_check_vault, vault, node.name, problems)
+        # No lock and nothing in the vault: a run under way is not disturbed by a look.
+        with tempfile.TemporaryDirectory(prefix="a0backup-check-") as parent:
+            directory = PrivateDirectory.make(Path(parent), node.name, key_dir=fleet.a0cli.key_dir, node=node.name)
+            a0cli = A0cli(fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path)
+            await a0cli.update_commands()
+            reachable = True
+            await a0cli.ping()
+            offered = (await a0cli.commands()).stdout
+            problems += [f"{kind} is not offered by the node" for kind in missing_commands(offered, fleet.kinds)]
+            seen, plans = [], []
+            for kind in fleet.kinds:
+                printed = await a0cli.call(f"{kind}-status")
+                teach = teach or replies.teach(printed, a0cli.wordings)
+                found = replies.read_status(printed, node=node.name, command=f"{kind}-status", wordings=a0cli.wordings)
+                seen.append(shown(found))
+                plans.append(await in_thread(_would, vault, node.name, kind, found, existing or fleet.existing))
+            status, would = "; ".join(seen), "; ".join(plans)
+    except UnreachableError as error:
+        reachable = False
+        problems.append(str(error))
+    except A0BackupError as error:
+        problems.append(str(error))
+    return Finding(
+        node=node.name,
+        well=not problems,
+        reachable=reachable,
+        status=status,
+        would=would,
+        problems=tuple(problems),
+        teach=teach,
+    )
+
+
+def _check_vault(vault: Vault, node: str, problems: list[str]) -> None:
+    place = vault.folder(node)
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        problems.append(f"{node}: the vault {vault.root} cannot be written: {place} is not writable")
+        return
+    last = vault.manifests(node)[-1:]
+    free = shutil.disk_usage(place).free
+    if last and free < 2 * last[0].artifact.size:
+        problems.append(f"{node}: the vault has {free} bytes free, the last artifact had {last[0].artifact.size}")
+
+
+def _would(vault: Vault, node: str, kind: str, status: Status, existing: Existing) -> str:
+    lock = vault.folder(node) / "lock"
+    first = ""
+    if is_held(lock):
+        first = f"wait for {read_holder(lock) or 'the run that holds the node'}; then "
+    journal: Journal | None = None
+    try:
+        journal = JournalFile(vault.folder(node), kind).read()
+    except ValueError:
+        first += "set the unreadable journal aside; "
+        existing = "preserve"
+    wanted = status.md5 if isinstance(status, Found) else None
+    if isinstance(status, Absent) and journal is not None and journal.pinned is not None:
+        wanted = journal.pinned.md5
+    stored = vault.with_md5(node, kind, wanted) if wanted else None
+    plan = reconcile(status, journal=journal, stored=stored, proven=False, existing=existing)
+    if plan.action is Action.KEEP:
+        how = "read back what the vault has of it" if stored else "retrieve, verify and store it"
+        then = f"{how}, delete it on the node" + ("" if plan.ours else ", then start a backup")
+    else:
+        then = _THEN[plan.action]
+        if plan.action is Action.AWAIT and not plan.ours:
+            then += ", then start a backup of its own"
+    return f"{first}{then} ({plan.because})"

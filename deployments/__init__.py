@@ -1,0 +1,1 @@
+"""How it is installed: the engine's own server, and the registration of blocks, limits and automations."""

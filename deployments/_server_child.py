@@ -1,0 +1,65 @@
+"""The engine's own server, as the process that ``deployments.server`` starts: ``python _server_child.py SOCKET_FD``.
+
+It serves API, UI and all services on the socket it inherits, and ends itself when its standard input ends. Only its
+parent holds the other end of that pipe, so a parent that is killed takes the server with it.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+GRACE = 4.0
+"""Seconds in which the server may end by itself once its parent is gone."""
+
+
+def main() -> None:
+    os.umask(0o077)
+    # A Ctrl-C or a stop of the whole service reaches this process together with its parent, which still needs it to
+    # record how the run ended: the pipe alone says when to end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    parent_gone = threading.Event()
+
+    def watch_the_parent() -> None:
+        while os.read(0, 1024):
+            pass
+        parent_gone.set()
+        time.sleep(GRACE)
+        os._exit(1)
+
+    threading.Thread(target=watch_the_parent, daemon=True).start()
+
+    # Imported late: the import takes seconds, and a parent may be killed within them.
+    import uvicorn
+    from prefect.server.api.server import create_app
+    from prefect.settings import get_current_settings
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: object) -> None:
+            """Take no notice, as above."""
+
+        async def on_tick(self, counter: int) -> bool:
+            return parent_gone.is_set() or await super().on_tick(counter)
+
+    # What `prefect server start` does in the foreground, on a socket that is bound already.
+    api = get_current_settings().server.api
+    config = uvicorn.Config(
+        create_app(final=True),
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=api.keepalive_timeout,
+        ws_ping_interval=api.websocket_ping_interval,
+        ws_ping_timeout=api.websocket_ping_timeout,
+        timeout_graceful_shutdown=2,
+    )
+    server = Server(config)
+    server.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+    # Threads of the database driver may still wait, and would keep the interpreter from ending.
+    os._exit(0 if server.started else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""The engine's server: the operator's where their Prefect profile names one, else a full one of our own.
+
+    with own_server() as api, use_api(api, default_home()):
+        state = asyncio.run(backup_fleet(..., return_state=True))
+
+Nothing here imports Prefect before a function that needs it is called.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from a0backup.errors import EngineError
+
+if TYPE_CHECKING:
+    import httpx
+
+START_DEADLINE = 120.0
+STOP_DEADLINE = 5.0
+DRAIN_DEADLINE = 30.0
+CRASHED = "The process that ran it ended without saying how; the next start of the engine found it unfinished."
+
+_CHILD = Path(__file__).with_name("_server_child.py")
+_PAGE = 200  # the most that the API gives at once
+
+log = logging.getLogger("a0backup.engine")
+
+
+def operators_api() -> str | None:
+    """Return the API address that the operator's environment, profile or prefect.toml names, as Prefect resolves it."""
+    # The import alone would report a new user to Prefect's telemetry.
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url
+
+
+def default_home() -> Path:
+    """Return where our own engine keeps its database, results and log: the user's state folder."""
+    # A relative path in it is to be ignored (XDG Base Directory Specification).
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".local" / "state") / "a0backup" / "engine"
+
+
+@contextmanager
+def use_api(api: str, home: Path) -> Iterator[None]:
+    """Make this process, and the ones it starts, use the server at *api*, with results and all else in *home*.
+
+    Runs that this process left Running are no concern of it; settings of the operator's own profile do not apply.
+    """
+    changes: dict[str, str | None] = {
+        "PREFECT_API_URL": api,
+        "PREFECT_HOME": str(home),
+        # They belong to another server: a profile that *home* does not know, and secrets that this one must not see.
+        "PREFECT_PROFILE": None,
+        "PREFECT_PROFILES_PATH": None,
+        "PREFECT_API_KEY": None,
+        "PREFECT_API_AUTH_STRING": None,
+        "DO_NOT_TRACK": "1",
+    }
+    before = {name: os.environ.get(name) for name in changes}
+    _set_environment(changes)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(changes: dict[str, str | None]) -> None:
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    # Prefect reads the environment once, at its import; paths below the home are derived then, too.
+    if "prefect.context" in sys.modules:
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()
+
+
+@contextmanager
+def own_server(home: Path | None = None) -> Iterator[str]:
+    """Run a full Prefect server on loopback while the block runs, and give its API address.
+
+    Database, leases, results and log live in *home* (`default_home()` if not given). Several may share one home. The
+    first on a home marks the runs that a crash left unfinished there as Crashed. The server ends with the block, and
+    with this process however that ends. Raise EngineError if it does not come up.
+    """
+    home = home or default_home()
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.chmod(0o700)
+    except OSError as error:
+        raise EngineError(f"the engine's home {home} cannot be used: {error}") from error
+    with _presence(home) as presence:
+        server = OwnServer(home)
+        try:
+            server.start()
+            if presence.alone:
+                crash_unfinished(server.api)
+            presence.share()
+            yield server.api
+        finally:
+            server.stop()
+
+
+class _Presence:
+    """A lock on ``home/alive``: shared by all who live there, held alone by one who found nobody there."""
+
+    def __init__(self, home: Path) -> None:
+        # Not inheritable, as all of Python's descriptors: an a0cli that outlives us must not look like a live engine.
+        self._fd = os.open(home / "alive", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self.alone = self._try(fcntl.LOCK_EX)
+            if not self.alone:
+                self._wait_for_share(home)
+        except BaseException:
+            self.leave()
+            raise
+
+    def _try(self, operation: int) -> bool:
+        try:
+            fcntl.flock(self._fd, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _wait_for_share(self, home: Path) -> None:
+        """Wait for one who is still starting here: two must not build one database."""
+        deadline = time.monotonic() + START_DEADLINE
+        while not self._try(fcntl.LOCK_SH):
+            if time.monotonic() > deadline:
+                raise EngineError(f"another engine has been starting in {home} for more than {START_DEADLINE:.0f} s")
+            time.sleep(0.1)
+
+    def share(self) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+
+    def leave(self) -> None:
+        os.close(self._fd)
+
+
+@contextmanager
+def _presence(home: Path) -> Iterator[_Presence]:
+    presence = _Presence(home)
+    try:
+        yield presence
+    finally:
+        presence.leave()
+
+
+class OwnServer:
+    """A full Prefect server in a process of its own, on a port of 127.0.0.1 that the system chose."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.log_file = home / "server.log"
+        self.api = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers; raise EngineError, with the end of its log, if it does not."""
+        # Bound here and handed over: nobody can take the port in between, and nothing answers on it until it is served.
+        with socket.socket() as listener, self._fresh_log() as output:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+            self.api = f"http://127.0.0.1:{port}/api"
+            self._process = subprocess.Popen(  # noqa: S603 - a fixed list, none of it is input
+                [sys.executable, "-P", str(_CHILD), str(listener.fileno())],
+                cwd=self.home,
+                env=self._environment(port),
+                # The server ends when this pipe does; its other end is held by this process alone.
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=[listener.fileno()],
+                # A Ctrl-C in the terminal is for us; the server must outlive it until the run's end is recorded.
+                start_new_session=True,
+            )
+        log.info("starting the engine's server at %s", self.api.removesuffix("/api"))
+        try:
+            self._wait_until_healthy(self._process)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End it: gracefully within 5 s, else by force. Nothing of it is left on return."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            process.wait(STOP_DEADLINE)
+        except subprocess.TimeoutExpired:
+            log.warning("the engine's server did not end within %.0f s and is killed", STOP_DEADLINE)
+        finally:
+            process.kill()
+            process.wait()
+
+    def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
+        import httpx
+
+        began = reported = time.monotonic()
+        with httpx.Client(trust_env=False, timeout=5) as client:
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get(f"{self.api}/health").is_success:
+                        return
+                if process.poll() is not None:
+                    raise EngineError(f"the engine's server ended at its start{self._log_tail()}")
+                now = time.monotonic()
+                if now - began > START_DEADLINE:
+                    raise EngineError(
+                        f"the engine's server did not answer within {START_DEADLINE:.0f} s{self._log_tail()}"
+                    )
+                if now - reported > 5:
+                    reported = now
+                    log.info("still starting the engine's server, for %.0f s now", now - began)
+                time.sleep(0.1)
+
+    @contextmanager
+    def _fresh_log(self) -> Iterator[int]:
+        """Open a new log file; the last one stays beside it, also while its server still writes."""
+        with contextlib.suppress(FileNotFoundError):
+            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        fd = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _log_tail(self) -> str:
+        lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
+        return f"; {self.log_file} ends:\n" + "\n".join(lines) if lines else f"; {self.log_file} is empty"
+
+    def _environment(self, port: int) -> dict[str, str]:
+        """Return this process's environment with none of the operator's Prefect settings: they mean another server."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        return kept | {
+            "DO_NOT_TRACK": "1",
+            "PREFECT_HOME": str(self.home),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_API_HOST": "127.0.0.1",
+            "PREFECT_SERVER_API_PORT": str(port),
+            "PREFECT_UI_URL": f"http://127.0.0.1:{port}",
+            # The UI is copied before it is served, by default into the installed package, which may be read-only.
+            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self.home / "ui"),
+            # The default keeps leases in memory: slots of runs that die with the server would never be freed.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        }
+
+
+def crash_unfinished(api: str) -> int:
+    """Mark every run that *api* shows as under way as Crashed, tasks first, and return how many.
+
+    Only for one who knows that nothing runs there. Scheduled flow runs stay. Raise EngineError if it cannot be done.
+    """
+    import httpx
+
+    crashed = 0
+    try:
+        with httpx.Client(base_url=api, trust_env=False, timeout=60) as client:
+            crashed += _crash_all(client, "task_runs", ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"])
+            crashed += _crash_all(client, "flow_runs", ["PENDING", "RUNNING", "CANCELLING"])
+    except httpx.HTTPError as error:
+        raise EngineError(f"runs that a crash left unfinished cannot be marked Crashed: {error}") from error
+    if crashed:
+        log.warning("%d runs that an earlier crash left unfinished are now marked Crashed", crashed)
+    return crashed
+
+
+def _crash_all(client: "httpx.Client", runs: str, states: list[str]) -> int:
+    wanted = {runs: {"state": {"type": {"any_": states}}}, "limit": _PAGE}
+    crash = {"state": {"type": "CRASHED", "name": "Crashed", "message": CRASHED}, "force": True}
+    crashed: set[str] = set()
+    while page := {run["id"] for run in client.post(f"{runs}/filter", json=wanted).raise_for_status().json()}:
+        if page <= crashed:
+            raise EngineError(f"{len(page)} runs that a crash left unfinished stay so after they were marked Crashed")
+        for run_id in page:
+            client.post(f"{runs}/{run_id}/set_state", json=crash).raise_for_status()
+        crashed |= page
+    return len(crashed)
+
+
+async def drained(flow_run_id: UUID, task_run_ids: Collection[UUID], *, deadline: float = DRAIN_DEADLINE) -> bool:
+    """Wait until the API shows the flow run and each of the task runs in a terminal state; False at *deadline*.
+
+    For after the flow has ended in this process: states that it has not yet sent are sent first.
+    """
+    import asyncio
+
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
+    from prefect.client.schemas.sorting import TaskRunSort
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    missing = set(task_run_ids)
+    flow_ended = False
+    pause = 0.05
+    try:
+        async with asyncio.timeout(deadline):
+            # Task states travel as events, log lines in batches, each through a queue and a thread of this process.
+            for worker in (EventsWorker, APILogWorker):
+                if isinstance(flushed := worker.drain_all(timeout=deadline), Coroutine):
+                    await flushed
+            async with get_client() as client:
+                while True:
+                    for chunk in _chunks(sorted(missing), _PAGE):
+                        wanted = TaskRunFilter(id=TaskRunFilterId(any_=chunk))
+                        for run in await client.read_task_runs(
+                            task_run_filter=wanted, sort=TaskRunSort.NAME_ASC, limit=_PAGE
+                        ):
+                            if run.state is not None and run.state.is_final():
+                                missing.discard(run.id)
+                    if not flow_ended:
+                        state = (await client.read_flow_run(flow_run_id)).state
+                        flow_ended = state is not None and state.is_final()
+                    if flow_ended and not missing:
+                        return True
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 1.5, 1.0)
+    except TimeoutError:
+        return False
+
+
+def _chunks(ids: list[UUID], size: int) -> Iterator[list[UUID]]:
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]

@@ -1,0 +1,150 @@
+"""A simulated fleet for tests and benchmarks.
+
+with SimulatedFleet(tmp_path / "fleet", nodes=3) as fleet:
+    fleet.tell("a0-1", "backup-status", "wrong_md5", times=1)
+    fleet.fleet_yaml(tmp_path / "fleet.yaml")
+"""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class SimulatedFleet:
+    """Start `python -m simulator serve` as a process of its own on enter, and end it on exit.
+
+    *nodes* is their number (a0-1, a0-2, ...) or their names; *scenario* a list of orders. Raise RuntimeError, with what
+    the process said, if it does not come up.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        nodes: int | Sequence[str] = 3,
+        *,
+        size: int = 1 << 16,
+        backup_seconds: float = 0.2,
+        scenario: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.state = state
+        self.names = [f"a0-{number}" for number in range(1, nodes + 1)] if isinstance(nodes, int) else list(nodes)
+        self._options = ["--size", str(size), "--backup-seconds", str(backup_seconds)]
+        self._scenario = list(scenario)
+
+    def __enter__(self) -> Self:
+        self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        log = self.state / "server.log"
+        scenario = self.state / "scenario.json"
+        scenario.write_text(json.dumps(self._scenario), encoding="utf-8")
+        command = [sys.executable, "-m", "simulator", "serve", "--until-stdin-closes", "--state", str(self.state)]
+        command += ["--nodes", ",".join(self.names), "--scenario", str(scenario), *self._options]
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(  # noqa: S603 (our own module, no shell)
+                command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+            )
+        assert self.process.stdout is not None  # noqa: S101 (narrows for the type checker: it is a pipe)
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.communicate()
+            raise RuntimeError(f"the simulator did not come up: {log.read_text(errors='replace')[-2000:]}")
+        ready = json.loads(line)
+        self.a0cli, self.key_dir = Path(ready["a0cli"]), Path(ready["key_dir"])
+        self.nodes: list[dict[str, Any]] = ready["nodes"]
+        self._control, self._calls = ready["control"], Path(ready["calls"])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Closes its stdin, which ends it.
+        try:
+            self.process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+
+    def order(self, verb: str, **order: object) -> Any:  # noqa: ANN401 (JSON)
+        """Give one order to the server and return its answer. Raise ValueError if the server refuses it."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self._control)
+            connection.sendall(json.dumps({"order": verb, **order}).encode() + b"\n")
+            with connection.makefile("rb") as lines:
+                answer = json.loads(lines.readline())
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer["ok"]
+
+    def tell(
+        self, node: str | None, command: str | None, fault: str, *, times: int | None = None, **settings: object
+    ) -> None:
+        """Order *fault* for a command on a node (None: for every one), for the next *times* calls or for ever."""
+        self.order("tell", node=node, command=command, fault=fault, times=times, **settings)
+
+    def forget(self, node: str | None = None) -> None:
+        """Clear the faults of *node*, or of all; an unreachable one is back when this returns."""
+        self.order("forget", node=node)
+
+    def calls(self, node: str | None = None, command: str | None = None) -> list[dict[str, Any]]:
+        """Return the record of the calls so far, oldest first."""
+        calls = [json.loads(line) for line in self._calls.read_text(encoding="utf-8").splitlines()]
+        return [call for call in calls if node in (None, call["node"]) and command in (None, call["command"])]
+
+    def holds(self, node: str, kind: str = "backup") -> dict[str, Any] | None:
+        """Return the name, md5, size, path and password fingerprint of what is on the node now, or None."""
+        held: dict[str, Any] | None = self.order("holds", node=node, kind=kind)
+        return held
+
+    def put(self, node: str, *, password: str, kind: str = "backup", size: int | None = None) -> dict[str, Any]:
+        """Lay a finished backup on the node that no call of ours started, and return what it is."""
+        held: dict[str, Any] = self.order("put", node=node, kind=kind, password=password, size=size)
+        return held
+
+    def remove(self, node: str, kind: str = "backup") -> None:
+        """Take away what is on the node, as an operator at another desk would."""
+        self.order("remove", node=node, kind=kind)
+
+    def fleet_yaml(self, path: Path, **overrides: object) -> Path:
+        """Write a fleet.yaml of these nodes, merged deeply with *overrides*, and return its path."""
+        fleet = {
+            "vault": "./vault",
+            "a0cli": {
+                "path": str(self.a0cli),
+                "key_dir": str(self.key_dir),
+                "call_timeout": "10s",
+                "retrieve_timeout": "2m",
+            },
+            "password": {"env": "A0_BACKUP_PASSWORD"},
+            "polling": {"interval": "1s", "max_interval": "2s", "deadline": "1m"},
+            "lock_deadline": "30s",
+            "nodes": self.nodes,
+        }
+        path.write_text(_yaml(_merged(fleet, overrides)), encoding="utf-8")
+        return path
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
+            merged[key] = _merged(below[key], above[key])
+    return merged
+
+
+def _yaml(fleet: Mapping[str, Any]) -> str:
+    """Return block YAML, one key a line; what lies deeper than two levels is JSON, which YAML contains."""
+    lines = []
+    for key, value in fleet.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{key}:", *(f"  {inner}: {json.dumps(held)}" for inner, held in value.items())]
+        elif isinstance(value, list) and value:
+            lines += [f"{key}:", *(f"  - {json.dumps(held)}" for held in value)]
+        else:
+            lines.append(f"{key}: {json.dumps(value)}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,568 @@
+"""The appliance's side: many nodes on loopback ports in one process, and a control socket to order faults on.
+
+    python -m simulator serve --state DIR --nodes a0-1,a0-2
+
+A node refuses what the vendor's page says a node refuses. What the page leaves open is decided here and stands in
+README.md; every such wording can be replaced with the fault `say`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simulator.artifact import Artifact, fingerprint, make
+from simulator.faults import KINDS, OrderError, Rules, group_of, kind_of
+
+FILES = {
+    "backup": "backup-retrieve.tar.gz.enc",
+    "backup-sensitive": "backup-sensitive-retrieve.tar.gz.enc",
+    "user-export": "user_export.tar.gz.enc",
+}
+COMMANDS = {
+    "backup <password>": "start a backup",
+    "backup-status": "show the state of the backup",
+    "backup-retrieve": "retrieve the backup into the current path",
+    "backup-delete": "delete the backup from the node",
+    "backup-sensitive <password>": "start a backup of the encryption keys",
+    "backup-sensitive-status": "show the state of the sensitive backup",
+    "backup-sensitive-retrieve": "retrieve the sensitive backup",
+    "backup-sensitive-delete": "delete the sensitive backup",
+    "user-export <password> <fields>": "start an export of the users",
+    "user-export-status": "show the state of the export",
+    "user-export-retrieve": "retrieve the export",
+    "user-export-delete": "delete the export",
+    "ping": "ask whether the node is there",
+    "set-as-backup <device> [force]": "give the node the backup role",
+    "re-ip <hosts>": "change the addresses of the nodes",
+    "nslookup <host>": "look a host up from the node",
+    "test-port <host> <port>": "test a connection from the node",
+}
+PARAMETERS = {usage.split()[0]: usage.split()[1:] for usage in COMMANDS} | {"update-commands": []}
+CHUNK = 1 << 18
+CONTROL_LINE = 1 << 26
+
+
+@dataclass
+class Reply:
+    state: str  # done, refused, found, absent, in progress
+    message: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    exit: int = 0
+
+
+class Node:
+    """One appliance: its port, what it holds, what it is making, and the faults ordered for it."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder, self.rules = name, folder, Rules()
+        self.held: dict[str, Artifact] = {}
+        self.deleted: dict[str, Artifact] = {}
+        self.started: dict[str, float] = {}
+        self.making: dict[str, asyncio.Task[None]] = {}
+        self.serial = itertools.count(1)
+        self.server: asyncio.Server | None = None
+        # Bound and never listening: keeps the port for this node, and refuses connections, while it is unreachable.
+        self.anchor = self._bound(0)
+        self.port: int = self.anchor.getsockname()[1]
+
+    @staticmethod
+    def _bound(port: int) -> socket.socket:
+        bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", port))
+        return bound
+
+    async def open(self, appliances: "Appliances") -> None:
+        if self.server is None and not self.rules.has("unreachable"):
+
+            async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await appliances.answer(self, reader, writer)
+
+            self.server = await asyncio.start_server(answer, sock=self._bound(self.port), backlog=256)
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.close()
+            self.server = None
+
+    def discard(self, kind: str) -> None:
+        self.deleted[kind] = self.held.pop(kind)
+        self.deleted[kind].path.unlink()
+
+
+@dataclass
+class Call:
+    """One call of a0cli as the node sees it, and the faults it met."""
+
+    node: Node
+    command: str
+    args: list[str]
+    pid: int
+    ppid: int
+    cwd: str
+    key: str
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.command)
+
+    @property
+    def group(self) -> str:
+        return group_of(self.command)
+
+    @property
+    def password(self) -> str | None:
+        """What the node encrypts with: both `backup P` and `backup --password P` are taken."""
+        return next((word for word in self.args if word != "--password"), None) if self.group == "start" else None
+
+    def met(self, fault: str, **wanted: object) -> dict[str, Any] | None:
+        """Return the settings of *fault* if it is in force for this call, and count it."""
+        if rule := self.node.rules.find(self.command, fault, **wanted):
+            self.faults.append(fault)
+            return self.node.rules.use(rule)
+        return None
+
+    def kill_parent(self) -> None:
+        # 1 is the reaper of orphans: the parent has gone. Our own parent is the test that gave the order.
+        if self.ppid not in (0, 1, os.getppid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.ppid, signal.SIGKILL)
+
+
+class Appliances:
+    """All nodes of one process, the record of their calls, and the orders given about them."""
+
+    def __init__(self, state: Path, names: list[str], *, size: int, backup_seconds: float) -> None:
+        self.state, self.size, self.backup_seconds = state, size, backup_seconds
+        self.calls_path = state / "calls.jsonl"
+        self.calls_path.touch()
+        with self.calls_path.open("rb") as calls:
+            before = sum(1 for _ in calls)
+        self.sequence = itertools.count(before + 1)
+        # No two backups are alike, also not those of two servers that use one DIR after another.
+        self.seed = str(before)
+        self.nodes = {name: Node(name, state / "nodes" / name) for name in names}
+        for node in self.nodes.values():
+            shutil.rmtree(node.folder, ignore_errors=True)
+            node.folder.mkdir(parents=True)
+        self.stopping = threading.Event()
+        self._background: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    # --- what a node does -------------------------------------------------------------------------------------------
+
+    def effect(self, call: Call) -> Reply:
+        """Do what *call* asks of the node, or refuse it as a node would."""
+        node, command = call.node, call.command
+        if command not in PARAMETERS:
+            return Reply("refused", f"unknown command {command}", exit=1)
+        given, takes = [word for word in call.args if word != "--password"], PARAMETERS[command]
+        if not sum(name.startswith("<") for name in takes) <= len(given) <= len(takes):
+            return Reply("refused", f"usage: {' '.join([command, *takes])}", exit=1)
+        if call.group == "start":
+            return self.start(call)
+        if call.group == "status":
+            return self.status(call)
+        if call.group in ("retrieve", "delete"):
+            if call.kind in node.making:
+                return Reply("refused", f"{KINDS[call.kind]} in progress", exit=1)
+            if call.kind not in node.held:
+                return Reply("absent", _absent(call.kind), exit=1)
+            if call.group == "delete":
+                node.discard(call.kind)
+            return Reply("done", f"{KINDS[call.kind]} {call.group}d")
+        if command == "set-as-backup":
+            node.rules.clear("no_role")
+        return Reply("done", {"ping": "PONG", "update-commands": "Commands updated"}.get(command, "OK"))
+
+    def start(self, call: Call) -> Reply:
+        node, kind = call.node, call.kind
+        if kind == "backup" and node.rules.has("no_role"):
+            return Reply("refused", "This node is not a backup node", exit=1)
+        if kind in node.making or kind in node.held:
+            return Reply(
+                "refused", f"{KINDS[kind]} already {'in progress' if kind in node.making else 'exists'}", exit=1
+            )
+        duration, size = call.met("duration"), call.met("size")
+        node.started[kind] = time.monotonic()
+        node.making[kind] = self.spawn(
+            self.backup(
+                node,
+                kind,
+                call.password or "",
+                size=size["bytes"] if size else self.size,
+                seconds=duration["seconds"] if duration else self.backup_seconds,
+            )
+        )
+        return Reply("done", f"{KINDS[kind]} in progress")
+
+    async def backup(self, node: Node, kind: str, password: str, *, size: int, seconds: float) -> None:
+        ends, seed = time.monotonic() + seconds, f"{self.seed}/{node.name}/{kind}/{next(node.serial)}"
+        path, stopped = node.folder / f"{kind}.tar.gz.enc", self.stopping.is_set
+        try:
+            # In a thread, so that the nodes go on answering while a large one is made.
+            artifact = await asyncio.to_thread(
+                make, path, kind=kind, seed=seed, size=size, password=password, stopped=stopped
+            )
+            await asyncio.sleep(ends - time.monotonic())
+            node.held[kind] = artifact
+        finally:
+            del node.making[kind]
+
+    def status(self, call: Call) -> Reply:
+        node, kind = call.node, call.kind
+        artifact, making = node.held.get(kind), kind in node.making
+        stale = node.rules.find(call.command, "stale_status")
+        age = time.monotonic() - node.started.get(kind, 0)
+        if call.met("in_progress"):
+            artifact, making = None, True
+        elif stale and kind in node.deleted and age < stale.settings["seconds"]:
+            call.met("stale_status")
+            artifact, making = node.deleted[kind], False
+        if making:
+            return Reply("in progress", f"{KINDS[kind]} in progress")
+        if artifact is None:
+            return Reply("absent", _absent(kind))
+        return Reply("found", f"{KINDS[kind]} found", {"name": artifact.name, "md5": artifact.md5})
+
+    # --- answering a call -------------------------------------------------------------------------------------------
+
+    def record(self, call: Call, outcome: str, exit_code: int | None, **more: object) -> None:
+        """Append *call* to the record. Its password is there as a fingerprint only."""
+        password = call.password and fingerprint(call.password)
+        line = {
+            "seq": next(self.sequence),
+            "time": time.time(),
+            "node": call.node.name,
+            "command": call.command,
+            "args": [password if word == call.password else word for word in call.args],
+            "password": password,
+            "pid": call.pid,
+            "ppid": call.ppid,
+            "cwd": call.cwd,
+            "key": call.key,
+            "faults": call.faults,
+            "outcome": outcome,
+            "exit": exit_code,
+            **more,
+        }
+        with self.calls_path.open("a", encoding="utf-8") as calls:
+            calls.write(json.dumps(line) + "\n")
+
+    def worded(self, call: Call, reply: Reply) -> dict[str, Any]:
+        """Return what the client prints for *reply* and how it exits, after the faults in wording."""
+        found, arguments = reply.state == "found", dict(reply.arguments)
+        if found and call.met("wrong_md5"):
+            arguments["md5"] = hashlib.md5(arguments["md5"].encode(), usedforsecurity=False).hexdigest()
+        if found and (bad := call.met("bad_md5")):
+            arguments["md5"] = bad["value"]
+        if found and call.met("no_md5"):
+            del arguments["md5"]
+        body = {"message": reply.message} | ({"arguments": arguments} if arguments else {})
+        # As in the screenshots: one line without spaces or newline, a started backup in plain text, ping with a space.
+        out = json.dumps(body, separators=(",", ":"))
+        if call.group == "start" and reply.state == "done":
+            out = reply.message
+        elif call.command == "ping":
+            out = json.dumps(body) + "\n"
+        if call.met("pretty"):
+            out = json.dumps(body, indent=2) + "\n"
+        if found and call.met("missing_comma"):
+            out = json.dumps(body, indent=2).replace('",\n    "', '"\n    "') + "\n"
+        if call.met("bad_json"):
+            out = json.dumps(body)[:-3]
+        if call.met("colours"):
+            out = f"\x1b[32m{out}\x1b[39m"
+        if banner := call.met("banner"):
+            out = banner["before"] + out + banner["after"]
+        err, code = "", reply.exit
+        if code:
+            out, err = "", out + "\n"
+        if said := call.met("say", when=reply.state) or call.met("say", when=None):
+            out, err = (
+                said[stream].replace("{name}", str(arguments.get("name"))).replace("{md5}", str(arguments.get("md5")))
+                for stream in ("stdout", "stderr")
+            )
+            code = code if said["exit"] is None else said["exit"]
+        if replaced := call.met("exit"):
+            code = replaced["code"]
+        return {"out": out, "err": err, "exit": code}
+
+    async def answer(self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            request = json.loads(await reader.readline())
+            request["key"] = _key_fingerprint(request["key"].encode())
+            call = Call(node, **request)
+        except (ConnectionError, ValueError, KeyError, TypeError):
+            # No a0cli, or one that was killed before it had asked: a node hangs up on it.
+            writer.close()
+            return
+        # A client that has gone needs no reply; what it asked for was done or not, and is on record.
+        with contextlib.suppress(ConnectionError):
+            await self.converse(call, reader, writer)
+        writer.close()
+
+    async def converse(self, call: Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def send(**line: object) -> None:
+            writer.write(json.dumps(line).encode() + b"\n")
+            await writer.drain()
+
+        async def sit() -> None:
+            while await reader.read(CHUNK):
+                pass
+
+        if hang := call.met("hang"):
+            self.record(call, "hang", None)
+            await send(ignore_sigterm=hang["ignore_sigterm"])
+            return await sit()
+        if latency := call.met("latency"):
+            await asyncio.sleep(latency["seconds"])
+        if kill := call.met("kill_parent", when="before"):
+            if kill["orphan"] is None:
+                self.record(call, "kill_parent", None)
+                return call.kill_parent()
+            call.kill_parent()
+            await asyncio.sleep(kill["orphan"])
+        if refused := call.met("refuse"):
+            self.record(call, "refuse", refused["exit"])
+            texts = {"out": "", "err": "", {"stdout": "out", "stderr": "err"}[refused["stream"]]: refused["message"]}
+            return await send(**texts, exit=refused["exit"])
+        if call.key not in {_key_fingerprint(path.read_bytes()) for path in (self.state / "keys").glob("*.pub")}:
+            self.record(call, "refused", 1)
+            return await send(out="", err="error: this key is not known to the node\n", exit=1)
+        done = Reply("done", f"{KINDS.get(call.kind)} {'in progress' if call.group == 'start' else 'deleted'}")
+        if late := call.met("late"):
+            self.spawn(self.later(late["seconds"], call))
+            told = self.worded(call, done)
+            self.record(call, "late", told["exit"] if late["reply"] == "ok" else None)
+            if late["reply"] == "ok":
+                await send(**told)
+            return await sit() if late["reply"] == "hang" else None
+        if call.met("false_delete"):
+            reply, outcome = done, "false_delete"
+        else:
+            reply = self.effect(call)
+            outcome = "refused" if reply.exit else "done"
+        told, sent = self.worded(call, reply), {}
+        if call.group == "retrieve" and outcome == "done":
+            outcome, sent["bytes"] = await self.transfer(call, reader, writer)
+            if outcome in ("drop", "gone"):
+                return self.record(call, outcome, None, **sent)
+        kill, lost = call.met("kill_parent", when="after"), call.met("lost_reply")
+        self.record(call, outcome, None if lost else told["exit"], **sent)
+        if kill:
+            call.kill_parent()
+        if lost:
+            return None
+        if call.command == "update-commands" and outcome == "done":
+            bare = call.node.rules.has("no_role")
+            await send(commands={u: m for u, m in COMMANDS.items() if not (bare and u.split()[0] == "backup")})
+        return await send(**told)
+
+    async def later(self, seconds: float, call: Call) -> None:
+        await asyncio.sleep(seconds)
+        self.effect(call)
+
+    async def transfer(self, call: Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[str, int]:
+        """Stream the artifact; return how that ended, and how many bytes were sent."""
+        held = call.node.held[call.kind]
+        truncate, drop, flip = call.met("truncate"), call.met("drop"), call.met("flip")
+        kill, drip, renamed = call.met("kill_parent", when="during"), call.met("drip"), call.met("file_name")
+        total = int(held.size * truncate["fraction"]) if truncate else held.size
+        ends = int(total * drop["fraction"]) if drop else total
+        flipped = min(int(total * flip["fraction"]), total - 1) if flip else -1
+        step, sent = max(1, min(CHUNK, drip["bytes_per_second"] // 10)) if drip else CHUNK, 0
+        file_name = renamed["name"] if renamed else FILES[call.kind]
+        try:
+            writer.write(json.dumps({"file": file_name, "size": total}).encode() + b"\n")
+            with held.path.open("rb") as file:
+                while sent < ends:
+                    piece = bytearray(file.read(min(step, ends - sent)))
+                    if sent <= flipped < sent + len(piece):
+                        piece[flipped - sent] ^= 1
+                    writer.write(piece)
+                    await writer.drain()
+                    sent += len(piece)
+                    if kill and sent >= int(total * kill["fraction"]):
+                        call.kill_parent()
+                        kill = None
+                    if drip:
+                        await asyncio.sleep(len(piece) / drip["bytes_per_second"])
+            if drop:
+                return "drop", sent
+            # The client answers once the file is written on its side.
+            return ("truncate" if truncate else "done") if await reader.readline() else "gone", sent
+        except ConnectionError:
+            return "gone", sent
+
+    # --- orders -----------------------------------------------------------------------------------------------------
+
+    async def control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                try:
+                    answer: dict[str, object] = {"ok": await self.obey(json.loads(line))}
+                except (OrderError, KeyError, TypeError, ValueError) as error:
+                    answer = {"error": f"{type(error).__name__}: {error}"}
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        writer.close()
+
+    async def obey(self, order: dict[str, Any]) -> dict[str, Any] | None:
+        """Carry out one order. Raise OrderError if it means nothing."""
+        settings = dict(order)
+        verb, name = settings.pop("order", "tell"), settings.pop("node", None)
+        if name not in (None, "*", *self.nodes):
+            raise OrderError(f"there is no node {name}")
+        nodes = [self.nodes[name]] if name in self.nodes else list(self.nodes.values())
+        if verb == "tell":
+            named = {key: settings.pop(key, None) for key in ("fault", "command", "times")}
+            for node in nodes:
+                self.tell(node, settings=settings, **named)
+            return None
+        if verb == "forget":
+            for node in nodes:
+                node.rules.clear()
+                await node.open(self)
+            return None
+        kind = settings.get("kind") or "backup"
+        if len(nodes) != 1 or kind not in KINDS or verb not in ("put", "remove", "holds"):
+            raise OrderError(f"{order} is no order: tell, forget, or put, remove, holds with one node and a kind")
+        node = nodes[0]
+        if verb == "put":
+            if kind in node.held or kind in node.making:
+                raise OrderError(f"{node.name} already holds or makes a {kind}")
+            size = settings.get("size") or self.size
+            node.making[kind] = self.spawn(self.backup(node, kind, settings["password"], size=size, seconds=0))
+            await node.making[kind]
+        if verb == "remove" and kind in node.held:
+            node.discard(kind)
+        held = node.held.get(kind)
+        return asdict(held) | {"path": str(held.path)} if held else None
+
+    def tell(self, node: Node, *, fault: str, command: str | None, times: int | None, settings: dict[str, Any]) -> None:
+        rule = node.rules.add(fault, command, times, settings)
+        if fault == "unreachable":
+            node.close()
+            if seconds := rule.settings["seconds"]:
+
+                async def come_back() -> None:
+                    await asyncio.sleep(seconds)
+                    node.rules.drop(rule)
+                    await node.open(self)
+
+                self.spawn(come_back())
+
+
+def _absent(kind: str) -> str:
+    return f"No {KINDS[kind][0].lower()}{KINDS[kind][1:]} found"
+
+
+def _key_fingerprint(public_key: bytes) -> str:
+    return hashlib.sha256(public_key).hexdigest()[:16]
+
+
+def install(state: Path) -> tuple[Path, Path]:
+    """Write the stand-in a0cli to DIR/bin, have it make a key pair in DIR/keys, and return both paths."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    shebang = f"#!{sys.executable} -IS\n"
+    if any(map(str.isspace, sys.executable)) or len(os.fsencode(shebang)) > 127:
+        # What a kernel does not take as a shebang, a shell starts: the second line is a string to Python.
+        shebang = f"#!/bin/sh\n'''exec' \"{sys.executable}\" -IS \"$0\" \"$@\"\n' '''\n"
+    client, keys = state / "bin" / "a0cli", state / "keys"
+    client.parent.mkdir(exist_ok=True)
+    client.write_text(shebang + Path(__file__).with_name("client.py").read_text(encoding="utf-8"), encoding="utf-8")
+    client.chmod(0o700)
+    if not keys.exists():
+        keys.mkdir(mode=0o700)
+        subprocess.run([client, "create-key"], cwd=keys, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 (ours)
+    return client, keys
+
+
+@contextlib.contextmanager
+def control_path(state: Path) -> Iterator[Path]:
+    """Yield where the control socket goes: the address of a Unix socket ends at 108 bytes."""
+    if len(os.fsencode(state)) <= 90:
+        path = state / "control.sock"
+        path.unlink(missing_ok=True)
+        yield path
+        path.unlink(missing_ok=True)
+    else:
+        with tempfile.TemporaryDirectory(prefix="a0-") as short:
+            yield Path(short) / "control.sock"
+
+
+async def serve(
+    appliances: Appliances, orders: list[dict[str, Any]], ready: dict[str, Any], *, with_stdin: bool
+) -> None:
+    """Print the ready line and serve until SIGTERM, SIGINT, or the end of stdin where that is asked for."""
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    if with_stdin:
+        threading.Thread(target=_await_eof, args=(loop, ended), daemon=True).start()
+    try:
+        for order in orders:
+            await appliances.obey(order)
+        for node in appliances.nodes.values():
+            await node.open(appliances)
+        await asyncio.start_unix_server(appliances.control, ready["control"], limit=CONTROL_LINE)
+        nodes = [{"name": n.name, "host": "127.0.0.1", "port": n.port} for n in appliances.nodes.values()]
+        print(json.dumps({**ready, "calls": str(appliances.calls_path), "nodes": nodes}), flush=True)
+        await ended.wait()
+    finally:
+        appliances.stopping.set()
+
+
+def _await_eof(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+    while os.read(0, 4096):
+        pass
+    # A signal may have ended the loop before.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(ended.set)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m simulator", description="A stand-in PSaaS Appliance on loopback.")
+    parser.add_argument("command", choices=["serve"])
+    parser.add_argument("--state", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--nodes", required=True, metavar="NAME,...")
+    parser.add_argument("--scenario", type=Path, metavar="FILE.json", help="a list of orders, see README.md")
+    parser.add_argument("--size", type=int, default=1 << 16, metavar="BYTES", help="of a backup, about")
+    parser.add_argument("--backup-seconds", type=float, default=0.2, metavar="S", help="how long a backup takes")
+    parser.add_argument("--until-stdin-closes", action="store_true", help="end with the process that started this one")
+    given = parser.parse_args()
+    names, state = given.nodes.split(","), given.state.resolve()
+    if len(set(names)) < len(names) or not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) for name in names):
+        parser.error(f"--nodes {given.nodes}: names are unique, of letters, digits, '.', '_' and '-'")
+    os.umask(0o077)
+    orders = json.loads(given.scenario.read_text(encoding="utf-8")) if given.scenario else []
+    client, keys = install(state)
+    appliances = Appliances(state, names, size=given.size, backup_seconds=given.backup_seconds)
+    with control_path(state) as control:
+        ready = {"a0cli": str(client), "key_dir": str(keys), "control": str(control)}
+        asyncio.run(serve(appliances, orders, ready, with_stdin=given.until_stdin_closes))
+    return 0
