@@ -7,7 +7,8 @@
     print(await a0cli.status("backup"))
 
 Every call is an argument list, never a shell, in the node's private directory; its output is kept in bounded amounts,
-and at its deadline, on cancellation and on any error its whole process group is gone before the caller goes on.
+and at its deadline, on cancellation and on any error its whole process group is gone before the caller goes on. (A
+grandchild that opened a session of its own escapes that; it holds the node's lock, and so is not forgotten.)
 """
 
 import asyncio
@@ -320,6 +321,8 @@ class A0cli:
             try:
                 process = starting.result()
             except OSError as error:
+                if cancelled is not None:
+                    raise cancelled from None
                 gone = "" if self.directory.is_dir() else f" (private directory {self.directory} is gone)"
                 raise A0cliMissingError(self.node, command, f"{program}: {error.strerror}{gone}") from None
             _running.add(process.pid)
@@ -434,24 +437,29 @@ async def _to_the_end(work: asyncio.Future[_Answer]) -> asyncio.CancelledError |
 
 async def _end_group(process: asyncio.subprocess.Process, streams: Sequence[_Stream]) -> None:
     """End all that is left of the process group: politely where a0cli itself has not ended."""
+
+    def silent() -> bool:
+        return process.returncode is not None and all(stream.closed.done() for stream in streams)
+
     if process.returncode is None:
         _signal_group(process.pid, signal.SIGTERM)
-        await _gone(process, _POLITE, _POLITE)
+        await _until(lambda: silent() or _gone(process), _POLITE)
     if _signal_group(process.pid, signal.SIGKILL):
-        await _gone(process, _KILLED, _PIPES)
+        await _until(lambda: process.returncode is not None, _KILLED)
+        # Dead children that nobody reaps, as in a container without an init, stay in the group for ever.
+        await _until(lambda: _gone(process), _PIPES)
         await asyncio.wait({stream.closed for stream in streams}, timeout=_PIPES)
 
 
-async def _gone(process: asyncio.subprocess.Process, leader: float, others: float) -> None:
-    """Wait until nothing of the group is left, up to *leader* seconds for a0cli itself and *others* for its children.
+def _gone(process: asyncio.subprocess.Process) -> bool:
+    return process.returncode is not None and not _signal_group(process.pid, 0)
 
-    Children that nobody reaps, as in a container without an init, stay visible in the group for ever.
-    """
-    began = time.monotonic()
-    while process.returncode is None or _signal_group(process.pid, 0):
-        if time.monotonic() - began > (leader if process.returncode is None else others):
-            return
-        await asyncio.sleep(0.01)  # the kernel tells of no end but that of one's own child
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until *condition* holds, up to *seconds*; the kernel tells of no end but that of one's own child."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:  # noqa: ASYNC110 - no event tells of a group's end
+        await asyncio.sleep(0.01)
 
 
 def _signal_group(group: int, number: int) -> bool:

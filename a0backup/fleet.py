@@ -88,7 +88,7 @@ class _Between:
         return {"type": "string", "pattern": _DURATION, "examples": ["15s", "2m", "6h"]}
 
     def _read(self, value: object, info: ValidationInfo) -> float:
-        # A number in a file does not say its unit; a number in Python does, by the name of the field's docs.
+        # A bare number in a file does not say its unit; from Python, without a file's context, it is seconds.
         if isinstance(value, int | float) and not isinstance(value, bool) and info.context is None:
             length = float(value)
         elif isinstance(value, str):

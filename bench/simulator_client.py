@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from simulator.fleet import SimulatedFleet  # noqa: E402 (found beside this file's room)
+from simulator.fleet import SimulatedFleet
 
 
 def fastest(command: list[str], directory: Path, rounds: int) -> float:
@@ -21,7 +21,7 @@ def fastest(command: list[str], directory: Path, rounds: int) -> float:
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
-        subprocess.run(command, cwd=directory, check=True, capture_output=True)  # noqa: S603 (ours)
+        subprocess.run(command, cwd=directory, check=True, capture_output=True)
         seconds.append(time.perf_counter() - began)
     return min(seconds)
 
@@ -33,7 +33,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as state, SimulatedFleet(Path(state), 1) as fleet:
         ping = [str(fleet.a0cli), "-t", "127.0.0.1", "-p", str(fleet.nodes[0]["port"])]
-        subprocess.run([*ping, "update-commands"], cwd=fleet.key_dir, check=True, capture_output=True)  # noqa: S603
+        subprocess.run([*ping, "update-commands"], cwd=fleet.key_dir, check=True, capture_output=True)
         bare = fastest([sys.executable, "-IS", "-c", "pass"], fleet.key_dir, given.rounds)
         client = fastest([*ping, "ping"], fleet.key_dir, given.rounds)
     measured = {"bare_ms": round(bare * 1e3, 1), "ping_ms": round(client * 1e3, 1), "ratio": round(client / bare, 2)}

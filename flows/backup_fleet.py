@@ -4,16 +4,15 @@ One task per node calls the step tasks. Nothing is cached by the engine (see bac
 `password.secret_block` in fleet.yaml names, where it names one.
 """
 
-import asyncio
+from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 from prefect import flow
-from pydantic import Field
 
-from a0backup.fleet import Fleet, Node
+from a0backup.fleet import Fleet
 from a0backup.report import Outcome
-from flows.backup_node import ExistingChoice, FleetFile, now, outcomes_of, raise_if_any_failed
+from flows.backup_node import ExistingChoice, now, outcomes_of, raise_if_any_failed
+from flows.fan_out import for_each
 from tasks.publish_report import publish_report
 
 
@@ -24,23 +23,22 @@ from tasks.publish_report import publish_report
     persist_result=False,
 )
 async def backup_fleet(
-    fleet: FleetFile = Path("fleet.yaml"),
-    nodes: Annotated[
-        list[str], Field(title="Nodes", description="Names of the nodes to back up; none named means all of them.")
-    ] = [],  # noqa: B006 - Prefect shows the default in its form; it is never changed
+    fleet: Path = Path("fleet.yaml"),
+    nodes: list[str] = [],  # noqa: B006 - Prefect shows the default in its form; it is never changed
     existing: ExistingChoice = "as in fleet.yaml",
 ) -> list[Outcome]:
-    """Back up the nodes of a fleet file."""
+    """Back up the nodes of a fleet file.
+
+    Args:
+        fleet: The fleet file, as a path on the machine that runs this.
+        nodes: Names of the nodes to back up; none named means all of them.
+        existing: What to do with a backup on a node that this vault did not start. preserve: keep a copy first.
+            replace: delete it unkept. fail: leave the node alone.
+    """
     settings = Fleet.load(fleet)
     chosen = settings.chosen(nodes)
-    slots = asyncio.Semaphore(settings.max_parallel)
-    began = now()
-
-    async def back_up_in_turn(node: Node) -> list[Outcome]:
-        async with slots:
-            return await outcomes_of(node, fleet=settings, began=began, existing=existing)
-
-    per_node = await asyncio.gather(*(back_up_in_turn(node) for node in chosen))
+    back_up = partial(outcomes_of, fleet=settings, began=now(), existing=existing)
+    per_node = await for_each(chosen, back_up, at_most=settings.max_parallel)
     outcomes = [outcome for outcomes in per_node for outcome in outcomes]
     await publish_report(outcomes, fleet=str(fleet))
     raise_if_any_failed(outcomes)

@@ -7,14 +7,13 @@ as Cached. Blocks: the Secret block that `password.secret_block` in fleet.yaml n
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from prefect.transactions import CommitMode, atransaction
-from pydantic import Field
 
 from a0backup.backup_run import BackupRun, NodeSession, open_node, outcome_of
 from a0backup.errors import A0BackupError, DeleteNotConfirmedError, RunFailedError
@@ -35,17 +34,8 @@ from tasks.store_artifact import store_artifact
 from tasks.update_commands import update_commands
 from tasks.verify_md5 import verify_md5
 
-FleetFile = Annotated[
-    Path, Field(title="Fleet file", description="The fleet.yaml to use, as a path on the machine that runs this.")
-]
-ExistingChoice = Annotated[
-    Literal["as in fleet.yaml", "preserve", "replace", "fail"],
-    Field(
-        title="A backup that is in the way",
-        description="What to do with a backup on a node that this vault did not start: preserve keeps a copy of it"
-        " first, replace deletes it unkept, fail leaves the node alone.",
-    ),
-]
+# Flat, without None, so that the form in the UI offers the choices as they are.
+ExistingChoice = Literal["as in fleet.yaml", "preserve", "replace", "fail"]
 
 
 @flow(
@@ -55,11 +45,16 @@ ExistingChoice = Annotated[
     persist_result=False,
 )
 async def backup_node(
-    node: Annotated[str, Field(title="Node", description="The node's name in the fleet file, such as a0-1.")],
-    fleet: FleetFile = Path("fleet.yaml"),
-    existing: ExistingChoice = "as in fleet.yaml",
+    node: str, fleet: Path = Path("fleet.yaml"), existing: ExistingChoice = "as in fleet.yaml"
 ) -> list[Outcome]:
-    """Back up the node of that name."""
+    """Back up the node of that name.
+
+    Args:
+        node: The node's name in the fleet file, such as a0-1.
+        fleet: The fleet file, as a path on the machine that runs this.
+        existing: What to do with a backup on the node that this vault did not start. preserve: keep a copy first.
+            replace: delete it unkept. fail: leave the node alone.
+    """
     settings = Fleet.load(fleet)
     [chosen] = settings.chosen([node])
     outcomes = await outcomes_of(chosen, fleet=settings, began=now(), existing=existing)
@@ -173,8 +168,13 @@ async def outcomes_of(node: Node, *, fleet: Fleet, began: datetime, existing: Ex
     flow_run = str(runtime.flow_run.id)
     # The task returns its state itself, Failed with the outcomes in it where one is not stored.
     said: Existing | None = None if existing == "as in fleet.yaml" else existing
-    state = await backup_one_node(node, fleet, flow_run, began, said)
-    outcomes: list[Outcome] = await state.aresult(raise_on_failure=False)  # type: ignore[assignment]  # never an error
+    try:
+        state = await backup_one_node(node, fleet, flow_run, began, said)
+        outcomes: list[Outcome] = await state.aresult(raise_on_failure=False)  # type: ignore[assignment]  # no error
+    except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
+        outcomes = [outcome_of(node.name, kind, 0, None, error, "engine") for kind in fleet.kinds]
+        for outcome in outcomes:
+            tell(Ended(outcome))
     return outcomes
 
 

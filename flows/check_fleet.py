@@ -4,14 +4,12 @@ Nothing is started, deleted or stored. Nothing is cached. Blocks: the Secret blo
 fleet.yaml names, where it names one; it is looked up, to see that it is there.
 """
 
-import asyncio
+from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from pydantic import Field
 
 from a0backup import password
 from a0backup.check import check_node
@@ -19,7 +17,8 @@ from a0backup.errors import CheckFailedError, PasswordError
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.progress import Checked, tell
 from a0backup.report import Finding
-from flows.backup_node import ExistingChoice, FleetFile
+from flows.backup_node import ExistingChoice
+from flows.fan_out import for_each
 from tasks.publish_report import publish_findings
 from tasks.start_backup import secret_block
 from tasks.step import step
@@ -32,26 +31,23 @@ from tasks.step import step
     persist_result=False,
 )
 async def check_fleet(
-    fleet: FleetFile = Path("fleet.yaml"),
-    nodes: Annotated[
-        list[str], Field(title="Nodes", description="Names of the nodes to look at; none named means all of them.")
-    ] = [],  # noqa: B006 - Prefect shows the default in its form; it is never changed
+    fleet: Path = Path("fleet.yaml"),
+    nodes: list[str] = [],  # noqa: B006 - Prefect shows the default in its form; it is never changed
     existing: ExistingChoice = "as in fleet.yaml",
 ) -> list[Finding]:
-    """Check the nodes of a fleet file."""
+    """Check the nodes of a fleet file.
+
+    Args:
+        fleet: The fleet file, as a path on the machine that runs this.
+        nodes: Names of the nodes to look at; none named means all of them.
+        existing: The choice for the next run that the check is to reckon with; see backup-fleet.
+    """
     settings = Fleet.load(fleet)
     chosen = settings.chosen(nodes)
-    slots = asyncio.Semaphore(settings.max_parallel)
     said: Existing | None = None if existing == "as in fleet.yaml" else existing
 
-    async def check_in_turn(node: Node) -> Finding:
-        async with slots:
-            state = await check_one_node(node, settings, said)
-            finding: Finding = await state.aresult(raise_on_failure=False)  # type: ignore[assignment]  # never an error
-            return finding
-
     problems = await password_problems(settings)
-    findings = list(await asyncio.gather(*(check_in_turn(node) for node in chosen)))
+    findings = await for_each(chosen, partial(finding_of, fleet=settings, existing=said), at_most=settings.max_parallel)
     await publish_findings(findings, fleet=str(fleet))
     problems += [f"{finding.node}: {finding.problems[0]}" for finding in findings if not finding.well]
     if problems:
@@ -67,6 +63,18 @@ async def check_one_node(node: Node, fleet: Fleet, existing: Existing | None) ->
     if finding.well:
         return Completed(message=finding.status, data=finding)
     return Failed(message="; ".join(finding.problems), data=finding)
+
+
+async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None) -> Finding:
+    """Return what was found of the node, also where the engine itself failed at it."""
+    try:
+        state = await check_one_node(node, fleet, existing)
+        finding: Finding = await state.aresult(raise_on_failure=False)  # type: ignore[assignment]  # never an error
+    except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
+        problem = f"{type(error).__name__}: {error}"
+        finding = Finding(node.name, well=False, reachable=False, status="not asked", would="", problems=(problem,))
+        tell(Checked(finding))
+    return finding
 
 
 async def password_problems(fleet: Fleet) -> list[str]:

@@ -46,10 +46,10 @@ class SimulatedFleet:
         command = [sys.executable, "-m", "simulator", "serve", "--until-stdin-closes", "--state", str(self.state)]
         command += ["--nodes", ",".join(self.names), "--scenario", str(scenario), *self._options]
         with log.open("wb") as stderr:
-            self.process = subprocess.Popen(  # noqa: S603 (our own module, no shell)
+            self.process = subprocess.Popen(
                 command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
             )
-        assert self.process.stdout is not None  # noqa: S101 (narrows for the type checker: it is a pipe)
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             self.process.communicate()
@@ -70,7 +70,7 @@ class SimulatedFleet:
             self.process.kill()
             self.process.communicate()
 
-    def order(self, verb: str, **order: object) -> Any:  # noqa: ANN401 (JSON)
+    def order(self, verb: str, **order: object) -> Any:
         """Give one order to the server and return its answer. Raise ValueError if the server refuses it."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(self._control)
@@ -93,7 +93,9 @@ class SimulatedFleet:
 
     def calls(self, node: str | None = None, command: str | None = None) -> list[dict[str, Any]]:
         """Return the record of the calls so far, oldest first."""
-        calls = [json.loads(line) for line in self._calls.read_text(encoding="utf-8").splitlines()]
+        # Up to the last newline: the server may be writing the line after it.
+        whole = self._calls.read_text(encoding="utf-8").rpartition("\n")[0]
+        calls = [json.loads(line) for line in whole.splitlines()]
         return [call for call in calls if node in (None, call["node"]) and command in (None, call["command"])]
 
     def holds(self, node: str, kind: str = "backup") -> dict[str, Any] | None:

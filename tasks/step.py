@@ -5,6 +5,7 @@ vault's: a step that finds its work done says so itself, in the state Cached.
 """
 
 import functools
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
@@ -21,6 +22,10 @@ from a0backup.backup_run import Done
 from a0backup.progress import Step, tell
 
 JITTER = 0.2
+
+# The core's log lines belong on the run's page; Prefect takes them (PREFECT_LOGGING_EXTRA_LOGGERS) only from a logger
+# that has a level of its own.
+logging.getLogger("a0backup").setLevel(logging.INFO)
 
 # By flow run, the task runs that this process began: the engine records them late, and an engine of our own must not
 # end before it has. Whoever waits for that takes them out.

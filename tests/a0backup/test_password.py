@@ -1,0 +1,155 @@
+"""The password comes from one of three places, is one that a0cli can take, and is never quoted."""
+
+import os
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from a0backup.errors import PasswordError
+from a0backup.password import describe, load
+
+SECRET = "S3cret-Passw0rd"
+
+
+@dataclass(frozen=True)
+class Source:
+    secret_block: str | None = None
+    env: str | None = None
+    file: Path | None = None
+
+
+async def no_block(name: str) -> str:
+    raise AssertionError(name)
+
+
+async def refused(source: Source, text: str | None = None) -> PasswordError:
+    async def block(name: str) -> str:
+        return text or ""
+
+    with pytest.raises(PasswordError) as caught:
+        await load(source, block=block)
+    assert caught.value.hint()
+    return caught.value
+
+
+def written(path: Path, octets: bytes, mode: int = 0o600) -> Source:
+    path.write_bytes(octets)
+    path.chmod(mode)
+    return Source(file=path)
+
+
+async def test_a_password_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A0_BACKUP_PASSWORD", SECRET)
+    source = Source(env="A0_BACKUP_PASSWORD")
+    assert await load(source, block=no_block) == SECRET
+    assert describe(source) == "environment variable A0_BACKUP_PASSWORD"
+
+
+async def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("A0_BACKUP_PASSWORD", raising=False)
+    assert "environment variable A0_BACKUP_PASSWORD: it is not set" in str(
+        await refused(Source(env="A0_BACKUP_PASSWORD"))
+    )
+
+
+async def test_a_password_comes_from_a_secret_block() -> None:
+    async def block(name: str) -> str:
+        return SECRET if name == "a0-backup-password" else ""
+
+    source = Source(secret_block="a0-backup-password")
+    assert await load(source, block=block) == SECRET
+    assert describe(source) == "Secret block a0-backup-password"
+
+
+async def test_what_the_engine_says_of_a_block_is_not_repeated() -> None:
+    async def block(name: str) -> str:
+        raise ValueError(f"cannot decode {SECRET}")
+
+    with pytest.raises(PasswordError) as caught:
+        await load(Source(secret_block="x"), block=block)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert "ValueError" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("octets", "password"),
+    [
+        (b"abc", "abc"),
+        (b"abc\n", "abc"),
+        (b"abc\n\n", "abc\n"),
+        (b" a b ", " a b "),
+        ("pä€".encode(), "pä€"),
+        (b"x" * 4096 + b"\n", "x" * 4096),
+    ],
+)
+async def test_a_file_is_taken_but_for_one_newline_at_its_end(tmp_path: Path, octets: bytes, password: str) -> None:
+    source = written(tmp_path / "password", octets)
+    assert await load(source, block=no_block) == password
+    assert describe(source) == f"file {tmp_path}/password"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o610, 0o777])
+async def test_a_file_that_others_may_open_is_refused(tmp_path: Path, mode: int) -> None:
+    error = await refused(written(tmp_path / "password", SECRET.encode(), mode))
+    assert error.hint() == f"chmod 600 {tmp_path}/password"
+    assert f"{mode:04o}" in str(error)
+
+
+async def test_a_link_to_a_private_file_is_followed(tmp_path: Path) -> None:
+    written(tmp_path / "real", SECRET.encode(), 0o400)
+    (tmp_path / "link").symlink_to("real")
+    assert await load(Source(file=tmp_path / "link"), block=no_block) == SECRET
+
+
+async def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    assert "not a regular file" in str(await refused(Source(file=tmp_path / "pipe")))
+    assert "not a regular file" in str(await refused(Source(file=tmp_path)))
+    assert "not a regular file" in str(await refused(Source(file=Path("/dev/zero"))))
+    assert "No such file" in str(await refused(Source(file=tmp_path / "none")))
+
+
+@pytest.mark.parametrize(
+    ("octets", "reason"),
+    [
+        (b"", "empty"),
+        (b"\n", "empty"),
+        (b"x" * 4097, "longer than 4 KiB"),
+        (b"y" * 100_000, "longer than 4 KiB"),
+        (b"S3c\0ret", "NUL"),
+        (b"-S3cret", "starts with '-'"),
+        (b"S3c\xffret", "not UTF-8"),
+    ],
+)
+async def test_what_a0cli_could_not_take_is_refused_from_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, octets: bytes, reason: str
+) -> None:
+    text = octets.removesuffix(b"\n").decode(errors="surrogateescape")
+    errors = [
+        await refused(written(tmp_path / "password", octets)),
+        await refused(Source(secret_block="x"), text),
+    ]
+    if b"\0" not in octets:
+        monkeypatch.setenv("A0_TEST", text)
+        errors.append(await refused(Source(env="A0_TEST")))
+    for error in errors:
+        assert reason in str(error)
+        shown = "".join(traceback.format_exception(error))
+        assert "S3c" not in shown
+        assert "yyyy" not in shown
+
+
+async def test_a_block_that_holds_no_text_is_refused() -> None:
+    async def block(name: str) -> str:
+        return {"password": SECRET}  # type: ignore[return-value]
+
+    with pytest.raises(PasswordError, match="does not hold a text") as caught:
+        await load(Source(secret_block="x"), block=block)
+    assert SECRET not in str(caught.value)
+
+
+async def test_no_source_at_all_is_an_error() -> None:
+    with pytest.raises(PasswordError, match="names no source"):
+        await load(Source(), block=no_block)

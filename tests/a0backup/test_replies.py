@@ -1,0 +1,547 @@
+"""What a0cli prints is read as it is meant, and never as success where it is not plainly one."""
+
+import base64
+import json
+import re
+import shlex
+import time
+import urllib.parse
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from a0backup.a0cli import Printed
+from a0backup.errors import A0cliError, FleetFileError, RefusedError, UnknownReplyError, UnreachableError
+from a0backup.replies import (
+    Absent,
+    Found,
+    InProgress,
+    Meaning,
+    Status,
+    Wordings,
+    meaning,
+    quote,
+    read_ping,
+    read_status,
+    redact,
+    refusal,
+    teach,
+)
+
+NAME = "04-06-2016-15-04-30.tar.gz"
+MD5 = "77d68bb4ab2c66200e6bfb4ec08d257d"
+DOCUMENTED = f'{{"message":"Backup found","arguments":{{"name":"{NAME}","md5":"{MD5}"}}}}'
+# As the vendor's page has it in prose: no comma after the name.
+PAGE = f'{{\n  "message": "Backup found",\n  "arguments": {{\n    "name": "{NAME}"\n    "md5": "{MD5}"\n  }}\n}}\n'
+FOUND = Found(NAME, MD5)
+
+
+def printed(stdout: str = "", stderr: str = "", exit_code: int = 0) -> Printed:
+    return Printed("backup-status", exit_code, stdout, stderr, 0.1)
+
+
+def status(stdout: str = "", stderr: str = "", exit_code: int = 0, wordings: Wordings = Wordings()) -> Status:  # noqa: B008 - frozen
+    return read_status(printed(stdout, stderr, exit_code), node="a0-1", command="backup-status", wordings=wordings)
+
+
+def told(stdout: str = "", stderr: str = "", exit_code: int = 0, wordings: Wordings = Wordings()) -> Status | None:  # noqa: B008 - frozen
+    """Return the status, None where it is not one."""
+    try:
+        return status(stdout, stderr, exit_code, wordings)
+    except A0cliError:
+        return None
+
+
+def said(message: str, **arguments: object) -> str:
+    return json.dumps({"message": message, "arguments": arguments} if arguments else {"message": message})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DOCUMENTED,
+        PAGE,
+        PAGE.replace("\n", "\r\n"),
+        json.dumps(json.loads(DOCUMENTED), indent=4),
+        f"{{ message: 'Backup found',\n  arguments: {{ name: '{NAME}', md5: '{MD5}' }} }}",
+        json.dumps({"message": "Backup found", "name": NAME, "md5": MD5}),
+        said("backup found.", name=NAME, md5=MD5.upper()),
+        said("Backup ready", name=NAME, md5=MD5),
+        said("Export found", name=NAME, md5=MD5),
+        said("User export found", name=NAME, md5=MD5),
+        said("Sensitive backup found", name=NAME, md5=f" {MD5} "),
+        said("Backup completed successfully", name=NAME, md5=MD5, size=1234, warnings=[]),
+        said("\x1b[32mBackup found\x1b[0m", name=NAME, md5=MD5),
+        f"a0cli 2.1 {{o_o}}\n> asking a0-1\n{DOCUMENTED}\ndone in 0.3 s",
+        f"2026-11-23T02:00:00.123Z INFO reply: {DOCUMENTED}",
+        f"\x1b]0;a0cli\x07\x1b[1m\x1b[32m{DOCUMENTED}\x1b[0m\x1b[K",
+        f"asking  10 %\rasking 100 %\r{DOCUMENTED}",
+        DOCUMENTED + "\n" + PAGE,
+        DOCUMENTED.replace("}}", ",}}"),
+        '{"version":"2.1"}\n' + DOCUMENTED,
+    ],
+)
+def test_a_backup_is_found_in_every_shape(text: str) -> None:
+    assert status(text) == FOUND
+    assert status("", text) == FOUND
+    assert status(text, "(node:12) [DEP0005] DeprecationWarning: Buffer() is deprecated\n") == FOUND
+
+
+@pytest.mark.parametrize(
+    ("md5", "shown"),
+    [
+        ("", "md5 ''"),
+        ("abc", "md5 'abc'"),
+        (MD5[:-1], MD5[:-1]),
+        (MD5 + "0", MD5 + "0"),
+        ("g" * 32, "g" * 32),
+        (None, "None"),
+        (12, "12"),
+        ("\N{ARABIC-INDIC DIGIT ONE}" * 32, "md5"),
+        ([MD5], "md5"),
+    ],
+)
+def test_a_malformed_md5_is_none_and_is_shown(md5: object, shown: str) -> None:
+    found = status(said("Backup found", name=NAME, md5=md5))
+    assert isinstance(found, Found)
+    assert (found.name, found.md5) == (NAME, None)
+    assert shown in found.shown
+
+
+def test_a_missing_md5_is_none() -> None:
+    assert status(said("Backup found", name=NAME)) == Found(NAME, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../../etc/passwd", "-rf", "\x1b[2J\nx", "a" * 5000, "\N{RIGHT-TO-LEFT OVERRIDE}x"]
+)
+def test_a_name_is_kept_as_it_is(name: str) -> None:
+    found = status(json.dumps({"message": "Backup found", "arguments": {"name": name, "md5": MD5}}))
+    assert found == Found(name, MD5)
+
+
+def test_a_lone_surrogate_in_a_name_can_be_written_down() -> None:
+    found = status(DOCUMENTED.replace(NAME, "a\\ud800b"))
+    assert isinstance(found, Found)
+    assert found.name.encode() == b"a?b"
+
+
+ABSENT = [
+    "No backup found", "No backups found", "No backup found.", "no backup", "No Backup!", "There is no backup",
+    "There are no backups on this node.", "There is currently no backup", "Backup not found", "No backup available",
+    "Nothing found", "Nothing here", "Nothing to retrieve", "Nothing stored", "No backup exists", "None available",
+    "Backup does not exist", "Backup doesn't exist", "No backup present on this node", "No such backup",
+    "No backup was found on the appliance", "No sensitive backup found", "No user export found", "0 backups found",
+    "This node has no backup", "The node does not have any backups", "No backup has been made yet", "No backup yet",
+    "No backup stored here", "No backup file found", "No existing backup found", "No backup could be found",
+    "The backup was not found",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", ABSENT)
+def test_nothing_there_is_understood(message: str) -> None:
+    assert status(message) == Absent()
+    assert status(said(message)) == Absent()
+    assert status(json.dumps({"message": message, "arguments": {"name": None, "md5": ""}})) == Absent()
+    assert status("", f"\x1b[33m{message}\x1b[0m\r\n") == Absent()
+    assert status(f"info: {message}") == Absent()
+
+
+IN_PROGRESS = [
+    "Backup in progress", "Backup in progress.", "Backup in progress...", "Backup is in progress", "in progress",
+    "A backup is already running", "Backup is being created", "Backup is currently being prepared", "Backup pending",
+    "Backup not ready yet", "Backup not finished yet", "Backup is not yet complete", "Creating backup", "Please wait",
+    "Backup in progress: 45%", "Backup in progress (45.5 %)", "Backup started", "Still running", "Backup not ready",
+    "User export in progress", "Backup is still in progress, please try again later", "Backup queued",
+    "There is a backup in progress", "backup process is running",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", IN_PROGRESS)
+def test_in_progress_is_understood(message: str) -> None:
+    assert status(message) == InProgress()
+    assert status(said(message)) == InProgress()
+    assert status(said(message, name=NAME, progress=40, running=True)) == InProgress()
+    assert status(f"=== a0cli ===\n{message}\n") == InProgress()
+
+
+NEITHER = [
+    "No backup in progress", "No backup is running", "no such command", "not found", "Not found.", "No space",
+    "No space left on device", "none", "None", "nothing", "null", "No", "Backup failed", "No backup: disk full",
+    "Backup not in progress", "Backup not started", "This node is not a backup node", "No backup node found",
+    "No backup role", "Backup could not be created", "Backup was not created", "No backup was not found",
+    "Cannot find backup", "backup-status not found", "backup: not found", "OK", "", "{}", "[]", "Done", "PONG",
+    "Nothing in progress", "No backup found because the disk is offline", "No backups allowed", "No, backup found",
+    "Error: no backup found", "No backup found?", "backup no", "Kein Backup gefunden", "Backup found", "Backup ready",
+    "Backup not available yet", "No backup can be made", "Backup in progress failed", "Backup aborted",
+    "Backup missing", "Unknown", "undefined", "500", "Backup fo\N{CYRILLIC SMALL LETTER U}nd",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", NEITHER)
+def test_what_is_not_known_is_no_status(message: str) -> None:
+    wanted = InProgress() if "not finished" in message else None
+    assert told(message) == wanted
+    assert told(said(message)) == wanted
+    if message not in ("OK", "Done", "Backup found", "Backup ready"):
+        assert told(said(message, name=NAME, md5=MD5)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Backup found {NAME} {MD5}",
+        said("Backup found"),
+        said("Backup found", md5=MD5),
+        said("Backup found", name=7, md5=MD5),
+        said("Backup found", name=None, md5=MD5),
+        said("No backup found", name=NAME, md5=MD5),
+        said("No backup found", md5=MD5),
+        said("No backup found", error="disk gone"),
+        said("No backup found", status="in progress"),
+        said("Backup found", name=NAME, md5=MD5, error="disk gone"),
+        said("Backup found", name=NAME, md5=MD5, status="in progress"),
+        said("Backup found", name=NAME, md5=MD5, complete=False),
+        said("Backup found", name=NAME, md5=MD5, partial=True),
+        said("Backup found", name=NAME, md5=MD5, success=False),
+        said("Backup found", name=NAME, md5=MD5, statusCode=500),
+        said("Backup found", name=NAME, md5=MD5, note={"state": "expired"}),
+        json.dumps({"message": "Backup found", "arguments": [{"name": NAME, "md5": MD5}]}),
+        json.dumps({"message": ["Backup found"], "arguments": {"name": NAME, "md5": MD5}}),
+        json.dumps({"reply": json.loads(DOCUMENTED)}),
+        json.dumps({"name": NAME, "md5": MD5}),
+        json.dumps({"message": "Backup found", "md5": "0" * 32, "arguments": {"name": NAME, "md5": MD5}}),
+        DOCUMENTED[:-1],
+        DOCUMENTED[:-4],
+        DOCUMENTED.replace(":", "", 1),
+        '{"reply": ' + DOCUMENTED,
+        DOCUMENTED.replace("{", '{"message":"No backup found",', 1),
+        DOCUMENTED + DOCUMENTED.replace("77", "88"),
+        DOCUMENTED + said("No backup found"),
+        DOCUMENTED + said("Backup in progress"),
+        DOCUMENTED + "\nBackup in progress",
+        DOCUMENTED + "\nError: the md5 may be wrong",
+        DOCUMENTED + said("something else"),
+        DOCUMENTED + '{"error":"disk gone"}',
+        said("No backup found") + said("Backup in progress"),
+        "No backup found\nBackup in progress",
+        "Error: disk gone\n" + said("No backup found"),
+        '{"error":"No backup found"}',
+        '{"message":"No backup found"',
+        '{"message":"No backup found}',
+        "banner\n" * 300 + DOCUMENTED,
+    ],
+)
+def test_what_contradicts_itself_or_is_cut_is_no_status(text: str) -> None:
+    assert told(text) is None
+    assert told("", text) is None
+
+
+def test_streams_that_contradict_each_other_are_no_status() -> None:
+    assert told(DOCUMENTED, "No backup found") is None
+    assert told("No backup found", "TypeError: x is not a function") is None
+    assert told("No backup found", "FATAL disk") is None
+
+
+def test_output_that_lost_its_middle_is_no_status() -> None:
+    assert told("No backup found" + " " * 70_000) is None
+
+
+@pytest.mark.parametrize("text", [DOCUMENTED, "No backup found", "Backup in progress", said("No backup found")])
+@pytest.mark.parametrize("exit_code", [1, 2, 127, 255, -9])
+def test_a_status_needs_exit_code_0(text: str, exit_code: int) -> None:
+    with pytest.raises(UnknownReplyError) as caught:
+        status(text, exit_code=exit_code)
+    assert caught.value.exit_code == exit_code
+    assert text in caught.value.tail
+
+
+REFUSED = [
+    "Unknown command backup-status", "error: unknown option '-t'", "Invalid command: backup", "'x' is not a command",
+    "No key found", "no public key", "Unauthorized", "401: Not authorized", "Permission denied (publickey).",
+    "Access denied", "EACCES: permission denied, open 'id_rsa'", "This node is not a backup node", "403 Forbidden",
+    "node is not in the backup role", "wrong role", "Missing key", "Command not supported", "command not found",
+    "key not registered", "Invalid signature", "Device not configured as backup",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", REFUSED)
+@pytest.mark.parametrize("exit_code", [0, 1])
+def test_a_refusal_is_permanent(message: str, exit_code: int) -> None:
+    for text in (message, said(message), f"Error: {message}", json.dumps({"error": message})):
+        for streams in ((text, ""), ("", text)):
+            with pytest.raises(RefusedError) as caught:
+                status(*streams, exit_code=exit_code)
+            assert not caught.value.transient
+
+
+UNREACHABLE = [
+    "connect ECONNREFUSED 127.0.0.1:10121", "connect ETIMEDOUT 10.0.0.1:10121", "read ECONNRESET",
+    "getaddrinfo ENOTFOUND a0-1", "connect EHOSTUNREACH 10.0.0.1", "Connection refused", "connection reset by peer",
+    "No route to host", "socket hang up", "Could not connect to a0-1", "Name or service not known",
+    "Operation timed out", "getaddrinfo EAI_AGAIN a0-1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", UNREACHABLE)
+@pytest.mark.parametrize("exit_code", [0, 1])
+def test_a_node_that_does_not_answer_is_unreachable(message: str, exit_code: int) -> None:
+    for text in (message, f"Error: {message}\n    at Socket.emit (events.js:315)", said(message)):
+        with pytest.raises(UnreachableError) as caught:
+            status("", text, exit_code=exit_code)
+        assert caught.value.transient
+
+
+def test_an_unknown_reply_is_quoted_and_transient() -> None:
+    with pytest.raises(UnknownReplyError, match="Kein Backup") as caught:
+        status("\x1b[31mKein\nBackup\x1b[0m")
+    assert caught.value.transient
+    assert (caught.value.node, caught.value.command, caught.value.tail) == ("a0-1", "backup-status", "Kein Backup")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"message": "PONG"}', '{"message":"PONG"}\n', "PONG", "pong!", '\x1b[32m{\n "message": "PONG"\n}\x1b[0m']
+)
+def test_pong_is_understood(text: str) -> None:
+    read_ping(printed(text), node="a0-1", wordings=Wordings())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "No PONG", said("PING"), "pong pong", said("PONG", error="x"), "PONG?", DOCUMENTED]
+)
+def test_anything_else_is_no_pong(text: str) -> None:
+    with pytest.raises(UnknownReplyError):
+        read_ping(printed(text), node="a0-1", wordings=Wordings())
+
+
+def test_a_pong_needs_exit_code_0() -> None:
+    with pytest.raises(UnknownReplyError):
+        read_ping(printed('{"message":"PONG"}', exit_code=1), node="a0-1", wordings=Wordings())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The operator's wordings
+
+
+def test_the_operators_wordings_win() -> None:
+    wordings = Wordings.extended(
+        {
+            "absent": ["Nix  da!"],
+            "in_progress": ["no backup found"],
+            "found": ["Da"],
+            "refused": ["nein"],
+            "pong": ["ja"],
+        }
+    )
+    assert status("nix da", wordings=wordings) == Absent()
+    assert status(said("No backup found"), wordings=wordings) == InProgress()
+    assert status(said("DA", name=NAME, md5=MD5), wordings=wordings) == FOUND
+    assert told("da", wordings=wordings) is None
+    assert told("nix da", exit_code=1, wordings=wordings) is None
+    with pytest.raises(RefusedError):
+        status("Nein.", exit_code=1, wordings=wordings)
+    read_ping(printed("JA"), node="a0-1", wordings=wordings)
+
+
+@pytest.mark.parametrize(
+    ("replies", "problem"),
+    [
+        ({"missing": ["x"]}, "missing"),
+        ({"unknown": ["x"]}, "unknown"),
+        ({"absent": [" . "]}, "empty"),
+        ({"absent": ["x"], "found": ["X."]}, "also under absent"),
+    ],
+)
+def test_unusable_wordings_are_refused(replies: dict[str, list[str]], problem: str) -> None:
+    with pytest.raises(FleetFileError, match=problem):
+        Wordings.extended(replies)
+
+
+@pytest.mark.parametrize(
+    ("text", "exit_code", "key"),
+    [
+        ("Nix da", 0, "absent"),
+        (said('Nichts: "da" \\ # {x}'), 0, "absent"),
+        ("banner of nothing known", 0, "absent"),
+        (said("Backup wird erstellt, running"), 0, "in_progress"),
+        (said("Backup liegt bereit", name=NAME, md5=MD5), 0, "found"),
+        ("Error: geht nicht", 0, "refused"),
+        (said("geht nicht"), 3, "refused"),
+    ],
+)
+def test_the_line_that_teaches_a_wording_does_teach_it(text: str, exit_code: int, key: str) -> None:
+    line = teach(printed(text, exit_code=exit_code))
+    replies = yaml.safe_load(line)["a0cli"]["replies"]
+    assert list(replies) == [key]
+    wordings = Wordings.extended(replies)
+    if key == "refused":
+        with pytest.raises(RefusedError):
+            status(text, exit_code=exit_code, wordings=wordings)
+    else:
+        assert status(text, wordings=wordings) == {"absent": Absent(), "in_progress": InProgress(), "found": FOUND}[key]
+
+
+@pytest.mark.parametrize("text", ["", DOCUMENTED, said("Backup found"), "No backup found", "a\nb", "x" * 500, '{"a'])
+def test_nothing_is_taught_where_no_single_unknown_message_stands_out(text: str) -> None:
+    assert teach(printed(text)) == ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Quoting
+
+
+def test_a_quote_is_one_short_line_of_printable_text() -> None:
+    assert quote(" \x1b[31ma\x1b[0m\r\n\tb\x00\N{RIGHT-TO-LEFT OVERRIDE}c\x07 ") == "a bc"
+    long = quote("start " + "x" * 5000 + " end")
+    assert len(long) == 200
+    assert long.startswith("start")
+    assert long.endswith("end")
+
+
+@pytest.mark.parametrize("secret", ["Passw0rd", "p", "a b/c'd\"e&<\\", "pä$$\N{GRINNING FACE}", "%41+", "line\nline"])
+def test_no_form_of_a_secret_is_quoted(secret: str) -> None:
+    octets = secret.encode()
+    forms = [
+        *(secret, json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret), shlex.quote(secret)),
+        *(urllib.parse.quote(secret), urllib.parse.quote_plus(secret), urllib.parse.quote(secret, safe="").lower()),
+        octets.hex(),
+    ]
+    for form in forms:
+        assert secret not in redact(f"[{form}]", secret).replace("***", "")
+        assert form.strip("'\"").casefold() not in redact(f"[{form}]", secret).casefold()
+    if len(octets) >= 8:
+        for before in (b"", b"x", b"xy", b"xyz"):
+            encoded = base64.b64encode(before + octets + b"!").decode()
+            shown = redact(encoded, secret)
+            assert "***" in shown
+            assert octets[1:-1] not in base64.b64decode(shown.replace("***", "AAAA")[: len(shown) // 4 * 4] + "====")
+
+
+def test_a_secret_split_by_a_colour_is_not_quoted() -> None:
+    assert "Passw0rd" not in quote("Pass\x1b[0mw0rd", secret="Passw0rd")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fuzz
+
+unhurried = settings(deadline=None)  # a busy machine is no failure
+
+noise = st.text(st.characters(blacklist_categories=["Cs"]), max_size=80)
+hostile = st.one_of(
+    noise,
+    st.lists(
+        st.sampled_from(
+            [*'{}[]:,"\'\\', "\n", " ", "\x1b[", "message", '"message"', ':"Backup found"', "No ", "backup", " found",
+             "arguments", '"name":"x"', f'"md5":"{MD5}"', "null", "true", "1e9", "in progress", "Error", DOCUMENTED,
+             '{"message":"No backup found"}']
+        ),
+        max_size=30,
+    ).map("".join),
+)  # fmt: skip
+banner = st.sampled_from(
+    ["", "a0cli 2.1.0\n", "=== PSaaS ===\r\n\n", "\x1b[36m> asking a0-1 ...\x1b[0m\n", "[1/2] 12:00:01 fetching\n",
+     "Update available 2.1 -> 2.2\n", "{o_o}\n", '"quoted"\n', "took 3 ms\n", "\x1b]0;title\x07\n", "$ \n"]
+)  # fmt: skip
+colour = st.sampled_from(["", "\x1b[0m", "\x1b[1;32m", "\x1b[K", "\x1b]8;;http://x\x07"])
+
+
+@unhurried
+@given(hostile, hostile, st.sampled_from([0, 0, 0, 1, -9]))
+@example("{" * 2000, '"' * 2000, 0)
+def test_any_output_is_a_status_or_an_error_of_the_tree(stdout: str, stderr: str, exit_code: int) -> None:
+    reply = printed(stdout, stderr, exit_code)
+    answer = told(stdout, stderr, exit_code)
+    if answer is not None:
+        assert exit_code == 0
+        if isinstance(answer, Found):
+            assert answer.md5 is None or re.fullmatch("[0-9a-f]{32}", answer.md5)
+    line = teach(reply)
+    assert line == "" or set(yaml.safe_load(line)) == {"a0cli"}
+    assert "\n" not in line
+    error = refusal(reply, node="a0-1", command="x", wordings=Wordings())
+    assert error.tail.isprintable()
+    assert len(error.tail) <= 200
+
+
+@unhurried
+@given(
+    st.sampled_from(
+        [(t, FOUND) for t in (DOCUMENTED, PAGE)]
+        + [(t, Absent()) for t in ABSENT]
+        + [(t, InProgress()) for t in IN_PROGRESS]
+    ),
+    banner,
+    banner,
+    colour,
+    colour,
+    st.booleans(),
+    st.booleans(),
+)  # fmt: skip
+def test_a_wrapped_reply_keeps_its_meaning(
+    reply: tuple[str, Status], before: str, after: str, on: str, off: str, windows: bool, pretty: bool
+) -> None:
+    text, wanted = reply
+    if pretty and text != PAGE:
+        text = json.dumps(json.loads(text) if text.startswith("{") else {"message": text}, indent=2)
+    text = f"{before}{on}{text}{off}\n{after}"
+    assert status(text.replace("\n", "\r\n") if windows else text) == wanted
+
+
+@unhurried
+@given(st.sampled_from([DOCUMENTED, PAGE]), st.integers(0, len(DOCUMENTED) - 1), st.sampled_from([*'{}":,x0 \n\\', ""]))
+def test_one_garbled_character_never_changes_the_pair(text: str, at: int, other: str) -> None:
+    answer = told(text[:at] + other + text[at + 1 :])
+    assert not isinstance(answer, Absent | InProgress)
+    if answer is not None:
+        inside = text.index(NAME) - 1 <= at <= text.index(MD5) + 40
+        assert answer == FOUND or inside
+
+
+@unhurried
+@given(st.sampled_from([DOCUMENTED, PAGE]), st.integers(0, len(DOCUMENTED) - 2))
+def test_a_reply_cut_short_is_never_success(text: str, at: int) -> None:
+    assert told(text.strip()[:at]) is None
+
+
+@unhurried
+@given(
+    st.sampled_from(["not", "no", "never", "failed", "error", "cannot", "deleted", "without", "partial", "expired"]),
+    st.sampled_from(["{word} Backup found", "Backup {word} found", "Backup found {word}", "Backup found: {word}"]),
+)
+def test_a_negated_message_is_never_found(word: str, message: str) -> None:
+    assert told(said(message.format(word=word), name=NAME, md5=MD5)) is None
+
+
+@unhurried
+@given(hostile, st.integers(1, 255))
+def test_no_text_is_a_status_with_another_exit_code(text: str, exit_code: int) -> None:
+    assert told(text, DOCUMENTED, exit_code) is None
+    assert told("No backup found", text, exit_code) is None
+
+
+@unhurried
+@given(noise, st.text(min_size=1, max_size=12).filter(lambda text: text.isprintable() and text.strip(" *") == text))
+def test_a_quote_never_holds_the_secret(text: str, secret: str) -> None:
+    shown = quote(f"{text}{secret}{text}", secret=secret)
+    assert secret not in shown.replace("***", "\n")
+    assert len(shown) <= 200
+
+
+@pytest.mark.parametrize("message", ["Backup found", "OK"])
+def test_words_alone_only_mean_found(message: str) -> None:
+    assert meaning(message, Wordings()) is Meaning.FOUND
+    assert told(message) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", '"', '{"', '{"a":', '\\"', '{"\\"', "\x1b[", "\x1b]", "a\n", "no ", "error ", "{a:1}", " ", "{ ", "[", "0 %",
+     "backup ", "not ", "{a", "{'", "'\\"]
+)  # fmt: skip
+def test_64_kib_of_anything_take_bounded_work(text: str) -> None:
+    text = (text * 65536)[: 64 * 1024]
+    began = time.process_time()
+    told(text, '{"a":' + text[5:])
+    assert time.process_time() - began < 5

@@ -1,0 +1,345 @@
+"""A report says of every node what became of it, and shows hostile text as nothing but text."""
+
+import json
+import unicodedata
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from a0backup.report import (
+    Ending,
+    Finding,
+    Outcome,
+    check_exit_code,
+    check_json,
+    check_lines,
+    check_markdown,
+    check_rows,
+    escaped,
+    exit_code,
+    human_seconds,
+    human_size,
+    lines,
+    markdown,
+    plain,
+    rows,
+    summary,
+    to_json,
+)
+
+MD5 = "77d68bb4ab2c66200e6bfb4ec08d257d"
+GOOD = Outcome("a0-1", "backup", Ending.STORED, 125.4, id="a0-1/20261123T020000Z-backup", size=734003200, md5=MD5)
+MISMATCH = Outcome(
+    "a0-2",
+    "backup",
+    Ending.FAILED,
+    61,
+    step="verify",
+    reason="a0-2: md5 mismatch: the node says aa, the retrieved bytes have bb",
+    hint="the node keeps its backup",
+)
+AWAY = Outcome("a0-3", "backup", Ending.UNREACHABLE, 5, step="check", reason="ping: connection refused")
+KEPT = Outcome(
+    "a0-4",
+    "backup-sensitive",
+    Ending.NOT_DELETED,
+    30,
+    step="delete",
+    reason="still there",
+    id="a0-4/20261123T020000Z-backup-sensitive",
+    size=10,
+    md5=MD5,
+    notes=("a backup of our own was gone",),
+)
+MIXED = [GOOD, MISMATCH, AWAY, KEPT]
+
+HOSTILE = [
+    "| a | b |",
+    "`code` and `` `more` ``",
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[click](javascript:alert(1))",
+    "![x](https://evil.example/x.png)",
+    "https://evil.example and www.evil.example and a@evil.example",
+    "<https://evil.example>",
+    "line\n\n# heading\n\n---\n\n| a |\n| - |\n| b |",
+    "\r\n> quote\n- item\n1. one",
+    "- item",
+    "1. one",
+    "+ plus",
+    "# heading",
+    "> quote",
+    "===",
+    "    code",
+    "**bold** __bold__ *i* _i_ ~~s~~",
+    "&lt;b&gt; &amp; &#60; &copy;",
+    "\\| \\\\| \\`",
+    "\x1b[31mred\x1b]0;title\x07 \x00\x08\x7f\x9b",
+    "\u202egnp.exe\u2066\u200b\ufeff\u00ad",
+    "[ref]: https://evil.example",
+    "[^1]: note",
+    "```\nfence\n```",
+    "$x$ $$y$$",
+    "\ud800 lone",
+    "x" * 100_000,
+    "\u2028\u2029\x85",
+    "",
+]
+
+
+def hostile(text: str) -> list[Outcome]:
+    return [
+        Outcome(text, text, ending, 1.0, step=text, reason=text, hint=text, id=text, size=1, md5=text, notes=(text,))
+        for ending in Ending
+    ]
+
+
+def findings(text: str) -> list[Finding]:
+    return [
+        Finding(text, well, reachable, text, text, (text, text), text)
+        for well, reachable in ((True, True), (False, True), (False, False))
+    ]
+
+
+def flat(tokens: list[Token]) -> list[Token]:
+    return [t for token in tokens for t in (token, *flat(token.children or []))]
+
+
+def rendered(page: str) -> list[Token]:
+    return flat(MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(page))
+
+
+def test_the_headline_counts_what_is_stored_and_what_failed() -> None:
+    many = [GOOD] * 17 + [MISMATCH] * 2 + [AWAY]
+    assert lines(many)[0] == "20 node backups: 17 stored, 3 failed (1 unreachable)"
+    assert lines([GOOD])[0] == "1 node backup: 1 stored"
+    assert lines(MIXED)[0] == (
+        "4 node backups: 1 stored, 3 failed (1 unreachable, 1 stored but not deleted on the node)"
+    )
+    assert lines([]) == ["0 node backups: 0 stored"]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [([GOOD], 0), ([GOOD, GOOD], 0), ([], 1), ([MISMATCH], 1), ([KEPT], 1), ([GOOD, KEPT], 3), ([GOOD, AWAY], 3)],
+)
+def test_the_exit_code_says_whether_all_some_or_none_ended_well(outcomes: list[Outcome], code: int) -> None:
+    assert exit_code(outcomes) == code
+
+
+def test_the_summary_has_one_line_for_each_that_did_not_end_well() -> None:
+    assert summary(MIXED) == [
+        "a0-2 (verify): md5 mismatch: the node says aa, the retrieved bytes have bb",
+        "a0-3 (check): ping: connection refused",
+        "a0-4 backup-sensitive (delete): still there",
+    ]
+    assert summary([Outcome("a", "backup", Ending.FAILED, 0)]) == ["a: failed"]
+
+
+def test_the_page_reads_well() -> None:
+    assert markdown(MIXED, fleet="/etc/fleet.yaml") == (
+        f"""\
+**4 node backups: 1 stored, 3 failed (1 unreachable, 1 stored but not deleted on the node)**, fleet /etc/fleet.yaml
+
+| node | outcome | size | md5 | duration | artifact id |
+| --- | --- | --- | --- | --- | --- |
+| a0-1 | stored | 734.0 MB | `{MD5}` | 2 min 05 s | `a0-1/20261123T020000Z-backup` |
+| a0-2 | **failed (verify)** |  |  | 1 min 01 s |  |
+| a0-3 | **unreachable (check)** |  |  | 5.0 s |  |
+| a0-4 backup-sensitive | **stored, not deleted on the node (delete)** | 10 B | `{MD5}` | 30 s \
+| `a0-4/20261123T020000Z-backup-sensitive` |
+
+**a0-2 (verify)**: md5 mismatch: the node says aa, the retrieved bytes have bb
+
+> the node keeps its backup
+
+**a0-3 (check)**: ping: connection refused
+
+**a0-4 backup-sensitive (delete)**: still there
+
+- **a0-4 backup-sensitive**: a backup of our own was gone
+"""
+    )
+
+
+def test_the_terminal_lines_read_well_and_keep_ids_whole() -> None:
+    assert lines(MIXED)[1:] == [
+        f"a0-1                   stored  734.0 MB  {MD5}  2 min 05 s  a0-1/20261123T020000Z-backup",
+        "a0-2                   failed (verify)  1 min 01 s",
+        "  md5 mismatch: the node says aa, the retrieved bytes have bb",
+        "  HINT: the node keeps its backup",
+        "a0-3                   unreachable (check)  5.0 s",
+        "  ping: connection refused",
+        f"a0-4 backup-sensitive  stored, not deleted on the node (delete)  10 B  {MD5}  30 s  "
+        "a0-4/20261123T020000Z-backup-sensitive",
+        "  still there",
+        "  a backup of our own was gone",
+    ]
+
+
+def test_rows_and_json_have_the_same_keys_for_every_outcome() -> None:
+    assert {tuple(row) for row in rows(MIXED)} == {("node", "kind", "outcome", "size", "md5", "duration", "id")}
+    assert {tuple(row) for row in to_json(MIXED)} == {
+        ("node", "kind", "outcome", "well", "seconds", "step", "reason", "hint", "id", "size", "md5", "notes")
+    }
+    assert json.loads(json.dumps(to_json([MISMATCH]))) == [
+        {
+            "node": "a0-2",
+            "kind": "backup",
+            "outcome": "failed",
+            "well": False,
+            "seconds": 61,
+            "step": "verify",
+            "reason": "md5 mismatch: the node says aa, the retrieved bytes have bb",
+            "hint": "the node keeps its backup",
+            "id": "",
+            "size": None,
+            "md5": "",
+            "notes": [],
+        }
+    ]
+
+
+def test_the_order_given_is_kept() -> None:
+    assert [row["node"] for row in rows([AWAY, GOOD, KEPT])] == ["a0-3", "a0-1", "a0-4"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_only_ever_text(text: str) -> None:
+    only_text(text)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(max_size=80) | st.text(alphabet="|`<>[]()!*_~#-+=.:/\\&;@$ \n\t1wh", max_size=80))
+@example("a" * 30 + "\\")
+@example("*" * 50)
+def test_any_text_is_only_ever_text(text: str) -> None:
+    only_text(text)
+
+
+def only_text(text: str) -> None:
+    allowed = {"text", "inline", "strong_open", "strong_close", "softbreak", "code_inline", "text_special"}
+    blocks = {"paragraph", "table", "thead", "tbody", "tr", "th", "td", "bullet_list", "list_item", "blockquote"}
+    allowed |= {f"{block}_{end}" for block in blocks for end in ("open", "close")}
+    for page, columns, body in (
+        (markdown(hostile(text), fleet=text), 6, len(Ending)),
+        (check_markdown(findings(text), fleet=text), 4, 3),
+    ):
+        tokens = rendered(page)
+        assert {token.type for token in tokens} <= allowed
+        assert sum(token.type == "tr_open" for token in tokens) == body + 1
+        assert sum(token.type == "td_open" for token in tokens) == body * columns
+        assert sum(token.type == "table_open" for token in tokens) == 1
+        assert "<" not in page
+        assert not any(unicodedata.category(c)[0] == "C" for c in page if c != "\n")
+        page.encode()
+    for row in (*rows(hostile(text)), *check_rows(findings(text))):
+        for cell in row.values():
+            assert {token.type for token in rendered(str(cell))} <= allowed - {"blockquote_open", "bullet_list_open"}
+    shown = [*lines(hostile(text)), *check_lines(findings(text)), *summary(hostile(text))]
+    shown += [str(value) for row in (*rows(hostile(text)), *check_rows(findings(text))) for value in row.values()]
+    shown += [json.dumps([to_json(hostile(text)), check_json(findings(text))], ensure_ascii=False)]
+    for line in shown:
+        assert not any(unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" for c in line)
+        assert len(line) < 30_000
+
+
+@settings(deadline=None)
+@given(st.text(max_size=60))
+@example("&lt;b&gt; &amp;amp; &copy; &#64;")
+@example("\\| \\` a\\")
+def test_escaped_text_is_shown_as_it_is(text: str) -> None:
+    shown = "".join(token.content for token in rendered(f"x {escaped(text)} y") if token.type.startswith("text"))
+    assert shown.split() == ["x", *plain(text).split(), "y"]
+
+
+def test_bare_addresses_become_no_links() -> None:
+    text = escaped("https://evil.example www.evil.example WWW.evil.example a@evil.example")
+    assert text.count("://") == text.count("\\://") == 1
+    assert text.lower().count("www\\.") == 2
+    assert text.count("@") == text.count("\\@") == 1
+
+
+def test_plain_text_is_one_line_and_cut_short() -> None:
+    assert plain(" a\n\tb \r\n c\x1b[0m ") == "a b c[0m"
+    assert plain("x" * 10_000) == "x" * 499 + "…"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (734_003_200, "734.0 MB"),
+        (5 * 10**9, "5.0 GB"),
+        (3 * 10**12, "3.0 TB"),
+        (10**19, "10000.0 PB"),
+    ],
+)
+def test_sizes_are_written_for_people(size: int, text: str) -> None:
+    assert human_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-0.1, "0.0 s"),
+        (0, "0.0 s"),
+        (0.44, "0.4 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (125, "2 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (3725, "1 h 02 min"),
+        (7199, "2 h 00 min"),
+        (200_000, "55 h 33 min"),
+    ],
+)
+def test_durations_are_written_for_people(seconds: float, text: str) -> None:
+    assert human_seconds(seconds) == text
+
+
+WELL = Finding("a0-1", True, True, "nothing there", "start a backup")
+UNKNOWN = Finding(
+    "a0-2",
+    False,
+    True,
+    "unknown",
+    "fail",
+    ('backup-status: a reply that is not understood: "Nix da"',),
+    'a0cli: {replies: {absent: ["Nix da"]}}',
+)
+GONE = Finding("a0-3", False, False, "", "fail", ("ping: connection refused",))
+
+
+def test_a_check_is_reported_with_the_line_that_teaches_a_wording() -> None:
+    assert check_lines([WELL, UNKNOWN, GONE]) == [
+        "3 nodes checked: 1 well, 2 not (1 unreachable)",
+        "a0-1  well  nothing there  start a backup",
+        "a0-2  not well  unknown  fail",
+        '  backup-status: a reply that is not understood: "Nix da"',
+        '  if that reply is harmless, teach it in fleet.yaml: a0cli: {replies: {absent: ["Nix da"]}}',
+        "a0-3  unreachable  fail",
+        "  ping: connection refused",
+    ]
+    page = check_markdown([WELL, UNKNOWN, GONE], fleet="fleet.yaml")
+    assert page.startswith("**3 nodes checked: 1 well, 2 not (1 unreachable)**, fleet fleet.yaml\n\n| node | check |")
+    assert "| a0-1 | well | nothing there | start a backup |" in page
+    assert "| a0-3 | **unreachable** |  | fail |" in page
+    assert {tuple(row) for row in check_json([WELL, UNKNOWN])} == {
+        ("node", "well", "reachable", "status", "would", "problems", "teach")
+    }
+    assert check_json([UNKNOWN])[0]["teach"] == 'a0cli: {replies: {absent: ["Nix da"]}}'
+
+
+@pytest.mark.parametrize(("found", "code"), [([WELL], 0), ([], 1), ([GONE], 1), ([WELL, GONE], 3)])
+def test_a_check_has_the_exit_codes_of_a_run(found: list[Finding], code: int) -> None:
+    assert check_exit_code(found) == code

@@ -1,0 +1,102 @@
+"""One simulated fleet for all tests of the simulator; each test gets a node and a directory of its own."""
+
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulator.fleet import SimulatedFleet
+
+NODES = 120
+
+
+class Desk:
+    """A directory with a key pair and the commands of one node, and the a0cli calls made from it."""
+
+    def __init__(self, fleet: SimulatedFleet, node: dict[str, Any], directory: Path) -> None:
+        self.fleet, self.node, self.name, self.directory = fleet, node, str(node["name"]), directory
+
+    def link_keys(self) -> None:
+        for key in self.fleet.key_dir.iterdir():
+            (self.directory / key.name).symlink_to(key)
+
+    def argv(self, *args: str) -> list[str]:
+        return [str(self.fleet.a0cli), "-t", str(self.node["host"]), "-p", str(self.node["port"]), *args]
+
+    def run(self, *args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.argv(*args), cwd=self.directory, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    @contextlib.contextmanager
+    def start(self, *args: str) -> Iterator[subprocess.Popen[str]]:
+        """Start a call; what of it is left at the end is killed."""
+        with subprocess.Popen(
+            self.argv(*args), cwd=self.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def tell(self, command: str | None, fault: str, **settings: Any) -> None:
+        self.fleet.tell(self.name, command, fault, **settings)
+
+    def calls(self, command: str | None = None) -> list[dict[str, Any]]:
+        return self.fleet.calls(self.name, command)
+
+    def holds(self, kind: str = "backup") -> dict[str, Any] | None:
+        return self.fleet.holds(self.name, kind)
+
+    def put(self, size: int | None = None) -> dict[str, Any]:
+        return self.fleet.put(self.name, password="Passw0rd", size=size)
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self.run("backup-status").stdout)
+        return status
+
+    @property
+    def retrieved(self) -> Path:
+        return self.directory / "backup-retrieve.tar.gz.enc"
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Return once *condition* holds; fail after *seconds*."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "the condition never held"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedFleet]:
+    with SimulatedFleet(tmp_path_factory.mktemp("fleet"), NODES, size=20_000, backup_seconds=0.1) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="session")
+def unused_nodes(shared_fleet: SimulatedFleet) -> Iterator[dict[str, Any]]:
+    return iter(shared_fleet.nodes)
+
+
+@pytest.fixture
+def bare_desk(shared_fleet: SimulatedFleet, unused_nodes: Iterator[dict[str, Any]], tmp_path: Path) -> Desk:
+    """A desk without key pair and commands."""
+    return Desk(shared_fleet, next(unused_nodes), tmp_path)
+
+
+@pytest.fixture
+def desk(bare_desk: Desk) -> Desk:
+    bare_desk.link_keys()
+    assert bare_desk.run("update-commands").returncode == 0
+    return bare_desk
+
+
+@pytest.fixture(name="until")
+def until_fixture() -> Callable[..., None]:
+    return until

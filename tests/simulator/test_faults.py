@@ -1,0 +1,351 @@
+"""Each fault of the table, as it is met through a0cli."""
+
+import hashlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from simulator.faults import FAULTS
+
+if TYPE_CHECKING:
+    from tests.simulator.conftest import Desk
+
+Until = Callable[[Callable[[], object]], None]
+
+
+def differences(left: bytes, right: bytes) -> int:
+    return sum(a != b for a, b in zip(left, right, strict=True))
+
+
+def ignores_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
+    return bool(int(mask, 16) & 1 << (signal.SIGTERM - 1))
+
+
+def test_latency_delays_the_reply(desk: "Desk") -> None:
+    desk.tell("ping", "latency", seconds=0.5)
+    began = time.monotonic()
+    assert desk.run("ping").returncode == 0
+    assert time.monotonic() - began >= 0.5
+
+
+def test_a_fault_with_a_count_ends_after_that_many_calls_of_that_command(desk: "Desk") -> None:
+    desk.tell("ping", "exit", times=2, code=7)
+    assert desk.run("backup-status").returncode == 0
+    assert [desk.run("ping").returncode for _ in range(3)] == [7, 7, 0]
+
+
+def test_a_fault_for_every_command_leaves_out_those_it_makes_no_sense_for(desk: "Desk") -> None:
+    desk.tell(None, "late", seconds=60)
+    assert desk.run("ping").returncode == 0
+
+
+def test_forget_clears_the_faults_of_one_node(desk: "Desk") -> None:
+    desk.tell("ping", "exit", code=7)
+    desk.fleet.forget(desk.name)
+    assert desk.run("ping").returncode == 0
+
+
+def test_a_hung_call_sits_until_it_is_ended(desk: "Desk", until: Until) -> None:
+    desk.tell("ping", "hang")
+    with desk.start("ping") as process:
+        until(lambda: desk.calls("ping"))
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(10) == -signal.SIGTERM
+    assert desk.calls("ping")[0]["outcome"] == "hang"
+
+
+def test_a_hung_call_can_ignore_sigterm(desk: "Desk", until: Until) -> None:
+    desk.tell("ping", "hang", ignore_sigterm=True)
+    with desk.start("ping") as process:
+        until(lambda: ignores_sigterm(process.pid))
+        process.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+
+
+def test_a_refusal_says_what_is_ordered_and_has_no_effect(desk: "Desk") -> None:
+    desk.tell("backup", "refuse", message="error: wrong role\n", exit=13)
+    refused = desk.run("backup", "Passw0rd")
+    assert (refused.returncode, refused.stdout, refused.stderr) == (13, "", "error: wrong role\n")
+    desk.fleet.forget(desk.name)
+    desk.tell("backup", "refuse", message="Something went wrong", exit=0, stream="stdout")
+    assert desk.run("backup", "Passw0rd").stdout == "Something went wrong"
+    assert desk.status() == {"message": "No backup found"}
+
+
+def test_a_dropped_transfer_leaves_the_partial_file_and_fails(desk: "Desk") -> None:
+    held = desk.put()
+    desk.tell("backup-retrieve", "drop", fraction=0.25, times=1)
+    assert desk.run("backup-retrieve").returncode == 1
+    sent = held["size"] // 4
+    assert desk.retrieved.read_bytes() == Path(held["path"]).read_bytes()[:sent]
+    assert [(call["outcome"], call["bytes"]) for call in desk.calls("backup-retrieve")] == [("drop", sent)]
+    assert desk.run("backup-retrieve").returncode == 0
+
+
+def test_a_truncated_transfer_claims_success(desk: "Desk") -> None:
+    held = desk.put()
+    desk.tell("backup-retrieve", "truncate", fraction=0.5)
+    assert desk.run("backup-retrieve").returncode == 0
+    assert desk.retrieved.stat().st_size == held["size"] // 2
+
+
+def test_a_flipped_byte_leaves_the_one_on_the_node_as_it_was(desk: "Desk") -> None:
+    held = desk.put()
+    desk.tell("backup-retrieve", "flip", fraction=1.0, times=1)
+    assert desk.run("backup-retrieve").returncode == 0
+    assert differences(desk.retrieved.read_bytes(), Path(held["path"]).read_bytes()) == 1
+    desk.run("backup-retrieve")
+    assert hashlib.md5(desk.retrieved.read_bytes()).hexdigest() == held["md5"]
+
+
+def test_the_retrieved_file_can_have_another_name(desk: "Desk") -> None:
+    desk.put()
+    desk.tell("backup-retrieve", "file_name", name="../backup.tar.gz.enc")
+    desk.run("backup-retrieve")
+    assert (desk.directory / "backup.tar.gz.enc").exists()
+
+
+def test_a_transfer_drips(desk: "Desk") -> None:
+    desk.put(size=20_000)
+    desk.tell("backup-retrieve", "drip", bytes_per_second=40_000)
+    began = time.monotonic()
+    assert desk.run("backup-retrieve").returncode == 0
+    assert time.monotonic() - began > 0.4
+
+
+def test_a_backup_takes_as_long_and_is_as_large_as_ordered(desk: "Desk", until: Until) -> None:
+    desk.tell("backup", "duration", seconds=1.0)
+    desk.tell("backup", "size", bytes=200_000)
+    desk.run("backup", "Passw0rd")
+    began = time.monotonic()
+    until(desk.holds)
+    assert time.monotonic() - began > 0.5
+    held = desk.holds()
+    assert held
+    assert abs(held["size"] - 200_000) < 20_000
+
+
+def test_a_wrong_md5_is_well_formed_and_stays_the_same(desk: "Desk") -> None:
+    held = desk.put()
+    desk.tell("backup-status", "wrong_md5")
+    first, second = desk.status(), desk.status()
+    assert first == second
+    assert len(bytes.fromhex(first["arguments"]["md5"])) == 16
+    assert first["arguments"]["md5"] != held["md5"]
+
+
+def test_the_md5_can_be_missing_or_malformed(desk: "Desk") -> None:
+    held = desk.put()
+    desk.tell("backup-status", "no_md5", times=1)
+    desk.tell("backup-status", "bad_md5", value="77d6")
+    assert desk.status()["arguments"] == {"name": held["name"]}
+    assert desk.status()["arguments"]["md5"] == "77d6"
+
+
+def test_the_status_can_be_in_progress_for_ever(desk: "Desk") -> None:
+    desk.put()
+    desk.tell("backup-status", "in_progress")
+    assert [desk.status() for _ in range(2)] == [{"message": "Backup in progress"}] * 2
+
+
+def test_the_status_can_show_the_old_backup_for_a_while_after_a_start(desk: "Desk", until: Until) -> None:
+    old = desk.put()
+    desk.run("backup-delete")
+    desk.tell("backup-status", "stale_status", seconds=1.5)
+    desk.run("backup", "Passw0rd")
+    assert desk.status()["arguments"]["md5"] == old["md5"]
+    until(lambda: desk.status().get("arguments", {"md5": None})["md5"] != old["md5"])
+    until(lambda: desk.status()["message"] == "Backup found")
+
+
+def test_json_can_be_broken(desk: "Desk") -> None:
+    desk.put()
+    desk.tell("backup-status", "bad_json")
+    with pytest.raises(json.JSONDecodeError):
+        desk.status()
+
+
+def test_the_comma_of_the_vendors_page_can_be_missing(desk: "Desk") -> None:
+    held = desk.put()
+    desk.tell("backup-status", "missing_comma")
+    assert desk.run("backup-status").stdout == (
+        '{\n  "message": "Backup found",\n  "arguments": {\n'
+        f'    "name": "{held["name"]}"\n    "md5": "{held["md5"]}"\n  }}\n}}\n'
+    )
+
+
+def test_banner_colours_and_indentation_surround_the_reply(desk: "Desk") -> None:
+    for fault in ("pretty", "colours"):
+        desk.tell("backup-status", fault)
+    desk.tell("backup-status", "banner", before="before\n", after="\nafter")
+    assert desk.run("backup-status").stdout == ('before\n\x1b[32m{\n  "message": "No backup found"\n}\n\x1b[39m\nafter')
+
+
+def test_any_wording_can_be_replaced_for_one_state_or_for_all(desk: "Desk") -> None:
+    desk.tell("backup-status", "say", stdout="nothing stored", when="absent")
+    desk.tell("backup-status", "say", stdout="have {name}", stderr="sum {md5}", exit=3)
+    assert desk.run("backup-status").stdout == "nothing stored"
+    held = desk.put()
+    found = desk.run("backup-status")
+    assert (found.stdout, found.stderr, found.returncode) == (f"have {held['name']}", f"sum {held['md5']}", 3)
+    desk.tell("backup-delete", "say", stdout="gone", exit=9)
+    assert desk.run("backup-delete").returncode == 9
+    assert desk.holds() is None
+
+
+def test_a_false_delete_is_acknowledged_and_not_done(desk: "Desk") -> None:
+    held = desk.put()
+    desk.tell("backup-delete", "false_delete", times=1)
+    assert desk.run("backup-delete").stdout == '{"message":"Backup deleted"}'
+    assert desk.holds() == held
+    assert desk.calls("backup-delete")[0]["outcome"] == "false_delete"
+    desk.run("backup-delete")
+    assert desk.holds() is None
+
+
+@pytest.mark.parametrize(("command", "args"), [("backup", ["Passw0rd"]), ("backup-delete", [])])
+def test_a_lost_reply_hides_that_the_command_took_effect(
+    desk: "Desk", until: Until, command: str, args: list[str]
+) -> None:
+    if command == "backup-delete":
+        desk.put()
+    desk.tell(command, "lost_reply", times=1)
+    lost = desk.run(command, *args)
+    assert (lost.returncode, lost.stdout, lost.stderr) == (1, "", "Error: socket hang up\n")
+    until(lambda: bool(desk.holds()) is (command == "backup"))
+    call = desk.calls(command)[0]
+    assert (call["outcome"], call["faults"], call["exit"]) == ("done", ["lost_reply"], None)
+
+
+@pytest.mark.parametrize(("reply", "exit_code"), [("lost", 1), ("ok", 0)])
+def test_a_late_delete_takes_effect_after_its_reply(desk: "Desk", until: Until, reply: str, exit_code: int) -> None:
+    held = desk.put()
+    desk.tell("backup-delete", "late", seconds=2, reply=reply)
+    assert desk.run("backup-delete").returncode == exit_code
+    assert desk.holds() == held
+    until(lambda: desk.holds() is None)
+
+
+def test_a_late_start_takes_effect_while_its_caller_waits(desk: "Desk", until: Until) -> None:
+    desk.tell("backup", "late", seconds=0.5, reply="hang")
+    with desk.start("backup", "Passw0rd") as process:
+        until(desk.holds)
+        assert process.poll() is None
+
+
+def test_a_node_that_forgot_its_role_neither_offers_nor_takes_a_backup(desk: "Desk") -> None:
+    desk.tell(None, "no_role")
+    refused = desk.run("backup", "Passw0rd")
+    assert (refused.returncode, refused.stderr) == (1, '{"message":"This node is not a backup node"}\n')
+    desk.run("update-commands")
+    assert "unknown command `backup'" in desk.run("backup", "Passw0rd").stderr
+    desk.run("set-as-backup", "/dev/sdb", "true")
+    desk.run("update-commands")
+    assert desk.run("backup", "Passw0rd").returncode == 0
+
+
+def test_an_unreachable_node_refuses_connections_until_it_is_forgotten(desk: "Desk") -> None:
+    desk.tell(None, "unreachable")
+    refused = desk.run("ping")
+    assert refused.returncode == 1
+    assert refused.stderr == f"Error: connect ECONNREFUSED 127.0.0.1:{desk.node['port']}\n"
+    desk.fleet.forget(desk.name)
+    assert desk.run("ping").returncode == 0
+
+
+def test_an_unreachable_node_can_come_back_by_itself(desk: "Desk", until: Until) -> None:
+    desk.tell(None, "unreachable", seconds=0.5)
+    assert desk.run("ping").returncode == 1
+    until(lambda: desk.run("ping").returncode == 0)
+
+
+def parent_of(desk: "Desk", *args: str) -> "subprocess.Popen[bytes]":
+    program = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    return subprocess.Popen([sys.executable, "-c", program, *desk.argv(*args)], cwd=desk.directory)
+
+
+def test_the_caller_is_killed_before_the_command_takes_effect(desk: "Desk") -> None:
+    desk.tell("backup", "kill_parent", when="before", times=1)
+    with parent_of(desk, "backup", "Passw0rd") as parent:
+        assert parent.wait(20) == -signal.SIGKILL
+    assert desk.status() == {"message": "No backup found"}
+    assert desk.calls("backup")[0]["outcome"] == "kill_parent"
+
+
+def test_an_orphan_takes_effect_after_its_caller_was_killed(desk: "Desk", until: Until) -> None:
+    desk.tell("backup", "kill_parent", when="before", orphan=1)
+    with parent_of(desk, "backup", "Passw0rd") as parent:
+        assert parent.wait(20) == -signal.SIGKILL
+    assert desk.holds() is None
+    until(desk.holds)
+
+
+def test_the_caller_is_killed_after_the_command_took_effect(desk: "Desk") -> None:
+    desk.put()
+    desk.tell("backup-delete", "kill_parent", when="after")
+    with parent_of(desk, "backup-delete") as parent:
+        assert parent.wait(20) == -signal.SIGKILL
+    assert desk.holds() is None
+
+
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_the_caller_is_killed_at_each_point_of_a_transfer(desk: "Desk", until: Until, when: str) -> None:
+    held = desk.put()
+    desk.tell("backup-retrieve", "kill_parent", when=when, fraction=0.3)
+    with parent_of(desk, "backup-retrieve") as parent:
+        assert parent.wait(20) == -signal.SIGKILL
+    until(lambda: desk.calls("backup-retrieve"))
+    assert desk.retrieved.exists() is (when != "before")
+    if when == "after":
+        assert desk.retrieved.stat().st_size == held["size"]
+
+
+def test_a_client_that_was_killed_mid_transfer_is_on_record(desk: "Desk", until: Until) -> None:
+    desk.put()
+    desk.tell("backup-retrieve", "drip", bytes_per_second=10_000)
+    with desk.start("backup-retrieve") as process:
+        until(lambda: desk.retrieved.exists() and desk.retrieved.stat().st_size)
+        process.kill()
+    until(lambda: desk.calls("backup-retrieve"))
+    assert desk.calls("backup-retrieve")[0]["outcome"] == "gone"
+
+
+@pytest.mark.parametrize(
+    ("order", "says"),
+    [
+        ({"command": "ping", "fault": "explode"}, "there is no fault explode; there are latency"),
+        ({"command": "ping", "fault": "drop"}, "drop is not for ping; it is for retrieve"),
+        ({"command": "ping", "fault": "hang", "hours": 1}, "hang has no setting hours"),
+        ({"command": "backup", "fault": "late", "reply": "x"}, "reply is one of lost, hang, ok"),
+        ({"command": None, "fault": "unreachable", "times": 1}, "cannot be counted"),
+    ],
+)
+def test_an_order_that_means_nothing_is_refused_with_what_would(desk: "Desk", order: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        desk.fleet.order("tell", node=desk.name, **order)
+
+
+def test_a_peer_that_is_no_a0cli_is_hung_up_on(desk: "Desk") -> None:
+    for request in (b"GET / HTTP/1.1\r\n", b"{}\n", b"[1]\n"):
+        with socket.create_connection(("127.0.0.1", desk.node["port"])) as connection:
+            connection.settimeout(10)
+            connection.sendall(request)
+            assert connection.recv(100) == b""
+    assert desk.run("ping").returncode == 0
+
+
+def test_every_fault_has_an_example_in_the_readme() -> None:
+    readme = (Path(__file__).parents[2] / "simulator" / "README.md").read_text()
+    assert [fault for fault in FAULTS if f"`{fault}`" not in readme] == []
