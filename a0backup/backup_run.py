@@ -32,6 +32,7 @@ from a0backup.errors import (
     RetrieveFailedError,
     StartFailedError,
     UnreachableError,
+    UnsettledError,
     VaultUnusableError,
 )
 from a0backup.files import Digests, digests, in_thread
@@ -42,6 +43,8 @@ from a0backup.reconcile import Action, Plan, reconcile
 from a0backup.replies import Absent, Found, InProgress, Status, Wordings, quote, refusal
 from a0backup.report import Ending, Outcome
 from a0backup.vault import Manifest, ManifestNode, ManifestPassword, Vault
+
+MOST_ROUNDS = 20  # a night takes three or four; more is a node that somebody else works on all the time
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +143,9 @@ class BackupRun:
         self._verified: Digests | None = None  # of bytes that match, not stored
         self._proven: Manifest | None = None  # stored, and read back by this run
         self._attempts = 0
-        self._give_up = False
+        self._kept: Found | None = None  # what of the node is stored and was read back
+        self._given_up: Found | None = None  # what could not be verified, and is to be replaced
+        self._rounds = 0
         # What the status showed.
         self._last_seen: Pair | None = None
         self._seen_in_progress = False
@@ -200,17 +205,20 @@ class BackupRun:
     async def plan(self, status: Status) -> Plan:
         """Return what to do next, by reconcile's table. Raise ForeignBackupError where that is to leave the node."""
         self.session.enter("reconcile")
-        if self.manifest is not None and self._journal is None and not self._shows(status, self.manifest):
+        self._rounds += 1
+        if self._rounds > MOST_ROUNDS:
+            raise UnsettledError(self.node.name, self.kind, shown(status))
+        if self.manifest is not None and self._journal is None and not _has_md5(status, self.manifest.artifact.md5):
             return Plan(Action.DONE, True, f"{self.manifest.id} is stored")
         plan = reconcile(
             status,
             journal=self._journal,
             stored=await in_thread(self._stored, status),
-            proven=self._proven is not None and self._shows(status, self._proven),
+            proven=isinstance(status, Found) and status == self._kept,
             existing=self._existing,
             asked_again=self._asked_again,
             at_hand=await in_thread(self._at_hand, status),
-            give_up=self._give_up,
+            give_up=isinstance(status, Found) and status == self._given_up,
         )
         log.info("%s: %s: %s", self.node.name, plan.because, plan.action)
         if plan.action is Action.REFUSE:
@@ -221,10 +229,7 @@ class BackupRun:
         return plan
 
     def _stored(self, status: Status) -> Manifest | None:
-        wanted = status.md5 if isinstance(status, Found) else None
-        if isinstance(status, Absent) and self._pinned is not None:
-            wanted = self._pinned.md5
-        return self.vault.with_md5(self.node.name, self.kind, wanted) if wanted else None
+        return stored_manifest(self.vault, self.node.name, self.kind, status, self._journal)
 
     def _at_hand(self, status: Status) -> bool:
         if not isinstance(status, Absent) or self._pinned is None:
@@ -238,11 +243,6 @@ class BackupRun:
         pinned = self._pinned
         assert pinned is not None, "something is to be kept"
         return Found(pinned.name, pinned.md5)
-
-    def _shows(self, status: Status, manifest: Manifest) -> bool:
-        return (
-            isinstance(status, Found) and status.md5 == manifest.artifact.md5 and status.name == manifest.name_on_node
-        )
 
     async def ask_again_later(self) -> None:
         """Wait `call_timeout`: a start that was sent may still be under way to the node."""
@@ -340,7 +340,7 @@ class BackupRun:
         self.session.enter("retrieve")
         wanted = self._md5_of(found)
         self._proven = self._verified = self._retrieved = None
-        stored = await in_thread(self.vault.with_md5, self.node.name, self.kind, wanted)
+        stored = await in_thread(self._stored, found)
         if stored is not None:
             try:
                 await in_thread(self.vault.reread, stored)
@@ -386,7 +386,7 @@ class BackupRun:
         self._verified, self._retrieved = actual, None
         return Done(f"md5 {wanted} matches")
 
-    async def goes_on_after(self, error: A0BackupError) -> bool:
+    async def goes_on_after(self, error: A0BackupError, found: Found) -> bool:
         """Return whether another attempt to retrieve is due after *error*; raise it where it was the last one.
 
         False means that the operator's `--existing replace` gives up this backup. The bytes of a last whole retrieval
@@ -407,9 +407,11 @@ class BackupRun:
                 "md5_of_bytes": error.actual,
             }
             await in_thread(self.vault.quarantine, self.node.name, self.kind, self._retrieved, reason, _now())
-        if self.session.existing == "replace" and (bad_bytes or isinstance(error, Md5MissingError)):
+        unverifiable = bad_bytes or isinstance(error, Md5MissingError)
+        if self.session.existing == "replace" and unverifiable and self._given_up is None:
             self.note(f"given up for a new one: {error.message()}")
-            self._give_up = True
+            self._given_up = found
+            self._attempts = 0
             return False
         raise error
 
@@ -437,6 +439,7 @@ class BackupRun:
             await self._note_journal(f"stored {self._proven.id}", pinned=pair(found))
         elif not done.cached:
             self.note(f"a backup that this vault did not start was on the node: kept as {self._proven.id}")
+        self._kept = found
         await self._sweep()
         return done
 
@@ -471,14 +474,15 @@ class BackupRun:
         if same or isinstance(status, InProgress):
             raise DeleteNotConfirmedError(self.node.name, self.kind, f"the status still is: {shown(status)}")
         self._asked_again = False
+        if found == self._given_up:
+            await self._forget_journal()
         return status
 
     async def settle(self) -> Done:
         """End the backup: it is stored, the node holds it no more, and nothing of the work is left."""
         self.session.enter("settle")
         if self.manifest is None:
-            assert self._pinned is not None, "settle comes after store"
-            self.manifest = await in_thread(self.vault.with_md5, self.node.name, self.kind, self._pinned.md5)
+            self.manifest = await in_thread(self._stored, Absent())
         assert self.manifest is not None, "settle comes after store"
         if self._journal is not None and self._journal.flow_run != self.session.flow_run:
             self.note(f"finished the backup that run {self._journal.flow_run} started at {self._journal.started_at:%c}")
@@ -519,6 +523,24 @@ class BackupRun:
         if found.md5 is None:
             raise Md5MissingError(self.node.name, self.kind, found.shown)
         return found.md5
+
+
+def _has_md5(status: Status, md5: str) -> bool:
+    return isinstance(status, Found) and status.md5 == md5
+
+
+def stored_manifest(vault: Vault, node: str, kind: str, status: Status, journal: Journal | None) -> Manifest | None:
+    """Return the manifest of the backup that *status* shows or, where it shows nothing, of the journal's.
+
+    Of a backup of our own it is that of this very backup: the bytes of another night may be the same.
+    """
+    pinned = journal.pinned if journal else None
+    if isinstance(status, Found) and status.md5 is not None:
+        ours = journal is not None and pinned in (None, pair(status))
+        return vault.with_md5(node, kind, status.md5, started_at=journal.started_at if journal and ours else None)
+    if isinstance(status, Absent) and journal is not None and pinned is not None:
+        return vault.with_md5(node, kind, pinned.md5, started_at=journal.started_at)
+    return None
 
 
 def outcome_of(

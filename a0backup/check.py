@@ -7,14 +7,14 @@ from pathlib import Path
 
 from a0backup import replies
 from a0backup.a0cli import A0cli, PrivateDirectory
-from a0backup.backup_run import missing_commands, shown
+from a0backup.backup_run import missing_commands, shown, stored_manifest
 from a0backup.errors import A0BackupError, UnreachableError
 from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.journal import Journal, JournalFile
 from a0backup.lock import is_held, read_holder
 from a0backup.reconcile import Action, reconcile
-from a0backup.replies import Absent, Found, Status
+from a0backup.replies import Status
 from a0backup.report import Finding
 from a0backup.vault import Vault
 
@@ -95,10 +95,7 @@ def _would(vault: Vault, node: str, kind: str, status: Status, existing: Existin
     except ValueError:
         first += "set the unreadable journal aside; "
         existing = "preserve"
-    wanted = status.md5 if isinstance(status, Found) else None
-    if isinstance(status, Absent) and journal is not None and journal.pinned is not None:
-        wanted = journal.pinned.md5
-    stored = vault.with_md5(node, kind, wanted) if wanted else None
+    stored = stored_manifest(vault, node, kind, status, journal)
     plan = reconcile(status, journal=journal, stored=stored, proven=False, existing=existing)
     if plan.action is Action.KEEP:
         how = "read back what the vault has of it" if stored else "retrieve, verify and store it"

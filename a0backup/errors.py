@@ -19,6 +19,7 @@ A0BackupError
     ├── AwaitDeadlineError    the node was still at it at the deadline
     ├── StartFailedError      the start had no effect
     ├── ForeignBackupError    a backup that is not ours is in the way
+    ├── UnsettledError        the node's backup changes faster than it can be kept
     ├── Md5MissingError       the status names no usable md5
     ├── RetrieveFailedError   no file came
     ├── Md5MismatchError      the retrieved bytes are not the node's
@@ -267,6 +268,20 @@ class ForeignBackupError(NodeError):
 
     def hint(self) -> str:
         return "set existing: preserve to keep a copy of it first, or wait for whoever started it"
+
+
+class UnsettledError(NodeError):
+    """What is on the node has changed again and again; somebody else is at work on it."""
+
+    def __init__(self, node: str, kind: str, last: str) -> None:
+        super().__init__(node, kind, last)
+        self.kind, self.last = kind, last
+
+    def message(self) -> str:
+        return f"{self.node}: the {self.kind} on the node changes all the time; the last status was: {self.last}"
+
+    def hint(self) -> str:
+        return "see who else runs a0cli on this node; the next run goes on from here"
 
 
 class Md5MissingError(NodeError):

@@ -1,6 +1,7 @@
 """Files that survive a crash, and reading them as the disk has them."""
 
 import asyncio
+import contextlib
 import contextvars
 import hashlib
 import os
@@ -37,7 +38,10 @@ async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         stop.set()
-        await asyncio.wait([work])
+        # However often it is cancelled meanwhile.
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
         if not work.cancelled():
             work.exception()  # taken, so that the loop does not report it as never retrieved
         raise

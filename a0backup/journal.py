@@ -4,6 +4,7 @@ It says what only this machine can know: that a backup on the node was started b
 artifact is stored is asked of the vault itself, never of the journal.
 """
 
+import stat
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -65,7 +66,10 @@ class JournalFile:
     def read(self) -> Journal | None:
         """Return the journal, None where there is none. Raise ValueError where it cannot be read as one."""
         try:
-            if self.path.stat().st_size > MAX_BYTES:
+            status = self.path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError(f"{self.path.name} is not a regular file")
+            if status.st_size > MAX_BYTES:
                 raise ValueError(f"{self.path.name} is larger than a journal can be")
             return Journal.model_validate_json(self.path.read_bytes())
         except FileNotFoundError:

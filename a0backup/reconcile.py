@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from a0backup.fleet import Existing
-from a0backup.journal import Journal, pair
+from a0backup.journal import Journal, Pair, pair
 from a0backup.replies import Absent, Found, InProgress, Status
 from a0backup.vault import Manifest
 
@@ -46,13 +46,16 @@ def reconcile(
 
     *journal* is that of a backup which we started and have not settled; *stored* the vault's manifest for the md5 that
     the status shows or, where it shows none, for the md5 that the journal pinned; *proven* that this run has read the
-    stored artifact back; *at_hand* that verified bytes of the pinned backup are here, not stored yet; *asked_again*
-    that the status was asked again after `call_timeout`; *give_up* that our own backup could not be verified and the
-    operator asked, for this run, to replace such a one.
+    stored artifact back; *at_hand* that the node shows the pinned backup no more and its verified bytes are here, not
+    stored yet; *asked_again* that the status was asked again after `call_timeout`; *give_up* that the very backup that
+    is shown could not be verified and the operator asked, for this run, to replace such a one.
     """
+    if at_hand:
+        # First of all, whatever is on the node by now: nothing else has these bytes any more.
+        return Plan(Action.KEEP, True, "the node lost the backup that we started, its verified bytes are here")
     match status:
         case Absent():
-            return _nothing_there(journal, stored, at_hand, asked_again)
+            return _nothing_there(journal, stored, asked_again)
         case InProgress():
             if journal is not None and journal.pinned is None:
                 return Plan(Action.AWAIT, True, "the backup that we started is in progress")
@@ -63,13 +66,11 @@ def reconcile(
             return _found(status, journal, stored, proven, existing, give_up)
 
 
-def _nothing_there(journal: Journal | None, stored: Manifest | None, at_hand: bool, asked_again: bool) -> Plan:
+def _nothing_there(journal: Journal | None, stored: Manifest | None, asked_again: bool) -> Plan:
     if journal is None:
         return Plan(Action.START, False, "nothing is on the node")
     if stored is not None:
         return Plan(Action.DONE, True, f"{stored.id} is stored and the node holds nothing any more")
-    if at_hand:
-        return Plan(Action.KEEP, True, "the node lost the backup that we started, its verified bytes are here")
     if not asked_again:
         return Plan(Action.ASK_AGAIN, True, "a backup was started and the node shows nothing")
     return Plan(Action.START, False, "the backup that was started is gone from the node")
@@ -81,13 +82,13 @@ def _found(
     shown = pair(found)
     if journal is not None and journal.pinned is None and shown is not None and shown == journal.seen_before:
         return Plan(Action.AWAIT, True, "the node still shows the backup from before the start")
-    ours = journal is not None and journal.pinned in (None, shown)
+    ours = journal is not None and _may_be(found, journal.pinned)
+    if stored is not None and proven:
+        return Plan(Action.DELETE, ours, f"it is stored as {stored.id} and was read back")
+    if give_up and (ours or existing == "replace"):
+        return Plan(Action.REPLACE, ours, "the backup that is there cannot be verified, and is to be replaced")
     if stored is not None:
-        if proven:
-            return Plan(Action.DELETE, ours, f"it is stored as {stored.id} and was read back")
         return Plan(Action.KEEP, ours, f"it is in the vault as {stored.id}, to be read back first")
-    if ours and give_up:
-        return Plan(Action.REPLACE, True, "the backup that we started cannot be verified, and is to be replaced")
     if ours:
         return Plan(Action.KEEP, True, "the backup that we started is there")
     match existing:
@@ -97,3 +98,8 @@ def _found(
             return Plan(Action.REPLACE, False, "a backup that we did not start is there, and is to be replaced")
         case "fail":
             return Plan(Action.REFUSE, False, "a backup that we did not start is there")
+
+
+def _may_be(found: Found, pinned: Pair | None) -> bool:
+    """Return whether *found* may be the backup that the journal pinned; a status that lost its md5 is no proof of not."""
+    return pinned is None or (found.name == pinned.name and found.md5 in (None, pinned.md5))

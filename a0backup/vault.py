@@ -219,9 +219,16 @@ class Vault:
             return UnreadableManifest(id=place, reason=f"{MANIFEST} is that of another artifact")
         return manifest
 
-    def with_md5(self, node: str, kind: str, md5: str) -> Manifest | None:
-        """Return the newest manifest of that node and kind whose artifact has this md5."""
-        same = [manifest for manifest in self.manifests(node, kind) if manifest.artifact.md5 == md5]
+    def with_md5(self, node: str, kind: str, md5: str, *, started_at: datetime | None = None) -> Manifest | None:
+        """Return the newest manifest of that node and kind whose artifact has this md5.
+
+        With *started_at* only that of the very backup that was started then: another night's may have the same bytes.
+        """
+        same = [
+            manifest
+            for manifest in self.manifests(node, kind)
+            if manifest.artifact.md5 == md5 and started_at in (None, manifest.started_at)
+        ]
         return same[-1] if same else None
 
     def reread(self, manifest: Manifest) -> None:
@@ -308,7 +315,7 @@ class Vault:
         """
         verified = self.verified_file(node.name, kind)
         try:
-            damaged = self.with_md5(node.name, kind, expected.md5)
+            damaged = self.with_md5(node.name, kind, expected.md5, started_at=started_at)
             if damaged is not None and damaged.artifact.sha256 == expected.sha256:
                 # Its manifest is true of these very bytes: put them back where they belong.
                 self._settle_bytes(verified, self.artifact(damaged))

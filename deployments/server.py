@@ -56,7 +56,7 @@ def default_home() -> Path:
 def use_api(api: str, home: Path) -> Iterator[None]:
     """Make this process, and the ones it starts, use the server at *api*, with results and all else in *home*.
 
-    Runs that this process left Running are no concern of it; settings of the operator's own profile do not apply.
+    Works whether Prefect is imported already or not. The operator's own profile does not apply inside the block.
     """
     changes: dict[str, str | None] = {
         "PREFECT_API_URL": api,
@@ -120,35 +120,51 @@ class _Presence:
 
     def __init__(self, home: Path) -> None:
         # Not inheritable, as all of Python's descriptors: an a0cli that outlives us must not look like a live engine.
-        self._fd = os.open(home / "alive", os.O_RDWR | os.O_CREAT, 0o600)
+        self._fd = _open_lock(home / "alive")
         try:
-            self.alone = self._try(fcntl.LOCK_EX)
-            if not self.alone:
-                self._wait_for_share(home)
+            self.alone = _locked(self._fd, fcntl.LOCK_EX)
+            if self.alone:
+                self._wait_for_the_last_server(home)
+            else:
+                # Whoever is still starting here holds it alone: two must not build one database.
+                _wait_for_lock(self._fd, fcntl.LOCK_SH, START_DEADLINE, f"another engine is still starting in {home}")
         except BaseException:
             self.leave()
             raise
 
-    def _try(self, operation: int) -> bool:
+    def _wait_for_the_last_server(self, home: Path) -> None:
+        """Wait for a server whose parent was just killed: it may still record states, and has seconds to end."""
+        serving = _open_lock(home / "serving")
         try:
-            fcntl.flock(self._fd, operation | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _wait_for_share(self, home: Path) -> None:
-        """Wait for one who is still starting here: two must not build one database."""
-        deadline = time.monotonic() + START_DEADLINE
-        while not self._try(fcntl.LOCK_SH):
-            if time.monotonic() > deadline:
-                raise EngineError(f"another engine has been starting in {home} for more than {START_DEADLINE:.0f} s")
-            time.sleep(0.1)
+            _wait_for_lock(serving, fcntl.LOCK_EX, 2 * STOP_DEADLINE, f"a server is left over in {home}")
+        finally:
+            os.close(serving)
 
     def share(self) -> None:
         fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def leave(self) -> None:
         os.close(self._fd)
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def _locked(fd: int, operation: int) -> bool:
+    try:
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait_for_lock(fd: int, operation: int, deadline: float, reason: str) -> None:
+    began = time.monotonic()
+    while not _locked(fd, operation):
+        if time.monotonic() - began > deadline:
+            raise EngineError(f"{reason}, after {deadline:.0f} s of waiting")
+        time.sleep(0.1)
 
 
 @contextmanager
@@ -172,7 +188,7 @@ class OwnServer:
     def start(self) -> None:
         """Start it and wait until it answers; raise EngineError, with the end of its log, if it does not."""
         # Bound here and handed over: nobody can take the port in between, and nothing answers on it until it is served.
-        with socket.socket() as listener, self._fresh_log() as output:
+        with socket.socket() as listener, self._fresh_log() as output, self._serving() as serving:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
             self.api = f"http://127.0.0.1:{port}/api"
@@ -184,7 +200,7 @@ class OwnServer:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                pass_fds=[listener.fileno()],
+                pass_fds=[listener.fileno(), serving],
                 # A Ctrl-C in the terminal is for us; the server must outlive it until the run's end is recorded.
                 start_new_session=True,
             )
@@ -242,6 +258,16 @@ class OwnServer:
         finally:
             os.close(fd)
 
+    @contextmanager
+    def _serving(self) -> Iterator[int]:
+        """Open a lock that the server inherits, and so holds until it has ended."""
+        fd = _open_lock(self.home / "serving")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            yield fd
+        finally:
+            os.close(fd)
+
     def _log_tail(self) -> str:
         lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
         return f"; {self.log_file} ends:\n" + "\n".join(lines) if lines else f"; {self.log_file} is empty"
@@ -260,6 +286,13 @@ class OwnServer:
             "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self.home / "ui"),
             # The default keeps leases in memory: slots of runs that die with the server would never be freed.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            # One transaction per state, the default, takes 40 s for the states of 1,200 task runs; these take 3 s.
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.2",
+            "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "200",
+            "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
+            "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
         }
 
 
@@ -315,6 +348,8 @@ async def drained(flow_run_id: UUID, task_run_ids: Collection[UUID], *, deadline
         async with asyncio.timeout(deadline):
             # Task states travel as events, log lines in batches, each through a queue and a thread of this process.
             for worker in (EventsWorker, APILogWorker):
+                # It would count aloud, on the terminal, what it still has to send.
+                logging.getLogger(worker.__name__).setLevel(logging.ERROR)
                 if isinstance(flushed := worker.drain_all(timeout=deadline), Coroutine):
                     await flushed
             async with get_client() as client:

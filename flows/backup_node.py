@@ -157,7 +157,7 @@ async def retrieve_verified(run: BackupRun, found: Found) -> bool:
             await backup_retrieve(run, found)
             await verify_md5(run, found)
         except A0BackupError as error:
-            if not await run.goes_on_after(error):
+            if not await run.goes_on_after(error, found):
                 return False
         else:
             return True

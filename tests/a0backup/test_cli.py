@@ -1,0 +1,340 @@
+"""The `a0backup` command from the outside: as a process, by what it prints and how it ends."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simulator.fleet import SimulatedFleet
+
+A0BACKUP = Path(sys.executable).with_name("a0backup")
+PASSWORD = "Canary7Password"
+
+
+def a0backup(*arguments: object, api: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "A0_BACKUP_PASSWORD": PASSWORD}
+    if api:
+        environment["PREFECT_API_URL"] = api
+    command = [str(A0BACKUP), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def stored(engine_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fleet.yaml whose vault holds one artifact of each of two nodes."""
+    place = tmp_path_factory.mktemp("stored")
+    with SimulatedFleet(place / "sim", nodes=2) as appliances:
+        fleet_yaml = appliances.fleet_yaml(place / "fleet.yaml")
+        ended = a0backup("run", "--fleet", fleet_yaml, api=engine_server)
+        assert ended.returncode == 0, ended.stderr
+    return fleet_yaml
+
+
+@pytest.fixture
+def copied(stored: Path, tmp_path: Path) -> Path:
+    """A copy of that fleet.yaml and its vault, to be spoilt."""
+    shutil.copytree(stored.parent / "vault", tmp_path / "vault")
+    return Path(shutil.copy(stored, tmp_path / "fleet.yaml"))
+
+
+def artifacts(fleet_yaml: Path) -> list[Path]:
+    return sorted(fleet_yaml.parent.glob("vault/*/*/backup.tar.gz.enc"))
+
+
+# -- without an engine ------------------------------------------------------------------------------------------------
+
+
+def test_init_writes_a_fleet_file_that_only_wants_its_nodes(tmp_path: Path) -> None:
+    assert a0backup("init", cwd=tmp_path).returncode == 0
+    listed = a0backup("list", "--json", cwd=tmp_path)
+    assert (listed.returncode, json.loads(listed.stdout)) == (0, [])
+
+
+def test_init_never_overwrites(tmp_path: Path) -> None:
+    (tmp_path / "fleet.yaml").write_text("mine")
+    ended = a0backup("init", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert (tmp_path / "fleet.yaml").read_text() == "mine"
+
+
+def test_schema_is_a_json_schema() -> None:
+    schema = json.loads(a0backup("schema").stdout)
+    assert set(schema["required"]) >= {"nodes", "password"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("vault: ./v\nnodes:\n  - {name: -x, host: h}\n", ["line 3", "nodes[0].name"]),
+        ("vault: [", ["line "]),
+        ("", ["fleet.yaml"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "check", "list", "status"])
+def test_a_wrong_fleet_file_ends_every_command_with_2_and_says_where(
+    tmp_path: Path, command: str, text: str, words: list[str]
+) -> None:
+    (tmp_path / "fleet.yaml").write_text(text)
+    ended = a0backup(command, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "HINT" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    for word in words:
+        assert word in ended.stderr
+
+
+def test_an_unknown_node_ends_with_2_before_anything_is_started(tmp_path: Path) -> None:
+    a0backup("init", cwd=tmp_path)
+    ended = a0backup("run", "a0-99", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "a0-99" in ended.stderr
+    assert "engine" not in ended.stderr
+
+
+@pytest.mark.parametrize("module", ["a0backup.cli"])
+def test_the_command_imports_no_engine(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(any(name.partition('.')[0] == 'prefect' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_help_names_every_command_and_the_exit_codes() -> None:
+    text = a0backup("--help").stdout
+    for word in ["init", "schema", "check", "run", "status", "list", "show", "verify", "demo", "Exit codes"]:
+        assert word in text
+
+
+# -- on a vault -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.engine
+def test_list_prints_whole_ids_also_where_the_terminal_is_narrow(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    text = a0backup("list", "--fleet", stored).stdout
+    for artifact in artifacts(stored):
+        assert f"{artifact.parent.parent.name}/{artifact.parent.name}  " in text
+
+
+@pytest.mark.engine
+def test_list_as_json_is_an_array_of_the_manifests(stored: Path) -> None:
+    expected = [json.loads((path.parent / "manifest.json").read_text()) for path in artifacts(stored)]
+    assert json.loads(a0backup("list", "--fleet", stored, "--json").stdout) == expected
+
+
+@pytest.mark.engine
+def test_what_show_prints_opens_the_artifact(stored: Path) -> None:
+    artifact = artifacts(stored)[0]
+    shown = a0backup("show", "--fleet", stored, f"{artifact.parent.parent.name}/{artifact.parent.name}").stdout
+    [command] = [line.strip() for line in shown.splitlines() if "openssl enc" in line]
+    command = command.replace("-nosalt", f"-nosalt -k {PASSWORD}")
+    opened = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert "users.bson" in opened.stdout
+
+
+@pytest.mark.engine
+def test_verify_ends_well_on_a_good_vault(stored: Path) -> None:
+    ended = a0backup("verify", "--fleet", stored)
+    assert (ended.returncode, ended.stdout.count("  well")) == (0, 2)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("spoil", "seen_by_list"),
+    [
+        (flip, False),
+        (lambda path: path.unlink(), True),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), True),
+        (lambda path: path.with_name("manifest.json").write_text("{"), True),
+    ],
+    ids=["flipped", "missing", "truncated", "manifest torn"],
+)
+def test_a_damaged_artifact_ends_verify_with_4_and_is_named(copied: Path, spoil, seen_by_list: bool) -> None:
+    artifact = artifacts(copied)[0]
+    spoil(artifact)
+    ended = a0backup("verify", "--fleet", copied)
+    assert ended.returncode == 4
+    assert f"{artifact.parent.parent.name}/{artifact.parent.name}  DAMAGED" in ended.stdout
+    assert ended.stdout.count("  well") == 1
+    assert a0backup("list", "--fleet", copied).returncode == (4 if seen_by_list else 0)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("artifact_id", ["a0-1/20200101T000000Z-backup", "../../etc/passwd", "a0-1/.."])
+def test_an_id_that_is_not_there_ends_with_2(stored: Path, artifact_id: str) -> None:
+    for command in ("show", "verify"):
+        assert a0backup(command, "--fleet", stored, artifact_id).returncode == 2
+
+
+@pytest.mark.engine
+def test_status_shows_the_last_artifact_and_a_free_lock(stored: Path) -> None:
+    rows = json.loads(a0backup("status", "--fleet", stored, "--json").stdout)
+    assert [(row["node"], row["journal"], row["holder"]) for row in rows] == [
+        ("a0-1", None, None),
+        ("a0-2", None, None),
+    ]
+    assert rows[0]["last"].startswith("a0-1/")
+
+
+# -- on an engine -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.engine
+def test_of_twenty_nodes_three_fail_and_seventeen_are_stored(engine_server: str, tmp_path: Path) -> None:
+    with SimulatedFleet(tmp_path / "sim", nodes=20) as appliances:
+        fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml", a0cli={"call_timeout": "3s"}, max_parallel=20)
+        appliances.tell("a0-3", "backup-status", "wrong_md5")
+        appliances.tell("a0-7", None, "unreachable")
+        appliances.tell("a0-11", "backup-status", "hang", ignore_sigterm=True)
+        ended = a0backup("run", "--fleet", fleet_yaml, "--json", api=engine_server)
+        assert ended.returncode == 3, ended.stderr
+        outcomes = {outcome["node"]: outcome for outcome in json.loads(ended.stdout)}
+        bad = {name: outcome for name, outcome in outcomes.items() if not outcome["well"]}
+        assert len(outcomes) == 20
+        assert {name: outcome["outcome"] for name, outcome in bad.items()} == {
+            "a0-3": "failed",
+            "a0-7": "unreachable",
+            "a0-11": "failed",
+        }
+        assert "md5 mismatch in 3 attempts" in bad["a0-3"]["reason"]
+        assert "no end within 3 s" in bad["a0-11"]["reason"]
+        assert len(artifacts(fleet_yaml)) == 17
+        for call in appliances.calls("a0-11"):
+            assert not Path(f"/proc/{call['pid']}").exists()
+
+
+@pytest.mark.engine
+def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(engine_server: str, tmp_path: Path) -> None:
+    with SimulatedFleet(tmp_path / "sim", nodes=2) as appliances:
+        fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml")
+        appliances.put("a0-1", password="somebody's")
+        ended = a0backup("run", "--dry-run", "--fleet", fleet_yaml, "--json", api=engine_server)
+        assert ended.returncode == 0, ended.stderr
+        first, second = json.loads(ended.stdout)
+        assert "retrieve, verify and store it, delete it on the node, then start a backup" in first["would"]
+        assert second["would"].startswith("start a backup")
+        assert not (tmp_path / "vault").exists()
+        assert {call["command"] for call in appliances.calls()} == {"update-commands", "ping", "backup-status"}
+
+
+@pytest.mark.engine
+def test_existing_on_the_command_line_holds_for_this_run(engine_server: str, tmp_path: Path) -> None:
+    with SimulatedFleet(tmp_path / "sim", nodes=1) as appliances:
+        fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml")
+        held = appliances.put("a0-1", password="somebody's")
+        ended = a0backup("run", "--fleet", fleet_yaml, "--existing", "fail", api=engine_server)
+        assert ended.returncode == 1
+        assert "did not start" in ended.stdout
+        assert appliances.holds("a0-1")["md5"] == held["md5"]
+        assert a0backup("run", "--fleet", fleet_yaml, api=engine_server).returncode == 0
+        modes = [
+            m["encryption"]["password"]["mode"]
+            for m in json.loads(a0backup("list", "--fleet", fleet_yaml, "--json").stdout)
+        ]
+        assert sorted(modes) == ["shared", "unknown"]
+
+
+@pytest.mark.engine
+def test_a_backup_that_never_verifies_is_given_up_on_request(engine_server: str, tmp_path: Path) -> None:
+    with SimulatedFleet(tmp_path / "sim", nodes=1) as appliances:
+        fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml")
+        appliances.tell("a0-1", "backup-retrieve", "flip", times=6)
+        assert a0backup("run", "--fleet", fleet_yaml, api=engine_server).returncode == 1
+        assert appliances.holds("a0-1") is not None
+        ended = a0backup("run", "--fleet", fleet_yaml, "--existing", "replace", api=engine_server)
+        assert ended.returncode == 0, ended.stdout
+        assert len(artifacts(fleet_yaml)) == 1
+        assert len(appliances.calls("a0-1", "backup")) == 2
+
+
+@pytest.mark.engine
+def test_a_backup_is_given_up_once_in_a_run_and_never_for_ever(engine_server: str, tmp_path: Path) -> None:
+    with SimulatedFleet(tmp_path / "sim", nodes=1) as appliances:
+        fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml", retrieve_attempts=2)
+        appliances.tell("a0-1", "backup-retrieve", "flip")
+        ended = a0backup("run", "--fleet", fleet_yaml, "--existing", "replace", api=engine_server)
+        assert ended.returncode == 1
+        assert len(appliances.calls("a0-1", "backup")) == 2
+        assert len(appliances.calls("a0-1", "backup-retrieve")) == 4
+        assert appliances.holds("a0-1") is not None
+
+
+WORDS = {
+    "json": {
+        "commands": "ping\nbackup\nbackup-status\nbackup-retrieve\nbackup-delete\n",
+        "no_key": {"stdout": '{"error":"Unauthorized"}', "exit": 1},
+        "updated": "",
+        "pong": '{"message": "PONG"}',
+        "exists": '{"message":"Backup already exists"}',
+        "started": '{"message":"Backup started"}\n',
+        "absent": '{"message":"No backup found"}',
+        "running": '{"message":"Backup is being created"}',
+        "found": '{\n "message": "Backup found",\n "arguments": {\n  "name": "{name}"\n  "md5": "{md5}"\n }\n}\n',
+        "retrieved": '{"message":"Backup retrieved"}',
+        "deleted": '{"message":"OK"}',
+    },
+    "plain, in colour, all of it on stderr": {
+        "commands": {"stderr": "Usage: a0cli [options] <command>\n\n  ping\n  backup <password>\n"},
+        "no_key": {"stderr": "error: unknown command", "exit": 0},
+        "updated": {"stderr": "\x1b[32mcommands updated\x1b[0m\n"},
+        "pong": {"stderr": 'a0cli 2.1\n\x1b[32m{"message":"PONG"}\x1b[0m\n'},
+        "exists": {"stderr": "error: a backup exists", "exit": 0},
+        "started": {"stderr": "", "exit": 0},
+        "absent": {"stderr": "\x1b[33mThere is no backup on this node.\x1b[0m\n"},
+        "running": {"stderr": "Backup in progress...\n"},
+        "found": {"stderr": 'a0cli 2.1\n{"message":"Backup found","arguments":{"md5":"{md5}","name":"{name}"}}\nbye\n'},
+        "retrieved": {"stderr": "100 %", "exit": 3},
+        "deleted": {"stderr": "error: nothing to report", "exit": 1},
+    },
+}
+
+
+def other_fleet(place: Path, words: dict[str, object]) -> Path:
+    """Write the fleet.yaml of one node that is driven by another a0cli than the simulator's."""
+    (place / "node").mkdir()
+    (place / "words.json").write_text(json.dumps(words))
+    program = place / "a0cli"
+    program.write_text(f"#!{sys.executable} -IS\n{(Path(__file__).parents[1] / 'other_a0cli.py').read_text()}")
+    program.chmod(0o700)
+    (place / "keys").mkdir()
+    (place / "keys" / "appliance.key").write_text("key")
+    fleet_yaml = place / "fleet.yaml"
+    fleet_yaml.write_text(
+        "vault: ./vault\n"
+        "a0cli: {path: ./a0cli, key_dir: ./keys, call_timeout: 5s}\n"
+        "password: {env: A0_BACKUP_PASSWORD}\n"
+        "polling: {interval: 1s, deadline: 30s}\n"
+        "nodes: [{name: a0-1, host: 127.0.0.1, port: 1}]\n"
+    )
+    return fleet_yaml
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
+def test_an_a0cli_that_words_things_in_its_own_way_works_unchanged(
+    engine_server: str, tmp_path: Path, words: dict[str, object]
+) -> None:
+    fleet_yaml = other_fleet(tmp_path, words)
+    ended = a0backup("run", "--fleet", fleet_yaml, api=engine_server)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert len(artifacts(fleet_yaml)) == 1
+    assert not (tmp_path / "node" / "started").exists()
+
+
+@pytest.mark.engine
+def test_a_night_whose_bytes_are_those_of_the_night_before_is_an_artifact_of_its_own(
+    engine_server: str, tmp_path: Path
+) -> None:
+    fleet_yaml = other_fleet(tmp_path, WORDS["json"] | {"content": "the same every night"})
+    for nights in (1, 2):
+        ended = a0backup("run", "--fleet", fleet_yaml, api=engine_server)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert len(artifacts(fleet_yaml)) == nights

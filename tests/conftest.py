@@ -1,0 +1,135 @@
+"""What every test needs: Prefect kept off the developer's own profile, and an engine for those that ask.
+
+All of it lives in one temporary room per session, shared by the workers of pytest-xdist and removed at the end.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+_ROOM = "A0BACKUP_TEST_ROOM"
+# The workers of pytest-xdist inherit it from the process that was started first, which is the one to remove it.
+_first = _ROOM not in os.environ
+if _first:
+    os.environ[_ROOM] = tempfile.mkdtemp(prefix="a0backup-tests-")
+ROOM = Path(os.environ[_ROOM])
+
+# Before anything imports Prefect, which reads the environment once.
+for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
+    del os.environ[_name]
+os.environ |= {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_HOME": str(ROOM / "prefect"),
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # A test that forgot to ask for an engine fails rather than starts Prefect's temporary server.
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+    "XDG_STATE_HOME": str(ROOM / "state"),
+}
+
+# Holds the server that all tests share for as long as anyone has the named pipe open for writing.
+_KEEPER = """
+import sys
+from pathlib import Path
+from deployments.server import own_server
+home, address = map(Path, sys.argv[1:])
+with own_server(home) as api:
+    partial = address.with_suffix(".partial")
+    partial.write_text(api)
+    partial.rename(address)
+    sys.stdin.read()
+"""
+
+
+def pytest_configure() -> None:
+    if _first:
+        os.mkfifo(ROOM / "lifeline", 0o600)
+        globals()["_lifeline"] = os.open(ROOM / "lifeline", os.O_RDWR)
+
+
+def pytest_unconfigure() -> None:
+    if not _first:
+        return
+    os.close(globals()["_lifeline"])
+    with _started(ROOM / "keeper.pid") as keeper:
+        if keeper is not None:
+            keeper.wait(30)
+    shutil.rmtree(ROOM)
+
+
+@contextmanager
+def _started(pid_file: Path) -> Iterator[psutil.Process | None]:
+    try:
+        yield psutil.Process(int(pid_file.read_text()))
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        yield None
+
+
+@contextmanager
+def _one_at_a_time(name: str) -> Iterator[None]:
+    with (ROOM / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def migrated_home() -> Path:
+    """A home of the engine whose database is built; to be copied, not used."""
+    from deployments.server import own_server
+
+    home = ROOM / "migrated-home"
+    with _one_at_a_time("migrated-home"):
+        if not home.exists():
+            with own_server(ROOM / "building-home"):
+                pass
+            (ROOM / "building-home").rename(home)
+    return home
+
+
+@pytest.fixture
+def own_home(migrated_home: Path, tmp_path: Path) -> Path:
+    """A home of this test's own, from which a server starts in 3 s rather than 10."""
+    return Path(shutil.copytree(migrated_home, tmp_path / "engine"))
+
+
+@pytest.fixture(scope="session")
+def engine_server(migrated_home: Path) -> str:
+    """The API address of the one full server that all tests of the session share."""
+    address = ROOM / "address"
+    with _one_at_a_time("engine"):
+        if not address.exists():
+            home = Path(shutil.copytree(migrated_home, ROOM / "engine"))
+            with (ROOM / "lifeline").open() as lifeline, (ROOM / "keeper.log").open("wb") as log:
+                keeper = subprocess.Popen(
+                    [sys.executable, "-c", _KEEPER, str(home), str(address)],
+                    cwd=Path(__file__).parents[1],
+                    stdin=lifeline,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            (ROOM / "keeper.pid").write_text(str(keeper.pid))
+            deadline = time.monotonic() + 120
+            while not address.exists():
+                if keeper.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"no engine for the tests: {(ROOM / 'keeper.log').read_text()}")
+                time.sleep(0.1)
+    return address.read_text()
+
+
+@pytest.fixture
+def engine(engine_server: str) -> Iterator[str]:
+    """Make Prefect in this process use the shared server, and give its API address; for tests marked `engine`."""
+    from deployments.server import use_api
+
+    with use_api(engine_server, ROOM / "prefect"):
+        yield engine_server

@@ -1,0 +1,177 @@
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import httpx
+import psutil
+import pytest
+
+from a0backup.errors import EngineError
+from deployments.server import CRASHED, default_home, drained, operators_api, own_server, use_api
+
+# A process with a server of its own and, on it, a flow whose one task waits.
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from deployments.server import own_server, use_api
+
+with own_server(Path(sys.argv[1])) as api, use_api(api, Path(sys.argv[1])):
+    from prefect import flow, task
+    from prefect.runtime import flow_run
+
+    @task
+    async def wait():
+        print(api, flow_run.id, flush=True)
+        await asyncio.sleep(600)
+
+    @flow
+    async def hold():
+        await wait()
+
+    asyncio.run(hold())
+"""
+
+
+@contextmanager
+def holder(home: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A running process with a server in *home*; gives it, the API's address and the id of its flow run."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(home)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            api, flow_run = process.stdout.readline().split()
+            yield process, api, flow_run
+        finally:
+            process.kill()
+
+
+def states(api: str, flow_run: str) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The flow run's state and those of its task runs; a task run appears a moment before its state does."""
+    of_run = {"flow_runs": {"id": {"any_": [flow_run]}}}
+    (flow,) = httpx.post(f"{api}/flow_runs/filter", json=of_run).raise_for_status().json()
+    tasks = httpx.post(f"{api}/task_runs/filter", json=of_run).raise_for_status().json()
+    return flow["state"], [task["state"] for task in tasks if task["state"]]
+
+
+def servers(of: psutil.Process) -> list[psutil.Process]:
+    """The servers that this process holds itself; the one that all tests share has a keeper."""
+    return [child for child in of.children() if any("_server_child" in word for word in child.cmdline())]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_it_serves_api_and_ui_from_a_private_home_and_leaves_no_process(own_home: Path) -> None:
+    own_home.chmod(0o755)
+    with own_server(own_home) as api:
+        (server,) = servers(psutil.Process())
+        assert httpx.get(f"{api}/health").json() is True
+        page = httpx.get(api.removesuffix("/api"), headers={"accept": "text/html"}, follow_redirects=True)
+        assert "<html" in page.text
+        assert httpx.get(api.replace("/api", "/ui-settings")).json()["api_url"] == api
+        assert {connection.laddr.ip for connection in server.net_connections("tcp")} == {"127.0.0.1"}
+        assert stat.S_IMODE(own_home.stat().st_mode) == 0o700
+        assert stat.S_IMODE((own_home / "server.log").stat().st_mode) == 0o600
+    assert not server.is_running()
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_it_outlives_ctrl_c_and_a_stop_of_the_service_but_not_its_parent(own_home: Path) -> None:
+    with holder(own_home) as (process, api, _):
+        (server,) = servers(psutil.Process(process.pid))
+        server.send_signal(signal.SIGINT)
+        server.send_signal(signal.SIGTERM)
+        assert httpx.get(f"{api}/health").json() is True
+        process.kill()
+        process.wait()
+        assert eventually(lambda: not server.is_running())
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_what_a_crash_left_running_is_crashed_by_the_next_start_and_not_by_a_second_server(own_home: Path) -> None:
+    with holder(own_home) as (process, api, flow_run):
+        assert eventually(lambda: [state["type"] for state in states(api, flow_run)[1]] == ["RUNNING"])
+        with own_server(own_home) as second:
+            assert second != api
+            flow, tasks = states(second, flow_run)
+            assert [flow["type"], *(task["type"] for task in tasks)] == ["RUNNING", "RUNNING"]
+        process.kill()
+    with own_server(own_home) as next_one:
+        flow, tasks = states(next_one, flow_run)
+        assert [(state["name"], state["message"]) for state in [flow, *tasks]] == [("Crashed", CRASHED)] * 2
+
+
+@pytest.mark.engine
+def test_a_server_that_ends_at_its_start_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
+    (tmp_path / "prefect.db").write_text("this is no database, and long enough to be looked at as one" * 20)
+    with pytest.raises(EngineError, match="file is not a database"), own_server(tmp_path):
+        pass
+    assert servers(psutil.Process()) == []
+
+
+def test_a_home_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match="cannot be used"), own_server(tmp_path / "file" / "engine"):
+        pass
+
+
+def test_the_default_home_is_in_the_users_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert default_home() == tmp_path / "a0backup" / "engine"
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert default_home() == Path.home() / ".local" / "state" / "a0backup" / "engine"
+
+
+def test_the_operators_api_is_the_one_that_prefect_resolves(tmp_path: Path) -> None:
+    assert operators_api() is None
+    with use_api("http://127.0.0.1:9/api", tmp_path):
+        from prefect.settings import get_current_settings
+
+        assert operators_api() == "http://127.0.0.1:9/api"
+        assert get_current_settings().results.local_storage_path == tmp_path / "storage"
+    assert operators_api() is None
+    assert "PREFECT_API_URL" not in os.environ
+
+
+@pytest.mark.engine
+async def test_drained_waits_until_every_task_run_is_recorded(engine: str) -> None:
+    from prefect import flow, task
+    from prefect.runtime import flow_run, task_run
+
+    ids: list[UUID] = []
+
+    @task(persist_result=False)
+    async def step() -> None:
+        ids.append(UUID(str(task_run.id)))
+
+    @flow(persist_result=False)
+    async def run() -> str:
+        await asyncio.gather(*(step.with_options(name=f"step-{number}")() for number in range(50)))
+        return str(flow_run.id)
+
+    flow_run_id = await run()
+    assert await drained(UUID(flow_run_id), ids)
+    flow_state, task_states = states(engine, flow_run_id)
+    assert [state["type"] for state in [flow_state, *task_states]] == ["COMPLETED"] * 51
+
+    assert not await drained(UUID(flow_run_id), [*ids, uuid4()], deadline=0.5)

@@ -1,0 +1,72 @@
+"""Another a0cli than the simulator's: it follows the vendor's page, and words what the page leaves open in its own way.
+
+Copied beside a `words.json` and a `node/` folder, and made executable, it is the tool and the node in one. How it says
+things is a set of templates; what it does is what the page says.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parent
+WORDS = json.loads((HOME / "words.json").read_text())
+NODE = HOME / "node"
+HELD = NODE / "held.bin"
+
+
+def say(what, **values):
+    words = WORDS[what]
+    if isinstance(words, str):
+        words = {"stdout": words}
+    for stream in ("stdout", "stderr"):
+        text = words.get(stream, "")
+        for key, value in values.items():
+            text = text.replace("{" + key + "}", str(value))
+        getattr(sys, stream).write(text)
+    sys.exit(words.get("exit", 0))
+
+
+def main(arguments):
+    with (NODE / "calls").open("a") as calls:
+        calls.write(json.dumps(arguments[:1] if arguments[:1] != ["-t"] else arguments[4:5]) + "\n")
+    if not arguments:
+        say("commands")
+    assert arguments[0] == "-t", arguments
+    assert arguments[2] == "-p", arguments
+    command, *rest = arguments[4:]
+    if not Path("appliance.key").exists():
+        say("no_key")
+    if command == "update-commands":
+        Path("appliance.commands").write_text("known")
+        say("updated")
+    if not Path("appliance.commands").exists():
+        say("no_key")
+    if command == "ping":
+        say("pong")
+    started = NODE / "started"
+    ready = started.exists() and time.time() > float(started.read_text())
+    if command == "backup":
+        if started.exists():
+            say("exists")
+        [password] = rest
+        HELD.write_bytes(hashlib.sha256(f"{password}{WORDS.get('content') or time.time_ns()}".encode()).digest() * 4096)
+        started.write_text(str(time.time() + 1))
+        say("started")
+    if command == "backup-status":
+        if not started.exists():
+            say("absent")
+        if not ready:
+            say("running")
+        say("found", name="2026-11-23.tar.gz", md5=hashlib.md5(HELD.read_bytes()).hexdigest())
+    if command == "backup-retrieve":
+        Path("backup.tar.gz.enc").write_bytes(HELD.read_bytes())
+        say("retrieved")
+    if command == "backup-delete":
+        started.unlink()
+        say("deleted")
+    say("no_key")
+
+
+main(sys.argv[1:])
