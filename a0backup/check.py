@@ -3,12 +3,13 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from a0backup import replies
 from a0backup.a0cli import A0cli, PrivateDirectory
 from a0backup.backup_run import missing_commands, shown, stored_manifest
-from a0backup.errors import A0BackupError, UnreachableError
+from a0backup.errors import A0BackupError, NodeError, UnreachableError
 from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.journal import Journal, JournalFile
@@ -29,9 +30,23 @@ _THEN = {
 }
 
 
-async def check_node(fleet: Fleet, node: Node, *, existing: Existing | None = None) -> Finding:
-    """Return what is on the node and what a run would do. Nothing is started, deleted or written, in node or vault."""
-    problems: list[str] = []
+def told(error: A0BackupError) -> tuple[str, ...]:
+    """Return the error as a finding's problems: what happened and, where there is one, its hint."""
+    message = error.message()
+    if isinstance(error, NodeError):
+        message = message.removeprefix(f"{error.node}: ")
+    hint = error.hint()
+    return (message, f"HINT: {hint}") if hint else (message,)
+
+
+async def check_node(
+    fleet: Fleet, node: Node, *, existing: Existing | None = None, known: Sequence[str] = ()
+) -> Finding:
+    """Return what is on the node and what a run would do. Nothing is started, deleted or written, in node or vault.
+
+    *known* are problems of the whole fleet that would make the node's backup fail as well.
+    """
+    problems = list(known)
     status, would, teach = "not asked", "nothing", ""
     reachable = False
     vault = Vault(fleet.vault)
@@ -55,11 +70,9 @@ async def check_node(fleet: Fleet, node: Node, *, existing: Existing | None = No
                 seen.append(shown(found))
                 plans.append(await in_thread(_would, vault, node.name, kind, found, existing or fleet.existing))
             status, would = "; ".join(seen), "; ".join(plans)
-    except UnreachableError as error:
-        reachable = False
-        problems.append(str(error))
     except A0BackupError as error:
-        problems.append(str(error))
+        reachable = reachable and not isinstance(error, UnreachableError)
+        problems += told(error)
     return Finding(
         node=node.name,
         well=not problems,

@@ -32,12 +32,10 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except click.Abort:
-        sys.exit(INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):  # click makes one of the other
         terminal.say("interrupted; the next run goes on from here")
         sys.exit(INTERRUPTED)
     except FleetFileError as error:
@@ -152,13 +150,17 @@ def run(fleet_path: Path, as_json: bool, existing: Existing | None, dry_run: boo
 
     from deployments.local_run import run_here
 
-    with watched_by(collect), terminal.shown(quiet=as_json):
-        error = run_here("backup-fleet", fleet_path, nodes, existing)
-    outcomes.sort(key=lambda outcome: order.index(outcome.node))
-    if as_json:
-        click.echo(json.dumps(report.to_json(outcomes), indent=2))
-    elif outcomes:
-        click.echo("\n".join(report.lines(outcomes)))
+    error: Exception | None = None
+    try:
+        with watched_by(collect), terminal.shown(quiet=as_json):
+            error = run_here("backup-fleet", fleet_path, nodes, existing)
+    finally:
+        # Also when called off: what is stored by then is worth knowing.
+        outcomes.sort(key=lambda outcome: order.index(outcome.node))
+        if as_json:
+            click.echo(json.dumps(report.to_json(outcomes), indent=2))
+        elif outcomes:
+            click.echo("\n".join(report.lines(outcomes)))
     _exit_with(report.exit_code(outcomes), error)
 
 

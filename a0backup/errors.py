@@ -2,6 +2,7 @@
 
 A0BackupError
 ├── FleetFileError            fleet.yaml cannot be used
+│   └── UnknownNodeError      a node that fleet.yaml does not name
 ├── PasswordError             the password cannot be had
 ├── EngineError               the engine's server cannot be started or reached
 ├── RunFailedError            a fleet run ended with nodes that are not stored
@@ -23,7 +24,7 @@ A0BackupError
     ├── Md5MissingError       the status names no usable md5
     ├── RetrieveFailedError   no file came
     ├── Md5MismatchError      the retrieved bytes are not the node's
-    ├── DeleteNotConfirmedError   the node still shows the backup after its deletion
+    ├── DeleteNotConfirmedError  still shown after its deletion         (transient)
     └── VaultError            the vault cannot keep or give back an artifact
         ├── VaultUnusableError    it cannot be written
         └── ArtifactDamagedError  what is stored is not what its manifest says
@@ -68,6 +69,13 @@ class FleetFileError(A0BackupError, ValueError):
 
     def hint(self) -> str:
         return "`a0backup init` writes a commented example; `a0backup schema` prints the JSON Schema for your editor"
+
+
+class UnknownNodeError(FleetFileError):
+    """A node was asked for that fleet.yaml does not name."""
+
+    def hint(self) -> str:
+        return ""
 
 
 class PasswordError(A0BackupError):
@@ -330,7 +338,7 @@ class Md5MismatchError(NodeError):
 
 
 class DeleteNotConfirmedError(NodeError):
-    """The artifact is stored, but the node still shows its backup after the deletion; it may take a moment."""
+    """The node still shows its backup after the deletion; it may take a moment."""
 
     transient = True
 
@@ -339,10 +347,10 @@ class DeleteNotConfirmedError(NodeError):
         self.kind, self.reason = kind, reason
 
     def message(self) -> str:
-        return f"{self.node}: {self.kind} is stored but not deleted on the node: {self.reason}"
+        return f"{self.node}: the {self.kind} is still on the node after its deletion: {self.reason}"
 
     def hint(self) -> str:
-        return "the next run deletes it; until then the node takes no new backup"
+        return "the next run deals with it; until then the node takes no new backup"
 
 
 class VaultError(NodeError):

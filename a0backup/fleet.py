@@ -36,7 +36,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
-from a0backup.errors import BuildTooOldError, FleetFileError
+from a0backup.errors import BuildTooOldError, FleetFileError, UnknownNodeError
 
 Kind = Literal["backup", "backup-sensitive"]
 Existing = Literal["preserve", "replace", "fail"]
@@ -311,7 +311,7 @@ class Polling(_Strict):
         "2m", "The longest pause between two looks; pauses grow up to it."
     )
     deadline: Annotated[float, _Between("1s", "30d")] = _duration(
-        "4h", "How long a backup is awaited in all, from its start on."
+        "4h", "How long a backup is awaited in all, from the first look of a run on."
     )
 
     @field_validator("max_interval")
@@ -426,13 +426,13 @@ class Fleet(_Strict):
     def chosen(self, names: Iterable[str]) -> tuple[Node, ...]:
         """Return the nodes of these names, each once, in the order given; all nodes where no name is given.
 
-        Raise FleetFileError naming every unknown name.
+        Raise UnknownNodeError naming every unknown name.
         """
         wanted = list(dict.fromkeys(names))
         by_name = {node.name: node for node in self.nodes}
         unknown = [f"no node is named {_quoted(n)}{_aid(n, by_name)}" for n in wanted if n not in by_name]
         if unknown:
-            raise FleetFileError(str(self.path), unknown)
+            raise UnknownNodeError(str(self.path), unknown)
         return tuple(by_name[name] for name in wanted) if wanted else self.nodes
 
 
@@ -455,9 +455,9 @@ a0cli:
   # replies: {}                 # more wordings, e.g. {absent: ["Nothing stored"]}
 
 password:                       # exactly one of these; never the password itself
-  secret_block: a0-backup-password        # a Prefect Secret block
+  file: ./a0-backup-password              # only for this user to read: chmod 600
   # env: A0_BACKUP_PASSWORD
-  # file: ./a0-backup-password            # chmod 600
+  # secret_block: a0-backup-password      # a Prefect Secret block, on a Prefect server of your own
 
 # polling: {interval: 15s, max_interval: 2m, deadline: 4h}   # deadline: of the await alone; from 1s up
 # lock_deadline: 2h             # how long to wait for a node that another run holds

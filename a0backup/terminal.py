@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from a0backup.progress import Checked, Ended, News, Step, watched_by
-from a0backup.report import Outcome, human_seconds, human_size, plain
+from a0backup.report import Finding, Outcome, human_seconds, human_size, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,7 +40,11 @@ def _print_line(news: News) -> None:
         case Ended():
             say(_ending(news.outcome))
         case Checked():
-            say(f"{news.finding.node}  {'well' if news.finding.well else 'not well'}: {plain(news.finding.status)}")
+            say(_checked(news.finding))
+
+
+def _checked(finding: Finding) -> str:
+    return f"{finding.node}  " + (finding.status if finding.well else f"not well: {plain(finding.problems[0])}")
 
 
 def _ending(outcome: Outcome) -> str:
@@ -72,6 +76,7 @@ class _LiveTable:
 
     def hear(self, news: News) -> None:
         if isinstance(news, Checked):
+            self._console.print(_checked(news.finding), highlight=False, markup=False)
             return
         if isinstance(news, Ended):
             with self._lock:

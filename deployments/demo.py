@@ -103,7 +103,7 @@ look at it:
   a0backup list {at}
   a0backup show {at} {last.id}
   a0backup verify {at}
-  openssl enc -d -aes-256-ctr -md md5 -nosalt -k "$(cat {password})" -in {artifact} | tar tz
+  openssl enc -d -aes-256-ctr -md md5 -nosalt -pass file:{password} -in {artifact} | tar tz
 
 with your own nodes:
   a0backup init            # a commented fleet.yaml: name your nodes, a0cli's key pair and the password's place

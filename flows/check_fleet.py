@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from a0backup import password
-from a0backup.check import check_node
+from a0backup.check import check_node, told
 from a0backup.errors import CheckFailedError, PasswordError
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.progress import Checked, tell
@@ -47,28 +47,31 @@ async def check_fleet(
     said: Existing | None = None if existing == "as in fleet.yaml" else existing
 
     problems = await password_problems(settings)
-    findings = await for_each(chosen, partial(finding_of, fleet=settings, existing=said), at_most=settings.max_parallel)
+    look = partial(finding_of, fleet=settings, existing=said, problems=problems)
+    findings = await for_each(chosen, look, at_most=settings.max_parallel)
     await publish_findings(findings, fleet=str(fleet))
-    problems += [f"{finding.node}: {finding.problems[0]}" for finding in findings if not finding.well]
-    if problems:
-        raise CheckFailedError(problems)
+    bad = [f"{finding.node}: {finding.problems[0]}" for finding in findings if not finding.well]
+    if bad:
+        raise CheckFailedError(bad)
     return findings
 
 
 @step(name="check-node", task_run_name="check-{node.name}")
-async def check_one_node(node: Node, fleet: Fleet, existing: Existing | None) -> State[Finding]:
-    """Look at one node; fail if a backup of it could not be made now."""
-    finding = await check_node(fleet, node, existing=existing)
+async def check_one_node(
+    node: Node, fleet: Fleet, existing: Existing | None, problems: tuple[str, ...]
+) -> State[Finding]:
+    """Look at one node; fail if a backup of it could not be made now, for its own problems or the fleet's *problems*."""
+    finding = await check_node(fleet, node, existing=existing, known=problems)
     tell(Checked(finding))
     if finding.well:
         return Completed(message=finding.status, data=finding)
     return Failed(message="; ".join(finding.problems), data=finding)
 
 
-async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None) -> Finding:
+async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None, problems: tuple[str, ...]) -> Finding:
     """Return what was found of the node, also where the engine itself failed at it."""
     try:
-        state = await check_one_node(node, fleet, existing)
+        state = await check_one_node(node, fleet, existing, problems)
         finding: Finding = await state.aresult(raise_on_failure=False)  # type: ignore[assignment]  # never an error
     except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
         problem = f"{type(error).__name__}: {error}"
@@ -77,10 +80,10 @@ async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None) -> 
     return finding
 
 
-async def password_problems(fleet: Fleet) -> list[str]:
+async def password_problems(fleet: Fleet) -> tuple[str, ...]:
     """Return what keeps a run from having its password; the password itself is looked at and forgotten."""
     try:
         await password.load(fleet.password, block=secret_block)
     except PasswordError as error:
-        return [str(error)]
-    return []
+        return told(error)
+    return ()

@@ -558,7 +558,7 @@ def test_relative_paths_are_those_of_the_file_and_not_of_the_current_folder(
 def test_the_example_loads_as_it_stands_and_with_every_comment_opened(write: Write) -> None:
     fleet = Fleet.load(write(EXAMPLE))
     opened = re.sub(r"^( *)# (?=[a-z_]+: )", r"\1", EXAMPLE, flags=re.MULTILINE)
-    opened = re.sub(r"^  (env|file): .*\n", "", opened, flags=re.MULTILINE)
+    opened = re.sub(r"^  (env|secret_block): .*\n", "", opened, flags=re.MULTILINE)
     full = Fleet.load(write(opened))
     assert full.nodes[0].build == 13451
     # What stands in the comments is the defaults.

@@ -1,0 +1,115 @@
+"""The documentation says what the code says: commands, errors, settings, deployments, dependencies and files."""
+
+import re
+import runpy
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from a0backup import errors
+from a0backup.cli import cli
+from simulator.artifact import make
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["README.md", "bench/README.md", "docs/configuration.md", "docs/design.md", "docs/operations.md"]
+ROOMS = ("a0backup", "bench", "deployments", "docs", "flows", "simulator", "tasks", "tests")
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def error_classes() -> Iterator[str]:
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and issubclass(value, errors.A0BackupError):
+            yield name
+
+
+def test_the_page_on_fleet_yaml_is_the_one_that_the_models_make():
+    script = runpy.run_path(str(ROOT / "docs/configuration.py"))
+    assert text_of("docs/configuration.md") == script["page"](), (
+        "run: python docs/configuration.py > docs/configuration.md"
+    )
+
+
+@pytest.mark.parametrize("command", cli.commands.values(), ids=list(cli.commands))
+def test_each_command_has_a_row_in_operations_that_names_its_options(command: click.Command):
+    [row] = re.findall(rf"^\| `{command.name}[ `].*$", text_of("docs/operations.md"), re.MULTILINE)
+    options = {opt for param in command.params if isinstance(param, click.Option) for opt in param.opts}
+    assert [option for option in options - {"--fleet"} if option not in row] == []
+
+
+@pytest.mark.parametrize("name", list(error_classes()))
+def test_each_error_is_explained_in_operations(name: str):
+    assert f"`{name}`" in text_of("docs/operations.md")
+
+
+def test_operations_explains_no_error_that_is_not_there():
+    assert set(re.findall(r"`(\w+Error)`", text_of("docs/operations.md"))) <= set(error_classes())
+
+
+def test_each_deployment_is_named_in_operations_with_its_flow():
+    deployments = yaml.safe_load(text_of("prefect.yaml"))["deployments"]
+    named = [f"{d['entrypoint'].rpartition('.')[2].replace('_', '-')}/{d['name']}" for d in deployments]
+    assert named
+    assert [name for name in named if f"`{name}`" not in text_of("docs/operations.md")] == []
+
+
+def test_each_dependency_has_its_reason_in_design():
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    names = [re.match(r"[A-Za-z0-9_.-]+", dependency)[0] for dependency in project["dependencies"]]
+    table = text_of("docs/design.md").partition("## Dependencies")[2]
+    assert re.findall(r"^\| `([^`]+)`", table, re.MULTILINE) == names
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_file_that_a_page_names_is_there(page: str):
+    text = text_of(page)
+    named = {ROOT / path for path in re.findall(rf"`((?:{'|'.join(ROOMS)})/[\w./-]*)`", text)}
+    named |= {(ROOT / page).parent / path for path in re.findall(r"\]\(([\w./-]+)\)", text)}
+    assert [str(path) for path in named if not path.exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_command_that_a_page_runs_is_there(page: str):
+    named = set(re.findall(r"(?:`|bin/|^)a0backup ([a-z][a-z-]*)", text_of(page), re.MULTILINE))
+    assert named <= set(cli.commands)
+
+
+def test_the_readme_names_only_make_targets_that_are_there():
+    targets = set(re.findall(r"^([a-z]+):", text_of("Makefile"), re.MULTILINE))
+    assert {"demo", "test", "setup"} <= set(re.findall(r"make ([a-z]+)(?=`|\s+#)", text_of("README.md"))) <= targets
+
+
+def test_the_openssl_line_of_the_readme_lists_an_artifact(tmp_path: Path):
+    [line] = re.findall(r"^(openssl enc -d.*?\| tar tz)$", text_of("README.md"), re.MULTILINE | re.DOTALL)
+    [path] = re.findall(r"-in (\S+)", line)
+    artifact = tmp_path / path
+    artifact.parent.mkdir(parents=True)
+    (tmp_path / "password").write_text("Passw0rd\n")
+    make(artifact, kind="backup", seed="docs", size=20_000, password="Passw0rd", stopped=lambda: False)
+    listed = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "dump/auth0/users.bson" in listed.stdout.splitlines()
+
+    (tmp_path / "password").write_text("another\n")
+    noise = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert noise.returncode
+    assert "not in gzip format" in noise.stderr
+
+
+def test_the_exit_codes_are_the_same_in_the_readme_in_operations_and_in_the_help():
+    said = [
+        set(re.findall(r"^\| (\d+) \|", text_of(page), re.MULTILINE)) for page in ("README.md", "docs/operations.md")
+    ]
+    helped = set(re.findall(r"\b(\d+) [a-z]", (cli.help or "").partition("Exit codes:")[2]))
+    assert said == [helped, helped]
+
+
+@pytest.mark.parametrize("page", ["docs/design.md", "docs/operations.md"])
+def test_a_page_is_short_enough_to_be_read(page: str):
+    assert len(text_of(page).splitlines()) < 200
