@@ -145,6 +145,7 @@ class BackupRun:
         self._attempts = 0
         self._kept: Found | None = None  # what of the node is stored and was read back
         self._given_up: Found | None = None  # what could not be verified, and is to be replaced
+        self._verified_at_hand = False  # bytes of our own backup, of which the node shows nothing any more
         self._rounds = 0
         # What the status showed.
         self._last_seen: Pair | None = None
@@ -208,8 +209,9 @@ class BackupRun:
         self._rounds += 1
         if self._rounds > MOST_ROUNDS:
             raise UnsettledError(self.node.name, self.kind, shown(status))
-        if self.manifest is not None and self._journal is None and not _has_md5(status, self.manifest.artifact.md5):
+        if self.manifest is not None and not _has_md5(status, self.manifest.artifact.md5):
             return Plan(Action.DONE, True, f"{self.manifest.id} is stored")
+        self._verified_at_hand = await in_thread(self._at_hand, status)
         plan = reconcile(
             status,
             journal=self._journal,
@@ -217,7 +219,7 @@ class BackupRun:
             proven=isinstance(status, Found) and status == self._kept,
             existing=self._existing,
             asked_again=self._asked_again,
-            at_hand=await in_thread(self._at_hand, status),
+            at_hand=self._verified_at_hand,
             give_up=isinstance(status, Found) and status == self._given_up,
         )
         log.info("%s: %s: %s", self.node.name, plan.because, plan.action)
@@ -232,17 +234,21 @@ class BackupRun:
         return stored_manifest(self.vault, self.node.name, self.kind, status, self._journal)
 
     def _at_hand(self, status: Status) -> bool:
-        if not isinstance(status, Absent) or self._pinned is None:
+        """Return whether the node shows our pinned backup no more, and its verified bytes are here, not stored yet."""
+        pinned, journal = self._pinned, self._journal
+        if pinned is None or journal is None or (isinstance(status, Found) and status.name == pinned.name):
             return False
-        return self.vault.salvage(self.node.name, self.kind, self._pinned.md5) is not None
+        if self.vault.with_md5(self.node.name, self.kind, pinned.md5, started_at=journal.started_at) is not None:
+            return False
+        return self.vault.salvage(self.node.name, self.kind, pinned.md5) is not None
 
     def to_keep(self, status: Status) -> Found:
-        """Return the node backup to keep: the one shown, or our own of which the node shows nothing any more."""
-        if isinstance(status, Found):
-            return status
+        """Return the node backup to keep: our own that the node shows no more but whose bytes are here, or what is shown."""
         pinned = self._pinned
-        assert pinned is not None, "something is to be kept"
-        return Found(pinned.name, pinned.md5)
+        if pinned is not None and self._verified_at_hand:
+            return Found(pinned.name, pinned.md5)
+        assert isinstance(status, Found), "something is to be kept"
+        return status
 
     async def ask_again_later(self) -> None:
         """Wait `call_timeout`: a start that was sent may still be under way to the node."""
@@ -394,7 +400,9 @@ class BackupRun:
         """
         bad_bytes = isinstance(error, Md5MismatchError | RetrieveFailedError)
         if (bad_bytes or error.transient) and self._attempts < self.fleet.retrieve_attempts:
-            log.warning("%s; retrieves it again", error.message())
+            text = f"{error.message().removeprefix(f'{self.node.name}: ')}; retrieves it again"
+            log.warning("%s: %s", self.node.name, text)
+            _say(self.node.name, self.kind, "verify", text)
             return True
         if isinstance(error, Md5MismatchError) and self._retrieved is not None:
             reason: dict[str, object] = {

@@ -155,7 +155,7 @@ class Vault:
         try:
             make_private_directory(self.folder(node))
             publish(probe, b"")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another run that waits for the node may have removed it
         except OSError as error:
             raise VaultUnusableError(node, f"the vault {self.root} cannot be written: {error.strerror}") from error
 

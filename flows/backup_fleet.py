@@ -18,7 +18,7 @@ from tasks.publish_report import publish_report
 
 @flow(
     name="backup-fleet",
-    flow_run_name="backup-fleet",
+    flow_run_name=lambda: f"backup-fleet-{now():%Y-%m-%d-%H:%M}",
     description="Back up every node of the fleet, in parallel. Completed only if every node's artifact is stored.",
     persist_result=False,
 )

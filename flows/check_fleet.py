@@ -17,7 +17,7 @@ from a0backup.errors import CheckFailedError, PasswordError
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.progress import Checked, tell
 from a0backup.report import Finding
-from flows.backup_node import ExistingChoice
+from flows.backup_node import ExistingChoice, now
 from flows.fan_out import for_each
 from tasks.publish_report import publish_findings
 from tasks.start_backup import secret_block
@@ -26,7 +26,7 @@ from tasks.step import step
 
 @flow(
     name="check-fleet",
-    flow_run_name="check-fleet",
+    flow_run_name=lambda: f"check-fleet-{now():%Y-%m-%d-%H:%M}",
     description="Look at every node without touching it: does it answer, what is on it, what would a run do.",
     persist_result=False,
 )
