@@ -243,7 +243,7 @@ class BackupRun:
         return self.vault.salvage(self.node.name, self.kind, pinned.md5) is not None
 
     def to_keep(self, status: Status) -> Found:
-        """Return the node backup to keep: our own that the node shows no more but whose bytes are here, or what is shown."""
+        """Return what to keep: our own backup that only its bytes here are left of, else what the node shows."""
         pinned = self._pinned
         if pinned is not None and self._verified_at_hand:
             return Found(pinned.name, pinned.md5)

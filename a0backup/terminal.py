@@ -29,18 +29,33 @@ def shown(*, quiet: bool = False) -> Iterator[None]:
         with _LiveTable() as table, watched_by(table.hear):
             yield
     else:
-        with watched_by(_print_line):
+        with watched_by(_Lines().hear):
             yield
 
 
-def _print_line(news: News) -> None:
-    match news:
-        case Step() if news.text:
-            say(f"{_who(news.node, news.kind)}  {news.name}: {plain(news.text)}")
-        case Ended():
-            say(_ending(news.outcome))
-        case Checked():
-            say(_checked(news.finding))
+_LONG = {"await": "waits for the node to make it", "retrieve": "retrieves it"}
+
+
+class _Lines:
+    """One line for each thing that was done, and for the beginning of what may take hours."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, str] = {}
+
+    def hear(self, news: News) -> None:
+        match news:
+            case Step():
+                who = _who(news.node, news.kind)
+                text = news.text
+                if not text and self._at.get(who) != news.name:
+                    text = _LONG.get(news.name, "")
+                self._at[who] = news.name
+                if text:
+                    say(f"{who}  {news.name}: {plain(text)}")
+            case Ended():
+                say(_ending(news.outcome))
+            case Checked():
+                say(_checked(news.finding))
 
 
 def _checked(finding: Finding) -> str:
