@@ -7,7 +7,6 @@ journal and vault say that it is.
 import asyncio
 import contextlib
 import logging
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -43,6 +42,9 @@ from a0backup.reconcile import Action, Plan, reconcile
 from a0backup.replies import Absent, Found, InProgress, Status, Wordings, quote, refusal
 from a0backup.report import Ending, Outcome
 from a0backup.vault import Manifest, ManifestNode, ManifestPassword, Vault
+
+# Commands that a node takes whatever its role (vendor's page on the CLI).
+ALWAYS_OFFERED = {"ping", "nslookup", "re-ip", "test-port", "set-as-backup"}
 
 MOST_ROUNDS = 20  # a night takes three or four; more is a node that somebody else works on all the time
 
@@ -590,10 +592,11 @@ def _now() -> datetime:
 def missing_commands(listing: str, kinds: Sequence[str]) -> list[str]:
     """Return which kinds' commands are not in what `a0cli` alone lists.
 
-    A listing in a form that is not known proves nothing, the start will tell: then none is missing.
+    It is read where it names one command a line, first on the line; the words after it may name others. A listing in
+    another form proves nothing, the start will tell: then none is missing.
     """
-    offered = set(re.findall(r"[a-z][a-z-]*", listing.lower()))
-    return [kind for kind in kinds if kind not in offered] if "ping" in offered else []
+    offered = {line.split()[0] for line in listing.splitlines() if line.strip()}
+    return [kind for kind in kinds if kind not in offered] if len(offered & ALWAYS_OFFERED) > 1 else []
 
 
 def shown(status: Status) -> str:
