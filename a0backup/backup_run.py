@@ -38,7 +38,7 @@ from a0backup.files import Digests, digests, in_thread
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.journal import Journal, JournalFile, Pair, pair
 from a0backup.lock import node_lock
-from a0backup.reconcile import Action, Plan, reconcile
+from a0backup.reconcile import Action, Plan, may_be, reconcile
 from a0backup.replies import Absent, Found, InProgress, Status, Wordings, quote, refusal
 from a0backup.report import Ending, Outcome
 from a0backup.vault import Manifest, ManifestNode, ManifestPassword, Vault
@@ -140,6 +140,7 @@ class BackupRun:
         self._wordings = Wordings().extended(session.fleet.a0cli.replies)
         self._journal_file = JournalFile(session.vault.folder(session.node.name), kind)
         self._journal: Journal | None = None
+        self._unreadable = False  # the journal that is there
         # What this run has in hand.
         self._retrieved: Path | None = None  # bytes from the node, not verified
         self._verified: Digests | None = None  # of bytes that match, not stored
@@ -186,9 +187,9 @@ class BackupRun:
         try:
             self._journal = self._journal_file.read()
         except ValueError as error:
-            aside = self._journal_file.set_aside(_now())
-            self._existing = "preserve"
-            self.note(f"the journal could not be read and was set aside as {aside.name} ({error})")
+            # It stays in its place, and forces the next run too, until what is on the node has been dealt with.
+            self._unreadable, self._existing = True, "preserve"
+            self.note(f"the journal could not be read, so that what is on the node is preserved ({error})")
         newest = self.vault.manifests(self.node.name, self.kind)[-1:]
         for manifest in newest:
             by_this_run = manifest.flow_run == self.session.flow_run
@@ -211,7 +212,7 @@ class BackupRun:
         self._rounds += 1
         if self._rounds > MOST_ROUNDS:
             raise UnsettledError(self.node.name, self.kind, shown(status))
-        if self.manifest is not None and not _has_md5(status, self.manifest.artifact.md5):
+        if self._is_done(status) and self.manifest is not None:
             return Plan(Action.DONE, True, f"{self.manifest.id} is stored")
         self._verified_at_hand = await in_thread(self._at_hand, status)
         plan = reconcile(
@@ -230,7 +231,27 @@ class BackupRun:
         if isinstance(status, Found) and not plan.ours and self._journal is not None:
             self.note("the backup that this vault had started is gone from the node; another one is there")
             await self._forget_journal()
+        if (
+            plan.action is Action.KEEP
+            and plan.ours
+            and self._pinned is None
+            and isinstance(status, Found)
+            and status.md5
+        ):
+            # Whatever stands in its place later is known to be another.
+            await self._note_journal(shown(status), pinned=pair(status))
         return plan
+
+    def _is_done(self, status: Status) -> bool:
+        """Return whether this run's outcome is stored, off the node, and nothing older is left to be finished."""
+        if self.manifest is None or _has_md5(status, self.manifest.artifact.md5):
+            return False
+        if self._unreadable and not isinstance(status, Absent):
+            return False
+        if self._journal is None:
+            return True
+        same_bytes = self._pinned is not None and self._pinned.md5 == self.manifest.artifact.md5
+        return same_bytes and self._journal.started_at == self.manifest.started_at
 
     def _stored(self, status: Status) -> Manifest | None:
         return stored_manifest(self.vault, self.node.name, self.kind, status, self._journal)
@@ -238,7 +259,7 @@ class BackupRun:
     def _at_hand(self, status: Status) -> bool:
         """Return whether the node shows our pinned backup no more, and its verified bytes are here, not stored yet."""
         pinned, journal = self._pinned, self._journal
-        if pinned is None or journal is None or (isinstance(status, Found) and status.name == pinned.name):
+        if pinned is None or journal is None or (isinstance(status, Found) and may_be(status, pinned)):
             return False
         if self.vault.with_md5(self.node.name, self.kind, pinned.md5, started_at=journal.started_at) is not None:
             return False
@@ -274,8 +295,9 @@ class BackupRun:
         """
         self.session.enter("start")
         if self._asked_again:
-            self.note("the backup that an earlier run had started never appeared on the node")
+            self.note("the backup that an earlier run had started is not on the node")
         await self._sweep()
+        await self._set_aside_unreadable()
         self._journal = Journal(
             node=self.node.name,
             kind=self.kind,
@@ -285,7 +307,9 @@ class BackupRun:
         )
         # Durable before the call: after a crash in it the next run must know that this backup may be ours.
         await self._note_journal("start intended")
-        self._started = time.monotonic()
+        # What was seen and tried so far was about another backup.
+        self._start_refused, self._start_reply = None, ""
+        self._seen_in_progress, self._await_began, self._attempts = False, None, 0
         try:
             printed = await self.session.a0cli.start(self.kind, password)
         except A0cliMissingError:
@@ -297,12 +321,16 @@ class BackupRun:
             self._start_reply = _reply(printed, secret=password)
             said = refusal(printed, node=self.node.name, command=self.kind, wordings=self._wordings, secret=password)
             self._start_refused = said if isinstance(said, RefusedError) and printed.exit_code != 0 else None
+        self._started = time.monotonic()  # only now: one that hung until its deadline may be under way still
         await self._note_journal(f"start sent: {self._start_reply}")
         return Done(f"the node replied {self._start_reply!r}")
 
-    async def poll(self) -> Found:
-        """Return the finished backup. Raise BackupInProgressError while there is none yet, AwaitDeadlineError at the
-        deadline, StartFailedError or RefusedError where the start had no effect, other A0cliErrors."""
+    async def poll(self) -> Status:
+        """Return the finished backup; Absent where one that we did not start is gone from the node.
+
+        Raise BackupInProgressError while there is none yet, AwaitDeadlineError at the deadline, StartFailedError or
+        RefusedError where our start had no effect, other A0cliErrors.
+        """
         self.session.enter("await")
         now = time.monotonic()
         self._await_began = self._await_began or now
@@ -316,13 +344,16 @@ class BackupRun:
         finally:
             self.session.enter("await")
         ours = self._journal is not None and self._journal.pinned is None
-        if isinstance(status, Found) and not (ours and self._journal and pair(status) == self._journal.seen_before):
+        before = self._journal.seen_before if ours and self._journal else None
+        if isinstance(status, Found) and (status.md5 is None or pair(status) != before):
             if status.md5 is None:
                 raise Md5MissingError(self.node.name, self.kind, status.shown)
             if ours:
-                await self._note_journal(f"found {status.name}", pinned=pair(status))
+                await self._note_journal(shown(status), pinned=pair(status))
             return status
         if isinstance(status, Absent):
+            if self._journal is None:
+                return status
             self._raise_if_start_failed()
         self._seen_in_progress = self._seen_in_progress or isinstance(status, InProgress)
         if waited >= self.fleet.polling.deadline:
@@ -373,8 +404,8 @@ class BackupRun:
             log.warning("%s: %s-retrieve ended with exit code %d", self.node.name, self.kind, printed.exit_code)
         try:
             self._retrieved = self.session.directory.retrieved()
-        except A0BackupError as error:
-            reason = f"{error.message()}; a0cli said {_reply(printed)!r}"
+        except RetrieveFailedError as error:
+            reason = f"{error.reason}; a0cli said {_reply(printed)!r}"
             raise RetrieveFailedError(self.node.name, self.kind, self._attempts, reason) from error
         return Done(f"retrieved {self._retrieved.stat().st_size} bytes")
 
@@ -416,11 +447,15 @@ class BackupRun:
                 "md5_of_node": error.expected,
                 "md5_of_bytes": error.actual,
             }
-            await in_thread(self.vault.quarantine, self.node.name, self.kind, self._retrieved, reason, _now())
+            try:
+                await in_thread(self.vault.quarantine, self.node.name, self.kind, self._retrieved, reason, _now())
+            except OSError as full:
+                self.note(f"the bytes that did not match could not be kept in quarantine: {full.strerror}")
         unverifiable = bad_bytes or isinstance(error, Md5MissingError)
-        if self.session.existing == "replace" and unverifiable and self._given_up is None:
+        allowed = self.session.existing == self._existing == "replace"  # not so after an unreadable journal
+        if allowed and unverifiable and self._given_up is None:
             self.note(f"given up for a new one: {error.message()}")
-            self._given_up = found
+            self._given_up, self.manifest = found, None
             self._attempts = 0
             return False
         raise error
@@ -462,7 +497,7 @@ class BackupRun:
         if not (isinstance(status, Found) and status.name == found.name and status.md5 == found.md5):
             return Done(f"the node shows something else by now ({shown(status)}); nothing was deleted", cached=True)
         if self._journal is not None:
-            await self._note_journal(f"deletion of {found.name} intended")
+            await self._note_journal(f"deletion intended: {shown(found)}")
         try:
             reply = _reply(await self.session.a0cli.delete(self.kind))
         except A0cliMissingError:
@@ -521,7 +556,14 @@ class BackupRun:
             reason = f"the journal cannot be written: {error.strerror}"
             raise VaultUnusableError(self.node.name, reason) from error
 
+    async def _set_aside_unreadable(self) -> None:
+        if self._unreadable:
+            aside = await in_thread(self._journal_file.set_aside, _now())
+            self._unreadable = False
+            self.note(f"the unreadable journal was set aside as {aside.name}")
+
     async def _forget_journal(self) -> None:
+        await self._set_aside_unreadable()
         self._journal = None
         await in_thread(self._journal_file.remove)
 

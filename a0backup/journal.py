@@ -72,7 +72,7 @@ class JournalFile:
             if status.st_size > MAX_BYTES:
                 raise ValueError(f"{self.path.name} is larger than a journal can be")
             return Journal.model_validate_json(self.path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except ValidationError as error:
             raise ValueError(f"{self.path.name} is not a journal: {error.errors()[0]['msg']}") from None

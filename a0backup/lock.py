@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from a0backup.errors import LockDeadlineError
+from a0backup.errors import LockDeadlineError, VaultUnusableError
 from a0backup.files import make_private_directory
 
 FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0  # seconds between two tries
@@ -64,16 +64,17 @@ def read_holder(lock_file: Path) -> Holder | None:
     """Return who is written in *lock_file*; None where nobody is, or it cannot be read as a holder."""
     try:
         with lock_file.open("rb") as file:
-            return Holder(**json.loads(file.read(4096)))
-    except (OSError, ValueError, TypeError):
+            holder = Holder(**json.loads(file.read(4096)))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    return holder if isinstance(holder.pid, int) else None
 
 
 def is_held(lock_file: Path) -> bool:
     """Return whether some process holds the lock now."""
     try:
         fd = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -91,21 +92,22 @@ async def node_lock(
 ) -> AsyncIterator[int]:
     """Hold the lock of the node whose folder in the vault is *folder*; yield the descriptor for a0cli to inherit.
 
-    *waiting* is told once who holds it, where it is not free. Raise LockDeadlineError after *deadline* seconds.
+    *waiting* is told once who holds it, where it is not free. Raise LockDeadlineError after *deadline* seconds,
+    VaultUnusableError where there can be no lock.
     """
-    make_private_directory(folder)
     path = folder / "lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        await _acquire(fd, path, node, deadline, waiting)
-        os.fchmod(fd, 0o600)
-        _write(fd, json.dumps(asdict(Holder.myself(run))).encode())
+    async with contextlib.AsyncExitStack() as held:
         try:
-            yield fd
-        finally:
-            _write(fd, b"")
-    finally:
-        os.close(fd)
+            make_private_directory(folder)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            held.callback(os.close, fd)
+            await _acquire(fd, path, node, deadline, waiting)
+            os.fchmod(fd, 0o600)
+            _write(fd, json.dumps(asdict(Holder.myself(run))).encode())
+        except OSError as error:
+            raise VaultUnusableError(node, f"the lock {path} cannot be taken: {error.strerror}") from error
+        held.callback(_write, fd, b"")
+        yield fd
 
 
 async def _acquire(fd: int, path: Path, node: str, deadline: float, waiting: Callable[[str], None]) -> None:
@@ -136,15 +138,16 @@ async def _acquire(fd: int, path: Path, node: str, deadline: float, waiting: Cal
 def end_orphans(lock_file: Path) -> list[int]:
     """Kill the process groups that a dead run left and that still hold *lock_file*; return the pids found holding it.
 
-    Only processes that work below the node's own folder are ended: that is where every a0cli of a run works, and where
-    nobody else has any business. Found through Linux's /proc; where there is none, the caller just waits.
+    None is ended while the run that the lock file names may live, and only processes that work below the node's own
+    folder: that is where every a0cli of a run works, and where nobody else has any business. Found through Linux's
+    /proc; where there is none, the caller just waits.
     """
     try:
         wanted = lock_file.stat()
     except OSError:
         return []
     work = lock_file.parent.resolve() / "work"
-    ended = []
+    ended: list[int] = []
     for process in Path("/proc").glob("[0-9]*"):
         pid = int(process.name)
         try:
@@ -155,6 +158,11 @@ def end_orphans(lock_file: Path) -> list[int]:
             group = os.getpgid(pid)
             if group == os.getpgrp():
                 continue
+            # Asked again for each: the node may have been taken over meanwhile, and a run writes its name into the
+            # lock file before it starts an a0cli.
+            holder = read_holder(lock_file)
+            if holder is None or not holder.is_gone():
+                return ended
             os.killpg(group, signal.SIGKILL)
         except (OSError, ValueError):
             continue  # it ended meanwhile, or it is another user's

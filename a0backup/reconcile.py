@@ -82,7 +82,7 @@ def _found(
     shown = pair(found)
     if journal is not None and journal.pinned is None and shown is not None and shown == journal.seen_before:
         return Plan(Action.AWAIT, True, "the node still shows the backup from before the start")
-    ours = journal is not None and _may_be(found, journal.pinned)
+    ours = journal is not None and may_be(found, journal.pinned)
     if stored is not None and proven:
         return Plan(Action.DELETE, ours, f"it is stored as {stored.id} and was read back")
     if give_up and (ours or existing == "replace"):
@@ -100,6 +100,6 @@ def _found(
             return Plan(Action.REFUSE, False, "a backup that we did not start is there")
 
 
-def _may_be(found: Found, pinned: Pair | None) -> bool:
-    """Return whether *found* may be the backup that the journal pinned; a status that lost its md5 is no proof of not."""
+def may_be(found: Found, pinned: Pair | None) -> bool:
+    """Return whether *found* may be the backup that the journal pinned: an md5 that is not shown proves nothing."""
     return pinned is None or (found.name == pinned.name and found.md5 in (None, pinned.md5))

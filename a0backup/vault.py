@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from a0backup.files import (
     make_private_directory,
     publish,
 )
+from a0backup.replies import quote
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
@@ -40,7 +42,10 @@ _ID = re.compile(r"(?P<node>[A-Za-z0-9][A-Za-z0-9._-]*)/(?P<folder>\d{8}T\d{6}Z-
 def _utc(value: datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError("a time needs its zone")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time needs a year that is one in UTC too") from None
 
 
 Time = Annotated[datetime, AfterValidator(_utc)]
@@ -122,6 +127,10 @@ class Manifest(_Part):
         return content
 
 
+def _open_file(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 class UnreadableManifest(_Part):
     """A manifest that is there and cannot be read as one."""
 
@@ -151,11 +160,14 @@ class Vault:
 
     def ensure_writable(self, node: str) -> None:
         """Raise VaultUnusableError unless a file can be written and made durable in the node's folder."""
-        probe = self.folder(node) / ".writable"
+        # Asked before the lock is had: a file of each run's own, and no rename that another run's sweep could spoil.
+        probe = self.folder(node) / f".writable.{uuid.uuid4().hex}.partial"
         try:
             make_private_directory(self.folder(node))
-            publish(probe, b"")
-            probe.unlink(missing_ok=True)  # another run that waits for the node may have removed it
+            with probe.open("xb", buffering=0) as file:
+                file.write(b"\n")
+                os.fsync(file.fileno())
+            probe.unlink(missing_ok=True)
         except OSError as error:
             raise VaultUnusableError(node, f"the vault {self.root} cannot be written: {error.strerror}") from error
 
@@ -194,14 +206,16 @@ class Vault:
 
     def get(self, artifact_id: str) -> Manifest | UnreadableManifest | None:
         """Return the manifest with that id, None where there is none. An id is never followed out of the vault."""
-        if not _ID.match(artifact_id):
+        folder = self.root / artifact_id
+        if not _ID.match(artifact_id) or folder.is_symlink():
             return None
-        return self._read(self.root / artifact_id)
+        return self._read(folder)
 
     def _read(self, folder: Path) -> Manifest | UnreadableManifest | None:
         place = f"{folder.parent.name}/{folder.name}"
         try:
-            with (folder / MANIFEST).open("rb") as file:
+            # Neither a link is followed nor a named pipe waited for.
+            with open(folder / MANIFEST, "rb", opener=_open_file) as file:
                 content = file.read(MAX_MANIFEST_BYTES + 1)
         except FileNotFoundError:
             return None
@@ -214,8 +228,10 @@ class Vault:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            return UnreadableManifest(id=place, reason=f"{MANIFEST}: {where}: {first['msg']}")
-        if manifest.id != place:
+            return UnreadableManifest(id=place, reason=quote(f"{MANIFEST}: {where}: {first['msg']}"))
+        parts = (manifest.node.name, manifest.kind, manifest.artifact.file)
+        kind = folder.name.partition("-")[2]
+        if manifest.id != place or parts != (folder.parent.name, kind, f"{kind}.tar.gz.enc"):
             return UnreadableManifest(id=place, reason=f"{MANIFEST} is that of another artifact")
         return manifest
 
@@ -268,7 +284,10 @@ class Vault:
         for candidate in candidates:
             if candidate.is_symlink() or not candidate.is_file():
                 continue
-            found = digests(candidate, past_cache=True)
+            try:
+                found = digests(candidate, past_cache=True)
+            except OSError:
+                continue  # what the disk does not give back is not here
             if found.md5 == md5:
                 if candidate != place:
                     candidate.rename(place)

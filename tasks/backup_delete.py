@@ -4,12 +4,15 @@ from prefect.client.schemas.objects import State
 
 from a0backup.backup_run import BackupRun, Done
 from a0backup.replies import Found, Status
-from tasks.step import begin, ended, reading_step, step
+from tasks.step import begin, ended, reading_step
 
 
-@step(name="backup-delete", task_run_name="delete-{run.kind}-{run.node.name}")
+@reading_step(name="backup-delete", task_run_name="delete-{run.kind}-{run.node.name}")
 async def backup_delete(run: BackupRun, found: Found) -> State[Done]:
-    """Delete the backup on the node, if the node still shows just that. Never repeated without a status between."""
+    """Delete the backup on the node, if the node still shows just that.
+
+    What is retried is that status alone: how the deletion itself went is asked by confirm_delete, never tried again.
+    """
     begin(run.node.name, run.kind, "delete")
     return ended(run.node.name, run.kind, "delete", await run.delete(found))
 

@@ -1,0 +1,778 @@
+"""One run's work on one node, without an engine, against the simulator: every night ends as design.md promises."""
+# Other processes make the conditions true, and nothing else runs in a test's loop.
+# ruff: noqa: ASYNC110
+
+import asyncio
+import functools
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from a0backup.backup_run import BackupRun, open_node, outcome_of
+from a0backup.errors import (
+    A0BackupError,
+    AwaitDeadlineError,
+    DeleteNotConfirmedError,
+    ForeignBackupError,
+    Md5MismatchError,
+    Md5MissingError,
+    RefusedError,
+    RetrieveFailedError,
+    StartFailedError,
+    UnknownReplyError,
+)
+from a0backup.fleet import Existing, Fleet
+from a0backup.journal import Journal, JournalFile
+from a0backup.reconcile import Action
+from a0backup.replies import Found, Status
+from a0backup.report import Ending, Outcome
+from a0backup.vault import Manifest, Vault
+from simulator.fleet import SimulatedFleet
+
+PASSWORD = "Passw0rd"
+REPOSITORY = Path(__file__).parents[2]
+T = TypeVar("T")
+Hook = Callable[[str], None]
+
+
+# -- the driver: flows/backup_node.py without its engine ---------------------------------------------------------------
+
+
+async def again(call: Callable[[], Awaitable[T]], times: int) -> T:
+    """Do what the engine's retries do: repeat *call* while its error is transient."""
+    for _ in range(times):
+        try:
+            return await call()
+        except A0BackupError as error:
+            if not error.transient:
+                raise
+        await asyncio.sleep(0.02)
+    return await call()
+
+
+async def make_and_keep(run: BackupRun, after: Hook) -> None:
+    status: Status = await again(run.status, 3)
+    after("status")
+    while True:
+        plan = await run.plan(status)
+        match plan.action:
+            case Action.START:
+                await run.start(PASSWORD)
+                after("start")
+                status = await again(run.poll, 100_000)
+                after("found")
+            case Action.AWAIT:
+                status = await again(run.poll, 100_000)
+                after("found")
+            case Action.ASK_AGAIN:
+                await run.ask_again_later()
+                status = await again(run.status, 3)
+            case Action.KEEP:
+                found = run.to_keep(status)
+                if await retrieve_verified(run, found, after):
+                    await run.store(found, ours=plan.ours)
+                    after("store")
+            case Action.DELETE | Action.REPLACE:
+                assert isinstance(status, Found)
+                await run.delete(status)
+                after("delete")
+                status = await again(functools.partial(run.confirm_deleted, status), 3)
+                after("confirm")
+            case Action.DONE:
+                await run.settle()
+                return
+
+
+async def retrieve_verified(run: BackupRun, found: Found, after: Hook) -> bool:
+    while True:
+        try:
+            await run.retrieve(found)
+            after("retrieve")
+            await run.verify(found)
+            after("verify")
+        except A0BackupError as error:
+            if not await run.goes_on_after(error, found):
+                return False
+        else:
+            return True
+
+
+@dataclass(frozen=True)
+class Night:
+    """How a run ended."""
+
+    outcome: Outcome
+    error: BaseException | None
+    stages: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> str:
+        return "; ".join(self.outcome.notes)
+
+
+async def night(
+    fleet: Fleet,
+    *,
+    flow_run: str = "run-2",
+    existing: Existing | None = None,
+    after: Hook = lambda stage: None,
+    began: datetime | None = None,
+) -> Night:
+    stages: list[str] = []
+
+    def passed(stage: str) -> None:
+        stages.append(stage)
+        after(stage)
+
+    [node] = fleet.nodes
+    error: A0BackupError | None = None
+    # A second later than it is, so that what an earlier run of the same test started does not count as this one's.
+    began = began or datetime.now(UTC) + timedelta(seconds=1)
+    async with open_node(fleet, node, flow_run=flow_run, began=began, existing=existing) as session:
+        await session.update_commands()
+        run = BackupRun(session, "backup")
+        try:
+            await run.open()
+            await make_and_keep(run, passed)
+        except A0BackupError as stopped:
+            error = stopped
+        if isinstance(error, DeleteNotConfirmedError):
+            await run.settle_undeleted()
+        return Night(outcome_of(node.name, "backup", 1.0, run, error, session.step), error, stages)
+
+
+def killed_after(stage: str, fleet_file: str) -> None:
+    """Run a night in this process, and kill it with SIGKILL after *stage*."""
+
+    def kill(reached: str) -> None:
+        if reached == stage:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    asyncio.run(night(Fleet.load(fleet_file), flow_run="run-1", after=kill))
+
+
+# -- a node of its own for each test -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedFleet]:
+    with SimulatedFleet(tmp_path_factory.mktemp("fleet"), 70, size=20_000, backup_seconds=0.05) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def unused(simulated: SimulatedFleet) -> Iterator[dict[str, Any]]:
+    return itertools.chain(simulated.nodes)
+
+
+class Desk:
+    """A node of the simulator, a vault, and an operator who can work by hand."""
+
+    def __init__(self, simulated: SimulatedFleet, node: dict[str, Any], room: Path) -> None:
+        self.simulated, self.node, self.name, self.room = simulated, node, str(node["name"]), room
+        self.configure()
+
+    def configure(self, **overrides: object) -> None:
+        quick = {"nodes": [self.node], "polling": {"interval": "0.05s", "max_interval": "0.05s", "deadline": "20s"}}
+        self.file = self.simulated.fleet_yaml(self.room / "fleet.yaml", **quick | overrides)
+        self.fleet = Fleet.load(self.file)
+
+    @property
+    def vault(self) -> Vault:
+        return Vault(self.fleet.vault)
+
+    @property
+    def journal(self) -> JournalFile:
+        return JournalFile(self.vault.folder(self.name), "backup")
+
+    def tell(self, command: str | None, fault: str, **settings: Any) -> None:
+        self.simulated.tell(self.name, command, fault, **settings)
+
+    def put(self) -> dict[str, Any]:
+        return self.simulated.put(self.name, password="their own")
+
+    def remove(self) -> None:
+        self.simulated.remove(self.name)
+
+    def forget(self) -> None:
+        self.simulated.forget(self.name)
+
+    @property
+    def holds(self) -> dict[str, Any] | None:
+        return self.simulated.holds(self.name)
+
+    def counted(self, command: str) -> int:
+        return len(self.simulated.calls(self.name, command))
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How often a backup was started, retrieved and deleted."""
+        return self.counted("backup"), self.counted("backup-retrieve"), self.counted("backup-delete")
+
+    @property
+    def stored(self) -> list[Manifest]:
+        return self.vault.manifests(self.name)
+
+    def by_hand(self, *command: str) -> None:
+        """Call a0cli as an operator at another desk does."""
+        place = self.room / "desk"
+        if not place.exists():
+            shutil.copytree(self.simulated.key_dir, place)
+            self.by_hand("update-commands")
+        call = [self.simulated.a0cli, "-t", self.node["host"], "-p", str(self.node["port"]), *command]
+        subprocess.run(call, cwd=place, check=True, capture_output=True, timeout=60)
+
+    async def night(self, **said: Any) -> Night:
+        return await night(self.fleet, **said)
+
+    async def killed_after(self, stage: str) -> None:
+        program = "import sys; from tests.a0backup.test_backup_run import killed_after; killed_after(*sys.argv[1:])"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program, stage, str(self.file)), cwd=REPOSITORY
+        )
+        assert await process.wait() == -signal.SIGKILL
+
+    def is_settled(self) -> None:
+        """Assert that nothing of the work is left, on the node or in the vault, and that every manifest is true."""
+        assert self.holds is None
+        assert self.journal.read() is None
+        assert list(self.vault.work(self.name).iterdir()) == []
+        for manifest in self.stored:
+            self.vault.reread(manifest)
+
+
+@pytest.fixture
+def desk(simulated: SimulatedFleet, unused: Iterator[dict[str, Any]], tmp_path: Path) -> Desk:
+    return Desk(simulated, next(unused), tmp_path)
+
+
+# -- plain nights ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_plain_night_ends_with_a_verified_artifact_and_a_free_node(desk: Desk) -> None:
+    ended = await desk.night()
+    assert ended.error is None
+    assert ended.outcome.ending is Ending.STORED
+    [manifest] = desk.stored
+    assert (ended.outcome.id, ended.outcome.md5, ended.outcome.size) == (
+        manifest.id,
+        manifest.artifact.md5,
+        manifest.artifact.size,
+    )
+    assert (manifest.encryption.password.mode, manifest.encryption.password.confirmed) == ("shared", False)
+    assert manifest.flow_run == "run-2"
+    assert ended.stages == ["status", "start", "found", "retrieve", "verify", "store", "delete", "confirm"]
+    assert ended.notes == ""
+    assert desk.counts == (1, 1, 1)
+    desk.is_settled()
+
+
+async def test_a_status_is_taken_right_before_and_right_after_the_deletion(desk: Desk) -> None:
+    await desk.night()
+    commands = [call["command"] for call in desk.simulated.calls(desk.name)]
+    assert commands[-3:] == ["backup-status", "backup-delete", "backup-status"]
+
+
+async def test_two_nights_give_two_artifacts(desk: Desk) -> None:
+    first, second = await desk.night(flow_run="run-1"), await desk.night(flow_run="run-2")
+    assert [manifest.id for manifest in desk.stored] == [first.outcome.id, second.outcome.id]
+    assert desk.counts == (2, 2, 2)
+    desk.is_settled()
+
+
+async def test_a_node_that_this_run_has_stored_is_not_touched_again(desk: Desk) -> None:
+    first = await desk.night()
+    desk.put()
+    second = await desk.night(existing="replace")
+    assert second.outcome.id == first.outcome.id
+    assert desk.counts == (1, 1, 1)
+    assert desk.holds is not None
+
+
+# -- a backup that is in the way ---------------------------------------------------------------------------------------
+
+
+async def test_a_foreign_backup_is_preserved_before_a_new_one_is_made(desk: Desk) -> None:
+    theirs = desk.put()
+    ended = await desk.night()
+    foreign, ours = sorted(desk.stored, key=lambda manifest: manifest.started_at is not None)
+    assert (foreign.artifact.md5, foreign.started_at, foreign.encryption.password.mode) == (
+        theirs["md5"],
+        None,
+        "unknown",
+    )
+    assert ended.outcome.id == ours.id
+    assert foreign.id in ended.notes
+    assert desk.counts == (1, 2, 2)
+    desk.is_settled()
+
+
+async def test_a_foreign_backup_is_replaced_unkept_where_the_operator_said_so(desk: Desk) -> None:
+    theirs = desk.put()
+    ended = await desk.night(existing="replace")
+    [ours] = desk.stored
+    assert ended.outcome.id == ours.id
+    assert ours.artifact.md5 != theirs["md5"]
+    assert desk.counts == (1, 1, 2)
+
+
+async def test_with_the_policy_to_fail_a_foreign_backup_is_not_touched(desk: Desk) -> None:
+    theirs = desk.put()
+    ended = await desk.night(existing="fail")
+    assert isinstance(ended.error, ForeignBackupError)
+    assert ended.outcome.ending is Ending.FAILED
+    assert desk.counts == (0, 0, 0)
+    assert desk.holds == theirs
+    assert desk.stored == []
+
+
+async def test_a_backup_that_somebody_else_is_making_is_awaited_and_preserved(desk: Desk) -> None:
+    desk.tell("backup", "duration", seconds=0.5, times=1)
+    desk.by_hand("backup", "their own")
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    assert sorted(manifest.encryption.password.mode for manifest in desk.stored) == ["shared", "unknown"]
+    assert desk.counts == (2, 2, 2)
+    desk.is_settled()
+
+
+async def test_with_the_policy_to_fail_a_backup_of_somebody_else_in_progress_fails_at_once(desk: Desk) -> None:
+    desk.tell("backup", "duration", seconds=60, times=1)
+    desk.by_hand("backup", "their own")
+    ended = await desk.night(existing="fail")
+    assert isinstance(ended.error, ForeignBackupError)
+    assert desk.counts == (1, 0, 0)
+
+
+async def test_our_own_await_begins_anew_after_that_for_somebody_else(desk: Desk) -> None:
+    """Neither its deadline nor what it saw in progress is that of the other's backup."""
+    desk.configure(polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": "4s"})
+    desk.tell("backup", "duration", seconds=2.5, times=1)
+    desk.by_hand("backup", "their own")
+    desk.tell("backup", "late", seconds=1.5, reply="ok", times=1)
+    desk.tell("backup", "duration", seconds=1, times=1)
+    ended = await desk.night()
+    assert ended.error is None
+    desk.is_settled()
+
+
+# -- bytes that are not the node's -------------------------------------------------------------------------------------
+
+
+async def test_a_mismatch_in_every_attempt_leaves_the_node_its_backup_and_the_bytes_in_quarantine(desk: Desk) -> None:
+    desk.tell("backup-retrieve", "flip")
+    ended = await desk.night()
+    assert isinstance(ended.error, Md5MismatchError)
+    assert (ended.error.attempts, ended.outcome.ending, ended.outcome.id) == (3, Ending.FAILED, "")
+    assert desk.counts == (1, 3, 0)
+    assert desk.stored == []
+    assert desk.holds is not None
+    assert ended.error.expected == desk.holds["md5"]
+    [quarantined] = (desk.vault.folder(desk.name) / "quarantine").iterdir()
+    reason = json.loads((quarantined / "reason.json").read_text())
+    assert (reason["md5_of_node"], reason["md5_of_bytes"]) == (ended.error.expected, ended.error.actual)
+    assert (quarantined / "backup.tar.gz.enc").stat().st_size == desk.holds["size"]
+
+
+async def test_after_a_mismatch_the_next_night_finishes_that_backup(desk: Desk) -> None:
+    desk.tell("backup-retrieve", "flip", times=3)
+    await desk.night(flow_run="run-1")
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    assert desk.counts == (1, 4, 1)
+    assert "finished the backup that run run-1 started" in ended.notes
+    desk.is_settled()
+
+
+async def test_a_mismatch_once_is_retrieved_again_and_well(desk: Desk) -> None:
+    desk.tell("backup-retrieve", "flip", times=1)
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    assert desk.counts == (1, 2, 1)
+    assert not (desk.vault.folder(desk.name) / "quarantine").exists()
+    desk.is_settled()
+
+
+@pytest.mark.parametrize(("fault", "error"), [("drop", Md5MismatchError), ("truncate", Md5MismatchError)])
+async def test_a_transfer_that_ends_early_is_never_taken_for_whole(
+    desk: Desk, fault: str, error: type[A0BackupError]
+) -> None:
+    desk.tell("backup-retrieve", fault)
+    ended = await desk.night()
+    assert isinstance(ended.error, error)
+    assert desk.stored == []
+    assert desk.holds is not None
+
+
+async def test_a_retrieve_that_brings_nothing_says_once_what_a0cli_said(desk: Desk) -> None:
+    desk.tell("backup-retrieve", "refuse", message="the disk is on holiday\n", exit=1)
+    ended = await desk.night()
+    assert isinstance(ended.error, RetrieveFailedError)
+    assert str(ended.error).count("could not be retrieved") == 1
+    assert "the disk is on holiday" in str(ended.error)
+
+
+async def test_each_backup_has_attempts_of_its_own(desk: Desk) -> None:
+    desk.put()
+    desk.tell("backup-retrieve", "flip", times=2)
+    ended = await desk.night(after=lambda s: desk.tell("backup-retrieve", "flip", times=2) if s == "start" else None)
+    assert ended.outcome.ending is Ending.STORED
+    assert desk.counts == (1, 6, 2)
+
+
+@pytest.mark.parametrize("fault", ["no_md5", "bad_md5"])
+async def test_our_backup_without_a_well_formed_md5_fails_at_once_and_is_not_retrieved(desk: Desk, fault: str) -> None:
+    desk.tell("backup-status", fault)
+    ended = await desk.night()
+    assert isinstance(ended.error, Md5MissingError)
+    assert desk.counts == (1, 0, 0)
+    resumed = await desk.night(flow_run="run-3")
+    assert isinstance(resumed.error, Md5MissingError)
+    assert desk.counts == (1, 0, 0)
+
+
+async def test_a_foreign_backup_without_a_well_formed_md5_fails_and_is_not_retrieved(desk: Desk) -> None:
+    theirs = desk.put()
+    desk.tell("backup-status", "no_md5")
+    ended = await desk.night()
+    assert isinstance(ended.error, Md5MissingError)
+    assert desk.counts == (0, 0, 0)
+    assert desk.holds == theirs
+
+
+async def test_our_own_backup_that_lost_its_md5_is_not_replaced_as_a_foreign_one(desk: Desk) -> None:
+    desk.configure(existing="replace")
+    await desk.killed_after("found")
+    ours = desk.holds
+    desk.tell("backup-status", "no_md5")
+    ended = await desk.night()
+    assert isinstance(ended.error, Md5MissingError)
+    assert desk.holds == ours is not None
+    assert desk.counts == (1, 0, 0)
+
+
+async def test_a_backup_of_ours_that_cannot_be_verified_is_given_up_once_where_the_operator_said_so(desk: Desk) -> None:
+    desk.tell("backup-retrieve", "flip", times=3)
+    ended = await desk.night(existing="replace")
+    assert ended.outcome.ending is Ending.STORED
+    assert "given up for a new one" in ended.notes
+    assert "an earlier run" not in ended.notes
+    assert desk.counts == (2, 4, 2)
+    assert len(desk.stored) == 1
+    desk.is_settled()
+
+
+# -- resuming after SIGKILL --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["start", "found", "retrieve", "verify", "store", "delete", "confirm"])
+async def test_after_a_kill_the_next_run_finishes_without_doing_anything_twice(desk: Desk, stage: str) -> None:
+    await desk.killed_after(stage)
+    ended = await desk.night()
+    assert ended.error is None
+    assert ended.outcome.ending is Ending.STORED
+    [manifest] = desk.stored
+    assert (ended.outcome.id, manifest.started_at is not None) == (manifest.id, True)
+    assert desk.counts == (1, 1, 1)
+    assert "finished the backup that run run-1 started" in ended.notes
+    desk.is_settled()
+
+
+async def test_what_is_found_first_is_pinned_also_by_a_run_that_resumes(desk: Desk) -> None:
+    """Another backup in its place later is then known to be foreign."""
+    await desk.killed_after("start")
+    desk.tell("backup-retrieve", "flip")
+    while desk.holds is None:
+        await asyncio.sleep(0.01)
+    ours = desk.holds
+    await desk.night()
+    journal = desk.journal.read()
+    assert journal is not None
+    assert journal.pinned is not None
+    assert journal.pinned.md5 == ours["md5"]
+
+
+async def test_a_stored_artifact_that_was_damaged_meanwhile_is_retrieved_again_before_the_deletion(desk: Desk) -> None:
+    await desk.killed_after("store")
+    [manifest] = desk.stored
+    desk.vault.artifact(manifest).write_bytes(b"damaged")
+    ended = await desk.night()
+    assert ended.outcome.id == manifest.id
+    assert "it is retrieved again" in ended.notes
+    assert desk.counts == (1, 2, 1)
+    desk.is_settled()
+
+
+async def test_a_damaged_artifact_whose_backup_cannot_be_verified_is_given_up_once(desk: Desk) -> None:
+    await desk.killed_after("store")
+    [manifest] = desk.stored
+    desk.vault.artifact(manifest).write_bytes(b"damaged")
+    desk.tell("backup-retrieve", "flip", times=3)
+    ended = await desk.night(existing="replace")
+    assert ended.outcome.ending is Ending.STORED
+    assert ended.outcome.id != manifest.id
+    assert desk.counts == (2, 5, 2)
+
+
+# -- an operator who works by hand -------------------------------------------------------------------------------------
+
+
+async def test_verified_bytes_are_stored_though_the_node_lost_the_backup(desk: Desk) -> None:
+    await desk.killed_after("verify")
+    desk.remove()
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    assert [manifest.id for manifest in desk.stored] == [ended.outcome.id]
+    assert desk.counts == (1, 1, 0)
+    desk.is_settled()
+
+
+@pytest.mark.parametrize("existing", ["preserve", "replace", "fail"])
+async def test_verified_bytes_are_stored_though_another_backup_took_its_place(desk: Desk, existing: Existing) -> None:
+    await desk.killed_after("verify")
+    desk.remove()
+    theirs = desk.put()
+    ended = await desk.night(existing=existing)
+    assert ended.outcome.ending is Ending.STORED
+    assert [manifest.id for manifest in desk.stored] == [ended.outcome.id]
+    assert desk.holds == theirs
+    assert desk.counts == (1, 1, 0)
+
+
+async def test_a_backup_of_ours_that_is_gone_unkept_is_told_of_and_made_anew(desk: Desk) -> None:
+    desk.configure(a0cli={"call_timeout": "2s"})
+    await desk.killed_after("found")
+    desk.remove()
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    assert "an earlier run" in ended.notes
+    assert desk.counts == (2, 1, 1)
+
+
+async def test_a_backup_that_took_the_place_of_ours_is_foreign(desk: Desk) -> None:
+    await desk.killed_after("found")
+    desk.remove()
+    theirs = desk.put()
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    assert [m.started_at for m in desk.stored if m.artifact.md5 == theirs["md5"]] == [None]
+    assert desk.counts == (2, 2, 2)
+    desk.is_settled()
+
+
+@pytest.mark.parametrize("existing", ["preserve", "replace", "fail"])
+async def test_a_backup_that_took_the_place_of_the_stored_one_is_not_deleted(desk: Desk, existing: Existing) -> None:
+    theirs: list[dict[str, Any]] = []
+
+    def swap(stage: str) -> None:
+        if stage == "store":
+            desk.remove()
+            theirs.append(desk.put())
+
+    ended = await desk.night(existing=existing, after=swap)
+    assert ended.outcome.ending is Ending.STORED
+    assert desk.holds == theirs[0]
+    assert desk.counts == (1, 1, 0)
+    assert desk.journal.read() is None
+
+
+# -- the journal -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_torn_journal_is_set_aside_and_the_backup_preserved(desk: Desk) -> None:
+    desk.configure(existing="replace")
+    await desk.killed_after("found")
+    ours = desk.holds
+    assert ours is not None
+    desk.journal.path.write_bytes(desk.journal.path.read_bytes()[:100])
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    assert "the journal could not be read" in ended.notes
+    assert ours["md5"] in [manifest.artifact.md5 for manifest in desk.stored]
+    [aside] = desk.vault.folder(desk.name).glob("*.unreadable-*")
+    assert aside.stat().st_size == 100
+    desk.is_settled()
+
+
+async def test_a_torn_journal_forces_to_preserve_until_that_is_done(desk: Desk) -> None:
+    """Not only in the run that came upon it: one that could not retrieve leaves it to the next."""
+    desk.configure(existing="replace")
+    await desk.killed_after("found")
+    ours = desk.holds
+    assert ours is not None
+    desk.journal.path.write_bytes(b"torn")
+    desk.tell("backup-retrieve", "flip", times=3)
+    failed = await desk.night(flow_run="run-2", existing="replace")
+    assert isinstance(failed.error, Md5MismatchError)
+    assert desk.holds == ours
+    ended = await desk.night(flow_run="run-3")
+    assert ended.outcome.ending is Ending.STORED
+    assert ours["md5"] in [manifest.artifact.md5 for manifest in desk.stored]
+    desk.is_settled()
+
+
+async def test_a_torn_journal_does_not_keep_a_free_node_from_its_backup(desk: Desk) -> None:
+    desk.vault.folder(desk.name).mkdir(parents=True)
+    desk.journal.path.write_bytes(b"torn")
+    assert (await desk.night()).outcome.ending is Ending.STORED
+    assert (await desk.night(flow_run="run-3")).notes == ""
+    desk.is_settled()
+
+
+# -- starts ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_start_whose_reply_was_lost_is_judged_by_its_effect(desk: Desk) -> None:
+    desk.tell("backup", "lost_reply", times=1)
+    assert (await desk.night()).outcome.ending is Ending.STORED
+    assert desk.counts == (1, 1, 1)
+
+
+async def test_a_start_that_takes_effect_late_is_waited_for(desk: Desk) -> None:
+    desk.tell("backup", "late", seconds=1, reply="lost", times=1)
+    assert (await desk.night()).outcome.ending is Ending.STORED
+    assert desk.counts == (1, 1, 1)
+
+
+async def test_a_start_without_an_end_that_takes_effect_after_its_deadline_is_waited_for(desk: Desk) -> None:
+    desk.configure(a0cli={"call_timeout": "2s"})
+    desk.tell("backup", "late", seconds=2.6, reply="hang", times=1)
+    assert (await desk.night()).outcome.ending is Ending.STORED
+    assert desk.counts == (1, 1, 1)
+
+
+async def test_a_start_that_is_lost_for_good_fails_and_the_next_run_asks_again_before_its_own(desk: Desk) -> None:
+    desk.configure(a0cli={"call_timeout": "1.5s"})
+    desk.tell("backup", "late", seconds=3600, reply="lost", times=1)
+    failed = await desk.night(flow_run="run-1")
+    assert isinstance(failed.error, StartFailedError)
+    assert desk.journal.read() is not None
+    before = desk.counted("backup-status")
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    assert desk.counts == (2, 1, 1)
+    commands = [call["command"] for call in desk.simulated.calls(desk.name)]
+    last_start = len(commands) - 1 - commands[::-1].index("backup")
+    assert commands[:last_start].count("backup-status") - before == 2
+    assert "an earlier run" in ended.notes
+    desk.is_settled()
+
+
+async def test_a_refused_start_fails_at_once(desk: Desk) -> None:
+    desk.tell("backup", "refuse", message="error: this node is not a backup node\n")
+    ended = await desk.night()
+    assert isinstance(ended.error, RefusedError)
+    assert "not a backup node" in str(ended.error)
+    assert desk.counted("backup-status") == 2
+
+
+async def test_the_old_status_right_after_a_start_is_not_taken_for_the_new_backup(desk: Desk) -> None:
+    theirs = desk.put()
+    desk.tell("backup-status", "stale_status", seconds=1)
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    assert ended.outcome.md5 != theirs["md5"]
+    assert desk.counts == (1, 2, 2)
+
+
+async def test_a_backup_that_is_never_finished_fails_at_the_deadline_and_is_gone_on_with(desk: Desk) -> None:
+    desk.configure(polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": "1s"})
+    desk.tell("backup-status", "in_progress")
+    failed = await desk.night(flow_run="run-1")
+    # The first status was 'in progress' already, of a backup that is not ours.
+    assert isinstance(failed.error, AwaitDeadlineError)
+    desk.forget()
+    assert (await desk.night()).outcome.ending is Ending.STORED
+
+
+# -- deletions ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_deletion_that_was_acknowledged_and_not_done_fails_and_the_next_run_does_it_first(desk: Desk) -> None:
+    desk.tell("backup-delete", "false_delete", times=1)
+    failed = await desk.night(flow_run="run-1")
+    assert isinstance(failed.error, DeleteNotConfirmedError)
+    assert failed.outcome.ending is Ending.NOT_DELETED
+    [first] = desk.stored
+    assert failed.outcome.id == first.id
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    assert ended.outcome.id != first.id
+    assert desk.counts == (2, 2, 3)
+    desk.is_settled()
+
+
+async def test_a_deletion_whose_reply_was_lost_is_judged_by_its_effect(desk: Desk) -> None:
+    desk.tell("backup-delete", "lost_reply", times=1)
+    assert (await desk.night()).outcome.ending is Ending.STORED
+    assert desk.counts == (1, 1, 1)
+
+
+async def test_nothing_is_deleted_where_the_status_before_it_fails(desk: Desk) -> None:
+    ended = await desk.night(after=lambda s: desk.tell("backup-status", "bad_json", times=1) if s == "store" else None)
+    assert isinstance(ended.error, UnknownReplyError)
+    assert ended.error.transient, "asking again may help, and begins with a status again"
+    assert desk.counts == (1, 1, 0)
+    assert (await desk.night(flow_run="run-3")).outcome.ending is Ending.STORED
+    assert desk.counts == (1, 1, 1)
+
+
+# -- several runs ------------------------------------------------------------------------------------------------------
+
+
+async def test_what_another_run_started_and_stored_since_this_one_began_is_its_outcome(desk: Desk) -> None:
+    began = datetime.now(UTC).replace(microsecond=0)
+    first = await desk.night(flow_run="run-1")
+    second = await desk.night(flow_run="run-2", began=began)
+    assert second.outcome.id == first.outcome.id
+    assert second.outcome.ending is Ending.STORED
+    assert "run run-1 stored" in second.notes
+    assert desk.counts == (1, 1, 1)
+
+
+async def test_what_another_run_stored_after_this_one_began_is_its_outcome_whenever_that_was_started(
+    desk: Desk,
+) -> None:
+    await desk.night(flow_run="run-1")
+    [manifest] = desk.stored
+    assert manifest.started_at is not None
+    late = manifest.model_copy(update={"stored_at": manifest.started_at + timedelta(hours=2)})
+    (desk.vault.root / manifest.id / "manifest.json").write_text(json.dumps(late.to_json()))
+    await desk.night(flow_run="run-2", began=manifest.started_at + timedelta(seconds=1))
+    assert desk.counts == (1, 1, 1)
+    await desk.night(flow_run="run-3", began=manifest.started_at + timedelta(hours=3))
+    assert desk.counts == (2, 2, 2)
+
+
+async def test_an_unfinished_backup_is_finished_though_another_run_stored_one_meanwhile(desk: Desk) -> None:
+    began = datetime.now(UTC).replace(microsecond=0)
+    await desk.night(flow_run="run-0")
+    await desk.killed_after("verify")
+    ended = await desk.night(flow_run="run-2", began=began)
+    assert ended.outcome.ending is Ending.STORED
+    assert len(desk.stored) == 2
+    assert desk.counts == (2, 2, 2)
+    desk.is_settled()
+
+
+async def test_a_hostile_name_does_not_outgrow_the_journal(desk: Desk) -> None:
+    name = "../" + "\N{SNOWMAN}" * 15_000
+    reply = json.dumps({"message": "Backup found", "arguments": {"name": name, "md5": "{md5}"}}, ensure_ascii=False)
+    desk.tell("backup-status", "say", stdout=reply, when="found")
+    journals: list[Journal | None] = []
+    ended = await desk.night(after=lambda stage: journals.append(desk.journal.read()))
+    assert ended.outcome.ending is Ending.STORED
+    [manifest] = desk.stored
+    assert manifest.name_on_node == name
+    desk.is_settled()

@@ -1,0 +1,272 @@
+"""Files survive a crash at any system call, a full disk and any umask; a thread ends before its caller goes on."""
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from a0backup.files import (
+    CHUNK,
+    Digests,
+    StoppedError,
+    digests,
+    in_thread,
+    make_new_directory,
+    make_private_directory,
+    publish,
+    remove_durably,
+)
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+
+def python(room: Path, body: str, *, before: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run *body* in a process of its own whose current directory is *room*."""
+    program = f"import os, resource\nfrom pathlib import Path\nfrom a0backup.files import *\n{body}"
+    return subprocess.run(
+        [*(before or []), sys.executable, "-c", program],
+        cwd=room,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def traced(room: Path, body: str, *, inject: str = "") -> list[str]:
+    """Return what *body* did on files, as `call name` or `call from -> to`, from the directory named MARK on."""
+    log = room.parent / f"{room.name}.trace"
+    options = [
+        "-f",
+        "-qq",
+        "-y",
+        "-e",
+        "trace=openat,write,pwrite64,fsync,fdatasync,rename,unlink,mkdir,fadvise64,read",
+    ]
+    if inject:
+        options += ["-e", f"inject={inject}"]
+    python(room, f"os.mkdir('MARK')\n{body}", before=["strace", *options, "-o", str(log)])
+    lines = iter(log.read_text().splitlines())
+    next(line for line in lines if "MARK" in line)
+    told = []
+    for line in lines:
+        call, _, rest = line.partition(" ")[2].strip().partition("(")
+        names = [Path(name).name for name in re.findall(rf"{re.escape(str(room))}[^\">]*", rest)]
+        names = names or [Path(name).name for name in re.findall(r'"([^"]*)"', rest)]
+        if call == "rename":
+            told.append(f"rename {names[0]} -> {names[1]}")
+        elif call in ("write", "pwrite64", "fsync", "fdatasync", "fadvise64", "unlink", "mkdir") and names:
+            told.append(f"{call} {names[0]}")
+    return [re.sub(r"\.[0-9a-f]{32}\.partial", ".partial", line) for line in told]
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    made = tmp_path / "room"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o777], ids=["umask 000", "umask 022", "umask 777"])
+def any_umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    former = os.umask(request.param)
+    yield
+    os.umask(former)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# -- publish -----------------------------------------------------------------------------------------------------------
+
+
+@needs_strace
+def test_a_file_is_published_in_the_order_that_survives_a_power_cut(room: Path) -> None:
+    assert traced(room, "publish(Path('journal.json').absolute(), b'content')") == [
+        "write .journal.json.partial",
+        "fsync .journal.json.partial",
+        "rename .journal.json.partial -> journal.json",
+        "fsync room",
+    ]
+
+
+@needs_strace
+@pytest.mark.parametrize("fails", ["fsync:error=EIO:when=1", "write:error=ENOSPC:when=1", "rename:error=ENOSPC:when=1"])
+def test_a_failed_publish_keeps_the_former_file_and_leaves_nothing_beside_it(room: Path, fails: str) -> None:
+    (room / "journal.json").write_bytes(b"former")
+    traced(room, "publish(Path('journal.json').absolute(), b'content')", inject=fails)
+    (room / "MARK").rmdir()
+    assert {path.name: path.read_bytes() for path in room.iterdir()} == {"journal.json": b"former"}
+
+
+def test_a_disk_that_is_full_halfway_keeps_the_former_file(room: Path) -> None:
+    (room / "journal.json").write_bytes(b"former")
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    done = python(room, f"{limit}\npublish(Path('journal.json'), b'x' * 100_000)")
+    assert "File too large" in done.stderr
+    assert {path.name: path.read_bytes() for path in room.iterdir()} == {"journal.json": b"former"}
+
+
+@pytest.mark.usefixtures("any_umask")
+def test_a_published_file_is_private_whatever_the_umask(room: Path) -> None:
+    publish(room / "journal.json", b"content")
+    assert mode(room / "journal.json") == 0o600
+    assert (room / "journal.json").read_bytes() == b"content"
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(room: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"precious")
+    (room / "journal.json").symlink_to(tmp_path / "elsewhere")
+    publish(room / "journal.json", b"content")
+    assert not (room / "journal.json").is_symlink()
+    assert (tmp_path / "elsewhere").read_bytes() == b"precious"
+
+
+@needs_strace
+def test_a_file_is_removed_so_that_it_stays_away(room: Path) -> None:
+    (room / "journal.json").write_bytes(b"content")
+    assert traced(room, "remove_durably(Path('journal.json').absolute())") == ["unlink journal.json", "fsync room"]
+
+
+def test_removing_what_is_not_there_is_well(room: Path) -> None:
+    remove_durably(room / "journal.json")
+
+
+# -- directories -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("any_umask")
+def test_directories_are_private_whatever_the_umask(room: Path) -> None:
+    make_private_directory(room / "vault" / "a0-1" / "work")
+    make_new_directory(room / "vault" / "a0-1" / "new")
+    made = [path for path in (room / "vault").rglob("*") if path.is_dir()] + [room / "vault"]
+    assert {path.name: mode(path) for path in made} == dict.fromkeys(["vault", "a0-1", "work", "new"], 0o700)
+
+
+def test_a_directory_of_the_operators_is_left_as_it_is(room: Path) -> None:
+    (room / "vault").mkdir()
+    (room / "vault").chmod(0o750)
+    make_private_directory(room / "vault")
+    assert mode(room / "vault") == 0o750
+
+
+def test_a_new_directory_is_made_by_one_alone(room: Path) -> None:
+    make_new_directory(room / "new")
+    with pytest.raises(FileExistsError):
+        make_new_directory(room / "new")
+
+
+@needs_strace
+def test_a_new_directory_is_durable_in_the_one_above(room: Path) -> None:
+    assert traced(room, "make_new_directory(Path('new').absolute())") == ["mkdir new", "fsync room"]
+
+
+# -- digests -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK + 1])
+@pytest.mark.parametrize("past_cache", [False, True])
+def test_digests_are_those_of_the_bytes(room: Path, size: int, past_cache: bool) -> None:
+    content = b"\x5a" * size
+    (room / "artifact").write_bytes(content)
+    expected = Digests(size, hashlib.md5(content).hexdigest(), hashlib.sha256(content).hexdigest())
+    assert digests(room / "artifact", past_cache=past_cache) == expected
+
+
+@needs_strace
+def test_what_is_read_past_the_cache_is_dropped_from_it_first(room: Path) -> None:
+    (room / "artifact").write_bytes(b"content")
+    told = traced(room, "digests(Path('artifact').absolute(), past_cache=True)")
+    assert told == ["fadvise64 artifact", "fadvise64 artifact"]
+
+
+# -- in_thread ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_thread_gives_back_its_result_and_its_error(room: Path) -> None:
+    assert await in_thread(lambda a, b: a + b, 1, b=2) == 3
+    with pytest.raises(FileNotFoundError):
+        await in_thread(digests, room / "nowhere")
+
+
+class Work:
+    """Work in a thread that ends when it is let go, and not before."""
+
+    def __init__(self) -> None:
+        self.began, self.let_go, self.ended = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.began.set()
+        assert self.let_go.wait(20)
+        self.ended.set()
+
+    async def begun(self) -> "asyncio.Task[None]":
+        task = asyncio.ensure_future(in_thread(self))
+        assert await asyncio.to_thread(self.began.wait, 20)
+        return task
+
+
+async def turns(number: int = 5) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_cancelled_caller_waits_for_its_thread_however_often_it_is_cancelled(times: int) -> None:
+    work = Work()
+    task = await work.begun()
+    for _ in range(times):
+        task.cancel()
+        await turns()
+    gone_early = task.done()
+    work.let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not gone_early
+    assert work.ended.is_set()
+
+
+async def test_a_cancelled_reading_ends_at_its_next_chunk(room: Path) -> None:
+    """A pipe gives one chunk and then nothing: only the call to stop can end the reading."""
+    os.mkfifo(room / "pipe")
+    held = os.open(room / "pipe", os.O_RDWR)
+    reading = asyncio.ensure_future(in_thread(digests, room / "pipe"))
+    await asyncio.to_thread(os.write, held, b"x" * 1000)
+    await turns()
+    reading.cancel()
+    await turns()
+    os.write(held, b"x")
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+    finally:
+        os.close(held)
+
+
+async def test_a_stopped_thread_does_not_stop_the_next_one(room: Path) -> None:
+    work = Work()
+    task = await work.begun()
+    task.cancel()
+    await turns()
+    work.let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (room / "artifact").write_bytes(json.dumps([1]).encode())
+    assert (await in_thread(digests, room / "artifact")).size == 3
+
+
+def test_a_stop_is_an_error_of_its_own() -> None:
+    assert not issubclass(StoppedError, OSError)

@@ -1,0 +1,93 @@
+"""The journal is read back as it was written, and nothing else is taken for one."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from a0backup.journal import MAX_BYTES, Journal, JournalFile, Pair, pair
+from a0backup.replies import Found
+
+NOW = datetime(2026, 11, 23, 2, tzinfo=UTC)
+PAIR = Pair(name="04-06-2016-15-04-30.tar.gz", md5="a" * 32)
+JOURNAL = Journal(node="a0-1", kind="backup", flow_run="run-1", started_at=NOW, seen_before=PAIR)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> JournalFile:
+    return JournalFile(tmp_path, "backup")
+
+
+def test_there_is_no_journal_at_first(place: JournalFile) -> None:
+    assert place.read() is None
+
+
+def test_a_journal_is_read_back_as_it_was_written(place: JournalFile) -> None:
+    noted = JOURNAL.noted(NOW, "found", pinned=PAIR).noted(NOW, "stored")
+    place.write(noted)
+    assert place.read() == noted
+    assert noted.pinned == PAIR
+    assert [entry.what for entry in noted.history] == ["found", "stored"]
+
+
+def test_each_kind_has_a_journal_of_its_own(tmp_path: Path) -> None:
+    JournalFile(tmp_path, "backup").write(JOURNAL)
+    assert JournalFile(tmp_path, "backup-sensitive").read() is None
+    assert [path.name for path in tmp_path.iterdir()] == ["journal-backup.json"]
+
+
+def test_a_removed_journal_is_gone_and_removing_it_again_is_well(place: JournalFile) -> None:
+    place.write(JOURNAL)
+    place.remove()
+    place.remove()
+    assert place.read() is None
+
+
+WHOLE = JOURNAL.model_dump_json(by_alias=True).encode()
+UNREADABLE = {
+    "empty": b"",
+    "torn": WHOLE[: len(WHOLE) // 2],
+    "zeros, as a power cut may leave": b"\0" * len(WHOLE),
+    "not JSON": b"\xff\xfe",
+    "a list": b"[]",
+    "another schema": WHOLE.replace(b'"schema":1', b'"schema":2'),
+    "an unknown key": WHOLE.replace(b'"schema":1', b'"schema":1,"more":1'),
+    "too deep": b"[" * 10_000,
+    "too large": WHOLE + b" " * MAX_BYTES,
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_is_no_journal_is_never_read_as_one(place: JournalFile, content: bytes) -> None:
+    place.path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"journal-backup\.json"):
+        place.read()
+
+
+@pytest.mark.parametrize("what", ["directory", "pipe", "link"])
+def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(place: JournalFile, what: str) -> None:
+    if what == "directory":
+        place.path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(place.path)
+    else:
+        (place.path.parent / "other").write_bytes(WHOLE)
+        place.path.symlink_to("other")
+    with pytest.raises(ValueError, match="not a regular file"):
+        place.read()
+    place.set_aside(NOW)
+    assert place.read() is None
+
+
+def test_an_unreadable_journal_is_set_aside_for_a_person_to_read(place: JournalFile) -> None:
+    place.path.write_bytes(b"torn")
+    aside = place.set_aside(NOW)
+    assert aside.name == "journal-backup.json.unreadable-20261123T020000Z"
+    assert aside.read_bytes() == b"torn"
+    assert place.read() is None
+
+
+def test_a_backup_without_a_well_formed_md5_is_no_pair() -> None:
+    assert pair(Found("name", None, "no md5")) is None
+    assert pair(Found(PAIR.name, PAIR.md5)) == PAIR
