@@ -177,6 +177,9 @@ def _make_private(path: Path) -> None:
         path.chmod(0o700)
 
 
+_LOOKED_FOR = 8  # characters: passwords from this length on are removed from every reply
+
+
 class A0cli:
     """The calls of a0cli for one node, each in the node's private *directory*.
 
@@ -198,6 +201,7 @@ class A0cli:
         self.settings, self.node, self.host, self.port = settings, node, host, port
         self.directory, self.inherit = directory, tuple(inherit)
         self.wordings = replies.Wordings.extended(settings.replies)
+        self._started_with = ""
         if not _plain(host):
             raise FleetFileError("fleet.yaml", [f"host of node {node}: give a host name or an address"])
 
@@ -253,6 +257,9 @@ class A0cli:
                 "its source", "it starts with '-', is empty or holds a NUL byte", "choose another password"
             )
         style = {"positional": [], "option": ["--password"]}[self.settings.password_style]
+        # From here on the node knows it, and may say it again in any later reply. A short one is not looked for in
+        # those: taken out of the middle of words it would make good replies unreadable.
+        self._started_with = password if len(password) >= _LOOKED_FOR else ""
         return await self._run(kind, [kind, *style, password], secret=password)
 
     async def retrieve(self, kind: str) -> Printed:
@@ -262,11 +269,6 @@ class A0cli:
     async def delete(self, kind: str) -> Printed:
         """Send the deletion of the node backup; what came of it, only the status tells."""
         return await self.call(f"{kind}-delete")
-
-    async def failure(self, printed: Printed) -> A0cliError:
-        """Return the error for a call that did not do its work; where its words say nothing known, the port does."""
-        error = replies.refusal(printed, node=self.node, command=printed.command, wordings=self.wordings)
-        return await self._explained(error)
 
     async def _asked(self, command: str, read: Callable[[Printed], _Answer]) -> _Answer:
         """Make a call that only reads; its failure is UnreachableError where the port takes no connection."""
@@ -293,6 +295,7 @@ class A0cli:
         secret: str | None = None,
     ) -> Printed:
         limit = self.settings.call_timeout if deadline is None else deadline
+        secret = secret or self._started_with or None
         program = self._program(command)
         target = [] if arguments is None else ["-t", self.host, "-p", str(self.port), *arguments]
         loop = asyncio.get_running_loop()

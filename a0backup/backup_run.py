@@ -1,21 +1,17 @@
-"""One run's work on one node: what each step does, with the node's lock held and a private directory for a0cli.
+"""One run's work on the backup of one kind of a node: what each step does, with the node's lock held.
 
 The steps are called one after another by a flow; each can be called again after a crash, and finds its work done where
 journal and vault say that it is.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
-import uuid
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from a0backup import progress
-from a0backup.a0cli import A0cli, Printed, PrivateDirectory
 from a0backup.errors import (
     A0BackupError,
     A0cliError,
@@ -30,103 +26,43 @@ from a0backup.errors import (
     RefusedError,
     RetrieveFailedError,
     StartFailedError,
-    UnreachableError,
     UnsettledError,
     VaultUnusableError,
 )
 from a0backup.files import Digests, digests, in_thread
-from a0backup.fleet import Existing, Fleet, Node
+from a0backup.fleet import Fleet, Node
 from a0backup.journal import Journal, JournalFile, Pair, pair
-from a0backup.lock import node_lock
+from a0backup.node_session import Done, NodeSession
 from a0backup.reconcile import Action, Plan, may_be, reconcile
-from a0backup.replies import Absent, Found, InProgress, Status, Wordings, quote, refusal
-from a0backup.report import Ending, Outcome
+from a0backup.replies import Absent, Found, InProgress, Status, quoted, refusal, shown
+from a0backup.report import Outcome, outcome_of
 from a0backup.vault import Manifest, ManifestNode, ManifestPassword, Vault
-
-# Commands that a node takes whatever its role (vendor's page on the CLI).
-ALWAYS_OFFERED = {"ping", "nslookup", "re-ip", "test-port", "set-as-backup"}
 
 MOST_ROUNDS = 20  # a night takes three or four; more is a node that somebody else works on all the time
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a step ended: what it did in one sentence, and whether the work was found done already."""
+@dataclass
+class _Await:
+    """What is known of a backup that is being waited for; times in seconds of the monotonic clock."""
 
-    text: str
-    cached: bool = False
-
-
-class NodeSession:
-    """A node with its lock held: what its backups of all kinds share."""
-
-    def __init__(
-        self,
-        fleet: Fleet,
-        node: Node,
-        *,
-        directory: PrivateDirectory,
-        lock: int,
-        flow_run: str,
-        began: datetime,
-        existing: Existing | None,
-    ) -> None:
-        self.fleet, self.node, self.directory, self.flow_run, self.began = fleet, node, directory, flow_run, began
-        self.existing = existing  # said for this run, by the operator
-        self.vault = Vault(fleet.vault)
-        self.a0cli = A0cli(
-            fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path, inherit=[lock]
-        )
-        self.step = "check"
-
-    def enter(self, step: str) -> None:
-        """Note the step that is at work, for the report of a failure in it."""
-        self.step = step
-
-    async def update_commands(self) -> Done:
-        """Ask the node which commands it takes. Raise A0cliError."""
-        self.enter("update-commands")
-        await self.a0cli.update_commands()
-        return Done("the node said which commands it takes")
-
-    async def ping(self) -> Done:
-        """See that the node answers and offers the commands that a backup needs. Raise A0cliError."""
-        self.enter("ping")
-        await self.a0cli.ping()
-        missing = missing_commands((await self.a0cli.commands()).stdout, self.fleet.kinds)
-        if missing:
-            raise RefusedError(self.node.name, missing[0], "the node does not offer this command")
-        return Done("PONG")
+    sent_at: float | None = None  # when our start was sent, None for one that this run did not start
+    reply: str = "none in this run"
+    refused: RefusedError | None = None
+    first_look: float | None = None
+    seen_in_progress: bool = False
 
 
-@contextlib.asynccontextmanager
-async def open_node(
-    fleet: Fleet, node: Node, *, flow_run: str, began: datetime, existing: Existing | None = None
-) -> AsyncIterator[NodeSession]:
-    """Hold the node's lock and a private directory for as long as the block runs.
+@dataclass
+class _InHand:
+    """What this run has of the bytes of one node backup."""
 
-    Raise BuildTooOldError, VaultUnusableError, LockDeadlineError, A0cliMissingError; nothing was done then.
-    """
-    node.require_build()
-    vault = Vault(fleet.vault)
-    await in_thread(vault.ensure_writable, node.name)
-
-    def waiting(holder: str) -> None:
-        _say(node.name, "", "lock", f"waits for its turn: the node is held by {holder}")
-
-    async with node_lock(
-        vault.folder(node.name), node=node.name, run=flow_run, deadline=fleet.lock_deadline, waiting=waiting
-    ) as lock:
-        name = f"{flow_run}-{uuid.uuid4().hex[:8]}"  # a retry of the same run must not wipe what its first try left
-        directory = PrivateDirectory.make(vault.work(node.name), name, key_dir=fleet.a0cli.key_dir, node=node.name)
-        try:
-            yield NodeSession(
-                fleet, node, directory=directory, lock=lock, flow_run=flow_run, began=began, existing=existing
-            )
-        finally:
-            directory.remove()
+    attempts: int = 0
+    all_whole: bool = True  # a0cli itself said of every retrieval that it went well
+    retrieved: Path | None = None  # bytes from the node, not verified
+    verified: Digests | None = None  # of bytes that match, not stored
+    proven: Manifest | None = None  # stored, and read back by this run
 
 
 class BackupRun:
@@ -137,28 +73,18 @@ class BackupRun:
         self.notes: list[str] = []
         self.manifest: Manifest | None = None  # the artifact that is this run's outcome
         self._existing = session.existing or session.fleet.existing
-        self._wordings = Wordings().extended(session.fleet.a0cli.replies)
         self._journal_file = JournalFile(session.vault.folder(session.node.name), kind)
         self._journal: Journal | None = None
         self._unreadable = False  # the journal that is there
-        # What this run has in hand.
-        self._retrieved: Path | None = None  # bytes from the node, not verified
-        self._verified: Digests | None = None  # of bytes that match, not stored
-        self._proven: Manifest | None = None  # stored, and read back by this run
-        self._attempts = 0
+        self._await = _Await()
+        self._in_hand = _InHand()
+        self._last_seen: Pair | None = None
+        self._asked_again = False
         self._kept: Found | None = None  # what of the node is stored and was read back
         self._given_up: Found | None = None  # what could not be verified, and is to be replaced
-        self._verified_at_hand = False  # bytes of our own backup, of which the node shows nothing any more
+        self._only_bytes_left = False  # of our own backup: the node shows it no more, its verified bytes are here
+        self._off_node = False
         self._rounds = 0
-        # What the status showed.
-        self._last_seen: Pair | None = None
-        self._seen_in_progress = False
-        self._asked_again = False
-        # The start and the await of this run, in seconds of the monotonic clock.
-        self._start_refused: RefusedError | None = None
-        self._start_reply = ""
-        self._started: float | None = None
-        self._await_began: float | None = None
 
     @property
     def node(self) -> Node:
@@ -179,7 +105,13 @@ class BackupRun:
     # -- deciding ----------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Read the journal, and what another run or an earlier try of this one has stored since this run began."""
+        """Read the journal, and what another run or an earlier try of this one has stored since this run began.
+
+        Raise RefusedError where the node does not offer this kind.
+        """
+        self.session.enter("ping")
+        if self.kind in self.session.not_offered:
+            raise RefusedError(self.node.name, self.kind, "the node does not offer this command")
         self.session.enter("reconcile")
         await in_thread(self._open)
 
@@ -213,8 +145,9 @@ class BackupRun:
         if self._rounds > MOST_ROUNDS:
             raise UnsettledError(self.node.name, self.kind, shown(status))
         if self._is_done(status) and self.manifest is not None:
+            self._off_node = True
             return Plan(Action.DONE, True, f"{self.manifest.id} is stored")
-        self._verified_at_hand = await in_thread(self._at_hand, status)
+        self._only_bytes_left = await in_thread(self._at_hand, status)
         plan = reconcile(
             status,
             journal=self._journal,
@@ -222,22 +155,13 @@ class BackupRun:
             proven=isinstance(status, Found) and status == self._kept,
             existing=self._existing,
             asked_again=self._asked_again,
-            at_hand=self._verified_at_hand,
+            at_hand=self._only_bytes_left,
             give_up=isinstance(status, Found) and status == self._given_up,
         )
         log.info("%s: %s: %s", self.node.name, plan.because, plan.action)
         if plan.action is Action.REFUSE:
             raise ForeignBackupError(self.node.name, self.kind, shown(status))
-        if isinstance(status, Found) and not plan.ours and self._journal is not None:
-            self.note("the backup that this vault had started is gone from the node; another one is there")
-            await self._forget_journal()
-        if (
-            plan.action is Action.KEEP
-            and plan.ours
-            and self._pinned is None
-            and isinstance(status, Found)
-            and status.md5
-        ):
+        if plan.action is Action.KEEP and plan.ours and self._pinned is None and isinstance(status, Found):
             # Whatever stands in its place later is known to be another.
             await self._note_journal(shown(status), pinned=pair(status))
         return plan
@@ -254,7 +178,7 @@ class BackupRun:
         return same_bytes and self._journal.started_at == self.manifest.started_at
 
     def _stored(self, status: Status) -> Manifest | None:
-        return stored_manifest(self.vault, self.node.name, self.kind, status, self._journal)
+        return self.vault.of_backup(self.node.name, self.kind, status, self._journal)
 
     def _at_hand(self, status: Status) -> bool:
         """Return whether the node shows our pinned backup no more, and its verified bytes are here, not stored yet."""
@@ -268,7 +192,7 @@ class BackupRun:
     def to_keep(self, status: Status) -> Found:
         """Return what to keep: our own backup that only its bytes here are left of, else what the node shows."""
         pinned = self._pinned
-        if pinned is not None and self._verified_at_hand:
+        if pinned is not None and self._only_bytes_left:
             return Found(pinned.name, pinned.md5)
         assert isinstance(status, Found), "something is to be kept"
         return status
@@ -277,12 +201,7 @@ class BackupRun:
         """Wait `call_timeout`: a start that was sent may still be under way to the node."""
         self.session.enter("backup-status")
         wait = self.fleet.a0cli.call_timeout
-        _say(
-            self.node.name,
-            self.kind,
-            "status",
-            f"a backup was started and is not shown yet; asks again in {wait:.0f} s",
-        )
+        self._tell("status", f"a backup was started and is not shown yet; asks again in {wait:.0f} s")
         await asyncio.sleep(wait)
         self._asked_again = True
 
@@ -303,27 +222,31 @@ class BackupRun:
             kind=self.kind,
             flow_run=self.session.flow_run,
             started_at=_now(),
-            seen_before=self._last_seen,
+            seen_before=self._last_seen or await in_thread(self._last_stored),
         )
         # Durable before the call: after a crash in it the next run must know that this backup may be ours.
         await self._note_journal("start intended")
         # What was seen and tried so far was about another backup.
-        self._start_refused, self._start_reply = None, ""
-        self._seen_in_progress, self._await_began, self._attempts = False, None, 0
+        self._await, self._in_hand = _Await(), _InHand()
+        a0cli = self.session.a0cli
         try:
-            printed = await self.session.a0cli.start(self.kind, password)
+            printed = await a0cli.start(self.kind, password)
         except A0cliMissingError:
             await self._forget_journal()
             raise
         except A0cliError as error:
-            self._start_reply = error.reason
+            self._await.reply = error.reason
         else:
-            self._start_reply = _reply(printed, secret=password)
-            said = refusal(printed, node=self.node.name, command=self.kind, wordings=self._wordings, secret=password)
-            self._start_refused = said if isinstance(said, RefusedError) and printed.exit_code != 0 else None
-        self._started = time.monotonic()  # only now: one that hung until its deadline may be under way still
-        await self._note_journal(f"start sent: {self._start_reply}")
-        return Done(f"the node replied {self._start_reply!r}")
+            self._await.reply = quoted(printed)
+            said = refusal(printed, node=self.node.name, command=self.kind, wordings=a0cli.wordings)
+            self._await.refused = said if isinstance(said, RefusedError) and printed.exit_code != 0 else None
+        self._await.sent_at = time.monotonic()  # only now: one that hung until its deadline may be under way still
+        await self._note_journal(f"start sent: {self._await.reply}")
+        return Done(f"the node replied {self._await.reply!r}")
+
+    def _last_stored(self) -> Pair | None:
+        last = self.vault.manifests(self.node.name, self.kind)[-1:]
+        return Pair(name=last[0].name_on_node, md5=last[0].artifact.md5) if last else None
 
     async def poll(self) -> Status:
         """Return the finished backup; Absent where one that we did not start is gone from the node.
@@ -333,41 +256,50 @@ class BackupRun:
         """
         self.session.enter("await")
         now = time.monotonic()
-        self._await_began = self._await_began or now
-        waited = now - self._await_began
+        self._await.first_look = self._await.first_look or now
+        waited = now - self._await.first_look
         try:
             status = await self.status()
         except A0cliError as error:
             if error.transient and waited >= self.fleet.polling.deadline:
-                raise AwaitDeadlineError(self.node.name, self.kind, waited, error.reason) from error
+                last = error.message().removeprefix(f"{self.node.name}: ")
+                raise AwaitDeadlineError(self.node.name, self.kind, waited, last) from error
             raise
         finally:
             self.session.enter("await")
-        ours = self._journal is not None and self._journal.pinned is None
-        before = self._journal.seen_before if ours and self._journal else None
-        if isinstance(status, Found) and (status.md5 is None or pair(status) != before):
+        journal = self._journal
+        ours = journal is not None and journal.pinned is None
+        old = ours and journal is not None and self._is_from_before(status, journal)
+        if isinstance(status, Found) and not old:
             if status.md5 is None:
                 raise Md5MissingError(self.node.name, self.kind, status.shown)
             if ours:
                 await self._note_journal(shown(status), pinned=pair(status))
             return status
-        if isinstance(status, Absent):
-            if self._journal is None:
-                return status
+        if isinstance(status, InProgress):
+            self._await.seen_in_progress = True
+        elif not ours:
+            return status
+        else:
             self._raise_if_start_failed()
-        self._seen_in_progress = self._seen_in_progress or isinstance(status, InProgress)
         if waited >= self.fleet.polling.deadline:
             raise AwaitDeadlineError(self.node.name, self.kind, waited, shown(status))
         raise BackupInProgressError(self.node.name, self.kind, waited)
 
+    def _is_from_before(self, status: Status, journal: Journal) -> bool:
+        """Return whether the status still shows the backup from before our start; a node may lag behind itself."""
+        if self._await.seen_in_progress or not isinstance(status, Found) or status.md5 is None:
+            return False
+        return pair(status) == journal.seen_before
+
     def _raise_if_start_failed(self) -> None:
-        if self._start_refused is not None:
-            raise self._start_refused
+        if self._await.refused is not None:
+            raise self._await.refused
         # A start may take effect late, also one whose reply was lost; after `call_timeout` it has not.
-        since = time.monotonic() - (self._started or self._await_began or 0)
-        if self._seen_in_progress or since >= self.fleet.a0cli.call_timeout:
-            gone = "the backup was in progress and then gone; " if self._seen_in_progress else ""
-            raise StartFailedError(self.node.name, self.kind, gone + self._start_reply)
+        since = time.monotonic() - (self._await.sent_at or self._await.first_look or 0)
+        if self._await.seen_in_progress or since >= self.fleet.a0cli.call_timeout:
+            gone = "the backup was in progress and then gone; " if self._await.seen_in_progress else ""
+            raise StartFailedError(self.node.name, self.kind, gone + self._await.reply)
 
     # -- keeping -----------------------------------------------------------------------------------------------
 
@@ -378,7 +310,7 @@ class BackupRun:
         """
         self.session.enter("retrieve")
         wanted = self._md5_of(found)
-        self._proven = self._verified = self._retrieved = None
+        hand = self._in_hand = _InHand(self._in_hand.attempts, self._in_hand.all_whole)
         stored = await in_thread(self._stored, found)
         if stored is not None:
             try:
@@ -386,120 +318,136 @@ class BackupRun:
             except ArtifactDamagedError as error:
                 self.note(f"{error.message()}; it is retrieved again")
             else:
-                self._proven = stored
+                hand.proven = stored
                 return Done(f"verified in the vault as {stored.id}, read back just now", cached=True)
-        self._verified = await in_thread(self.vault.salvage, self.node.name, self.kind, wanted)
-        if self._verified is not None:
+        hand.verified = await in_thread(self.vault.salvage, self.node.name, self.kind, wanted)
+        if hand.verified is not None:
             return Done("an earlier run retrieved these bytes; their md5 still matches", cached=True)
-        self._attempts += 1
-        self.session.directory.clear_retrieved()
-        last = self.vault.manifests(self.node.name, self.kind)[-1:]
-        size = last[0].artifact.size if last else None
-        _say(self.node.name, self.kind, "retrieve", watch=self.session.directory.path, size=size)
-        printed = await self.session.a0cli.retrieve(self.kind)
+        hand.attempts += 1
+        await in_thread(self.session.directory.clear_retrieved)
+        last = await in_thread(self.vault.manifests, self.node.name, self.kind)
+        size = last[-1].artifact.size if last else None
+        self._tell("retrieve", watch=self.session.directory.path, size=size)
+        whole, hand.all_whole = hand.all_whole, False
+        a0cli, command = self.session.a0cli, f"{self.kind}-retrieve"
+        printed = await a0cli.retrieve(self.kind)
         if printed.exit_code != 0:
-            said = refusal(printed, node=self.node.name, command=f"{self.kind}-retrieve", wordings=self._wordings)
+            said = refusal(printed, node=self.node.name, command=command, wordings=a0cli.wordings)
             if isinstance(said, RefusedError):
                 raise said
-            log.warning("%s: %s-retrieve ended with exit code %d", self.node.name, self.kind, printed.exit_code)
+            log.warning("%s: %s ended with exit code %d", self.node.name, command, printed.exit_code)
         try:
-            self._retrieved = self.session.directory.retrieved()
+            hand.retrieved = self.session.directory.retrieved()
         except RetrieveFailedError as error:
-            reason = f"{error.reason}; a0cli said {_reply(printed)!r}"
-            raise RetrieveFailedError(self.node.name, self.kind, self._attempts, reason) from error
-        return Done(f"retrieved {self._retrieved.stat().st_size} bytes")
+            reason = f"{error.reason}; a0cli said {quoted(printed)!r}"
+            raise RetrieveFailedError(self.node.name, self.kind, hand.attempts, reason) from error
+        hand.all_whole = whole and printed.exit_code == 0
+        return Done(f"retrieved {hand.retrieved.stat().st_size} bytes")
 
     async def verify(self, found: Found) -> Done:
         """See that the bytes that are here are those of *found*. Raise Md5MismatchError."""
         self.session.enter("verify")
-        wanted = self._md5_of(found)
-        if self._proven is not None:
+        wanted, hand = self._md5_of(found), self._in_hand
+        if hand.proven is not None:
             return Done(f"the artifact in the vault has md5 {wanted}", cached=True)
-        if self._verified is not None:
+        if hand.verified is not None:
             return Done(f"md5 {wanted} matches", cached=True)
-        assert self._retrieved is not None, "verify comes after retrieve"
-        actual = await in_thread(digests, self._retrieved)
+        assert hand.retrieved is not None, "verify comes after retrieve"
+        actual = await in_thread(digests, hand.retrieved)
         if actual.md5 != wanted:
-            raise Md5MismatchError(self.node.name, wanted, actual.md5, self._attempts)
-        self._retrieved.replace(self.vault.verified_file(self.node.name, self.kind))
-        self._verified, self._retrieved = actual, None
+            raise Md5MismatchError(self.node.name, wanted, actual.md5, hand.attempts)
+        hand.retrieved.replace(self.vault.verified_file(self.node.name, self.kind))
+        hand.verified, hand.retrieved = actual, None
         return Done(f"md5 {wanted} matches")
 
     async def goes_on_after(self, error: A0BackupError, found: Found) -> bool:
         """Return whether another attempt to retrieve is due after *error*; raise it where it was the last one.
 
-        False means that the operator's `--existing replace` gives up this backup. The bytes of a last whole retrieval
-        that did not match are kept aside in the node's quarantine.
+        False means that the operator's `--existing replace` gives up this backup: that is for bytes that came whole
+        each time and never matched, not for a connection that drops. The last such bytes are kept in quarantine.
         """
-        bad_bytes = isinstance(error, Md5MismatchError | RetrieveFailedError)
-        if (bad_bytes or error.transient) and self._attempts < self.fleet.retrieve_attempts:
+        hand = self._in_hand
+        again = error.transient or isinstance(error, Md5MismatchError | RetrieveFailedError)
+        if again and hand.attempts < self.fleet.retrieve_attempts:
             text = f"{error.message().removeprefix(f'{self.node.name}: ')}; retrieves it again"
             log.warning("%s: %s", self.node.name, text)
-            _say(self.node.name, self.kind, "verify", text)
+            self._tell("verify", text)
             return True
-        if isinstance(error, Md5MismatchError) and self._retrieved is not None:
-            reason: dict[str, object] = {
-                "node": self.node.name,
-                "kind": self.kind,
-                "flow_run": self.session.flow_run,
-                "at": f"{_now():%Y-%m-%dT%H:%M:%SZ}",
-                "reason": error.message(),
-                "md5_of_node": error.expected,
-                "md5_of_bytes": error.actual,
-            }
-            try:
-                await in_thread(self.vault.quarantine, self.node.name, self.kind, self._retrieved, reason, _now())
-            except OSError as full:
-                self.note(f"the bytes that did not match could not be kept in quarantine: {full.strerror}")
-        unverifiable = bad_bytes or isinstance(error, Md5MissingError)
+        if isinstance(error, Md5MismatchError):
+            await self._keep_aside(error)
+        unverifiable = isinstance(error, Md5MissingError) or (isinstance(error, Md5MismatchError) and hand.all_whole)
         allowed = self.session.existing == self._existing == "replace"  # not so after an unreadable journal
         if allowed and unverifiable and self._given_up is None:
             self.note(f"given up for a new one: {error.message()}")
             self._given_up, self.manifest = found, None
-            self._attempts = 0
+            self._in_hand = _InHand()
             return False
         raise error
+
+    async def _keep_aside(self, error: Md5MismatchError) -> None:
+        if self._in_hand.retrieved is None:
+            return
+        now = _now()
+        reason: dict[str, object] = {
+            "node": self.node.name,
+            "kind": self.kind,
+            "flow_run": self.session.flow_run,
+            "at": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            "reason": error.message(),
+            "md5_of_node": error.expected,
+            "md5_of_bytes": error.actual,
+        }
+        try:
+            await in_thread(
+                self.vault.quarantine, self.node.name, self.kind, self._in_hand.retrieved, reason=reason, now=now
+            )
+        except OSError as full:
+            self.note(f"the bytes that did not match could not be kept in quarantine: {full.strerror}")
 
     async def store(self, found: Found, *, ours: bool) -> Done:
         """Have the verified bytes in the vault, read back from its disk, with their manifest. Raise VaultError."""
         self.session.enter("store")
-        if self._proven is not None:
-            done = Done(f"stored already as {self._proven.id}", cached=True)
-        else:
-            assert self._verified is not None, "store comes after verify"
-            self._proven = await in_thread(
+        hand, journal = self._in_hand, self._journal if ours else None
+        cached = hand.proven is not None
+        if hand.proven is None:
+            assert hand.verified is not None, "store comes after verify"
+            hand.proven = await in_thread(
                 self.vault.store,
                 node=ManifestNode(name=self.node.name, host=self.node.host, port=self.node.port),
                 kind=self.kind,
                 name_on_node=found.name,
-                expected=self._verified,
-                started_at=self._journal.started_at if ours and self._journal else None,
+                expected=hand.verified,
+                started_at=journal.started_at if journal else None,
                 password=ManifestPassword(mode="shared" if ours else "unknown"),
                 flow_run=self.session.flow_run,
                 now=_now(),
             )
-            done = Done(f"stored as {self._proven.id} and read back")
-        if ours and self._journal is not None:
-            self.manifest = self._proven
-            await self._note_journal(f"stored {self._proven.id}", pinned=pair(found))
-        elif not done.cached:
-            self.note(f"a backup that this vault did not start was on the node: kept as {self._proven.id}")
-        self._kept = found
+        stored = hand.proven
+        self._kept, self._in_hand = found, _InHand()
+        if journal is not None:
+            self.manifest = stored
+            await self._note_journal(f"stored {stored.id}", pinned=pair(found))
+        elif not cached:
+            self.note(f"a backup that this vault did not start was on the node: kept as {stored.id}")
+            if self._journal is not None:
+                self.note("it stood in the place of the one that this vault had started, which is gone from the node")
+                await self._forget_journal()
         await self._sweep()
-        return done
+        return Done(f"stored already as {stored.id}" if cached else f"stored as {stored.id} and read back", cached)
 
     # -- deleting ----------------------------------------------------------------------------------------------
 
     async def delete(self, found: Found) -> Done:
         """Delete *found* on the node, if the node still shows just that. Its effect is judged by confirm_deleted."""
         self.session.enter("delete")
+        if self._journal is not None:
+            await self._note_journal(f"deletion intended: {shown(found)}")
         status = await self.session.a0cli.status(self.kind)
         if not (isinstance(status, Found) and status.name == found.name and status.md5 == found.md5):
             return Done(f"the node shows something else by now ({shown(status)}); nothing was deleted", cached=True)
-        if self._journal is not None:
-            await self._note_journal(f"deletion intended: {shown(found)}")
+        # Nothing between that status and this call: the node has no conditional delete.
         try:
-            reply = _reply(await self.session.a0cli.delete(self.kind))
+            reply = quoted(await self.session.a0cli.delete(self.kind))
         except A0cliMissingError:
             raise
         except A0cliError as error:
@@ -518,7 +466,8 @@ class BackupRun:
         same = isinstance(status, Found) and status.name == found.name and status.md5 == found.md5
         if same or isinstance(status, InProgress):
             raise DeleteNotConfirmedError(self.node.name, self.kind, f"the status still is: {shown(status)}")
-        self._asked_again = False
+        if self.manifest is not None and _has_md5(found, self.manifest.artifact.md5):
+            self._off_node = True
         if found == self._given_up:
             await self._forget_journal()
         return status
@@ -526,6 +475,7 @@ class BackupRun:
     async def settle(self) -> Done:
         """End the backup: it is stored, the node holds it no more, and nothing of the work is left."""
         self.session.enter("settle")
+        self._off_node = True
         if self.manifest is None:
             self.manifest = await in_thread(self._stored, Absent())
         assert self.manifest is not None, "settle comes after store"
@@ -542,10 +492,27 @@ class BackupRun:
         self.notes.append(text)
         log.warning("%s: %s", self.node.name, text)
 
-    async def settle_undeleted(self) -> None:
-        """End a backup that is safe in the vault though the node kept it: the next run deletes it there first."""
-        if self.manifest is not None:
+    async def let_go(self) -> None:
+        """End a backup that failed: where its artifact is stored, the next run starts from what the node then holds."""
+        if self.manifest is None:
+            return
+        try:
             await self._forget_journal()
+        except OSError as error:
+            self.note(f"the journal could not be removed: {error.strerror}")
+
+    def outcome(self, seconds: float, error: BaseException | None) -> Outcome:
+        """Return how it ended: by *error* or, where there is none, with the artifact stored and off the node."""
+        return outcome_of(
+            self.node.name,
+            self.kind,
+            seconds=seconds,
+            error=error,
+            step=self.session.step,
+            manifest=self.manifest,
+            off_node=self._off_node,
+            notes=self.notes,
+        )
 
     async def _note_journal(self, what: str, *, pinned: Pair | None = None) -> None:
         assert self._journal is not None, "there is a journal while a backup of our own is unfinished"
@@ -576,88 +543,13 @@ class BackupRun:
             raise Md5MissingError(self.node.name, self.kind, found.shown)
         return found.md5
 
+    def _tell(self, step: str, text: str = "", *, watch: Path | None = None, size: int | None = None) -> None:
+        progress.tell(progress.Step(self.node.name, self.kind, step, text, watch, size))
+
 
 def _has_md5(status: Status, md5: str) -> bool:
     return isinstance(status, Found) and status.md5 == md5
 
 
-def stored_manifest(vault: Vault, node: str, kind: str, status: Status, journal: Journal | None) -> Manifest | None:
-    """Return the manifest of the backup that *status* shows or, where it shows nothing, of the journal's.
-
-    Of a backup of our own it is that of this very backup: the bytes of another night may be the same.
-    """
-    pinned = journal.pinned if journal else None
-    if isinstance(status, Found) and status.md5 is not None:
-        ours = journal is not None and pinned in (None, pair(status))
-        return vault.with_md5(node, kind, status.md5, started_at=journal.started_at if journal and ours else None)
-    if isinstance(status, Absent) and journal is not None and pinned is not None:
-        return vault.with_md5(node, kind, pinned.md5, started_at=journal.started_at)
-    return None
-
-
-def outcome_of(
-    node: str, kind: str, seconds: float, run: BackupRun | None, error: BaseException | None, step: str
-) -> Outcome:
-    """Return how a node's backup ended, from what stopped it (*error*) or, where nothing did, from what is stored."""
-    manifest = run.manifest if run else None
-    ending = Ending.STORED
-    if error is not None:
-        ending = Ending.FAILED
-        if isinstance(error, DeleteNotConfirmedError) and manifest is not None:
-            ending = Ending.NOT_DELETED
-        elif isinstance(error, UnreachableError):
-            ending = Ending.UNREACHABLE
-    reason, hint = "", ""
-    if isinstance(error, A0BackupError):
-        reason, hint = error.message(), error.hint()
-    elif error is not None:
-        reason = f"{type(error).__name__}: {error}"
-    return Outcome(
-        node=node,
-        kind=kind,
-        ending=ending,
-        seconds=seconds,
-        step=step if error is not None else "",
-        reason=reason,
-        hint=hint,
-        id=manifest.id if manifest else "",
-        size=manifest.artifact.size if manifest else None,
-        md5=manifest.artifact.md5 if manifest else "",
-        notes=tuple(run.notes) if run else (),
-    )
-
-
 def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
-
-
-def missing_commands(listing: str, kinds: Sequence[str]) -> list[str]:
-    """Return which kinds' commands are not in what `a0cli` alone lists.
-
-    It is read where it names one command a line, first on the line; the words after it may name others. A listing in
-    another form proves nothing, the start will tell: then none is missing.
-    """
-    offered = {line.split()[0] for line in listing.splitlines() if line.strip()}
-    return [kind for kind in kinds if kind not in offered] if len(offered & ALWAYS_OFFERED) > 1 else []
-
-
-def shown(status: Status) -> str:
-    """Return the status in words, fit to be printed."""
-    match status:
-        case Absent():
-            return "nothing there"
-        case InProgress():
-            return "in progress"
-        case Found():
-            return f"found {quote(status.name, limit=80)} ({status.md5 or status.shown})"
-
-
-def _reply(printed: Printed, *, secret: str | None = None) -> str:
-    text = quote(f"{printed.stdout}\n{printed.stderr}".strip(), secret=secret)
-    return text if printed.exit_code == 0 else f"{text} (exit code {printed.exit_code})"
-
-
-def _say(
-    node: str, kind: str, step: str, text: str = "", *, watch: Path | None = None, size: int | None = None
-) -> None:
-    progress.tell(progress.Step(node, kind, step, text, watch, size))

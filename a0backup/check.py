@@ -8,7 +8,6 @@ from pathlib import Path
 
 from a0backup import replies
 from a0backup.a0cli import A0cli, PrivateDirectory
-from a0backup.backup_run import missing_commands, shown, stored_manifest
 from a0backup.errors import A0BackupError, NodeError, UnreachableError
 from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
@@ -61,13 +60,15 @@ async def check_node(
             reachable = True
             await a0cli.ping()
             offered = (await a0cli.commands()).stdout
-            problems += [f"{kind} is not offered by the node" for kind in missing_commands(offered, fleet.kinds)]
+            problems += [
+                f"{kind} is not offered by the node" for kind in replies.missing_commands(offered, fleet.kinds)
+            ]
             seen, plans = [], []
             for kind in fleet.kinds:
                 printed = await a0cli.call(f"{kind}-status")
                 teach = teach or replies.teach(printed, a0cli.wordings)
                 found = replies.read_status(printed, node=node.name, command=f"{kind}-status", wordings=a0cli.wordings)
-                seen.append(shown(found))
+                seen.append(replies.shown(found))
                 plans.append(await in_thread(_would, vault, node.name, kind, found, existing or fleet.existing))
             status, would = "; ".join(seen), "; ".join(plans)
     except A0BackupError as error:
@@ -108,7 +109,7 @@ def _would(vault: Vault, node: str, kind: str, status: Status, existing: Existin
     except ValueError:
         first += "set the unreadable journal aside; "
         existing = "preserve"
-    stored = stored_manifest(vault, node, kind, status, journal)
+    stored = vault.of_backup(node, kind, status, journal)
     plan = reconcile(status, journal=journal, stored=stored, proven=False, existing=existing)
     if plan.action is Action.KEEP:
         how = "read back what the vault has of it" if stored else "retrieve, verify and store it"

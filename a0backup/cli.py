@@ -6,6 +6,7 @@ artifact is damaged, missing or too old; 130 interrupted.
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,13 @@ from typing import Any, TypeVar, get_args
 import click
 
 from a0backup import report, terminal
-from a0backup.errors import A0BackupError, ArtifactDamagedError, FleetFileError
+from a0backup.errors import (
+    A0BackupError,
+    ArtifactDamagedError,
+    CheckFailedError,
+    FleetFileError,
+    RunFailedError,
+)
 from a0backup.fleet import EXAMPLE, Existing, Fleet, schema
 from a0backup.journal import JournalFile
 from a0backup.lock import is_held, read_holder
@@ -47,6 +54,9 @@ def main() -> None:
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python must not complain about it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except OSError as error:
+        terminal.say(f"error: {error.filename or 'the system'}: {error.strerror}")
         sys.exit(FAILED)
 
 
@@ -185,11 +195,10 @@ def _check(fleet_path: Path, nodes: Sequence[str], existing: Existing | None, as
 
 
 def _exit_with(code: int, error: BaseException | None) -> None:
-    """End with *code*; where all nodes are well and the run still failed, say why and end with 1."""
-    if code == 0 and error is not None:
+    """End with *code*; where the run failed for another reason than the nodes that are named, say it too."""
+    if error is not None and not isinstance(error, RunFailedError | CheckFailedError):
         terminal.say(f"error: {error}")
-        code = FAILED
-    sys.exit(code)
+    sys.exit(FAILED if code == 0 and error is not None else code)
 
 
 @cli.command()
@@ -300,7 +309,9 @@ def show(fleet_path: Path, as_json: bool, artifact_id: str) -> None:
     for key, value in rows.items():
         click.echo(f"{key:<13} {value}")
     click.echo("\nto list what is in it (the password is asked for):")
-    click.echo(f"  openssl enc -d -aes-256-ctr -md md5 -nosalt -in {vault.artifact(manifest)} | tar tz")
+    click.echo(
+        f"  openssl enc -d -aes-256-ctr -md md5 -nosalt -in {shlex.quote(str(vault.artifact(manifest)))} | tar tz"
+    )
 
 
 @cli.command()
@@ -312,7 +323,7 @@ def verify(fleet_path: Path, artifact_ids: tuple[str, ...]) -> None:
     Ends with 4 where one is damaged or missing.
     """
     vault = Vault(Fleet.load(fleet_path).vault)
-    entries = [_get(vault, artifact_id) for artifact_id in artifact_ids] if artifact_ids else list(vault.entries())
+    entries = [_find(vault, artifact_id) for artifact_id in artifact_ids] if artifact_ids else list(vault.entries())
     if not entries:
         terminal.say(f"the vault {vault.root} holds no artifact yet")
     damaged = 0
@@ -329,11 +340,16 @@ def verify(fleet_path: Path, artifact_ids: tuple[str, ...]) -> None:
     sys.exit(DAMAGED if damaged else 0)
 
 
-def _get(vault: Vault, artifact_id: str) -> Manifest:
+def _find(vault: Vault, artifact_id: str) -> Manifest | UnreadableManifest:
     found = vault.get(artifact_id)
     if found is None:
         hint = "`a0backup list` shows the ids"
         raise click.UsageError(f"the vault {vault.root} has no artifact {artifact_id!r}; {hint}")
+    return found
+
+
+def _get(vault: Vault, artifact_id: str) -> Manifest:
+    found = _find(vault, artifact_id)
     if isinstance(found, UnreadableManifest):
         terminal.say(f"damaged: {found.id}: {report.plain(found.reason)}")
         raise click.exceptions.Exit(DAMAGED)

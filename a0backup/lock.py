@@ -31,21 +31,31 @@ class Holder:
     run: str
     host: str
     pid: int
-    born: str  # the kernel's start time of that process: a pid alone may have been given to another
+    born: str  # where and when the kernel started that process: a pid alone may have been given to another
     since: str
+    space: str = ""  # the namespace that the pid is of
 
     @classmethod
     def myself(cls, run: str) -> "Holder":
         pid = os.getpid()
         since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return cls(run=run, host=socket.gethostname(), pid=pid, born=_born(pid), since=since)
+        return cls(run=run, host=socket.gethostname(), pid=pid, born=_born(pid), since=since, space=_space())
 
     def is_gone(self) -> bool:
         """Return whether that process certainly runs no more; of another host nothing is certain."""
-        return self.host == socket.gethostname() and _born(self.pid) != self.born
+        # A pid says nothing outside its namespace: that of a container is somebody else out here.
+        same_place = self.host == socket.gethostname() and self.space == _space()
+        return same_place and _born(self.pid) != self.born
 
     def __str__(self) -> str:
         return f"run {self.run} on {self.host} (pid {self.pid}, since {self.since})"
+
+
+def _space() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def _born(pid: int) -> str:
@@ -99,28 +109,21 @@ async def node_lock(
     async with contextlib.AsyncExitStack() as held:
         try:
             make_private_directory(folder)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = await _acquire(path, node, deadline, waiting)
             held.callback(os.close, fd)
-            await _acquire(fd, path, node, deadline, waiting)
             os.fchmod(fd, 0o600)
             _write(fd, json.dumps(asdict(Holder.myself(run))).encode())
         except OSError as error:
             raise VaultUnusableError(node, f"the lock {path} cannot be taken: {error.strerror}") from error
-        held.callback(_write, fd, b"")
+        # The name stays when the lock is released: what a run leaves behind that still holds it is known to be its.
         yield fd
 
 
-async def _acquire(fd: int, path: Path, node: str, deadline: float, waiting: Callable[[str], None]) -> None:
+async def _acquire(path: Path, node: str, deadline: float, waiting: Callable[[str], None]) -> int:
     began = time.monotonic()
     pause = FIRST_LOOK
     told = False
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
-        else:
-            return
+    while (fd := _try(path)) is None:
         holder = read_holder(path)
         if holder is not None and holder.is_gone():
             end_orphans(path)
@@ -133,6 +136,24 @@ async def _acquire(fd: int, path: Path, node: str, deadline: float, waiting: Cal
             raise LockDeadlineError(node, name, waited)
         await asyncio.sleep(min(pause, deadline - waited))
         pause = min(pause * 2, LONGEST_LOOK)
+    return fd
+
+
+def _try(path: Path) -> int | None:
+    """Return a descriptor that holds the lock, None where somebody else does."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The file may have been removed since it was opened: whoever comes next would not find this lock.
+        if os.path.samestat(os.fstat(fd), path.lstat()):
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
 
 
 def end_orphans(lock_file: Path) -> list[int]:

@@ -3,6 +3,7 @@
 It needs no engine: what is said here is right also when the engine's server went away in the middle of a run.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Checked:
 
 News = Step | Ended | Checked
 Listener = Callable[[News], None]
+log = logging.getLogger(__name__)
+
 _listeners: list[Listener] = []
 
 
@@ -49,10 +52,15 @@ def watched_by(listener: Listener) -> Iterator[None]:
     try:
         yield
     finally:
-        _listeners.remove(listener)
+        if listener in _listeners:
+            _listeners.remove(listener)
 
 
 def tell(news: News) -> None:
-    """Tell all who watch."""
+    """Tell all who watch. One that fails at it is not told any more: a backup does not depend on who watches."""
     for listener in tuple(_listeners):
-        listener(news)
+        try:
+            listener(news)
+        except Exception:
+            log.exception("a watcher of the run failed and is not told any more")
+            _listeners.remove(listener)

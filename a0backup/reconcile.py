@@ -63,7 +63,9 @@ def reconcile(
                 return Plan(Action.REFUSE, False, "a backup that we did not start is in progress")
             return Plan(Action.AWAIT, False, "a backup that we did not start is in progress")
         case Found():
-            return _found(status, journal, stored, proven, existing, give_up)
+            return _found(
+                status, journal, stored, proven=proven, existing=existing, asked_again=asked_again, give_up=give_up
+            )
 
 
 def _nothing_there(journal: Journal | None, stored: Manifest | None, asked_again: bool) -> Plan:
@@ -77,12 +79,20 @@ def _nothing_there(journal: Journal | None, stored: Manifest | None, asked_again
 
 
 def _found(
-    found: Found, journal: Journal | None, stored: Manifest | None, proven: bool, existing: Existing, give_up: bool
+    found: Found,
+    journal: Journal | None,
+    stored: Manifest | None,
+    *,
+    proven: bool,
+    existing: Existing,
+    asked_again: bool,
+    give_up: bool,
 ) -> Plan:
     shown = pair(found)
-    if journal is not None and journal.pinned is None and shown is not None and shown == journal.seen_before:
-        return Plan(Action.AWAIT, True, "the node still shows the backup from before the start")
-    ours = journal is not None and may_be(found, journal.pinned)
+    old = journal is not None and journal.pinned is None and shown is not None and shown == journal.seen_before
+    if old and not asked_again:
+        return Plan(Action.ASK_AGAIN, True, "the node still shows the backup from before the start")
+    ours = journal is not None and not old and may_be(found, journal.pinned)
     if stored is not None and proven:
         return Plan(Action.DELETE, ours, f"it is stored as {stored.id} and was read back")
     if give_up and (ours or existing == "replace"):
@@ -91,6 +101,9 @@ def _found(
         return Plan(Action.KEEP, ours, f"it is in the vault as {stored.id}, to be read back first")
     if ours:
         return Plan(Action.KEEP, True, "the backup that we started is there")
+    if journal is not None and existing == "replace":
+        # It may be our own after all, under another name or md5 than was seen first.
+        existing = "preserve"
     match existing:
         case "preserve":
             return Plan(Action.KEEP, False, "a backup that we did not start is there; it is kept first")

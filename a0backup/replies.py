@@ -583,3 +583,34 @@ def teach(printed: "Printed", wordings: Wordings | None = None) -> str:
         if _judge(printed, Wordings({**(wordings.taught if wordings else {}), normal: candidate}))[0] is candidate:
             return f"a0cli: {{replies: {{{candidate}: [{json.dumps(text, ensure_ascii=False)}]}}}}"
     return ""
+
+
+def shown(status: Status) -> str:
+    """Return the status in words, fit to be printed."""
+    match status:
+        case Absent():
+            return "nothing there"
+        case InProgress():
+            return "in progress"
+        case Found():
+            return f"found {quote(status.name, limit=80)} ({status.md5 or status.shown})"
+
+
+def quoted(printed: "Printed") -> str:
+    """Return what a call printed and how it ended, in a few words fit to be printed."""
+    text = quote(f"{printed.stdout}\n{printed.stderr}".strip())
+    return text if printed.exit_code == 0 else f"{text} (exit code {printed.exit_code})"
+
+
+# Commands that a node takes whatever its role (vendor's page on the CLI).
+_ALWAYS_OFFERED = {"ping", "nslookup", "re-ip", "test-port", "set-as-backup"}
+
+
+def missing_commands(listing: str, kinds: Sequence[str]) -> list[str]:
+    """Return which kinds' commands are not in what `a0cli` alone lists.
+
+    It is read where it names one command a line, first on the line; the words after it may name others. A listing in
+    another form proves nothing, the start will tell: then none is missing.
+    """
+    offered = {line.split()[0] for line in listing.splitlines() if line.strip()}
+    return [kind for kind in kinds if kind not in offered] if len(offered & _ALWAYS_OFFERED) > 1 else []

@@ -9,6 +9,12 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from a0backup.errors import A0BackupError, UnreachableError
+
+if TYPE_CHECKING:
+    from a0backup.vault import Manifest
 
 _LONGEST = 500
 
@@ -55,6 +61,46 @@ class Finding:
     would: str
     problems: tuple[str, ...] = ()
     teach: str = ""
+
+
+def outcome_of(
+    node: str,
+    kind: str,
+    *,
+    seconds: float,
+    error: BaseException | None = None,
+    step: str = "",
+    manifest: "Manifest | None" = None,
+    off_node: bool = False,
+    notes: Sequence[str] = (),
+) -> Outcome:
+    """Return how a node's backup ended: by what stopped it (*error*, in *step*) or, where nothing did, stored.
+
+    *manifest* is this run's artifact, where it is stored; *off_node* that the node has let go of the backup.
+    """
+    ending, reason, hint = Ending.STORED, "", ""
+    if error is not None:
+        ending = Ending.FAILED
+        if manifest is not None and not off_node:
+            ending = Ending.NOT_DELETED
+        elif isinstance(error, UnreachableError) and manifest is None:
+            ending = Ending.UNREACHABLE
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, A0BackupError):
+            reason, hint = error.message(), error.hint()
+    return Outcome(
+        node=node,
+        kind=kind,
+        ending=ending,
+        seconds=seconds,
+        step=step if error is not None else "",
+        reason=reason,
+        hint=hint,
+        id=manifest.id if manifest else "",
+        size=manifest.artifact.size if manifest else None,
+        md5=manifest.artifact.md5 if manifest else "",
+        notes=tuple(notes),
+    )
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

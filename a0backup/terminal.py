@@ -1,5 +1,7 @@
 """What a person sees in the terminal while a run is under way: a live table on a tty, plain lines everywhere else."""
 
+import contextlib
+import os
 import sys
 import threading
 import time
@@ -17,7 +19,15 @@ if TYPE_CHECKING:
 
 def say(text: str) -> None:
     """Print a line for the person at the terminal; standard output is left to results."""
-    print(text, file=sys.stderr, flush=True)
+    # Nobody may be there any more to read it, or the disk of the log be full: the backup goes on.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def restore() -> None:
+    """Show the cursor again, which a live table hides; for a process that ends without leaving `shown`."""
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h\n")
 
 
 @contextmanager

@@ -30,7 +30,8 @@ from a0backup.files import (
     make_private_directory,
     publish,
 )
-from a0backup.replies import quote
+from a0backup.journal import Journal, pair
+from a0backup.replies import Absent, Found, Status, quote
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
@@ -247,6 +248,20 @@ class Vault:
         ]
         return same[-1] if same else None
 
+    def of_backup(self, node: str, kind: str, status: Status, journal: Journal | None) -> Manifest | None:
+        """Return the manifest of the backup that *status* shows or, where it shows nothing, of the journal's.
+
+        Of a backup of our own it is that of this very backup: the bytes of another night may be the same.
+        """
+        pinned = journal.pinned if journal else None
+        if isinstance(status, Found) and status.md5 is not None:
+            shown = pair(status)
+            ours = journal is not None and (pinned == shown or (pinned is None and journal.seen_before != shown))
+            return self.with_md5(node, kind, status.md5, started_at=journal.started_at if journal and ours else None)
+        if isinstance(status, Absent) and journal is not None and pinned is not None:
+            return self.with_md5(node, kind, pinned.md5, started_at=journal.started_at)
+        return None
+
     def reread(self, manifest: Manifest) -> None:
         """Read the artifact past the page cache. Raise ArtifactDamagedError unless it is what its manifest says."""
         node, expected = manifest.node.name, manifest.artifact
@@ -353,7 +368,14 @@ class Vault:
                 flow_run=flow_run,
             )
             self._settle_bytes(verified, self.artifact(manifest))
-            self.reread(manifest)
+            try:
+                self.reread(manifest)
+            except ArtifactDamagedError as error:
+                # Out of the way: a folder without a manifest would be looked through again by every run.
+                reason: dict[str, object] = {"node": node.name, "kind": kind, "reason": error.message()}
+                self.quarantine(node.name, kind, self.artifact(manifest), reason=reason, now=now)
+                folder.rmdir()
+                raise
             # The manifest comes last: a crash before this line leaves no folder that looks like a backup.
             publish(folder / MANIFEST, json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
         except OSError as error:
@@ -379,7 +401,7 @@ class Vault:
 
     # -- quarantine --------------------------------------------------------------------------------------------
 
-    def quarantine(self, node: str, kind: str, retrieved: Path, reason: dict[str, object], now: datetime) -> Path:
+    def quarantine(self, node: str, kind: str, retrieved: Path, *, reason: dict[str, object], now: datetime) -> Path:
         """Keep the retrieval *retrieved* that failed verification aside with *reason*, the newest of its kind only."""
         place = self.folder(node) / "quarantine"
         make_private_directory(place)

@@ -6,10 +6,12 @@ told, and the process is gone within ten seconds, also where something hangs on 
 
 import asyncio
 import contextlib
+import logging
 import os
+import queue
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +19,9 @@ from uuid import UUID
 
 from a0backup import terminal
 from a0backup.a0cli import kill_running
-from a0backup.fleet import Existing
+from a0backup.errors import A0BackupError, EngineError
+from a0backup.fleet import Existing, Fleet
+from a0backup.progress import Checked, Ended, News, watched_by
 from deployments.server import default_home, drained, operators_api, own_server, use_api
 
 FLOWS = {
@@ -28,20 +32,55 @@ FLOWS = {
 INTERRUPTED = 130
 LAST_RESORT = 8.0  # seconds from the first signal to the end of the process, whatever still runs
 DRAIN_INTERRUPTED = 4.0
+DRAIN_GONE = 1.0  # the flow's end has waited for the engine already
+API_DEADLINE = 10.0
+NO_API = (
+    "start that server or correct the address: `prefect config view --show-sources` shows where it comes from;"
+    " where none is set, a server of our own is used"
+)
 
 
 def run_here(flow_name: str, fleet: Path, nodes: Sequence[str], existing: Existing | None) -> Exception | None:
     """Run the flow of that name; return the error that it ended with, None where it ended well.
 
-    What becomes of each node is told through a0backup.progress and is right also where the engine fails. Raise
-    KeyboardInterrupt when called off, EngineError where no engine can be had.
+    What becomes of each node is told through a0backup.progress. Where all of that was told and only the engine failed,
+    the terminal says so and None is returned: what was told is right without it. Raise KeyboardInterrupt when called
+    off, EngineError where no engine can be had, A0BackupError where the run ended before any node was tried.
     """
     _quiet_prefect()
-    with _interruptible() as interrupt, _engine():
+    untold = {node.name for node in Fleet.load(fleet).chosen(nodes)}
+    whole = len(untold)
+
+    def tick_off(news: News) -> None:
+        match news:
+            case Ended():
+                untold.discard(news.outcome.node)
+            case Checked():
+                untold.discard(news.finding.node)
+
+    with _interruptible() as interrupt, _engine() as api, watched_by(tick_off):
         parameters: dict[str, Any] = {"fleet": fleet.absolute(), "nodes": list(nodes)}
         if existing is not None:
             parameters["existing"] = existing
-        return _run_in_thread(flow_name, parameters, interrupt)
+        error = _run_in_thread(flow_name, parameters, interrupt)
+    if error is None or isinstance(error, A0BackupError):
+        return error
+    if len(untold) == whole:
+        raise EngineError(f"the engine at {api} did not run the flow: {_in_words(error)}", NO_API) from error
+    if not untold and _is_of_the_engine(error):
+        terminal.say(f"the engine at {api} failed; its page does not show how the run ended: {_in_words(error)}")
+        return None
+    return error
+
+
+def _is_of_the_engine(error: Exception) -> bool:
+    import httpx
+
+    return isinstance(error, httpx.HTTPError)
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error) or 'no reason given'}"
 
 
 def _quiet_prefect() -> None:
@@ -49,20 +88,41 @@ def _quiet_prefect() -> None:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "a0backup")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    # Where the engine goes away, it would print every event and log line that it could not send.
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    logging.raiseExceptions = False
 
 
 @contextlib.contextmanager
-def _engine() -> Iterator[None]:
+def _engine() -> Iterator[str]:
     api = operators_api()
     if api is not None:
         terminal.say(f"engine: {api} (your Prefect profile's)")
-        yield
+        asyncio.run(_require_answer(api))
+        yield api
         return
+    # Each try doubles the wait, 62 s with the five of the default: on loopback a server that does not answer is gone.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
     terminal.say("engine: starting one of our own for this run ...")
     home = default_home()
     with own_server(home) as api, use_api(api, home):
         terminal.say(f"engine: {api.removesuffix('/api')} (our own; ends with this run, history kept in {home})")
-        yield
+        yield api
+
+
+async def _require_answer(api: str) -> None:
+    """Raise EngineError where nothing answers there: Prefect's own retries would take minutes to find out."""
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    try:
+        # Prefect's client knows the profile's certificates and proxies. Whatever is answered, the flow will find out.
+        async with asyncio.timeout(API_DEADLINE), get_client() as client:
+            error = await client.api_healthcheck()
+    except TimeoutError:
+        raise EngineError(f"the engine at {api} did not answer within {API_DEADLINE:.0f} s", NO_API) from None
+    if isinstance(error, httpx.TransportError | httpx.InvalidURL):
+        raise EngineError(f"the engine at {api} does not answer: {_in_words(error)}", NO_API) from error
 
 
 class _Interrupt:
@@ -70,7 +130,7 @@ class _Interrupt:
 
     def __init__(self) -> None:
         self.received = False
-        self.call_off: Any = None
+        self.call_off: Callable[[], None] | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.received:
@@ -88,6 +148,7 @@ class _Interrupt:
 def _end_now() -> None:
     # A vault survives being left at any point; a process that hangs does not end by itself.
     kill_running()
+    terminal.restore()
     os._exit(INTERRUPTED)
 
 
@@ -124,14 +185,23 @@ def _run_in_thread(flow_name: str, parameters: dict[str, Any], interrupt: _Inter
         finally:
             ready.set()
 
+    called_off = threading.Event()
+
+    def call_off() -> None:
+        # Once: a second cancellation would hit what the first one made clean up.
+        if handles and not called_off.is_set():
+            called_off.set()
+            loop, task = handles[0]
+            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                loop.call_soon_threadsafe(task.cancel)
+
+    # From here on a signal must not raise in this thread, which would leave the other one behind.
+    interrupt.call_off = call_off
     thread = threading.Thread(target=body, name="flow")
     thread.start()
     ready.wait()
-    if handles:
-        loop, task = handles[0]
-        interrupt.call_off = lambda: loop.call_soon_threadsafe(task.cancel)
-        if interrupt.received:
-            interrupt.call_off()
+    if interrupt.received:
+        call_off()
     thread.join()
     [error] = ended
     if interrupt.received or isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
@@ -154,6 +224,10 @@ async def _run_flow(flow_name: str, parameters: dict[str, Any]) -> None:
     except asyncio.CancelledError:
         deadline = DRAIN_INTERRUPTED
         raise
+    except Exception as error:
+        if _is_of_the_engine(error):
+            deadline = DRAIN_GONE
+        raise
     finally:
         for flow_run, begun in list(task_runs.items()):
             del task_runs[flow_run]
@@ -165,7 +239,25 @@ async def _drain(flow_run: UUID, begun: set[UUID], deadline: float | None) -> No
     try:
         whole = await (drained(flow_run, begun) if deadline is None else drained(flow_run, begun, deadline=deadline))
     except Exception as error:  # noqa: BLE001 - the vault, the report and the exit code are right without the engine
-        terminal.say(f"the engine could not be asked whether it has recorded the run: {error}")
-        return
+        terminal.say(f"the engine could not be asked whether it has recorded the run: {_in_words(error)}")
+        whole = False
+    else:
+        if not whole:
+            terminal.say("the engine has not recorded all of the run; its page may show steps as running")
     if not whole:
-        terminal.say("the engine has not recorded all of the run; its page may show steps as running")
+        _drop_unsent()
+
+
+def _drop_unsent() -> None:
+    """Drop the events and log lines that the engine did not take.
+
+    At the end of the interpreter Prefect would try each of them again for several seconds: hours for a large fleet.
+    """
+    from prefect._internal.concurrency.services import _active_services
+
+    for service in list(_active_services):
+        with contextlib.suppress(queue.Empty):
+            while True:
+                service._queue.get_nowait()
+        # What tells it to end may have been among them.
+        service._queue.put_nowait(None)

@@ -15,13 +15,14 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from prefect.transactions import CommitMode, atransaction
 
-from a0backup.backup_run import BackupRun, NodeSession, open_node, outcome_of
-from a0backup.errors import A0BackupError, DeleteNotConfirmedError, RunFailedError
+from a0backup.backup_run import BackupRun
+from a0backup.errors import A0BackupError, RunFailedError
 from a0backup.fleet import Existing, Fleet, Node
+from a0backup.node_session import NodeSession, open_node
 from a0backup.progress import Ended, tell
 from a0backup.reconcile import Action
 from a0backup.replies import Found
-from a0backup.report import Outcome, summary
+from a0backup.report import Outcome, outcome_of, summary
 from tasks.await_backup import awaiting
 from tasks.backup_delete import backup_delete, confirm_delete
 from tasks.backup_retrieve import backup_retrieve
@@ -63,27 +64,31 @@ async def backup_node(
     return outcomes
 
 
+class NodeOutcomes:
+    """How each kind of a node ended so far, kept outside the task: they hold also where the engine fails at its end."""
+
+    def __init__(self) -> None:
+        self.all: list[Outcome] = []
+
+
 @step(name="backup-node", task_run_name="backup-{node.name}")
 async def backup_one_node(
-    node: Node, fleet: Fleet, flow_run: str, began: datetime, existing: Existing | None
-) -> State[list[Outcome]]:
+    node: Node, fleet: Fleet, flow_run: str, began: datetime, existing: Existing | None, outcomes: NodeOutcomes
+) -> State[None]:
     """Back up all kinds of one node, one after another under its lock; fail if any is not stored."""
     # Eager: otherwise the first retry of one step marks its finished siblings as rolled back.
     async with atransaction(commit_mode=CommitMode.EAGER):
-        outcomes = await back_up_all_kinds(node, fleet, flow_run=flow_run, began=began, existing=existing)
-    for outcome in outcomes:
-        tell(Ended(outcome))
-    failures = summary(outcomes)
+        await back_up_all_kinds(node, fleet, outcomes, flow_run=flow_run, began=began, existing=existing)
+    failures = summary(outcomes.all)
     if failures:
-        return Failed(message="; ".join(failures), data=outcomes)
-    return Completed(message="; ".join(f"stored as {outcome.id}" for outcome in outcomes), data=outcomes)
+        return Failed(message="; ".join(failures))
+    return Completed(message="; ".join(f"stored as {outcome.id}" for outcome in outcomes.all))
 
 
 async def back_up_all_kinds(
-    node: Node, fleet: Fleet, *, flow_run: str, began: datetime, existing: Existing | None
-) -> list[Outcome]:
-    """Return how the backup of each kind of *node* ended; an error of one is kept and the next is tried."""
-    outcomes: list[Outcome] = []
+    node: Node, fleet: Fleet, outcomes: NodeOutcomes, *, flow_run: str, began: datetime, existing: Existing | None
+) -> None:
+    """Note how the backup of each kind of *node* ended; an error of one is kept and the next is tried."""
     start = time.monotonic()
     step = "lock"
     try:
@@ -94,29 +99,33 @@ async def back_up_all_kinds(
             finally:
                 step = session.step
             for kind in fleet.kinds:
-                outcomes.append(await back_up(session, kind))
+                outcomes.all.append(await back_up(session, kind))
     except Exception as error:  # noqa: BLE001 - whatever stops one node must not stop the others
         log_failure(error)
-        for kind in fleet.kinds[len(outcomes) :]:
-            outcomes.append(outcome_of(node.name, kind, time.monotonic() - start, None, error, step))
-    return outcomes
+        note_failure_of_the_rest(outcomes, node, fleet, error, step, seconds=time.monotonic() - start)
+
+
+def note_failure_of_the_rest(
+    outcomes: NodeOutcomes, node: Node, fleet: Fleet, error: Exception, step: str, *, seconds: float
+) -> None:
+    """Note *error* for the kinds that had not been tried when it came."""
+    for kind in fleet.kinds[len(outcomes.all) :]:
+        outcomes.all.append(outcome_of(node.name, kind, seconds=seconds, error=error, step=step))
 
 
 async def back_up(session: NodeSession, kind: str) -> Outcome:
     """Return how the backup of *kind* ended on the node whose lock is held."""
     start = time.monotonic()
     run = BackupRun(session, kind)
-    failure: Exception | None = None
     try:
         await run.open()
         await make_and_keep(run)
     except Exception as error:  # noqa: BLE001 - the next kind is tried, and the report names this one
-        failure = error
         log_failure(error)
-    step = session.step
-    if isinstance(failure, DeleteNotConfirmedError):
-        await run.settle_undeleted()
-    return outcome_of(session.node.name, kind, time.monotonic() - start, run, failure, step)
+        outcome = run.outcome(time.monotonic() - start, error)
+        await run.let_go()
+        return outcome
+    return run.outcome(time.monotonic() - start, None)
 
 
 async def make_and_keep(run: BackupRun) -> None:
@@ -166,16 +175,16 @@ async def retrieve_verified(run: BackupRun, found: Found) -> bool:
 async def outcomes_of(node: Node, *, fleet: Fleet, began: datetime, existing: ExistingChoice) -> list[Outcome]:
     """Return how the node's backups ended, also where the engine itself failed at it."""
     flow_run = str(runtime.flow_run.id)
-    # The task returns its state itself, Failed with the outcomes in it where one is not stored.
     said: Existing | None = None if existing == "as in fleet.yaml" else existing
+    outcomes = NodeOutcomes()
     try:
-        state = await backup_one_node(node, fleet, flow_run, began, said)
-        outcomes: list[Outcome] = await state.aresult(raise_on_failure=False)  # type: ignore[assignment]  # no error
+        await backup_one_node(node, fleet, flow_run, began, said, outcomes)
     except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
-        outcomes = [outcome_of(node.name, kind, 0, None, error, "engine") for kind in fleet.kinds]
-        for outcome in outcomes:
-            tell(Ended(outcome))
-    return outcomes
+        log_failure(error)
+        note_failure_of_the_rest(outcomes, node, fleet, error, "engine", seconds=0)
+    for outcome in outcomes.all:
+        tell(Ended(outcome))
+    return outcomes.all
 
 
 def raise_if_any_failed(outcomes: list[Outcome]) -> None:

@@ -60,7 +60,7 @@ async def check_fleet(
 async def check_one_node(
     node: Node, fleet: Fleet, existing: Existing | None, problems: tuple[str, ...]
 ) -> State[Finding]:
-    """Look at one node; fail if a backup of it could not be made now, for its own problems or the fleet's *problems*."""
+    """Look at one node; fail if a backup of it could not be made now, also for *problems* of the whole fleet."""
     finding = await check_node(fleet, node, existing=existing, known=problems)
     tell(Checked(finding))
     if finding.well:

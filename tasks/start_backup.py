@@ -4,7 +4,8 @@ from prefect.blocks.system import Secret
 from prefect.client.schemas.objects import State
 
 from a0backup import password
-from a0backup.backup_run import BackupRun, Done
+from a0backup.backup_run import BackupRun
+from a0backup.node_session import Done
 from tasks.step import begin, ended, step
 
 

@@ -18,7 +18,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 from prefect.tasks import Task
 
-from a0backup.backup_run import Done
+from a0backup.node_session import Done
 from a0backup.progress import Step, tell
 
 JITTER = 0.2

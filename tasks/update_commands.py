@@ -2,7 +2,7 @@
 
 from prefect.client.schemas.objects import State
 
-from a0backup.backup_run import Done, NodeSession
+from a0backup.node_session import Done, NodeSession
 from tasks.step import begin, ended, reading_step
 
 

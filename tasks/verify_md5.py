@@ -2,7 +2,8 @@
 
 from prefect.client.schemas.objects import State
 
-from a0backup.backup_run import BackupRun, Done
+from a0backup.backup_run import BackupRun
+from a0backup.node_session import Done
 from a0backup.replies import Found
 from tasks.step import begin, ended, step
 

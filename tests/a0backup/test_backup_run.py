@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from a0backup.backup_run import BackupRun, open_node, outcome_of
+from a0backup.a0cli import A0cli, Printed
+from a0backup.backup_run import BackupRun
 from a0backup.errors import (
     A0BackupError,
     AwaitDeadlineError,
@@ -34,6 +35,7 @@ from a0backup.errors import (
 )
 from a0backup.fleet import Existing, Fleet
 from a0backup.journal import Journal, JournalFile
+from a0backup.node_session import open_node
 from a0backup.reconcile import Action
 from a0backup.replies import Found, Status
 from a0backup.report import Ending, Outcome
@@ -147,9 +149,10 @@ async def night(
             await make_and_keep(run, passed)
         except A0BackupError as stopped:
             error = stopped
-        if isinstance(error, DeleteNotConfirmedError):
-            await run.settle_undeleted()
-        return Night(outcome_of(node.name, "backup", 1.0, run, error, session.step), error, stages)
+        outcome = run.outcome(1.0, error)
+        if error is not None:
+            await run.let_go()
+        return Night(outcome, error, stages)
 
 
 def killed_after(stage: str, fleet_file: str) -> None:
@@ -723,9 +726,11 @@ async def test_nothing_is_deleted_where_the_status_before_it_fails(desk: Desk) -
     ended = await desk.night(after=lambda s: desk.tell("backup-status", "bad_json", times=1) if s == "store" else None)
     assert isinstance(ended.error, UnknownReplyError)
     assert ended.error.transient, "asking again may help, and begins with a status again"
+    assert ended.outcome.ending is Ending.NOT_DELETED
     assert desk.counts == (1, 1, 0)
+    # What is stored is deleted there first, then the next night has a backup of its own.
     assert (await desk.night(flow_run="run-3")).outcome.ending is Ending.STORED
-    assert desk.counts == (1, 1, 1)
+    assert desk.counts == (2, 2, 2)
 
 
 # -- several runs ------------------------------------------------------------------------------------------------------
@@ -776,3 +781,70 @@ async def test_a_hostile_name_does_not_outgrow_the_journal(desk: Desk) -> None:
     [manifest] = desk.stored
     assert manifest.name_on_node == name
     desk.is_settled()
+
+
+# -- what a review made it lose ----------------------------------------------------------------------------------------
+
+
+async def test_our_own_backup_whose_md5_was_first_shown_wrong_is_never_replaced_unkept(desk: Desk) -> None:
+    desk.configure(existing="replace")
+    desk.tell("backup-status", "wrong_md5")
+    assert isinstance((await desk.night(flow_run="run-1")).error, Md5MismatchError)
+    held = desk.holds
+    assert held is not None
+    desk.forget()
+    assert (await desk.night(flow_run="run-2")).outcome.ending is Ending.STORED
+    assert held["md5"] in [manifest.artifact.md5 for manifest in desk.stored]
+
+
+async def test_what_last_night_stored_is_not_taken_for_the_backup_of_tonight(desk: Desk) -> None:
+    await desk.night(flow_run="run-1")
+    stale = functools.partial(desk.tell, "backup-status", "stale_status", seconds=2)
+    ended = await desk.night(flow_run="run-2", after=lambda stage: stale() if stage == "start" else None)
+    assert ended.outcome.ending is Ending.STORED
+    first, second = desk.stored
+    assert first.artifact.md5 != second.artifact.md5
+    assert desk.counts == (2, 2, 2)
+
+
+async def test_nothing_comes_between_the_last_status_and_the_deletion(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    write, call = JournalFile.write, A0cli._run
+
+    def written(self: JournalFile, journal: Journal) -> None:
+        done.append("journal")
+        write(self, journal)
+
+    async def called(self: A0cli, command: str, *arguments: Any, **options: Any) -> Printed:
+        done.append(command)
+        return await call(self, command, *arguments, **options)
+
+    monkeypatch.setattr(JournalFile, "write", written)
+    monkeypatch.setattr(A0cli, "_run", called)
+    await desk.night()
+    at = done.index("backup-delete")
+    assert done[at - 2 : at] == ["journal", "backup-status"]
+
+
+async def test_a_connection_that_drops_is_no_reason_to_give_up_a_backup(desk: Desk) -> None:
+    desk.tell("backup-retrieve", "drop", fraction=0.5)
+    ended = await desk.night(existing="replace")
+    assert isinstance(ended.error, Md5MismatchError | RetrieveFailedError)
+    assert desk.holds is not None
+    assert desk.counts[0] == 1
+
+
+async def test_a_password_that_the_node_says_again_later_is_removed(desk: Desk) -> None:
+    desk.tell("backup-status", "say", stdout=f"cannot run tar -k {PASSWORD}", exit=1, when="found")
+    desk.configure(polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": "1s"})
+    ended = await desk.night()
+    assert "tar -k ***" in str(ended.error)
+    assert PASSWORD not in repr(ended)
+
+
+async def test_a_foreign_backup_that_is_called_off_while_it_is_awaited_makes_room_for_ours(desk: Desk) -> None:
+    desk.tell("backup-status", "in_progress", times=2)
+    assert (await desk.night()).outcome.ending is Ending.STORED
+    assert desk.counts == (1, 1, 1)

@@ -117,10 +117,24 @@ async def test_a_free_lock_is_taken_at_once_and_names_its_holder(folder: Path) -
     assert heard == []
 
 
-async def test_a_freed_lock_names_nobody_and_is_not_held(folder: Path) -> None:
+async def test_a_freed_lock_is_not_held(folder: Path) -> None:
     await taken(folder)
-    assert read_holder(folder / "lock") is None
     assert not is_held(folder / "lock")
+
+
+async def test_a_lock_file_that_was_removed_and_made_anew_is_not_mistaken_for_the_lock(folder: Path) -> None:
+    async with node_lock(folder, node="a0-1", run="first", deadline=1):
+        (folder / "lock").unlink()
+        async with node_lock(folder, node="a0-1", run="second", deadline=1):
+            assert is_held(folder / "lock")
+            with pytest.raises(LockDeadlineError, match="run second"):
+                await taken(folder)
+
+
+async def test_a_holder_of_another_pid_namespace_is_never_gone() -> None:
+    holder = replace(Holder.myself("r"), born="of another process")
+    assert holder.is_gone()
+    assert not replace(holder, space="pid:[1]").is_gone()
 
 
 async def test_the_lock_file_is_private_whatever_the_umask(folder: Path) -> None:

@@ -71,7 +71,28 @@ ROWS = [
         Action.KEEP,
         True,
     ),
-    ("found, what was there before the start", FOUND_Y, {"journal": ours(seen_before=Y)}, Action.AWAIT, True),
+    ("found, what was there before the start", FOUND_Y, {"journal": ours(seen_before=Y)}, Action.ASK_AGAIN, True),
+    (
+        "found, what was there before the start, asked again, in the vault",
+        FOUND_Y,
+        {"journal": ours(seen_before=Y), "asked_again": True, "stored": stored(Y)},
+        Action.KEEP,
+        False,
+    ),
+    (
+        "found, what was there before the start, asked again, not in the vault",
+        FOUND_Y,
+        {"journal": ours(seen_before=Y), "asked_again": True, "existing": "replace"},
+        Action.KEEP,
+        False,
+    ),
+    (
+        "found, not the one that was pinned: it may be our own after all",
+        FOUND_Y,
+        {"journal": ours(X), "existing": "replace"},
+        Action.KEEP,
+        False,
+    ),
     ("found, in the vault, not read back", FOUND_X, {"stored": stored(X)}, Action.KEEP, False),
     ("found, in the vault, read back", FOUND_X, {"stored": stored(X), "proven": True}, Action.DELETE, False),
     ("found, ours, in the vault, not read back", FOUND_X, {"journal": ours(X), "stored": stored(X)}, Action.KEEP, True),
@@ -182,8 +203,17 @@ def test_what_our_journal_pinned_is_never_replaced_as_foreign(situation: tuple[S
 @given(situations())
 def test_nothing_is_started_while_something_is_on_the_node(situation: tuple[Status, dict[str, Any]]) -> None:
     status, known = situation
-    if planned(status, **known).action in (Action.START, Action.ASK_AGAIN, Action.DONE):
+    if planned(status, **known).action in (Action.START, Action.DONE):
         assert isinstance(status, Absent)
+
+
+@given(situations())
+def test_nothing_is_deleted_unkept_while_a_backup_of_our_own_is_unfinished(
+    situation: tuple[Status, dict[str, Any]],
+) -> None:
+    status, known = situation
+    if known.get("journal") is not None and not known.get("give_up"):
+        assert planned(status, **known).action is not Action.REPLACE
 
 
 @given(situations())
@@ -199,4 +229,4 @@ def test_a_given_up_backup_is_not_kept_for_ever(situation: tuple[Status, dict[st
     status, known = situation
     known = known | {"give_up": True, "existing": "replace", "proven": False, "at_hand": False}
     if isinstance(status, Found):
-        assert planned(status, **known).action in (Action.REPLACE, Action.AWAIT)
+        assert planned(status, **known).action in (Action.REPLACE, Action.ASK_AGAIN)

@@ -156,7 +156,7 @@ def test_all_in_the_vault_is_private_whatever_the_umask(room: Room) -> None:
     room.vault.ensure_writable("a0-1")
     retrieved = room.node / "retrieved"
     retrieved.write_bytes(b"bad")
-    room.vault.quarantine("a0-1", "backup", retrieved, {"reason": "md5"}, STORED)
+    room.vault.quarantine("a0-1", "backup", retrieved, reason={"reason": "md5"}, now=STORED)
     room.store()
     shutil.rmtree(room.work)
     for path in room.vault.root.rglob("*"):
@@ -621,7 +621,7 @@ def test_quarantine_keeps_the_newest_of_a_kind_with_its_reason_and_no_manifest(r
         room.work.mkdir(parents=True, exist_ok=True)
         retrieved = room.work / "retrieved"
         retrieved.write_bytes(b"%d" % second)
-        room.vault.quarantine("a0-1", kind, retrieved, {"n": second}, STORED + timedelta(seconds=second))
+        room.vault.quarantine("a0-1", kind, retrieved, reason={"n": second}, now=STORED + timedelta(seconds=second))
         assert not retrieved.exists()
     place = room.node / "quarantine"
     assert {str(path.relative_to(place)): path.read_text() for path in place.rglob("*") if path.is_file()} == {
@@ -636,5 +636,5 @@ def test_quarantine_keeps_the_newest_of_a_kind_with_its_reason_and_no_manifest(r
 def test_what_is_in_quarantine_is_never_salvaged(room: Room) -> None:
     room.work.mkdir(parents=True)
     (room.work / "retrieved").write_bytes(BYTES)
-    room.vault.quarantine("a0-1", "backup", room.work / "retrieved", {}, STORED)
+    room.vault.quarantine("a0-1", "backup", room.work / "retrieved", reason={}, now=STORED)
     assert salvaged(room) is None

@@ -80,7 +80,6 @@ def test_a_permanent_fault_fails_at_once(
     appliances.tell("a0-1", command, fault, **settings)
     run = run_and_read(backup_node, node="a0-1", fleet=fleet_yaml)
     assert run.flow_run.state.name == "Failed"
-    assert run.states("ping-a0-1") == ["Failed"]
     assert len(appliances.calls("a0-1", "ping")) == 1
     assert not appliances.calls("a0-1", "backup")
 

@@ -1,0 +1,92 @@
+"""A node with its lock held: what the backups of all its kinds share in one run."""
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from a0backup.a0cli import A0cli, PrivateDirectory
+from a0backup.files import in_thread
+from a0backup.fleet import Existing, Fleet, Node
+from a0backup.lock import node_lock
+from a0backup.progress import Step, tell
+from a0backup.replies import missing_commands
+from a0backup.vault import Vault
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a step ended: what it did in one sentence, and whether the work was found done already."""
+
+    text: str
+    cached: bool = False
+
+
+class NodeSession:
+    """One run's time with one node."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        node: Node,
+        *,
+        directory: PrivateDirectory,
+        lock: int,
+        flow_run: str,
+        began: datetime,
+        existing: Existing | None,
+    ) -> None:
+        self.fleet, self.node, self.directory, self.flow_run, self.began = fleet, node, directory, flow_run, began
+        self.existing = existing  # said for this run, by the operator
+        self.vault = Vault(fleet.vault)
+        self.a0cli = A0cli(
+            fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path, inherit=[lock]
+        )
+        self.not_offered: list[str] = []  # kinds whose command the node does not list
+        self.step = "check"
+
+    def enter(self, step: str) -> None:
+        """Note the step that is at work, for the report of a failure in it."""
+        self.step = step
+
+    async def update_commands(self) -> Done:
+        """Ask the node which commands it takes. Raise A0cliError."""
+        self.enter("update-commands")
+        await self.a0cli.update_commands()
+        return Done("the node said which commands it takes")
+
+    async def ping(self) -> Done:
+        """See that the node answers, and which of the kinds it does not offer. Raise A0cliError."""
+        self.enter("ping")
+        await self.a0cli.ping()
+        self.not_offered = missing_commands((await self.a0cli.commands()).stdout, self.fleet.kinds)
+        return Done("PONG")
+
+
+@contextlib.asynccontextmanager
+async def open_node(
+    fleet: Fleet, node: Node, *, flow_run: str, began: datetime, existing: Existing | None = None
+) -> AsyncIterator[NodeSession]:
+    """Hold the node's lock and a private directory for as long as the block runs.
+
+    Raise BuildTooOldError, VaultUnusableError, LockDeadlineError, A0cliMissingError; nothing was done then.
+    """
+    node.require_build()
+    vault = Vault(fleet.vault)
+    await in_thread(vault.ensure_writable, node.name)
+
+    def waiting(holder: str) -> None:
+        tell(Step(node.name, "", "lock", f"waits for its turn: the node is held by {holder}"))
+
+    async with node_lock(
+        vault.folder(node.name), node=node.name, run=flow_run, deadline=fleet.lock_deadline, waiting=waiting
+    ) as lock:
+        name = f"{flow_run}-{uuid.uuid4().hex[:8]}"  # a retry of the same run must not wipe what its first try left
+        directory = PrivateDirectory.make(vault.work(node.name), name, key_dir=fleet.a0cli.key_dir, node=node.name)
+        try:
+            yield NodeSession(
+                fleet, node, directory=directory, lock=lock, flow_run=flow_run, began=began, existing=existing
+            )
+        finally:
+            directory.remove()

@@ -1,0 +1,388 @@
+"""`a0backup run` and `demo` as processes: on an engine of their own or the operator's, called off, killed, cut off."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from deployments.server import CRASHED
+from simulator.fleet import SimulatedFleet
+from tests.deployments.test_server import eventually
+
+A0BACKUP = Path(sys.executable).with_name("a0backup")
+STEPS_OF_A_NODE = 11
+
+pytestmark = [pytest.mark.slow]
+
+
+@pytest.fixture
+def appliances(tmp_path: Path) -> Iterator[SimulatedFleet]:
+    with SimulatedFleet(tmp_path / "sim", nodes=2) as fleet:
+        fleet.fleet_yaml(tmp_path / "fleet.yaml")
+        yield fleet
+
+
+class Place:
+    """A user's home and state folder, the environment that names them, and what is found there afterwards."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.home = root / "home"
+        self.engine = root / "state" / "a0backup" / "engine"
+        self.home.mkdir()
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "XDG_"))}
+        self.environment = kept | {
+            "HOME": str(self.home),
+            "XDG_STATE_HOME": str(root / "state"),
+            "A0_BACKUP_PASSWORD": "Canary7Password",
+        }
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [A0BACKUP, *arguments],
+            cwd=self.root,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, **environment)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def processes(self) -> list[str]:
+        """The command lines of all processes that work in this place, the simulated appliance's server aside."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                words = process.cmdline()
+                where = [*words, process.cwd()]
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            if any(str(self.root) in word for word in where) and "serve" not in words:
+                found.append(" ".join(words))
+        return found
+
+    def left(self) -> list[str]:
+        """The same, once those that are just ending have ended."""
+        eventually(lambda: not self.processes(), 3)
+        return self.processes()
+
+    def flow_runs(self) -> list[tuple[str, str]]:
+        """Name and message of the state of each flow run, oldest first, as the engine's own file holds them."""
+        return self._query(
+            "select s.name, s.message from flow_run r join flow_run_state s on s.id = r.state_id order by r.created"
+        )
+
+    def task_runs(self) -> list[Counter[str]]:
+        """For each flow run, oldest first, how many of its task runs are in which state."""
+        found = []
+        for (run,) in self._query("select id from flow_run order by created"):
+            states = self._query("select state_name from task_run where flow_run_id = ?", run)
+            found.append(Counter(name for (name,) in states))
+        return found
+
+    def _query(self, statement: str, *values: str) -> list[tuple[str, ...]]:
+        database = sqlite3.connect(self.engine / "prefect.db")
+        try:
+            return database.execute(statement, values).fetchall()
+        finally:
+            database.close()
+
+    def stored(self) -> list[str]:
+        return [json.loads(path.read_text())["node"]["name"] for path in self.manifests()]
+
+    def manifests(self) -> list[Path]:
+        return sorted(self.root.glob("vault/*/*/manifest.json"))
+
+    def work_left(self) -> list[Path]:
+        return [*self.root.glob("vault/*/work/*"), *self.root.glob("vault/*/journal*")]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """One without an engine of its own yet, for what runs on the operator's."""
+    return Place(tmp_path)
+
+
+@pytest.fixture
+def own(place: Place, migrated_home: Path) -> Iterator[Place]:
+    """One whose engine has its database already."""
+    place.engine.parent.mkdir(parents=True)
+    shutil.copytree(migrated_home, place.engine)
+    yield place
+    for process in psutil.process_iter():
+        try:
+            if str(place.root) in process.cwd():
+                process.kill()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+
+
+def server_of(process: subprocess.Popen[str]) -> psutil.Process | None:
+    for child in psutil.Process(process.pid).children():
+        if any("_server_child" in word for word in child.cmdline()):
+            return child
+    return None
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether it has ended; an orphan may be listed for a while until the init of the machine reaps it."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def hold(appliances: SimulatedFleet, node: str) -> None:
+    """Have the node say 'in progress' from its start on, until it is told to forget that."""
+    assert eventually(lambda: bool(appliances.calls(node, "backup")), 60)
+    appliances.tell(node, "backup-status", "in_progress")
+
+
+@pytest.mark.engine
+def test_a_run_starts_an_engine_of_its_own_records_every_step_there_and_leaves_nothing(
+    own: Place, appliances: SimulatedFleet
+) -> None:
+    ended = own.run("run")
+    assert ended.returncode == 0, ended.stderr
+    assert "our own" in ended.stderr
+    assert own.stored() == ["a0-1", "a0-2"]
+    assert own.work_left() == []
+    [(state, _)] = own.flow_runs()
+    assert state == "Completed"
+    assert own.task_runs() == [Counter(Completed=2 * STEPS_OF_A_NODE + 1)]
+    assert own.left() == []
+    assert not [path for path in own.home.rglob("*") if path.is_file()]
+    # Plain lines, for a log file, and the report on standard output.
+    assert "\x1b" not in ended.stdout + ended.stderr
+    assert "a0-1  ping: PONG" in ended.stderr.splitlines()
+    assert ended.stdout.startswith("2 node backups: 2 stored\n")
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_called_off_ends_in_time_and_the_next_one_finishes_its_backups(
+    own: Place, tmp_path: Path, number: signal.Signals
+) -> None:
+    with SimulatedFleet(tmp_path / "sim", nodes=4) as appliances:
+        appliances.fleet_yaml(tmp_path / "fleet.yaml")
+        appliances.tell("a0-1", "backup", "duration", seconds=3)
+        appliances.tell("a0-2", "backup-retrieve", "hang", ignore_sigterm=True)
+        appliances.tell("a0-3", "backup-status", "hang")
+        process = own.start("run")
+        hold(appliances, "a0-1")
+        assert eventually(lambda: bool(appliances.calls("a0-2", "backup-retrieve")), 60)
+        assert eventually(
+            lambda: own.stored() == ["a0-4"] and not (tmp_path / "vault/a0-4/journal-backup.json").exists()
+        )
+        process.send_signal(number)
+        _, err = process.communicate(timeout=10)
+        assert process.returncode == 130, err
+        assert "interrupted" in err
+        assert "Traceback" not in err
+        assert own.left() == []
+        [(state, _)] = own.flow_runs()
+        [tasks] = own.task_runs()
+        assert state == "Crashed"
+        assert set(tasks) == {"Completed", "Crashed"}
+
+        appliances.forget()
+        ended = own.run("run", "a0-1", "a0-2", "a0-3")
+        assert ended.returncode == 0, ended.stderr
+        assert own.stored() == ["a0-1", "a0-2", "a0-3", "a0-4"]
+        assert [len(appliances.calls(node, "backup")) for node in appliances.names] == [1] * 4
+        assert own.work_left() == []
+
+
+@pytest.mark.engine
+def test_sigterm_while_the_engine_starts_ends_both(own: Place, appliances: SimulatedFleet) -> None:
+    process = own.start("run")
+    assert eventually(lambda: server_of(process) is not None, 30)
+    process.terminate()
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert own.left() == []
+    assert appliances.calls() == []
+
+
+@pytest.mark.engine
+def test_after_a_kill_the_engine_ends_and_the_next_run_marks_the_dead_one_and_finishes_its_backup(
+    own: Place, appliances: SimulatedFleet
+) -> None:
+    appliances.tell("a0-1", "backup", "duration", seconds=3)
+    process = own.start("run", "a0-1")
+    hold(appliances, "a0-1")
+    server = server_of(process)
+    assert server is not None
+    process.kill()
+    process.communicate()
+    assert eventually(lambda: gone(server))
+    appliances.forget()
+    ended = own.run("run", "a0-1")
+    assert ended.returncode == 0, ended.stderr
+    assert own.stored() == ["a0-1"]
+    assert len(appliances.calls("a0-1", "backup")) == 1
+    assert [state for state, _ in own.flow_runs()] == ["Crashed", "Completed"]
+    assert own.flow_runs()[0][1] == CRASHED
+    dead, whole = own.task_runs()
+    assert set(dead) <= {"Completed", "Crashed"}
+    assert set(whole) == {"Completed"}
+    assert own.left() == []
+
+
+@pytest.mark.engine
+def test_without_the_engine_that_died_meanwhile_vault_report_and_exit_code_are_right_and_the_run_ends(
+    own: Place, appliances: SimulatedFleet
+) -> None:
+    appliances.tell("a0-1", "backup", "duration", seconds=3)
+    # Otherwise Prefect's client waits half a minute in all for it to come back.
+    process = own.start("run", PREFECT_CLIENT_MAX_RETRIES="1")
+    assert eventually(lambda: bool(appliances.calls("a0-1", "backup")), 60)
+    server = server_of(process)
+    assert server is not None
+    server.kill()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert own.stored() == ["a0-1", "a0-2"]
+    assert out.startswith("2 node backups: 2 stored\n")
+    assert "its page does not show how the run ended" in err
+    assert len(err) < 5000  # and not every event that could not be sent
+    assert own.left() == []
+
+
+@pytest.mark.engine
+def test_the_operators_engine_is_used_and_no_other_is_started(
+    place: Place, appliances: SimulatedFleet, engine_server: str
+) -> None:
+    ended = place.run("run", "a0-1", PREFECT_API_URL=engine_server)
+    assert ended.returncode == 0, ended.stderr
+    assert engine_server in ended.stderr
+    [manifest] = place.manifests()
+    run = httpx.get(f"{engine_server}/flow_runs/{json.loads(manifest.read_text())['flow_run']}")
+    assert run.json()["state"]["name"] == "Completed"
+    assert not place.engine.exists()
+    assert place.left() == []
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_an_engine_that_does_not_answer_is_an_error_within_seconds(
+    place: Place, appliances: SimulatedFleet, listens: bool
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if listens:
+            silent.listen()
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        began = time.monotonic()
+        ended = place.run("run", PREFECT_API_URL=address)
+        assert time.monotonic() - began < 30
+    assert ended.returncode == 1
+    assert f"error: the engine at {address} d" in ended.stderr
+    assert "HINT: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert appliances.calls() == []
+
+
+@pytest.mark.engine
+def test_the_demo_stores_three_artifacts_and_its_openssl_command_works_as_printed(own: Place) -> None:
+    ended = own.run("demo", "--directory", str(own.root / "demo place"))
+    assert ended.returncode == 0, ended.stderr
+    assert len(list((own.root / "demo place" / "vault").glob("*/*/backup.tar.gz.enc"))) == 3
+    [command] = re.findall(r"^ *(openssl .*)$", ended.stdout, re.MULTILINE)
+    opened = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, cwd="/")
+    assert opened.returncode == 0, opened.stderr
+    assert ".bson" in opened.stdout
+    assert own.left() == []
+
+
+class Terminal:
+    """A process on a pseudo-terminal of its own, and all that it shows there."""
+
+    def __init__(self, place: Place, *arguments: str, **environment: str) -> None:
+        self.shown = b""
+        pid, self._fd = pty.fork()
+        if pid == 0:
+            os.chdir(place.root)
+            settings = place.environment | {"TERM": "xterm", "COLUMNS": "120", "LINES": "30"} | environment
+            os.execve(A0BACKUP, [str(A0BACKUP), *arguments], settings)
+        self._pid = pid
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        try:
+            while octets := os.read(self._fd, 65536):
+                self.shown += octets
+        except OSError:  # the other end is closed
+            return
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._fd, b"\x03")
+
+    def exit_code(self, seconds: float) -> int:
+        ended: list[int] = []
+
+        def reaped() -> bool:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                ended.append(os.waitstatus_to_exitcode(status))
+            return bool(ended)
+
+        if not eventually(reaped, seconds):
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            pytest.fail(f"still running after {seconds} s: {self.shown!r}")
+        self._reader.join(5)
+        os.close(self._fd)
+        return ended[0]
+
+
+@pytest.mark.engine
+def test_a_terminal_shows_a_live_table_and_then_a_clean_report(
+    place: Place, appliances: SimulatedFleet, engine_server: str
+) -> None:
+    appliances.tell("a0-1", "backup", "duration", seconds=2)
+    terminal = Terminal(place, "run", PREFECT_API_URL=engine_server)
+    assert terminal.exit_code(60) == 0
+    assert re.search(rb"a0-1 +await +\d", terminal.shown)  # a row of the table
+    assert terminal.shown.count(b"\x1b[?25l") == terminal.shown.count(b"\x1b[?25h") == 1  # the cursor hidden, shown
+    headline = b"2 node backups: 2 stored\r\n"
+    _, found, report = terminal.shown.partition(headline)
+    assert found == headline
+    assert b"\x1b" not in report
+    assert [line.split()[:2] for line in report.splitlines()] == [[b"a0-1", b"stored"], [b"a0-2", b"stored"]]
+
+
+@pytest.mark.engine
+def test_a_second_ctrl_c_ends_at_once_and_gives_the_cursor_back(
+    place: Place, appliances: SimulatedFleet, engine_server: str
+) -> None:
+    appliances.tell("a0-1", "backup-retrieve", "hang", ignore_sigterm=True)
+    terminal = Terminal(place, "run", "a0-1", PREFECT_API_URL=engine_server)
+    assert eventually(lambda: bool(appliances.calls("a0-1", "backup-retrieve")), 60)
+    terminal.press_ctrl_c()
+    assert eventually(lambda: b"interrupted" in terminal.shown)
+    terminal.press_ctrl_c()
+    assert terminal.exit_code(5) == 130
+    assert terminal.shown.rindex(b"\x1b[?25h") > terminal.shown.rindex(b"\x1b[?25l")
+    assert b"Traceback" not in terminal.shown
+    assert place.left() == []
