@@ -649,8 +649,8 @@ async def test_a_start_that_takes_effect_late_is_waited_for(desk: Desk) -> None:
 
 
 async def test_a_start_without_an_end_that_takes_effect_after_its_deadline_is_waited_for(desk: Desk) -> None:
-    desk.configure(a0cli={"call_timeout": "2s"})
-    desk.tell("backup", "late", seconds=2.6, reply="hang", times=1)
+    desk.configure(a0cli={"call_timeout": "4s"})
+    desk.tell("backup", "late", seconds=4.6, reply="hang", times=1)
     assert (await desk.night()).outcome.ending is Ending.STORED
     assert desk.counts == (1, 1, 1)
 

@@ -71,11 +71,26 @@ def test_the_night_and_the_hourly_check_are_scheduled_and_the_single_node_is_not
     assert crons == {"nightly": ["0 2 * * *"], "hourly-check": ["30 * * * *"], "single-node": []}
 
 
+class PatientClient(httpx.Client):
+    """Asks again where the server says that its database is busy (503), as Prefect's own client does."""
+
+    def request(self, *arguments: Any, **options: Any) -> httpx.Response:
+        answers = [super().request(*arguments, **options)]
+
+        def answered() -> bool:
+            if answers[-1].status_code == httpx.codes.SERVICE_UNAVAILABLE:
+                answers.append(super(PatientClient, self).request(*arguments, **options))
+            return answers[-1].status_code != httpx.codes.SERVICE_UNAVAILABLE
+
+        eventually(answered, 60)
+        return answers[-1]
+
+
 class Deployed:
     """prefect.yaml deployed from a folder with a fleet.yaml, as an operator would, and a worker there."""
 
     def __init__(self, folder: Path, api: str) -> None:
-        self.folder, self._api = folder, httpx.Client(base_url=api, timeout=60)
+        self.folder, self._api = folder, PatientClient(base_url=api, timeout=60)
         self.environment = os.environ | {
             "PREFECT_API_URL": api,
             "PREFECT_HOME": str(folder / "prefect"),

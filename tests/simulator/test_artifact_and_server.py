@@ -239,9 +239,3 @@ def test_a_fleet_yaml_names_the_nodes_and_merges_deeply(tmp_path: Path) -> None:
     assert settings["a0cli"]["call_timeout"] == "2s"
     assert settings["a0cli"]["path"] == str(fleet.a0cli)
     assert settings["kinds"] == ["backup"]
-
-
-def test_the_client_starts_in_under_six_bare_interpreters(desk: "Desk") -> None:
-    bench = [sys.executable, "bench/simulator_client.py", "--rounds", "10", "--json"]
-    measured = json.loads(subprocess.run(bench, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout)
-    assert measured["ratio"] < 6
