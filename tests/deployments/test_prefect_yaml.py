@@ -1,6 +1,5 @@
 """prefect.yaml: what it says, and what comes of it under `prefect deploy --all` and a worker."""
 
-import fcntl
 import os
 import shutil
 import signal
@@ -18,7 +17,6 @@ import yaml
 
 from a0backup.lock import is_held
 from simulator.fleet import SimulatedFleet
-from tests.conftest import ROOM
 from tests.deployments.test_local_run import gone
 from tests.deployments.test_server import eventually
 
@@ -178,24 +176,21 @@ def deployed(tmp_path: Path, engine_server: str, appliances: SimulatedFleet) -> 
     shutil.copy(REPOSITORY / "prefect.yaml", folder)
     appliances.fleet_yaml(folder / "fleet.yaml")
     place = Deployed(folder, engine_server)
-    # All tests share the server, so the pool and the deployments are this test's until it ends.
-    with (ROOM / "appliance-pool.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        place.prefect("work-pool", "create", "appliance", "--type", "process", "--overwrite")
-        place.prefect("deploy", "--all")
-        for deployment in ("backup-fleet/nightly", "check-fleet/hourly-check"):
-            # Otherwise a schedule may be due in the middle of a test.
-            place.pause_schedules(deployment)
-        place.start_worker()
-        try:
-            yield place
-        finally:
-            place.end()
+    place.prefect("work-pool", "create", "appliance", "--type", "process", "--overwrite")
+    place.prefect("deploy", "--all")
+    for deployment in ("backup-fleet/nightly", "check-fleet/hourly-check"):
+        # Otherwise a schedule may be due in the middle of a test.
+        place.pause_schedules(deployment)
+    place.start_worker()
+    try:
+        yield place
+    finally:
+        place.end()
 
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_the_nightly_and_the_single_node_run_for_real_under_a_worker(
+def test_the_deployments_run_for_real_under_a_worker_and_what_it_leaves_is_finished_by_the_next_run(
     deployed: Deployed, appliances: SimulatedFleet
 ) -> None:
     night = deployed.run("backup-fleet/nightly").raise_for_status().json()["id"]
@@ -218,20 +213,14 @@ def test_the_nightly_and_the_single_node_run_for_real_under_a_worker(
     assert refused.is_client_error
     assert "whatever" in refused.text
 
-
-@pytest.mark.engine
-@pytest.mark.slow
-def test_a_run_that_is_cancelled_ends_in_time_and_the_next_one_finishes_its_backups(
-    deployed: Deployed, appliances: SimulatedFleet
-) -> None:
     appliances.tell("a0-1", "backup", "duration", seconds=3)
     appliances.tell("a0-2", "backup-retrieve", "hang", ignore_sigterm=True)
     run = deployed.run("backup-fleet/nightly").raise_for_status().json()["id"]
-    assert eventually(lambda: bool(appliances.calls("a0-1", "backup")), 60)
+    assert eventually(lambda: len(appliances.calls("a0-1", "backup")) == 2, 60)
     appliances.tell("a0-1", "backup-status", "in_progress")
-    assert eventually(lambda: bool(appliances.calls("a0-2", "backup-retrieve")), 60)
+    assert eventually(lambda: len(appliances.calls("a0-2", "backup-retrieve")) == 3, 60)
     deployed.set_state(run, type="CANCELLING", name="Cancelling")
-    assert deployed.ends_as("Cancelled", run, seconds=10)
+    assert deployed.ends_as("Cancelled", run)
     assert eventually(lambda: deployed.a0clis() == [], 3)
     assert not is_held(deployed.folder / "vault/a0-1/lock")
     assert not is_held(deployed.folder / "vault/a0-2/lock")
@@ -239,22 +228,17 @@ def test_a_run_that_is_cancelled_ends_in_time_and_the_next_one_finishes_its_back
     appliances.forget()
     following = deployed.run("backup-fleet/nightly").raise_for_status().json()["id"]
     assert deployed.ends_as("Completed", following)
-    assert [len(appliances.calls(node, "backup")) for node in ("a0-1", "a0-2")] == [1, 1]
+    assert [len(appliances.calls(node, "backup")) for node in ("a0-1", "a0-2")] == [2, 3]
 
-
-@pytest.mark.engine
-@pytest.mark.slow
-def test_the_a0cli_that_a_stopped_worker_leaves_is_ended_by_the_next_run(
-    deployed: Deployed, appliances: SimulatedFleet
-) -> None:
+    # A worker that is stopped ends the flow's process without a word: its a0cli lives on, and keeps the node's lock.
     appliances.tell("a0-1", "backup-retrieve", "hang", ignore_sigterm=True)
+    before = len(appliances.calls("a0-1", "backup-retrieve"))
     run = deployed.run("backup-node/single-node", node="a0-1").raise_for_status().json()["id"]
-    assert eventually(lambda: bool(appliances.calls("a0-1", "backup-retrieve")), 60)
+    assert eventually(lambda: len(appliances.calls("a0-1", "backup-retrieve")) > before, 60)
     [orphan] = deployed.a0clis()
     [flow_process] = psutil.Process(deployed.worker.pid).children()
     deployed.worker.send_signal(signal.SIGTERM)
     assert deployed.worker.wait(30) is not None
-    # Nothing of ours runs when a worker is stopped: the lock is what keeps the node from a second a0cli.
     assert eventually(lambda: gone(flow_process))
     assert deployed.a0clis() == [orphan]
     assert is_held(deployed.folder / "vault/a0-1/lock")
@@ -267,5 +251,5 @@ def test_the_a0cli_that_a_stopped_worker_leaves_is_ended_by_the_next_run(
     )
     assert ended.returncode == 0, ended.stderr
     assert deployed.a0clis() == []
-    assert len(appliances.calls("a0-1", "backup")) == 1
+    assert [len(appliances.calls(node, "backup")) for node in ("a0-1", "a0-2")] == [3, 3]
     assert gone(orphan)

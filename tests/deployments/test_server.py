@@ -79,10 +79,12 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_it_serves_api_and_ui_from_a_private_home_and_leaves_no_process(own_home: Path) -> None:
+def test_it_serves_api_and_ui_from_a_private_home_and_outlives_a_stop_of_the_service_but_not_its_parent(
+    own_home: Path,
+) -> None:
     own_home.chmod(0o755)
-    with own_server(own_home) as api:
-        (server,) = servers(psutil.Process())
+    with holder(own_home) as (process, api, _):
+        (server,) = servers(psutil.Process(process.pid))
         assert httpx.get(f"{api}/health").json() is True
         page = httpx.get(api.removesuffix("/api"), headers={"accept": "text/html"}, follow_redirects=True)
         assert "<html" in page.text
@@ -90,14 +92,6 @@ def test_it_serves_api_and_ui_from_a_private_home_and_leaves_no_process(own_home
         assert {connection.laddr.ip for connection in server.net_connections("tcp")} == {"127.0.0.1"}
         assert stat.S_IMODE(own_home.stat().st_mode) == 0o700
         assert stat.S_IMODE((own_home / "server.log").stat().st_mode) == 0o600
-    assert not server.is_running()
-
-
-@pytest.mark.engine
-@pytest.mark.slow
-def test_it_outlives_ctrl_c_and_a_stop_of_the_service_but_not_its_parent(own_home: Path) -> None:
-    with holder(own_home) as (process, api, _):
-        (server,) = servers(psutil.Process(process.pid))
         server.send_signal(signal.SIGINT)
         server.send_signal(signal.SIGTERM)
         assert httpx.get(f"{api}/health").json() is True
