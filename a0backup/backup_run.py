@@ -257,13 +257,13 @@ class BackupRun:
         self.session.enter("await")
         now = time.monotonic()
         self._await.first_look = self._await.first_look or now
-        waited = now - self._await.first_look
+        waited, deadline = now - self._await.first_look, self.fleet.polling.deadline
         try:
             status = await self.status()
         except A0cliError as error:
-            if error.transient and waited >= self.fleet.polling.deadline:
+            if error.transient and waited >= deadline:
                 last = error.message().removeprefix(f"{self.node.name}: ")
-                raise AwaitDeadlineError(self.node.name, self.kind, waited, last) from error
+                raise AwaitDeadlineError(self.node.name, self.kind, deadline, last) from error
             raise
         finally:
             self.session.enter("await")
@@ -282,8 +282,8 @@ class BackupRun:
             return status
         else:
             self._raise_if_start_failed()
-        if waited >= self.fleet.polling.deadline:
-            raise AwaitDeadlineError(self.node.name, self.kind, waited, shown(status))
+        if waited >= deadline:
+            raise AwaitDeadlineError(self.node.name, self.kind, deadline, shown(status))
         raise BackupInProgressError(self.node.name, self.kind, waited)
 
     def _is_from_before(self, status: Status, journal: Journal) -> bool:
