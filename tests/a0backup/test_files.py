@@ -79,7 +79,8 @@ def room(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o777], ids=["umask 000", "umask 022", "umask 777"])
-def any_umask(request: pytest.FixtureRequest) -> Iterator[None]:
+def any_umask(request: pytest.FixtureRequest, room: Path) -> Iterator[None]:
+    """The umask of the call, not of the room that it is made in."""
     former = os.umask(request.param)
     yield
     os.umask(former)

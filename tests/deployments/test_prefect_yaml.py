@@ -92,9 +92,12 @@ class Deployed:
         self.environment = os.environ | {
             "PREFECT_API_URL": api,
             "PREFECT_HOME": str(folder / "prefect"),
+            # A worker keeps its runs in the temporary folder, under a name that all users of the machine share.
+            "TMPDIR": str(folder / "tmp"),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "A0_BACKUP_PASSWORD": "Canary7Password",
         }
+        (folder / "tmp").mkdir()
         self.log = folder / "worker.log"
 
     def prefect(self, *arguments: str) -> None:
