@@ -122,13 +122,14 @@ class BackupRun:
             # It stays in its place, and forces the next run too, until what is on the node has been dealt with.
             self._unreadable, self._existing = True, "preserve"
             self.note(f"the journal could not be read, so that what is on the node is preserved ({error})")
-        newest = self.vault.manifests(self.node.name, self.kind)[-1:]
-        for manifest in newest:
-            by_this_run = manifest.flow_run == self.session.flow_run
-            if manifest.started_at is not None and (by_this_run or manifest.stored_at >= self.session.began):
-                self.manifest = manifest
-                if not by_this_run:
-                    self.note(f"run {manifest.flow_run} stored {manifest.id} while this one waited for its turn")
+        manifest = self.vault.newest(self.node.name, self.kind)
+        if manifest is None or manifest.started_at is None:
+            return
+        by_this_run = manifest.flow_run == self.session.flow_run
+        if by_this_run or manifest.stored_at >= self.session.began:
+            self.manifest = manifest
+            if not by_this_run:
+                self.note(f"run {manifest.flow_run} stored {manifest.id} while this one waited for its turn")
 
     async def status(self) -> Status:
         """Return what the node holds now. Raise A0cliError."""
@@ -245,8 +246,8 @@ class BackupRun:
         return Done(f"the node replied {self._await.reply!r}")
 
     def _last_stored(self) -> Pair | None:
-        last = self.vault.manifests(self.node.name, self.kind)[-1:]
-        return Pair(name=last[0].name_on_node, md5=last[0].artifact.md5) if last else None
+        last = self.vault.newest(self.node.name, self.kind)
+        return Pair(name=last.name_on_node, md5=last.artifact.md5) if last else None
 
     async def poll(self) -> Status:
         """Return the finished backup; Absent where one that we did not start is gone from the node.
@@ -325,8 +326,8 @@ class BackupRun:
             return Done("an earlier run retrieved these bytes; their md5 still matches", cached=True)
         hand.attempts += 1
         await in_thread(self.session.directory.clear_retrieved)
-        last = await in_thread(self.vault.manifests, self.node.name, self.kind)
-        size = last[-1].artifact.size if last else None
+        last = await in_thread(self.vault.newest, self.node.name, self.kind)
+        size = last.artifact.size if last else None
         self._tell("retrieve", watch=self.session.directory.path, size=size)
         whole, hand.all_whole = hand.all_whole, False
         a0cli, command = self.session.a0cli, f"{self.kind}-retrieve"

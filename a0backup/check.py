@@ -92,10 +92,10 @@ def _check_vault(vault: Vault, node: str, problems: list[str]) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         problems.append(f"{node}: the vault {vault.root} cannot be written: {place} is not writable")
         return
-    last = vault.manifests(node)[-1:]
+    last = vault.newest(node)
     free = shutil.disk_usage(place).free
-    if last and free < 2 * last[0].artifact.size:
-        problems.append(f"{node}: the vault has {free} bytes free, the last artifact had {last[0].artifact.size}")
+    if last and free < 2 * last.artifact.size:
+        problems.append(f"{node}: the vault has {free} bytes free, the last artifact had {last.artifact.size}")
 
 
 def _would(vault: Vault, node: str, kind: str, status: Status, existing: Existing) -> str:

@@ -220,7 +220,7 @@ def status(fleet_path: Path, as_json: bool) -> None:
 
 
 def _status_of(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
-    last = vault.manifests(node, kind)[-1:]
+    last = vault.newest(node, kind)
     lock = vault.folder(node) / "lock"
     holder = str(read_holder(lock) or "a process that has not given its name yet") if is_held(lock) else None
     try:
@@ -232,7 +232,7 @@ def _status_of(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
                 unfinished += f"; last: {report.plain(journal.history[-1].what)}"
     except ValueError as error:
         unfinished = f"the journal cannot be read, the next run sets it aside ({error})"
-    return {"node": node, "kind": kind, "last": last[0].id if last else None, "journal": unfinished, "holder": holder}
+    return {"node": node, "kind": kind, "last": last.id if last else None, "journal": unfinished, "holder": holder}
 
 
 @cli.command("list")

@@ -205,6 +205,14 @@ class Vault:
             if isinstance(entry, Manifest) and (kind is None or entry.kind == kind)
         ]
 
+    def newest(self, node: str, kind: str | None = None) -> Manifest | None:
+        """Return the newest readable manifest of that node, and kind if named, without reading the older ones."""
+        for folder in reversed(self.folders(node)):
+            manifest = self._read(folder)
+            if isinstance(manifest, Manifest) and kind in (None, manifest.kind):
+                return manifest
+        return None
+
     def get(self, artifact_id: str) -> Manifest | UnreadableManifest | None:
         """Return the manifest with that id, None where there is none. An id is never followed out of the vault."""
         folder = self.root / artifact_id
