@@ -638,3 +638,13 @@ def test_what_is_in_quarantine_is_never_salvaged(room: Room) -> None:
     (room.work / "retrieved").write_bytes(BYTES)
     room.vault.quarantine("a0-1", "backup", room.work / "retrieved", reason={}, now=STORED)
     assert salvaged(room) is None
+
+
+def test_the_newest_is_that_of_its_kind_which_can_be_read(room: Room) -> None:
+    assert room.vault.newest("a0-1") is None
+    nights = [room.store(b"%d" % day, started_at=STARTED + timedelta(days=day)) for day in range(3)]
+    sensitive = room.store(b"keys", "backup-sensitive", started_at=STARTED + timedelta(days=5))
+    assert room.vault.newest("a0-1") == sensitive
+    assert room.vault.newest("a0-1", "backup") == nights[2]
+    (room.vault.root / nights[2].id / "manifest.json").write_text("{")
+    assert room.vault.newest("a0-1", "backup") == nights[1]
