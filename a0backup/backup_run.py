@@ -7,9 +7,11 @@ journal and vault say that it is.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from a0backup import progress
 from a0backup.errors import (
@@ -27,6 +29,7 @@ from a0backup.errors import (
     RetrieveFailedError,
     StartFailedError,
     UnsettledError,
+    VaultFullError,
     VaultUnusableError,
 )
 from a0backup.files import Digests, digests, in_thread
@@ -36,11 +39,15 @@ from a0backup.node_session import Done, NodeSession
 from a0backup.reconcile import Action, Plan, may_be, reconcile
 from a0backup.replies import Absent, Found, InProgress, Status, quoted, refusal, shown
 from a0backup.report import Outcome, outcome_of
+from a0backup.space import claim, release, space_for
 from a0backup.vault import Manifest, ManifestNode, ManifestPassword, Vault
 
 MOST_ROUNDS = 20  # a night takes three or four; more is a node that somebody else works on all the time
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass
@@ -60,6 +67,7 @@ class _InHand:
 
     attempts: int = 0
     all_whole: bool = True  # a0cli itself said of every retrieval that it went well
+    last_reply: str = ""  # what it said of the last one, where that did not go well
     retrieved: Path | None = None  # bytes from the node, not verified
     verified: Digests | None = None  # of bytes that match, not stored
     proven: Manifest | None = None  # stored, and read back by this run
@@ -113,7 +121,7 @@ class BackupRun:
         if self.kind in self.session.not_offered:
             raise RefusedError(self.node.name, self.kind, "the node does not offer this command")
         self.session.enter("reconcile")
-        await in_thread(self._open)
+        await self._on_disk(self._open)
 
     def _open(self) -> None:
         try:
@@ -148,11 +156,11 @@ class BackupRun:
         if self._is_done(status) and self.manifest is not None:
             self._off_node = True
             return Plan(Action.DONE, True, f"{self.manifest.id} is stored")
-        self._only_bytes_left = await in_thread(self._at_hand, status)
+        self._only_bytes_left = await self._on_disk(self._at_hand, status)
         plan = reconcile(
             status,
             journal=self._journal,
-            stored=await in_thread(self._stored, status),
+            stored=await self._on_disk(self._stored, status),
             proven=isinstance(status, Found) and status == self._kept,
             existing=self._existing,
             asked_again=self._asked_again,
@@ -211,19 +219,21 @@ class BackupRun:
     async def start(self, password: str) -> Done:
         """Have the node start a backup. Its effect is judged by the status that follows, not by the reply.
 
-        Raise A0cliMissingError where a0cli could not even be run.
+        Raise VaultFullError before anything is sent where what it makes would have no room, A0cliMissingError where
+        a0cli could not even be run.
         """
         self.session.enter("start")
         if self._asked_again:
             self.note("the backup that an earlier run had started is not on the node")
         await self._sweep()
+        await self._claim_space()
         await self._set_aside_unreadable()
         self._journal = Journal(
             node=self.node.name,
             kind=self.kind,
             flow_run=self.session.flow_run,
             started_at=_now(),
-            seen_before=self._last_seen or await in_thread(self._last_stored),
+            seen_before=self._last_seen or await self._on_disk(self._last_stored),
         )
         # Durable before the call: after a crash in it the next run must know that this backup may be ours.
         await self._note_journal("start intended")
@@ -312,21 +322,24 @@ class BackupRun:
         self.session.enter("retrieve")
         wanted = self._md5_of(found)
         hand = self._in_hand = _InHand(self._in_hand.attempts, self._in_hand.all_whole)
-        stored = await in_thread(self._stored, found)
+        stored = await self._on_disk(self._stored, found)
         if stored is not None:
             try:
-                await in_thread(self.vault.reread, stored)
+                await self._on_disk(self.vault.confirm, stored)
             except ArtifactDamagedError as error:
                 self.note(f"{error.message()}; it is retrieved again")
             else:
                 hand.proven = stored
                 return Done(f"verified in the vault as {stored.id}, read back just now", cached=True)
-        hand.verified = await in_thread(self.vault.salvage, self.node.name, self.kind, wanted)
+        hand.verified = await self._on_disk(self.vault.salvage, self.node.name, self.kind, wanted)
         if hand.verified is not None:
             return Done("an earlier run retrieved these bytes; their md5 still matches", cached=True)
         hand.attempts += 1
-        await in_thread(self.session.directory.clear_retrieved)
-        last = await in_thread(self.vault.newest, self.node.name, self.kind)
+        # None of it is what is wanted now, and it would take the room that this artifact needs.
+        await self._on_disk(self.vault.sweep_private, self.node.name, keep=self.session.directory.path)
+        await self._on_disk(self.session.directory.clear_retrieved)
+        await self._claim_space()
+        last = await self._on_disk(self.vault.newest, self.node.name, self.kind)
         size = last.artifact.size if last else None
         self._tell("retrieve", watch=self.session.directory.path, size=size)
         whole, hand.all_whole = hand.all_whole, False
@@ -342,11 +355,15 @@ class BackupRun:
         except RetrieveFailedError as error:
             reason = f"{error.reason}; a0cli said {quoted(printed)!r}"
             raise RetrieveFailedError(self.node.name, self.kind, hand.attempts, reason) from error
-        hand.all_whole = whole and printed.exit_code == 0
+        hand.last_reply = quoted(printed) if printed.exit_code != 0 else ""
+        hand.all_whole = whole and not hand.last_reply
         return Done(f"retrieved {hand.retrieved.stat().st_size} bytes")
 
     async def verify(self, found: Found) -> Done:
-        """See that the bytes that are here are those of *found*. Raise Md5MismatchError."""
+        """See that the bytes that are here are those of *found*.
+
+        Raise Md5MismatchError, or RetrieveFailedError where a0cli itself said that they are not whole.
+        """
         self.session.enter("verify")
         wanted, hand = self._md5_of(found), self._in_hand
         if hand.proven is not None:
@@ -354,10 +371,14 @@ class BackupRun:
         if hand.verified is not None:
             return Done(f"md5 {wanted} matches", cached=True)
         assert hand.retrieved is not None, "verify comes after retrieve"
-        actual = await in_thread(digests, hand.retrieved)
+        actual = await self._on_disk(digests, hand.retrieved)
+        if actual.md5 != wanted and hand.last_reply:
+            reason = f"{actual.size} bytes came that are not the node's; a0cli said {hand.last_reply!r}"
+            raise RetrieveFailedError(self.node.name, self.kind, hand.attempts, reason)
         if actual.md5 != wanted:
             raise Md5MismatchError(self.node.name, wanted, actual.md5, hand.attempts)
-        hand.retrieved.replace(self.vault.verified_file(self.node.name, self.kind))
+        await self._on_disk(hand.retrieved.replace, self.vault.verified_file(self.node.name, self.kind))
+        release(self.vault, self.node.name)
         hand.verified, hand.retrieved = actual, None
         return Done(f"md5 {wanted} matches")
 
@@ -385,8 +406,21 @@ class BackupRun:
             return False
         raise error
 
+    async def _claim_space(self) -> None:
+        """Have room for the artifact that is to come; what is kept in quarantine goes first. Raise VaultFullError."""
+        arriving = self.session.directory.path
+        try:
+            await self._on_disk(claim, self.vault, self.node.name, self.kind, arriving=arriving)
+        except VaultFullError:
+            await self._on_disk(self.vault.drop_quarantine, self.node.name, self.kind)
+            await self._on_disk(claim, self.vault, self.node.name, self.kind, arriving=arriving)
+
     async def _keep_aside(self, error: Md5MismatchError) -> None:
+        """Keep the bytes that did not match in quarantine, unless they would take the room of the next artifact."""
         if self._in_hand.retrieved is None:
+            return
+        if not (await self._on_disk(space_for, self.vault, self.node.name, self.kind)).enough:
+            self.note("the bytes that did not match were not kept in quarantine: the vault's disk is nearly full")
             return
         now = _now()
         reason: dict[str, object] = {
@@ -399,11 +433,11 @@ class BackupRun:
             "md5_of_bytes": error.actual,
         }
         try:
-            await in_thread(
+            await self._on_disk(
                 self.vault.quarantine, self.node.name, self.kind, self._in_hand.retrieved, reason=reason, now=now
             )
-        except OSError as full:
-            self.note(f"the bytes that did not match could not be kept in quarantine: {full.strerror}")
+        except VaultUnusableError as full:
+            self.note(f"the bytes that did not match could not be kept in quarantine: {full.reason}")
 
     async def store(self, found: Found, *, ours: bool) -> Done:
         """Have the verified bytes in the vault, read back from its disk, with their manifest. Raise VaultError."""
@@ -412,7 +446,7 @@ class BackupRun:
         cached = hand.proven is not None
         if hand.proven is None:
             assert hand.verified is not None, "store comes after verify"
-            hand.proven = await in_thread(
+            hand.proven = await self._on_disk(
                 self.vault.store,
                 node=ManifestNode(name=self.node.name, host=self.node.host, port=self.node.port),
                 kind=self.kind,
@@ -478,7 +512,7 @@ class BackupRun:
         self.session.enter("settle")
         self._off_node = True
         if self.manifest is None:
-            self.manifest = await in_thread(self._stored, Absent())
+            self.manifest = await self._on_disk(self._stored, Absent())
         assert self.manifest is not None, "settle comes after store"
         if self._journal is not None and self._journal.flow_run != self.session.flow_run:
             self.note(f"finished the backup that run {self._journal.flow_run} started at {self._journal.started_at:%c}")
@@ -499,8 +533,8 @@ class BackupRun:
             return
         try:
             await self._forget_journal()
-        except OSError as error:
-            self.note(f"the journal could not be removed: {error.strerror}")
+        except VaultUnusableError as error:
+            self.note(f"the journal could not be removed: {error.reason}")
 
     def outcome(self, seconds: float, error: BaseException | None) -> Outcome:
         """Return how it ended: by *error* or, where there is none, with the artifact stored and off the node."""
@@ -518,26 +552,33 @@ class BackupRun:
     async def _note_journal(self, what: str, *, pinned: Pair | None = None) -> None:
         assert self._journal is not None, "there is a journal while a backup of our own is unfinished"
         self._journal = self._journal.noted(_now(), what, pinned=pinned)
-        try:
-            await in_thread(self._journal_file.write, self._journal)
-        except OSError as error:
-            reason = f"the journal cannot be written: {error.strerror}"
-            raise VaultUnusableError(self.node.name, reason) from error
+        await self._on_disk(self._journal_file.write, self._journal)
 
     async def _set_aside_unreadable(self) -> None:
         if self._unreadable:
-            aside = await in_thread(self._journal_file.set_aside, _now())
+            aside = await self._on_disk(self._journal_file.set_aside, _now())
             self._unreadable = False
             self.note(f"the unreadable journal was set aside as {aside.name}")
 
     async def _forget_journal(self) -> None:
         await self._set_aside_unreadable()
         self._journal = None
-        await in_thread(self._journal_file.remove)
+        await self._on_disk(self._journal_file.remove)
 
     async def _sweep(self) -> None:
         keep = self.session.directory.path
-        await in_thread(self.vault.sweep, self.node.name, kind=self.kind, keep=keep)
+        for folder in await self._on_disk(self.vault.sweep, self.node.name, kind=self.kind, keep=keep):
+            self.note(f"{folder.name} in the vault holds bytes and no manifest; look at it, then remove it")
+
+    async def _on_disk(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do something in the vault, in a thread. Raise VaultUnusableError where its disk fails."""
+        try:
+            return await in_thread(function, *args, **kwargs)
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise VaultUnusableError(
+                self.node.name, f"the vault {self.vault.root} cannot be used: {error.strerror}{where}"
+            ) from error
 
     def _md5_of(self, found: Found) -> str:
         if found.md5 is None:

@@ -1,21 +1,21 @@
 """The read-only look at a node before a run: what is there, what a run would do, what would be in its way."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from a0backup import replies
 from a0backup.a0cli import A0cli, PrivateDirectory
-from a0backup.errors import A0BackupError, NodeError, UnreachableError
+from a0backup.errors import A0BackupError, NodeError, UnreachableError, VaultFullError, VaultUnusableError
 from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.journal import Journal, JournalFile
 from a0backup.lock import is_held, read_holder
 from a0backup.reconcile import Action, reconcile
 from a0backup.replies import Status
-from a0backup.report import Finding
+from a0backup.report import Finding, human_size
+from a0backup.space import space_for
 from a0backup.vault import Vault
 
 _THEN = {
@@ -46,12 +46,12 @@ async def check_node(
     *known* are problems of the whole fleet that would make the node's backup fail as well.
     """
     problems = list(known)
-    status, would, teach = "not asked", "nothing", ""
+    status, would, teach, room = "not asked", "nothing", "", ""
     reachable = False
     vault = Vault(fleet.vault)
     try:
         node.require_build()
-        await in_thread(_check_vault, vault, node.name, problems)
+        room = await in_thread(_check_room, vault, node.name, fleet.kinds, problems)
         # No lock and nothing in the vault: a run under way is not disturbed by a look.
         with tempfile.TemporaryDirectory(prefix="a0backup-check-") as parent:
             directory = PrivateDirectory.make(Path(parent), node.name, key_dir=fleet.a0cli.key_dir, node=node.name)
@@ -80,22 +80,47 @@ async def check_node(
         reachable=reachable,
         status=status,
         would=would,
+        room=room,
         problems=tuple(problems),
         teach=teach,
     )
 
 
-def _check_vault(vault: Vault, node: str, problems: list[str]) -> None:
+def _check_room(vault: Vault, node: str, kinds: Sequence[str], problems: list[str]) -> str:
+    """Return what is free for each kind's next artifact, in words; add to *problems* what would be in its way."""
     place = vault.folder(node)
     while not place.exists() and place != place.parent:
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        problems.append(f"{node}: the vault {vault.root} cannot be written: {place} is not writable")
-        return
-    last = vault.newest(node)
-    free = shutil.disk_usage(place).free
-    if last and free < 2 * last.artifact.size:
-        problems.append(f"{node}: the vault has {free} bytes free, the last artifact had {last.artifact.size}")
+    try:
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise VaultUnusableError(node, f"the vault {vault.root} cannot be written: {place} is not writable")
+        spaces = {kind: space_for(vault, node, kind) for kind in kinds}
+    except OSError as error:
+        problems += told(VaultUnusableError(node, f"the vault {vault.root} cannot be read: {error.strerror}"))
+        return ""
+    except VaultUnusableError as error:
+        problems += told(error)
+        return ""
+    for kind, space in spaces.items():
+        if not space.enough:
+            problems += told(VaultFullError(node, kind, space.needed, space.free))
+    free = min(space.free for space in spaces.values())
+    lasts = [f"the last {kind} took {human_size(space.last)}" for kind, space in spaces.items() if space.last]
+    return ", ".join([f"{human_size(free)} free", *lasts])
+
+
+def fleet_room(fleet: Fleet, nodes: Sequence[Node]) -> tuple[str, ...]:
+    """Return what is in the way where the vault's disk has room for each node's artifacts, but not for all of them."""
+    vault = Vault(fleet.vault)
+    try:
+        spaces = [space_for(vault, node.name, kind) for node in nodes for kind in fleet.kinds]
+    except OSError:
+        return ()  # said for each node
+    needed, free = sum(space.needed for space in spaces), min(space.free for space in spaces)
+    if needed <= free or not all(space.enough for space in spaces):
+        return ()
+    text = f"no room for the artifacts of all {len(nodes)} nodes: they may take {needed:,} bytes, {free:,} are free"
+    return (text, "HINT: make room on the vault's disk, or give the vault a larger one")
 
 
 def _would(vault: Vault, node: str, kind: str, status: Status, existing: Existing) -> str:

@@ -27,6 +27,7 @@ A0BackupError
     ├── DeleteNotConfirmedError  still shown after its deletion         (transient)
     └── VaultError            the vault cannot keep or give back an artifact
         ├── VaultUnusableError    it cannot be written
+        ├── VaultFullError        it has no room for the next artifact
         └── ArtifactDamagedError  what is stored is not what its manifest says
 
 Each error carries its fields as ``args`` and so pickles; ``transient`` says whether asking again may help; ``hint``,
@@ -363,8 +364,29 @@ class VaultError(NodeError):
 class VaultUnusableError(VaultError):
     """The vault cannot be written."""
 
+    def __init__(self, node: str, reason: str) -> None:
+        super().__init__(node, reason)
+        self.reason = reason
+
     def hint(self) -> str:
         return "see that the vault's disk is mounted, writable by this user and not full"
+
+
+class VaultFullError(VaultError):
+    """The vault's disk has no room for the artifact that is to come. *needed* and *free* in bytes."""
+
+    def __init__(self, node: str, kind: str, needed: int, free: int) -> None:
+        super().__init__(node, kind, needed, free)
+        self.kind, self.needed, self.free = kind, needed, free
+
+    def message(self) -> str:
+        return (
+            f"{self.node}: no room for the {self.kind}: it may take {self.needed:,} bytes,"
+            f" the vault's disk has {self.free:,} free"
+        )
+
+    def hint(self) -> str:
+        return "make room on the vault's disk, or give the vault a larger one; what is on the node stays there"
 
 
 class ArtifactDamagedError(VaultError):

@@ -7,7 +7,7 @@ import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -115,9 +115,24 @@ def fsync_directory(path: Path) -> None:
     _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def fsync_file(path: Path) -> None:
-    """Make the bytes of *path* durable. After an error the file must be written anew: a second fsync may lie."""
-    _fsync(path, os.O_RDONLY | os.O_NOFOLLOW)
+def make_durable(path: Path) -> None:
+    """Make the bytes of *path* durable, under this name; where fsync fails they are written anew, once. Raise OSError.
+
+    After an error the same file is never synced again: the kernel may have forgotten what it could not write, and a
+    second fsync would then lie (LWN, "PostgreSQL's fsync() surprise"). What is written anew is what the disk gives
+    back.
+    """
+    try:
+        _fsync(path, os.O_RDONLY | os.O_NOFOLLOW)
+        fsync_directory(path.parent)
+    except OSError:
+        with open(path, "rb", buffering=0, opener=_not_through_a_link) as file:
+            _drop_cached_pages(file.fileno())
+            _write_and_rename(path, iter(lambda: file.read(CHUNK), b""))
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def _fsync(path: Path, flags: int) -> None:
@@ -131,16 +146,25 @@ def _fsync(path: Path, flags: int) -> None:
 def publish(path: Path, content: bytes) -> None:
     """Replace *path* by *content* atomically and durably, mode 0600: all of it is there after a crash, or none.
 
-    Raise OSError; the former file is then still whole, and nothing is left beside it.
+    Where it cannot be made durable it is written anew, to another file, once. Raise OSError; nothing is left beside
+    the file then, and the former one is still whole unless only the new name could not be made durable.
     """
+    try:
+        _write_and_rename(path, [content])
+    except OSError:
+        _write_and_rename(path, [content])
+
+
+def _write_and_rename(path: Path, chunks: Iterable[bytes]) -> None:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         try:
             os.fchmod(fd, 0o600)
-            view = memoryview(content)
-            while view:
-                view = view[os.write(fd, view) :]
+            for chunk in chunks:
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(fd, view) :]
             os.fsync(fd)
         finally:
             os.close(fd)

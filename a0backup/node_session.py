@@ -12,6 +12,7 @@ from a0backup.fleet import Existing, Fleet, Node
 from a0backup.lock import node_lock
 from a0backup.progress import Step, tell
 from a0backup.replies import missing_commands
+from a0backup.space import release
 from a0backup.vault import Vault
 
 
@@ -89,4 +90,5 @@ async def open_node(
                 fleet, node, directory=directory, lock=lock, flow_run=flow_run, began=began, existing=existing
             )
         finally:
+            release(vault, node.name)
             directory.remove()

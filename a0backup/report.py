@@ -61,6 +61,7 @@ class Finding:
     would: str
     problems: tuple[str, ...] = ()
     teach: str = ""
+    room: str = ""
 
 
 def outcome_of(
@@ -222,6 +223,7 @@ def check_rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
             "check": _verdict(finding),
             "status": escaped(finding.status),
             "would": escaped(finding.would),
+            "room": escaped(finding.room),
             "problems": escaped("; ".join(map(plain, finding.problems))),
         }
         for finding in findings
@@ -237,6 +239,7 @@ def check_json(findings: Iterable[Finding]) -> list[dict[str, object]]:
             "reachable": finding.reachable,
             "status": plain(finding.status),
             "would": plain(finding.would),
+            "room": plain(finding.room),
             "problems": [plain(problem) for problem in finding.problems],
             "teach": plain(finding.teach),
         }
@@ -251,6 +254,8 @@ def check_lines(findings: Sequence[Finding]) -> list[str]:
     for finding in findings:
         parts = [_verdict(finding), plain(finding.status), plain(finding.would)]
         found.append(f"{plain(finding.node):<{width}}  " + "  ".join(filter(None, parts)))
+        if finding.room:
+            found.append(f"  vault: {plain(finding.room)}")
         found += [f"  {plain(problem)}" for problem in finding.problems]
         if finding.teach:
             found.append(f"  if that reply is harmless, teach it in fleet.yaml: {plain(finding.teach)}")
@@ -270,13 +275,14 @@ def check_headline(findings: Sequence[Finding]) -> str:
 def check_markdown(findings: Sequence[Finding], *, fleet: str) -> str:
     """Return the findings as a page: headline, table, then each node's problems in words."""
     table = _table(
-        ("node", "check", "on the node", "the next run would"),
+        ("node", "check", "on the node", "the next run would", "in the vault"),
         (
             (
                 escaped(finding.node),
                 _emphasised(_verdict(finding), finding.well),
                 escaped(finding.status),
                 escaped(finding.would),
+                escaped(finding.room),
             )
             for finding in findings
         ),

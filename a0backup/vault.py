@@ -25,7 +25,7 @@ from a0backup.files import (
     Digests,
     digests,
     fsync_directory,
-    fsync_file,
+    make_durable,
     make_new_directory,
     make_private_directory,
     publish,
@@ -165,6 +165,9 @@ class Vault:
         probe = self.folder(node) / f".writable.{uuid.uuid4().hex}.partial"
         try:
             make_private_directory(self.folder(node))
+            # Also where they are there already: whoever made them may have been killed before they were durable.
+            fsync_directory(self.root)
+            fsync_directory(self.root.parent)
             with probe.open("xb", buffering=0) as file:
                 file.write(b"\n")
                 os.fsync(file.fileno())
@@ -289,6 +292,20 @@ class Vault:
             reason = f"the artifact's sha256 is {actual.sha256}, its manifest says {expected.sha256}"
             raise ArtifactDamagedError(node, manifest.id, reason)
 
+    def confirm(self, manifest: Manifest) -> None:
+        """Have an artifact that another run stored read back and durable, so that the node's own copy can go.
+
+        That run may have been killed before its last fsync. Raise ArtifactDamagedError, VaultUnusableError.
+        """
+        self.reread(manifest)
+        folder = self.root / manifest.id
+        try:
+            self._publish(manifest)
+            fsync_directory(folder.parent)
+        except OSError as error:
+            reason = f"{manifest.id} cannot be made durable: {error.strerror}"
+            raise VaultUnusableError(manifest.node.name, reason) from error
+
     # -- bytes that are verified and not stored yet ------------------------------------------------------------
 
     def verified_file(self, node: str, kind: str) -> Path:
@@ -317,23 +334,35 @@ class Vault:
                 return found
         return None
 
-    def sweep(self, node: str, *, kind: str, keep: Path) -> None:
+    def sweep(self, node: str, *, kind: str, keep: Path) -> list[Path]:
         """Remove what dead runs left of *node*: their private directories (all but *keep*) and partial files.
 
-        Called when nothing of it can be of use any more: the backup of *kind* is stored, or none is on the node.
+        Called when nothing of it can be of use any more: the backup of *kind* is stored, or none is on the node. Return
+        the folders whose bytes miss their manifest: whether they are worth anything only a person can tell.
         """
         self.verified_file(node, kind).unlink(missing_ok=True)
-        for path in self.work(node).iterdir():
-            if path != keep and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+        self.sweep_private(node, keep=keep)
+        self.drop_quarantine(node, kind, but_newest=True)
         for path in self.folder(node).glob(".*.partial"):
             path.unlink(missing_ok=True)
+        without_manifest: list[Path] = []
         for folder in self.folders(node):
             for path in folder.glob(".*.partial"):
                 path.unlink(missing_ok=True)
-            # Never bytes: an artifact that misses its manifest was verified once and may be the only one.
-            if not any(folder.iterdir()):
-                folder.rmdir()
+            if folder.name.endswith(f"Z-{kind}") and not (folder / MANIFEST).exists():
+                left = list(folder.iterdir())
+                if any(not path.is_file() or path.stat().st_size for path in left):
+                    without_manifest.append(folder)
+                else:
+                    # Made, and by a crash never filled.
+                    shutil.rmtree(folder)
+        return without_manifest
+
+    def sweep_private(self, node: str, *, keep: Path) -> None:
+        """Remove the private directories of dead runs, all but *keep*."""
+        for path in self.work(node).iterdir():
+            if path != keep and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
 
     # -- storing -----------------------------------------------------------------------------------------------
 
@@ -385,7 +414,7 @@ class Vault:
                 folder.rmdir()
                 raise
             # The manifest comes last: a crash before this line leaves no folder that looks like a backup.
-            publish(folder / MANIFEST, json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
+            self._publish(manifest)
         except OSError as error:
             raise VaultUnusableError(node.name, f"the artifact cannot be stored: {error.strerror}") from error
         return manifest
@@ -393,8 +422,10 @@ class Vault:
     def _settle_bytes(self, source: Path, target: Path) -> None:
         source.chmod(0o600)
         source.replace(target)
-        fsync_file(target)
-        fsync_directory(target.parent)
+        make_durable(target)
+
+    def _publish(self, manifest: Manifest) -> None:
+        publish(self.root / manifest.id / MANIFEST, json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
 
     def _make_folder(self, node: str, kind: str, start: datetime) -> Path:
         second = start.astimezone(UTC)
@@ -411,15 +442,32 @@ class Vault:
 
     def quarantine(self, node: str, kind: str, retrieved: Path, *, reason: dict[str, object], now: datetime) -> Path:
         """Keep the retrieval *retrieved* that failed verification aside with *reason*, the newest of its kind only."""
-        place = self.folder(node) / "quarantine"
+        place = self._quarantine(node)
         make_private_directory(place)
-        former = [path for path in place.iterdir() if path.name.endswith(f"Z-{kind}")]
+        former = self._quarantined(node, kind)
         folder = place / f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{kind}"
         make_private_directory(folder)
+        # The bytes come last: a folder without them is what a killed run left.
+        publish(folder / "reason.json", json.dumps(reason, indent=2).encode() + b"\n")
         retrieved.chmod(0o600)
         retrieved.replace(folder / f"{kind}.tar.gz.enc")
-        publish(folder / "reason.json", json.dumps(reason, indent=2).encode() + b"\n")
         for path in former:
             if path != folder:
                 shutil.rmtree(path)
         return folder
+
+    def drop_quarantine(self, node: str, kind: str, *, but_newest: bool = False) -> None:
+        """Remove the retrievals of *kind* that failed verification: all, or those that a killed run did not get to."""
+        whole = [path for path in self._quarantined(node, kind) if (path / f"{kind}.tar.gz.enc").exists()]
+        for path in self._quarantined(node, kind):
+            if not but_newest or path not in whole[-1:]:
+                shutil.rmtree(path)
+
+    def _quarantine(self, node: str) -> Path:
+        return self.folder(node) / "quarantine"
+
+    def _quarantined(self, node: str, kind: str) -> list[Path]:
+        try:
+            return sorted(path for path in self._quarantine(node).iterdir() if path.name.endswith(f"Z-{kind}"))
+        except FileNotFoundError:
+            return []

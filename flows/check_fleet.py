@@ -12,8 +12,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from a0backup import password
-from a0backup.check import check_node, told
+from a0backup.check import check_node, fleet_room, told
 from a0backup.errors import CheckFailedError, PasswordError
+from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.progress import Checked, tell
 from a0backup.report import Finding
@@ -46,7 +47,7 @@ async def check_fleet(
     chosen = settings.chosen(nodes)
     said: Existing | None = None if existing == "as in fleet.yaml" else existing
 
-    problems = await password_problems(settings)
+    problems = await password_problems(settings) + await in_thread(fleet_room, settings, chosen)
     look = partial(finding_of, fleet=settings, existing=said, problems=problems)
     findings = await for_each(chosen, look, at_most=settings.max_parallel)
     await publish_findings(findings, fleet=str(fleet))

@@ -11,16 +11,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from a0backup.a0cli import A0cli, Printed
-from a0backup.backup_run import BackupRun
 from a0backup.errors import (
     A0BackupError,
     AwaitDeadlineError,
@@ -32,127 +30,14 @@ from a0backup.errors import (
     RetrieveFailedError,
     StartFailedError,
     UnknownReplyError,
+    VaultFullError,
 )
 from a0backup.fleet import Existing, Fleet
 from a0backup.journal import Journal, JournalFile
-from a0backup.node_session import open_node
-from a0backup.reconcile import Action
-from a0backup.replies import Found, Status
-from a0backup.report import Ending, Outcome
+from a0backup.report import Ending
 from a0backup.vault import Manifest, Vault
 from simulator.fleet import SimulatedFleet
-
-PASSWORD = "Passw0rd"
-REPOSITORY = Path(__file__).parents[2]
-T = TypeVar("T")
-Hook = Callable[[str], None]
-
-
-# -- the driver: flows/backup_node.py without its engine ---------------------------------------------------------------
-
-
-async def again(call: Callable[[], Awaitable[T]], times: int) -> T:
-    """Do what the engine's retries do: repeat *call* while its error is transient."""
-    for _ in range(times):
-        try:
-            return await call()
-        except A0BackupError as error:
-            if not error.transient:
-                raise
-        await asyncio.sleep(0.02)
-    return await call()
-
-
-async def make_and_keep(run: BackupRun, after: Hook) -> None:
-    status: Status = await again(run.status, 3)
-    after("status")
-    while True:
-        plan = await run.plan(status)
-        match plan.action:
-            case Action.START:
-                await run.start(PASSWORD)
-                after("start")
-                status = await again(run.poll, 100_000)
-                after("found")
-            case Action.AWAIT:
-                status = await again(run.poll, 100_000)
-                after("found")
-            case Action.ASK_AGAIN:
-                await run.ask_again_later()
-                status = await again(run.status, 3)
-            case Action.KEEP:
-                found = run.to_keep(status)
-                if await retrieve_verified(run, found, after):
-                    await run.store(found, ours=plan.ours)
-                    after("store")
-            case Action.DELETE | Action.REPLACE:
-                assert isinstance(status, Found)
-                await run.delete(status)
-                after("delete")
-                status = await again(functools.partial(run.confirm_deleted, status), 3)
-                after("confirm")
-            case Action.DONE:
-                await run.settle()
-                return
-
-
-async def retrieve_verified(run: BackupRun, found: Found, after: Hook) -> bool:
-    while True:
-        try:
-            await run.retrieve(found)
-            after("retrieve")
-            await run.verify(found)
-            after("verify")
-        except A0BackupError as error:
-            if not await run.goes_on_after(error, found):
-                return False
-        else:
-            return True
-
-
-@dataclass(frozen=True)
-class Night:
-    """How a run ended."""
-
-    outcome: Outcome
-    error: BaseException | None
-    stages: list[str] = field(default_factory=list)
-
-    @property
-    def notes(self) -> str:
-        return "; ".join(self.outcome.notes)
-
-
-async def night(
-    fleet: Fleet,
-    *,
-    flow_run: str = "run-2",
-    existing: Existing | None = None,
-    after: Hook = lambda stage: None,
-    began: datetime | None = None,
-) -> Night:
-    stages: list[str] = []
-
-    def passed(stage: str) -> None:
-        stages.append(stage)
-        after(stage)
-
-    [node] = fleet.nodes
-    error: A0BackupError | None = None
-    # A second later than it is, so that what an earlier run of the same test started does not count as this one's.
-    began = began or datetime.now(UTC) + timedelta(seconds=1)
-    async with open_node(fleet, node, flow_run=flow_run, began=began, existing=existing) as session:
-        await session.update_commands()
-        run = BackupRun(session, "backup")
-        try:
-            await run.open()
-            await make_and_keep(run, passed)
-        except A0BackupError as stopped:
-            error = stopped
-        outcome = run.outcome(1.0, error)
-        if error is not None:
-            await run.let_go()
-        return Night(outcome, error, stages)
+from tests.nights import PASSWORD, REPOSITORY, Night, night
 
 
 def killed_after(stage: str, fleet_file: str) -> None:
@@ -226,6 +111,21 @@ class Desk:
     @property
     def stored(self) -> list[Manifest]:
         return self.vault.manifests(self.name)
+
+    def say_the_last_was(self, size: int) -> None:
+        """Have the newest manifest say that its artifact took *size* bytes."""
+        last = self.vault.newest(self.name)
+        assert last is not None
+        file = self.vault.root / last.id / "manifest.json"
+        file.write_text(file.read_text().replace(f'"size": {last.artifact.size}', f'"size": {size}'))
+
+    def say_the_last_was_huge(self) -> None:
+        self.say_the_last_was(10**18)
+
+    def quarantined(self) -> None:
+        folder = self.vault.folder(self.name) / "quarantine" / "20200101T000000Z-backup"
+        folder.mkdir(parents=True)
+        (folder / "backup.tar.gz.enc").write_bytes(b"did not match")
 
     def by_hand(self, *command: str) -> None:
         """Call a0cli as an operator at another desk does."""
@@ -370,6 +270,72 @@ async def test_our_own_await_begins_anew_after_that_for_somebody_else(desk: Desk
     desk.is_settled()
 
 
+# -- room on the disk --------------------------------------------------------------------------------------------------
+
+
+async def test_without_room_for_the_next_artifact_nothing_is_started(desk: Desk) -> None:
+    await desk.night(flow_run="run-1")
+    desk.say_the_last_was_huge()
+    desk.quarantined()
+    ended = await desk.night()
+    assert isinstance(ended.error, VaultFullError)
+    assert (ended.outcome.ending, ended.outcome.step) == (Ending.FAILED, "start")
+    assert desk.counts == (1, 1, 1)
+    assert desk.journal.read() is None
+    # What did not match goes first where room is short.
+    assert not list((desk.vault.folder(desk.name) / "quarantine").iterdir())
+    desk.say_the_last_was(20_000)
+    assert (await desk.night(flow_run="run-3")).outcome.ending is Ending.STORED
+
+
+async def test_without_room_a_backup_that_is_there_is_not_retrieved_and_stays(desk: Desk) -> None:
+    await desk.night(flow_run="run-1")
+    desk.say_the_last_was_huge()
+    theirs = desk.put()
+    ended = await desk.night()
+    assert isinstance(ended.error, VaultFullError)
+    assert desk.counts == (1, 1, 1)
+    assert desk.holds == theirs
+
+
+async def test_what_is_stored_already_needs_no_room(desk: Desk) -> None:
+    await desk.killed_after("store")
+    [manifest] = desk.stored
+    newest = desk.vault.folder(desk.name) / "29990101T000000Z-backup"
+    shutil.copytree(desk.vault.root / manifest.id, newest)
+    file = newest / "manifest.json"
+    other = file.read_text().replace(manifest.id, f"{desk.name}/{newest.name}").replace(manifest.artifact.md5, "0" * 32)
+    file.write_text(other)
+    desk.say_the_last_was_huge()
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED, ended.error
+    assert ended.outcome.id == manifest.id
+    assert desk.counts == (1, 1, 1)
+
+
+async def test_what_dead_runs_retrieved_in_vain_is_gone_before_the_next_retrieval(desk: Desk) -> None:
+    partial = desk.vault.work(desk.name) / "run-0" / "backup-retrieve.tar.gz.enc"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"part of it")
+    await desk.killed_after("start")
+    partial.parent.mkdir(parents=True)  # the start has swept it
+    partial.write_bytes(b"part of it")
+    seen: list[bool] = []
+    ended = await desk.night(after=lambda stage: seen.append(partial.exists()) if stage == "retrieve" else None)
+    assert ended.outcome.ending is Ending.STORED
+    assert seen == [False]
+
+
+async def test_bytes_without_a_manifest_that_are_not_of_this_backup_are_named_and_left(desk: Desk) -> None:
+    folder = desk.vault.folder(desk.name) / "20200101T000000Z-backup"
+    folder.mkdir(parents=True)
+    (folder / "backup.tar.gz.enc").write_bytes(b"of an unknown backup")
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    assert "20200101T000000Z-backup in the vault holds bytes and no manifest" in ended.notes
+    assert (folder / "backup.tar.gz.enc").read_bytes() == b"of an unknown backup"
+
+
 # -- bytes that are not the node's -------------------------------------------------------------------------------------
 
 
@@ -386,6 +352,19 @@ async def test_a_mismatch_in_every_attempt_leaves_the_node_its_backup_and_the_by
     reason = json.loads((quarantined / "reason.json").read_text())
     assert (reason["md5_of_node"], reason["md5_of_bytes"]) == (ended.error.expected, ended.error.actual)
     assert (quarantined / "backup.tar.gz.enc").stat().st_size == desk.holds["size"]
+
+
+async def test_bytes_that_did_not_match_are_not_kept_where_they_would_take_the_room_of_the_next(desk: Desk) -> None:
+    await desk.night(flow_run="run-1")
+    desk.tell("backup-retrieve", "flip")
+    ended = await desk.night(after=lambda stage: desk.say_the_last_was_huge() if stage == "retrieve" else None)
+    assert isinstance(ended.error, VaultFullError)  # before another attempt
+    desk.configure(retrieve_attempts=1)
+    desk.say_the_last_was(20_000)
+    ended = await desk.night(after=lambda stage: desk.say_the_last_was_huge() if stage == "retrieve" else None)
+    assert isinstance(ended.error, Md5MismatchError)
+    assert "the vault's disk is nearly full" in ended.notes
+    assert not (desk.vault.folder(desk.name) / "quarantine").exists()
 
 
 async def test_after_a_mismatch_the_next_night_finishes_that_backup(desk: Desk) -> None:
@@ -407,7 +386,7 @@ async def test_a_mismatch_once_is_retrieved_again_and_well(desk: Desk) -> None:
     desk.is_settled()
 
 
-@pytest.mark.parametrize(("fault", "error"), [("drop", Md5MismatchError), ("truncate", Md5MismatchError)])
+@pytest.mark.parametrize(("fault", "error"), [("drop", RetrieveFailedError), ("truncate", Md5MismatchError)])
 async def test_a_transfer_that_ends_early_is_never_taken_for_whole(
     desk: Desk, fault: str, error: type[A0BackupError]
 ) -> None:

@@ -7,6 +7,8 @@ import fcntl
 import hashlib
 import itertools
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from a0backup.check import check_node
+from a0backup.check import check_node, fleet_room
 from a0backup.files import digests
 from a0backup.fleet import Existing, Fleet
 from a0backup.journal import Journal, JournalFile, Pair
@@ -111,13 +113,45 @@ def desk(simulated: SimulatedFleet, unused: Iterator[dict[str, Any]], tmp_path: 
 
 async def test_a_free_node_is_well_and_would_be_backed_up(desk: Desk) -> None:
     finding = await desk.check()
+    assert re.fullmatch(r"\d+\.\d [GT]B free", finding.room)
     assert finding == Finding(
         node=desk.name,
+        room=finding.room,
         well=True,
         reachable=True,
         status="nothing there",
         would="start a backup, retrieve, verify and store it, delete it on the node (nothing is on the node)",
     )
+
+
+async def test_a_vault_without_room_for_the_next_artifact_is_a_problem(desk: Desk) -> None:
+    desk.store()
+    [manifest] = desk.vault.manifests(desk.name)
+    finding = await desk.check()
+    assert finding.room.endswith(f"GB free, the last backup took {manifest.artifact.size / 1000:.1f} kB")
+    file = desk.vault.root / manifest.id / "manifest.json"
+    file.write_text(file.read_text().replace(f'"size": {manifest.artifact.size}', f'"size": {10**18}'))
+    finding = await desk.check()
+    assert not finding.well
+    assert finding.room.endswith("the last backup took 1000.0 PB")
+    [problem, hint] = finding.problems
+    assert problem.startswith(
+        "no room for the backup: it may take 1,250,000,000,000,000,000 bytes, the vault's disk has"
+    )
+    assert hint.startswith("HINT: make room")
+
+
+async def test_room_for_each_node_but_not_for_all_of_them_is_a_problem_of_the_fleet(desk: Desk) -> None:
+    desk.store()
+    [manifest] = desk.vault.manifests(desk.name)
+    assert fleet_room(desk.fleet, desk.fleet.nodes * 100) == ()
+    share = shutil.disk_usage(desk.fleet.vault).free // 3
+    file = desk.vault.root / manifest.id / "manifest.json"
+    file.write_text(file.read_text().replace(f'"size": {manifest.artifact.size}', f'"size": {share}'))
+    assert fleet_room(desk.fleet, desk.fleet.nodes) == ()
+    [problem, hint] = fleet_room(desk.fleet, desk.fleet.nodes * 4)
+    assert problem.startswith("no room for the artifacts of all 4 nodes: they may take ")
+    assert hint.startswith("HINT: make room")
 
 
 @pytest.mark.parametrize(

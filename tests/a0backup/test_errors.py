@@ -15,6 +15,7 @@ CLASSES = [each for _, each in inspect.getmembers(errors, inspect.isclass) if is
 VALUES = {
     **{"path": "fleet.yaml", "problems": ("line 1: odd", "line 2: odder"), "reasons": ("a0-1: lock",), "total": 3},
     **{"exit_code": 7, "build": 6000, "waited": 2.5, "seconds": 3.0, "deadline": 4.0, "attempts": 3},
+    **{"needed": 9_000_000, "free": 4096},
 }
 
 

@@ -99,7 +99,7 @@ def hostile(text: str) -> list[Outcome]:
 
 def findings(text: str) -> list[Finding]:
     return [
-        Finding(text, well, reachable, text, text, (text, text), text)
+        Finding(text, well, reachable, text, text, (text, text), text, text)
         for well, reachable in ((True, True), (False, True), (False, False))
     ]
 
@@ -226,7 +226,7 @@ def only_text(text: str) -> None:
     allowed |= {f"{block}_{end}" for block in blocks for end in ("open", "close")}
     for page, columns, body in (
         (markdown(hostile(text), fleet=text), 6, len(Ending)),
-        (check_markdown(findings(text), fleet=text), 4, 3),
+        (check_markdown(findings(text), fleet=text), 5, 3),
     ):
         tokens = rendered(page)
         assert {token.type for token in tokens} <= allowed
@@ -307,7 +307,7 @@ def test_durations_are_written_for_people(seconds: float, text: str) -> None:
     assert human_seconds(seconds) == text
 
 
-WELL = Finding("a0-1", True, True, "nothing there", "start a backup")
+WELL = Finding("a0-1", True, True, "nothing there", "start a backup", room="52.0 GB free, the last backup took 1.0 GB")
 UNKNOWN = Finding(
     "a0-2",
     False,
@@ -324,6 +324,7 @@ def test_a_check_is_reported_with_the_line_that_teaches_a_wording() -> None:
     assert check_lines([WELL, UNKNOWN, GONE]) == [
         "3 nodes checked: 1 well, 2 not (1 unreachable)",
         "a0-1  well  nothing there  start a backup",
+        "  vault: 52.0 GB free, the last backup took 1.0 GB",
         "a0-2  not well  unknown  fail",
         '  backup-status: a reply that is not understood: "Nix da"',
         '  if that reply is harmless, teach it in fleet.yaml: a0cli: {replies: {absent: ["Nix da"]}}',
@@ -332,10 +333,10 @@ def test_a_check_is_reported_with_the_line_that_teaches_a_wording() -> None:
     ]
     page = check_markdown([WELL, UNKNOWN, GONE], fleet="fleet.yaml")
     assert page.startswith("**3 nodes checked: 1 well, 2 not (1 unreachable)**, fleet fleet.yaml\n\n| node | check |")
-    assert "| a0-1 | well | nothing there | start a backup |" in page
-    assert "| a0-3 | **unreachable** |  | fail |" in page
+    assert "| a0-1 | well | nothing there | start a backup | 52.0 GB free, the last backup took 1.0 GB |" in page
+    assert "| a0-3 | **unreachable** |  | fail |  |" in page
     assert {tuple(row) for row in check_json([WELL, UNKNOWN])} == {
-        ("node", "well", "reachable", "status", "would", "problems", "teach")
+        ("node", "well", "reachable", "status", "would", "room", "problems", "teach")
     }
     assert check_json([UNKNOWN])[0]["teach"] == 'a0cli: {replies: {absent: ["Nix da"]}}'
 

@@ -551,7 +551,7 @@ def test_sweeping_removes_what_dead_runs_left_and_nothing_else(room: Room) -> No
         (room.node / name).write_text(name)
     (room.node / "quarantine").mkdir()
 
-    room.vault.sweep("a0-1", kind="backup", keep=mine)
+    assert room.vault.sweep("a0-1", kind="backup", keep=mine) == [bytes_alone]
 
     left = sorted(
         str(path.relative_to(room.node)) for path in room.node.rglob("*") if not path.is_dir() or path == mine
@@ -631,6 +631,41 @@ def test_quarantine_keeps_the_newest_of_a_kind_with_its_reason_and_no_manifest(r
         "20261123T021411Z-backup/reason.json": '{\n  "n": 2\n}\n',
     }
     assert list(room.vault.entries()) == []
+
+
+def test_sweeping_removes_the_quarantine_that_a_killed_run_did_not_fill_or_did_not_replace(room: Room) -> None:
+    room.work.mkdir(parents=True)
+    place = room.node / "quarantine"
+    for name in ("20261121T020000Z-backup", "20261122T020000Z-backup", "20261120T020000Z-backup-sensitive"):
+        (place / name).mkdir(parents=True)
+        (place / name / f"{name.partition('-')[2]}.tar.gz.enc").write_bytes(BYTES)
+    (place / "20261123T020000Z-backup").mkdir()
+    (place / "20261123T020000Z-backup" / ".reason.json.0.partial").write_text("{")
+    room.vault.sweep("a0-1", kind="backup", keep=room.work / "mine")
+    left = sorted(path.name for path in place.iterdir())
+    assert left == ["20261120T020000Z-backup-sensitive", "20261122T020000Z-backup"]
+
+
+def test_the_quarantine_of_a_kind_can_be_dropped(room: Room) -> None:
+    room.work.mkdir(parents=True)
+    for kind in ("backup", "backup-sensitive"):
+        (room.work / "retrieved").write_bytes(BYTES)
+        room.vault.quarantine("a0-1", kind, room.work / "retrieved", reason={}, now=STORED)
+    room.vault.drop_quarantine("a0-1", "backup")
+    assert [path.name for path in (room.node / "quarantine").iterdir()] == ["20261123T021409Z-backup-sensitive"]
+
+
+def test_what_another_run_stored_is_made_durable_anew_before_it_counts(room: Room) -> None:
+    """That run may have been killed between the manifest's rename and the fsync of its folder."""
+    manifest = room.store()
+    file = room.vault.root / ID / "manifest.json"
+    before, content = file.stat().st_ino, file.read_bytes()
+    room.vault.confirm(manifest)
+    assert file.stat().st_ino != before
+    assert file.read_bytes() == content
+    room.vault.artifact(manifest).write_bytes(b"damaged")
+    with pytest.raises(ArtifactDamagedError):
+        room.vault.confirm(manifest)
 
 
 def test_what_is_in_quarantine_is_never_salvaged(room: Room) -> None:

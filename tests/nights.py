@@ -1,0 +1,343 @@
+"""Nights without an engine: what flows/backup_node.py does with the core, for tests that need no Prefect.
+
+ended = await night(fleet)                    # in this process
+with Runs(room) as runs:                      # each in a process of its own, which may be killed
+    run = runs.start(fleet_file, flow_run="run-1")
+    print(run.wait(60))
+"""
+
+import asyncio
+import ctypes
+import functools
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
+
+from a0backup.backup_run import BackupRun
+from a0backup.errors import A0BackupError
+from a0backup.fleet import Existing, Fleet
+from a0backup.node_session import NodeSession, open_node
+from a0backup.reconcile import Action
+from a0backup.replies import Found, Status
+from a0backup.report import Ending, Outcome, outcome_of
+
+PASSWORD = "Passw0rd"
+REPOSITORY = Path(__file__).parents[1]
+T = TypeVar("T")
+Hook = Callable[[str], None]
+
+
+# -- the driver --------------------------------------------------------------------------------------------------------
+
+
+async def again(call: Callable[[], Awaitable[T]], times: int) -> T:
+    """Do what the engine's retries do: repeat *call* while its error is transient."""
+    for _ in range(times):
+        try:
+            return await call()
+        except A0BackupError as error:
+            if not error.transient:
+                raise
+        await asyncio.sleep(0.02)
+    return await call()
+
+
+async def make_and_keep(run: BackupRun, after: Hook, password: str = PASSWORD) -> None:
+    status: Status = await again(run.status, 3)
+    after("status")
+    while True:
+        plan = await run.plan(status)
+        match plan.action:
+            case Action.START:
+                await run.start(password)
+                after("start")
+                status = await again(run.poll, 100_000)
+                after("found")
+            case Action.AWAIT:
+                status = await again(run.poll, 100_000)
+                after("found")
+            case Action.ASK_AGAIN:
+                await run.ask_again_later()
+                status = await again(run.status, 3)
+            case Action.KEEP:
+                found = run.to_keep(status)
+                if await retrieve_verified(run, found, after):
+                    await run.store(found, ours=plan.ours)
+                    after("store")
+            case Action.DELETE | Action.REPLACE:
+                assert isinstance(status, Found)
+                await run.delete(status)
+                after("delete")
+                status = await again(functools.partial(run.confirm_deleted, status), 3)
+                after("confirm")
+            case Action.DONE:
+                await run.settle()
+                return
+
+
+async def retrieve_verified(run: BackupRun, found: Found, after: Hook) -> bool:
+    while True:
+        try:
+            await run.retrieve(found)
+            after("retrieve")
+            await run.verify(found)
+            after("verify")
+        except A0BackupError as error:
+            if not await run.goes_on_after(error, found):
+                return False
+        else:
+            return True
+
+
+@dataclass(frozen=True)
+class Night:
+    """How a run ended for one kind."""
+
+    outcome: Outcome
+    error: BaseException | None
+    stages: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> str:
+        return "; ".join(self.outcome.notes)
+
+
+async def back_up(session: NodeSession, kind: str, after: Hook, password: str = PASSWORD) -> Night:
+    stages: list[str] = []
+
+    def passed(stage: str) -> None:
+        stages.append(stage)
+        after(stage)
+
+    error: A0BackupError | None = None
+    run = BackupRun(session, kind)
+    try:
+        await run.open()
+        await make_and_keep(run, passed, password)
+    except A0BackupError as stopped:
+        error = stopped
+    outcome = run.outcome(1.0, error)
+    if error is not None:
+        await run.let_go()
+    return Night(outcome, error, stages)
+
+
+def later() -> datetime:
+    """A second later than it is, so that what an earlier run of the same test started does not count as this one's."""
+    return datetime.now(UTC) + timedelta(seconds=1)
+
+
+async def night(
+    fleet: Fleet,
+    *,
+    flow_run: str = "run-2",
+    existing: Existing | None = None,
+    after: Hook = lambda stage: None,
+    began: datetime | None = None,
+) -> Night:
+    """One run on the only node of *fleet*, of the kind `backup` alone."""
+    [node] = fleet.nodes
+    async with open_node(fleet, node, flow_run=flow_run, began=began or later(), existing=existing) as session:
+        await session.update_commands()
+        return await back_up(session, "backup", after)
+
+
+async def whole_night(
+    fleet: Fleet,
+    *,
+    flow_run: str,
+    existing: Existing | None = None,
+    began: datetime | None = None,
+    password: str = PASSWORD,
+) -> list[Night]:
+    """One run on the only node of *fleet*: all its kinds, and an error of one does not stop the others."""
+    [node] = fleet.nodes
+    nights: list[Night] = []
+    try:
+        async with open_node(fleet, node, flow_run=flow_run, began=began or later(), existing=existing) as session:
+            await session.update_commands()
+            await session.ping()
+            for kind in fleet.kinds:
+                nights.append(await back_up(session, kind, lambda stage: None, password))
+    except A0BackupError as error:
+        rest = fleet.kinds[len(nights) :]
+        nights += [Night(outcome_of(node.name, kind, seconds=1, error=error, step="open"), error) for kind in rest]
+    return nights
+
+
+# -- runs in processes of their own ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the process of a run ended: killed by *signal*, or with how each kind ended."""
+
+    signal: int
+    outcomes: list[Outcome]
+    errors: list[str]
+    unforeseen: str = ""  # the traceback of what is no A0BackupError
+
+    @property
+    def stored(self) -> bool:
+        return bool(self.outcomes) and all(outcome.well for outcome in self.outcomes)
+
+
+class Running:
+    """A run in a process of its own."""
+
+    def __init__(self, runs: "Runs", pid: int, report: Path) -> None:
+        self.runs, self.pid, self._report = runs, pid, report
+
+    def wait(self, seconds: float = 120) -> Ended:
+        """Return how it ended. Raise TimeoutError after *seconds*, with the process killed."""
+        status = self.runs._status_of(self.pid, seconds)
+        if status < 0:
+            return Ended(-status, [], [])
+        said = json.loads(self._report.read_text())
+        outcomes = [Outcome(**{**each, "ending": Ending(each["ending"])}) for each in said["outcomes"]]
+        return Ended(0, outcomes, said["errors"], said["unforeseen"])
+
+
+class Runs:
+    """A warm process that forks one for each run, so that a run costs no start of Python.
+
+    *environment* is added to that of the warm process, such as the library of a fault harness.
+    """
+
+    def __init__(self, room: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.room = room
+        self._environment = {**os.environ, **(environment or {})}
+        self._ended: dict[int, int] = {}
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        program = "from tests.nights import serve_runs; serve_runs()"
+        with (self.room / "runs.log").open("ab") as log:
+            self._warm = subprocess.Popen(
+                [sys.executable, "-c", program],
+                cwd=REPOSITORY,
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # The end of its stdin makes it kill its runs and end.
+        self._warm.communicate(timeout=30)
+
+    def start(self, fleet_file: Path, *, attach: Path | None = None, **said: object) -> Running:
+        """Start `whole_night` with *said* in a process of its own; *attach*: to that control file of the disk."""
+        self._count += 1
+        report = self.room / f"run-{self._count}.json"
+        order = {"fleet_file": str(fleet_file), "report": str(report), "attach": str(attach or ""), "said": said}
+        assert self._warm.stdin is not None
+        self._warm.stdin.write(json.dumps(order, default=str).encode() + b"\n")
+        self._warm.stdin.flush()
+        return Running(self, int(self._line(30)["started"]), report)
+
+    def _line(self, seconds: float) -> dict[str, int]:
+        """Return the next 'started', noting what ended meanwhile; without one until then, raise TimeoutError."""
+        stdout = self._warm.stdout
+        assert stdout is not None
+        ends = time.monotonic() + seconds
+        while select.select([stdout], [], [], max(0, ends - time.monotonic()))[0]:
+            # Unbuffered lines of a few bytes: each is written at once and comes whole.
+            line = b""
+            while not line.endswith(b"\n"):
+                piece = os.read(stdout.fileno(), 1)
+                if not piece:
+                    raise RuntimeError(f"the warm process ended: {(self.room / 'runs.log').read_text()[-3000:]}")
+                line += piece
+            said: dict[str, int] = json.loads(line)
+            if "started" in said:
+                return said
+            self._ended[said["ended"]] = said["status"]
+            return said
+        raise TimeoutError(f"nothing from the warm process for {seconds:.0f} s")
+
+    def _status_of(self, pid: int, seconds: float) -> int:
+        ends = time.monotonic() + seconds
+        try:
+            while pid not in self._ended:
+                self._line(ends - time.monotonic())
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        return self._ended.pop(pid)
+
+
+def serve_runs() -> None:
+    """The warm process: fork a run for each line on stdin, tell on stdout when it starts and ends."""
+    pids: dict[int, int] = {}  # by the descriptor that becomes readable when the process ends
+    orders = b""
+
+    def tell(**line: int) -> None:
+        os.write(1, json.dumps(line).encode() + b"\n")
+
+    while True:
+        for ready in select.select([0, *pids], [], [])[0]:
+            if ready != 0:
+                pid = pids.pop(ready)
+                os.close(ready)
+                tell(ended=pid, status=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                continue
+            piece = os.read(0, 1 << 16)
+            if not piece:
+                for pid in pids.values():
+                    os.kill(pid, signal.SIGKILL)
+                return
+            *whole, orders = (orders + piece).split(b"\n")
+            for order in map(json.loads, whole):
+                pid = os.fork()
+                if pid == 0:
+                    _run_forked(order)
+                pids[os.pidfd_open(pid)] = pid
+                tell(started=pid)
+
+
+def _run_forked(order: Mapping[str, Any]) -> NoReturn:
+    """Do one run and end this process, whatever happens."""
+    status = 1
+    try:
+        os.setsid()
+        os.umask(0)  # the vault's files are private whatever it is
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        log = os.open(f"{order['report']}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        for descriptor, target in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(descriptor, target)
+        os.closerange(3, 1024)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+        if order["attach"]:
+            ctypes.CDLL(None).a0_disk_attach(order["attach"].encode())
+        said = dict(order["said"])
+        if said.get("began") is not None:
+            said["began"] = datetime.fromisoformat(said["began"])
+        report: dict[str, Any] = {"outcomes": [], "errors": [], "unforeseen": ""}
+        try:
+            nights = asyncio.run(whole_night(Fleet.load(order["fleet_file"]), **said))
+            report["outcomes"] = [asdict(night.outcome) for night in nights]
+            report["errors"] = [type(night.error).__name__ if night.error else "" for night in nights]
+        except BaseException:  # noqa: BLE001 - told to whoever started this process
+            report["unforeseen"] = traceback.format_exc()
+        Path(order["report"]).write_text(json.dumps(report))
+        status = 0
+    except BaseException:  # noqa: BLE001 - a fork must never go on with its parent's work
+        traceback.print_exc()
+    finally:
+        os._exit(status)
