@@ -1,18 +1,22 @@
-"""The stand-in a0cli: one self-contained script that `python -m simulator serve` copies to DIR/bin/a0cli.
+"""The stand-in a0cli: `python -m simulator serve` compiles it once, into the one self-contained DIR/bin/a0cli.
 
 Commands and options are those of the vendor's page on the CLI. What a remote command prints, and how it exits, is
 decided by the node alone, so that every fault in wording is ordered there.
 """
 
-# pathlib would cost more to import than all of the rest here to run.
+# Tests make calls by the hundred thousand, and pathlib, json, socket and signal cost more to import than an interpreter
+# to start: the C modules beneath them do.
 # ruff: noqa: PTH108, PTH109, PTH110, PTH119, PTH123
-import binascii
-import json
+import _json
+import _signal  # type: ignore[import-not-found]
+import _socket
 import os
-import signal
-import socket
 import sys
-from collections.abc import Iterator
+
+TYPE_CHECKING = False  # as that of typing, for the same reason
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 LOCAL = {
     "create-key": "create a key pair on the current path",
@@ -23,6 +27,25 @@ LOCAL = {
 KEY, PUBLIC_KEY, COMMANDS = "a0cli-key", "a0cli-key.pub", "a0cli-commands.json"
 VERSION = "1.6.0-simulator"
 CHUNK = 1 << 18
+
+
+class PlainJson:
+    """What the scanner of `_json` asks of its caller: json.loads without options."""
+
+    strict, parse_float, parse_int, parse_constant = True, float, int, float
+    object_hook = object_pairs_hook = array_hook = None
+
+
+scan = _json.make_scanner(PlainJson)  # type: ignore[arg-type]
+encode = _json.make_encoder(None, str, _json.encode_basestring_ascii, None, ": ", ", ", False, False, True)
+
+
+def from_json(text: str) -> "Any":
+    return scan(text, 0)[0]
+
+
+def to_json(value: object) -> str:
+    return "".join(encode(value, 0))
 
 
 def usage(remote: dict[str, str]) -> str:
@@ -58,11 +81,13 @@ def known_remote() -> dict[str, str]:
     if not (os.path.exists(KEY) and os.path.exists(PUBLIC_KEY) and os.path.exists(COMMANDS)):
         return {}
     with open(COMMANDS, encoding="utf-8") as listing:
-        commands: dict[str, str] = json.load(listing)
+        commands: dict[str, str] = from_json(listing.read())
     return commands
 
 
 def create_key() -> int:
+    import binascii  # for this command alone
+
     if os.path.exists(KEY):
         return refuse("a key exists on the current path")
     # The nodes compare fingerprints and never compute with the key, so any odd number does for a modulus.
@@ -98,7 +123,7 @@ def local(command: str) -> int:
     return 0
 
 
-def receive(connection: socket.socket, name: str, size: int) -> bool:
+def receive(connection: _socket.socket, name: str, size: int) -> bool:
     """Write *size* bytes to *name* on the current path; False, with what came left there, if fewer came."""
     with open(os.path.basename(name), "wb") as file:
         while size > 0 and (piece := connection.recv(min(CHUNK, size))):
@@ -107,10 +132,10 @@ def receive(connection: socket.socket, name: str, size: int) -> bool:
     return size == 0
 
 
-def lines_of(connection: socket.socket) -> Iterator[bytes]:
+def lines_of(connection: _socket.socket) -> "Iterator[bytes]":
     """Yield the node's lines without reading past one: the bytes of a file may follow it."""
     line = bytearray()
-    while piece := connection.recv(1 << 16, socket.MSG_PEEK):
+    while piece := connection.recv(1 << 16, _socket.MSG_PEEK):
         end = piece.find(b"\n") + 1
         line += connection.recv(end or len(piece))
         if end:
@@ -129,26 +154,27 @@ def remote(host: str, port: int, command: str, args: list[str]) -> int:
         "cwd": os.getcwd(),
         "key": public_key,
     }
+    connection = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     try:
-        with socket.create_connection((host, port)) as connection:
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            for line in lines_of(connection):
-                reply = json.loads(line)
-                if reply.get("ignore_sigterm"):
-                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                if "commands" in reply:
-                    with open(COMMANDS, "w", encoding="utf-8") as listing:
-                        json.dump(reply["commands"], listing)
-                if "file" in reply:
-                    if not receive(connection, reply["file"], reply["size"]):
-                        break
-                    # The node counts a transfer as done when the file is written here, not when it left the node.
-                    connection.sendall(b"\n")
-                if "exit" in reply:
-                    for stream, text in ((sys.stdout, reply["out"]), (sys.stderr, reply["err"])):
-                        stream.buffer.write(text.encode("utf-8", "surrogateescape"))
-                        stream.flush()
-                    return int(reply["exit"])
+        connection.connect((host, port))
+        connection.sendall(to_json(request).encode() + b"\n")
+        for line in lines_of(connection):
+            reply = from_json(line.decode())
+            if reply.get("ignore_sigterm"):
+                _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
+            if "commands" in reply:
+                with open(COMMANDS, "w", encoding="utf-8") as listing:
+                    listing.write(to_json(reply["commands"]))
+            if "file" in reply:
+                if not receive(connection, reply["file"], reply["size"]):
+                    break
+                # The node counts a transfer as done when the file is written here, not when it left the node.
+                connection.sendall(b"\n")
+            if "exit" in reply:
+                for stream, text in ((sys.stdout, reply["out"]), (sys.stderr, reply["err"])):
+                    stream.buffer.write(text.encode("utf-8", "surrogateescape"))
+                    stream.flush()
+                return int(reply["exit"])
         sys.stderr.write("Error: socket hang up\n")
     except ConnectionRefusedError:
         sys.stderr.write(f"Error: connect ECONNREFUSED {host}:{port}\n")
@@ -156,11 +182,13 @@ def remote(host: str, port: int, command: str, args: list[str]) -> int:
         sys.stderr.write("Error: read ECONNRESET\n")
     except OSError as error:
         sys.stderr.write(f"Error: {error}\n")
+    finally:
+        connection.close()
     return 1
 
 
 def main(argv: list[str]) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     os.umask(0o077)
     host, port, words = "", "10121", list[str]()
     rest = iter(argv)

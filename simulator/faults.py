@@ -1,6 +1,6 @@
 """The faults that can be ordered, and which of them are in force for a node. README.md shows each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,14 @@ class OrderError(ValueError):
 @dataclass(frozen=True)
 class Fault:
     on: tuple[str, ...]  # the groups of commands that it makes sense for, or ("node",)
-    settings: dict[str, Any] = field(default_factory=dict)  # every setting, with its default
-    one_of: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # every setting, with its default
+    one_of: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    only_on: Mapping[Any, tuple[str, ...]] = field(default_factory=dict)  # what a value of `when` narrows `on` to
 
+
+KILL = {"when": "after", "fraction": 0.5}
+KILL_WHEN = {"when": ("before", "during", "after")}
+ONLY_TRANSFERS = {"during": ("retrieve",)}
 
 FAULTS = {
     # time
@@ -48,6 +53,12 @@ FAULTS = {
         ANY,
         {"stdout": "", "stderr": "", "exit": None, "when": None},
         {"when": (None, "done", "refused", "found", "absent", "in progress")},
+        {
+            "done": ("start", "retrieve", "delete", "other"),
+            "found": ("status",),
+            "absent": ("status", "retrieve", "delete"),
+            "in progress": ("status",),
+        },
     ),
     "exit": Fault(ANY, {"code": 1}),
     # what is done
@@ -58,9 +69,11 @@ FAULTS = {
     ),
     "false_delete": Fault(("delete",)),
     "lost_reply": Fault(ANY),
-    "kill_parent": Fault(
-        ANY, {"when": "after", "fraction": 0.5, "orphan": None}, {"when": ("before", "during", "after")}
-    ),
+    "kill_parent": Fault(ANY, {**KILL, "orphan": None}, KILL_WHEN, ONLY_TRANSFERS),
+    "kill_client": Fault(ANY, KILL, KILL_WHEN, ONLY_TRANSFERS),
+    # another desk
+    "replaced": Fault(("status", "retrieve"), {"password": "laid by another hand"}),
+    "taken": Fault(("status", "retrieve")),
     "no_role": Fault(("node",)),
     "unreachable": Fault(("node",), {"seconds": None}),
 }
@@ -80,11 +93,12 @@ def group_of(command: str) -> str:
 
 @dataclass(eq=False)
 class Rule:
-    """A fault as it was ordered for one node; *left* is how many more calls it meets, None for all."""
+    """A fault as it was ordered for one node: it passes *skip* calls and then meets *left*, None for all."""
 
     command: str | None
     fault: str
     left: int | None
+    skip: int
     settings: dict[str, Any]
 
 
@@ -94,22 +108,31 @@ class Rules:
     def __init__(self) -> None:
         self._rules: list[Rule] = []
 
-    def add(self, fault: str, command: str | None, times: int | None, settings: Mapping[str, Any]) -> Rule:
-        """Put a fault in force. Raise OrderError, naming what would be right, if there is no such fault."""
+    def add(
+        self, fault: str, command: str | None, times: int | None, skip: int | None, settings: Mapping[str, Any]
+    ) -> Rule:
+        """Put a fault in force. Raise OrderError, naming what would be right, if no call could ever meet it."""
         if fault not in FAULTS:
             raise OrderError(f"there is no fault {fault}; there are {', '.join(FAULTS)}")
         known, command = FAULTS[fault], None if command == "*" else command
-        if command is not None and group_of(command) not in known.on:
-            raise OrderError(f"{fault} is not for {command}; it is for {', '.join(known.on)}")
         if unknown := settings.keys() - known.settings.keys():
             raise OrderError(f"{fault} has no setting {', '.join(sorted(unknown))}; it has {', '.join(known.settings)}")
+        wanted = {**known.settings, **settings}
         for name, choices in known.one_of.items():
-            if settings.get(name, known.settings[name]) not in choices:
+            if wanted[name] not in choices:
                 raise OrderError(f"{fault}: {name} is one of {', '.join(map(str, choices))}")
-        if known.on == ("node",) and times is not None:
+        if not 0 <= wanted.get("fraction", 0) <= 1:
+            raise OrderError(f"{fault}: fraction is from 0 to 1")
+        when = wanted.get("when")
+        on, what = (known.only_on[when], f"{fault} with when={when}") if when in known.only_on else (known.on, fault)
+        if command is not None and group_of(command) not in on:
+            raise OrderError(f"{what} is not for {command}; it is for {', '.join(on)}")
+        if known.on == ("node",) and (times is not None or skip is not None):
             raise OrderError(f"{fault} is about a node, not about calls: it cannot be counted")
+        if (times is not None and times < 1) or (skip is not None and skip < 0):
+            raise OrderError(f"{fault}: times is 1 or more, and skip 0 or more")
         # The name among the settings makes them true even where a fault has none.
-        rule = Rule(command, fault, times, {**known.settings, **settings, "fault": fault})
+        rule = Rule(command, fault, times, skip or 0, wanted | {"fault": fault})
         self._rules.append(rule)
         return rule
 
@@ -123,19 +146,28 @@ class Rules:
     def has(self, fault: str) -> bool:
         return any(rule.fault == fault for rule in self._rules)
 
-    def find(self, command: str, fault: str, **wanted: object) -> Rule | None:
+    def meet(
+        self, command: str, fault: str, fits: Callable[[dict[str, Any]], bool], **wanted: object
+    ) -> dict[str, Any] | None:
+        """Count a call that *fault* would meet now, and return the settings of the rule that does meet it.
+
+        Each rule counts every such call for itself; of those that have passed their share, the oldest meets it.
+        """
         if group_of(command) not in FAULTS[fault].on:
             return None
+        meeting = None
         for rule in self._rules:
             named = rule.fault == fault and rule.command in (None, command)
-            if named and all(rule.settings[name] == value for name, value in wanted.items()):
-                return rule
-        return None
-
-    def use(self, rule: Rule) -> dict[str, Any]:
-        """Count one call that *rule* met, and return its settings."""
-        if rule.left is not None:
-            rule.left -= 1
-            if rule.left <= 0:
-                self.drop(rule)
-        return rule.settings
+            if not (named and wanted.items() <= rule.settings.items() and fits(rule.settings)):
+                continue
+            if rule.skip:
+                rule.skip -= 1
+            elif meeting is None:
+                meeting = rule
+        if meeting is None:
+            return None
+        if meeting.left is not None:
+            meeting.left -= 1
+            if not meeting.left:
+                self.drop(meeting)
+        return meeting.settings

@@ -20,7 +20,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 class SimulatedFleet:
     """Start `python -m simulator serve` as a process of its own on enter, and end it on exit.
 
-    *nodes* is their number (a0-1, a0-2, ...) or their names; *scenario* a list of orders. Raise RuntimeError, with what
+    *nodes* is their number (a0-1, a0-2, ...) or their names; *scenario* a list of orders; *vault* where to
+    look whether what is deleted was kept. Raise RuntimeError, with what
     the process said, if it does not come up.
     """
 
@@ -32,10 +33,13 @@ class SimulatedFleet:
         size: int = 1 << 16,
         backup_seconds: float = 0.2,
         scenario: Sequence[Mapping[str, Any]] = (),
+        vault: Path | None = None,
     ) -> None:
         self.state = state
         self.names = [f"a0-{number}" for number in range(1, nodes + 1)] if isinstance(nodes, int) else list(nodes)
         self._options = ["--size", str(size), "--backup-seconds", str(backup_seconds)]
+        if vault is not None:
+            self._options += ["--vault", str(vault.resolve())]
         self._scenario = list(scenario)
 
     def __enter__(self) -> Self:
@@ -57,7 +61,7 @@ class SimulatedFleet:
         ready = json.loads(line)
         self.a0cli, self.key_dir = Path(ready["a0cli"]), Path(ready["key_dir"])
         self.nodes: list[dict[str, Any]] = ready["nodes"]
-        self._control, self._calls = ready["control"], Path(ready["calls"])
+        self._control, self._calls, self._events = ready["control"], Path(ready["calls"]), Path(ready["events"])
         return self
 
     def __exit__(
@@ -82,10 +86,20 @@ class SimulatedFleet:
         return answer["ok"]
 
     def tell(
-        self, node: str | None, command: str | None, fault: str, *, times: int | None = None, **settings: object
+        self,
+        node: str | None,
+        command: str | None,
+        fault: str,
+        *,
+        times: int | None = None,
+        skip: int | None = None,
+        **settings: object,
     ) -> None:
-        """Order *fault* for a command on a node (None: for every one), for the next *times* calls or for ever."""
-        self.order("tell", node=node, command=command, fault=fault, times=times, **settings)
+        """Order *fault* for a command on a node (None: for every one).
+
+        The next *skip* calls that it would meet pass untouched; then it meets *times* calls, or all.
+        """
+        self.order("tell", node=node, command=command, fault=fault, times=times, skip=skip, **settings)
 
     def forget(self, node: str | None = None) -> None:
         """Clear the faults of *node*, or of all; an unreachable one is back when this returns."""
@@ -93,10 +107,12 @@ class SimulatedFleet:
 
     def calls(self, node: str | None = None, command: str | None = None) -> list[dict[str, Any]]:
         """Return the record of the calls so far, oldest first."""
-        # Up to the last newline: the server may be writing the line after it.
-        whole = self._calls.read_text(encoding="utf-8").rpartition("\n")[0]
-        calls = [json.loads(line) for line in whole.splitlines()]
+        calls = _lines(self._calls)
         return [call for call in calls if node in (None, call["node"]) and command in (None, call["command"])]
+
+    def events(self, node: str | None = None) -> list[dict[str, Any]]:
+        """Return the record of what came to lie on the nodes and what went, oldest first."""
+        return [event for event in _lines(self._events) if node in (None, event["node"])]
 
     def holds(self, node: str, kind: str = "backup") -> dict[str, Any] | None:
         """Return the name, md5, size, path and password fingerprint of what is on the node now, or None."""
@@ -111,6 +127,14 @@ class SimulatedFleet:
     def remove(self, node: str, kind: str = "backup") -> None:
         """Take away what is on the node, as an operator at another desk would."""
         self.order("remove", node=node, kind=kind)
+
+    def hand_start(self, node: str, *, password: str, kind: str = "backup") -> None:
+        """Start a backup as an operator at another desk would. Raise ValueError if the node refuses it."""
+        self.order("hand_start", node=node, kind=kind, password=password)
+
+    def swap(self, one: str, other: str) -> None:
+        """Put the appliance of each node behind the other's address; ports and faults stay."""
+        self.order("swap", nodes=[one, other])
 
     def fleet_yaml(self, path: Path, **overrides: object) -> Path:
         """Write a fleet.yaml of these nodes, merged deeply with *overrides*, and return its path."""
@@ -129,6 +153,12 @@ class SimulatedFleet:
         }
         path.write_text(_yaml(_merged(fleet, overrides)), encoding="utf-8")
         return path
+
+
+def _lines(record: Path) -> list[dict[str, Any]]:
+    # Up to the last newline: the server may be writing the line after it.
+    whole = record.read_text(encoding="utf-8").rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import marshal
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,16 +68,24 @@ class Reply:
     exit: int = 0
 
 
-class Node:
-    """One appliance: its port, what it holds, what it is making, and the faults ordered for it."""
+class Appliance:
+    """What stands behind a node's address: the backups that it holds and makes."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder, self.rules = name, folder, Rules()
+    def __init__(self, node: str, folder: Path) -> None:
+        self.node = node  # the name of the address that it is behind now
+        self.folder, self.origin = folder, node
         self.held: dict[str, Artifact] = {}
         self.deleted: dict[str, Artifact] = {}
         self.started: dict[str, float] = {}
         self.making: dict[str, asyncio.Task[None]] = {}
         self.serial = itertools.count(1)
+
+
+class Node:
+    """An address: its port, the faults ordered for it, and the appliance behind it."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.rules, self.appliance = name, Rules(), Appliance(name, folder)
         self.server: asyncio.Server | None = None
         # Bound and never listening: keeps the port for this node, and refuses connections, while it is unreachable.
         self.anchor = self._bound(0)
@@ -102,22 +111,18 @@ class Node:
             self.server.close()
             self.server = None
 
-    def discard(self, kind: str) -> None:
-        self.deleted[kind] = self.held.pop(kind)
-        self.deleted[kind].path.unlink()
-
 
 @dataclass
 class Call:
-    """One call of a0cli as the node sees it, and the faults it met."""
+    """One call of a0cli as the node sees it, and the faults it met; without a pid, what an operator does by hand."""
 
     node: Node
     command: str
     args: list[str]
-    pid: int
-    ppid: int
-    cwd: str
-    key: str
+    pid: int | None = None
+    ppid: int | None = None
+    cwd: str = ""
+    key: str = ""
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -133,36 +138,52 @@ class Call:
         """What the node encrypts with: both `backup P` and `backup --password P` are taken."""
         return next((word for word in self.args if word != "--password"), None) if self.group == "start" else None
 
-    def met(self, fault: str, **wanted: object) -> dict[str, Any] | None:
+    def met(
+        self, fault: str, fits: Callable[[dict[str, Any]], bool] = lambda settings: True, **wanted: object
+    ) -> dict[str, Any] | None:
         """Return the settings of *fault* if it is in force for this call, and count it."""
-        if rule := self.node.rules.find(self.command, fault, **wanted):
+        if settings := self.node.rules.meet(self.command, fault, fits, **wanted):
             self.faults.append(fault)
-            return self.node.rules.use(rule)
+            return settings
         return None
 
-    def kill_parent(self) -> None:
+    def kill(self, fault: str) -> None:
+        """SIGKILL the process that *fault* is about: this a0cli or, for kill_parent, the one that called it."""
+        victim = self.pid if fault == "kill_client" else self.ppid
         # 1 is the reaper of orphans: the parent has gone. Our own parent is the test that gave the order.
-        if self.ppid not in (0, 1, os.getppid()):
+        if victim is not None and victim > 1 and victim not in (os.getpid(), os.getppid()):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.ppid, signal.SIGKILL)
+                os.kill(victim, signal.SIGKILL)
+
+
+class Record:
+    """A file of JSON lines, numbered from where an earlier server left it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+        with path.open("rb") as lines:
+            self.before = sum(1 for _ in lines)
+        self._sequence = itertools.count(self.before + 1)
+
+    def write(self, **fields: object) -> None:
+        line = json.dumps({"seq": next(self._sequence), "time": time.time(), **fields})
+        with self.path.open("a", encoding="utf-8") as lines:
+            lines.write(line + "\n")
 
 
 class Appliances:
-    """All nodes of one process, the record of their calls, and the orders given about them."""
+    """All nodes of one process, the records of their calls and of what they hold, and the orders given about them."""
 
-    def __init__(self, state: Path, names: list[str], *, size: int, backup_seconds: float) -> None:
-        self.state, self.size, self.backup_seconds = state, size, backup_seconds
-        self.calls_path = state / "calls.jsonl"
-        self.calls_path.touch()
-        with self.calls_path.open("rb") as calls:
-            before = sum(1 for _ in calls)
-        self.sequence = itertools.count(before + 1)
+    def __init__(self, state: Path, names: list[str], *, size: int, backup_seconds: float, vault: Path | None) -> None:
+        self.state, self.size, self.backup_seconds, self.vault = state, size, backup_seconds, vault
+        self.calls, self.events = Record(state / "calls.jsonl"), Record(state / "events.jsonl")
         # No two backups are alike, also not those of two servers that use one DIR after another.
-        self.seed = str(before)
+        self.seed = f"{self.calls.before}-{self.events.before}"
         self.nodes = {name: Node(name, state / "nodes" / name) for name in names}
         for node in self.nodes.values():
-            shutil.rmtree(node.folder, ignore_errors=True)
-            node.folder.mkdir(parents=True)
+            shutil.rmtree(node.appliance.folder, ignore_errors=True)
+            node.appliance.folder.mkdir(parents=True)
         self.stopping = threading.Event()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -187,61 +208,110 @@ class Appliances:
         if call.group == "status":
             return self.status(call)
         if call.group in ("retrieve", "delete"):
-            if call.kind in node.making:
+            if call.kind in node.appliance.making:
                 return Reply("refused", f"{KINDS[call.kind]} in progress", exit=1)
-            if call.kind not in node.held:
+            if call.kind not in node.appliance.held:
                 return Reply("absent", _absent(call.kind), exit=1)
             if call.group == "delete":
-                node.discard(call.kind)
+                self.discard(node.appliance, call.kind, call.pid)
             return Reply("done", f"{KINDS[call.kind]} {call.group}d")
         if command == "set-as-backup":
             node.rules.clear("no_role")
         return Reply("done", {"ping": "PONG", "update-commands": "Commands updated"}.get(command, "OK"))
 
     def start(self, call: Call) -> Reply:
-        node, kind = call.node, call.kind
+        node, appliance, kind = call.node, call.node.appliance, call.kind
         if kind == "backup" and node.rules.has("no_role"):
             return Reply("refused", "This node is not a backup node", exit=1)
-        if kind in node.making or kind in node.held:
-            return Reply(
-                "refused", f"{KINDS[kind]} already {'in progress' if kind in node.making else 'exists'}", exit=1
-            )
+        if kind in appliance.making or kind in appliance.held:
+            state = "in progress" if kind in appliance.making else "exists"
+            return Reply("refused", f"{KINDS[kind]} already {state}", exit=1)
         duration, size = call.met("duration"), call.met("size")
-        node.started[kind] = time.monotonic()
-        node.making[kind] = self.spawn(
+        appliance.started[kind] = time.monotonic()
+        self.event(appliance, kind, "started", None, call.pid)
+        appliance.making[kind] = self.spawn(
             self.backup(
-                node,
+                appliance,
                 kind,
                 call.password or "",
                 size=size["bytes"] if size else self.size,
                 seconds=duration["seconds"] if duration else self.backup_seconds,
+                pid=call.pid,
             )
         )
         return Reply("done", f"{KINDS[kind]} in progress")
 
-    async def backup(self, node: Node, kind: str, password: str, *, size: int, seconds: float) -> None:
-        ends, seed = time.monotonic() + seconds, f"{self.seed}/{node.name}/{kind}/{next(node.serial)}"
-        path, stopped = node.folder / f"{kind}.tar.gz.enc", self.stopping.is_set
+    async def backup(
+        self, appliance: Appliance, kind: str, password: str, *, size: int, seconds: float, pid: int | None
+    ) -> None:
+        ends = time.monotonic() + seconds
         try:
-            # In a thread, so that the nodes go on answering while a large one is made.
-            artifact = await asyncio.to_thread(
-                make, path, kind=kind, seed=seed, size=size, password=password, stopped=stopped
-            )
+            artifact = await self.make(appliance, kind, password, size)
             await asyncio.sleep(ends - time.monotonic())
-            node.held[kind] = artifact
+            appliance.held[kind] = artifact
+            self.event(appliance, kind, "complete", artifact, pid)
         finally:
-            del node.making[kind]
+            del appliance.making[kind]
+
+    async def make(self, appliance: Appliance, kind: str, password: str, size: int) -> Artifact:
+        number = next(appliance.serial)
+        seed, path = f"{self.seed}/{appliance.origin}/{kind}/{number}", appliance.folder / f"{kind}-{number}.tar.gz.enc"
+        # In a thread, so that the nodes go on answering while a large one is made.
+        return await asyncio.to_thread(
+            make, path, kind=kind, seed=seed, size=size, password=password, stopped=self.stopping.is_set
+        )
+
+    def discard(self, appliance: Appliance, kind: str, pid: int | None) -> None:
+        """Take away what *appliance* holds: deleted by the a0cli *pid* or, without one, removed by hand."""
+        artifact = appliance.held[kind]
+        if pid is None:
+            event, witnessed = "removed", {}
+        else:
+            kept = kept_in(self.vault / appliance.node, kind, artifact.md5) if self.vault else None
+            event, witnessed = "deleted", {"kept": kept}
+        appliance.deleted[kind] = appliance.held.pop(kind)
+        artifact.path.unlink()
+        self.event(appliance, kind, event, artifact, pid, **witnessed)
+
+    def lay(self, appliance: Appliance, kind: str, laid: Artifact | None) -> None:
+        """Do as another desk does: take away what *appliance* holds and lay *laid* there if the place is free."""
+        if kind in appliance.held:
+            self.discard(appliance, kind, None)
+        if laid is not None and kind not in appliance.making:
+            appliance.held[kind] = laid
+            self.event(appliance, kind, "complete", laid, None)
+
+    def swap(self, one: Node, other: Node) -> None:
+        one.appliance, other.appliance = other.appliance, one.appliance
+        kinds = [kind for kind in KINDS if kind in one.appliance.held or kind in other.appliance.held]
+        for node in (one, other):
+            node.appliance.node = node.name
+            for kind in kinds:
+                self.event(node.appliance, kind, "swapped", node.appliance.held.get(kind), None)
+
+    def event(
+        self, appliance: Appliance, kind: str, event: str, artifact: Artifact | None, pid: int | None, **more: object
+    ) -> None:
+        """Append a change of what a node holds to the record of events."""
+        self.events.write(
+            node=appliance.node,
+            kind=kind,
+            event=event,
+            name=artifact and artifact.name,
+            md5=artifact and artifact.md5,
+            by="hand" if pid is None else "a0cli",
+            pid=pid,
+            **more,
+        )
 
     def status(self, call: Call) -> Reply:
-        node, kind = call.node, call.kind
-        artifact, making = node.held.get(kind), kind in node.making
-        stale = node.rules.find(call.command, "stale_status")
-        age = time.monotonic() - node.started.get(kind, 0)
+        appliance, kind = call.node.appliance, call.kind
+        artifact, making = appliance.held.get(kind), kind in appliance.making
+        age = time.monotonic() - appliance.started.get(kind, 0)
         if call.met("in_progress"):
             artifact, making = None, True
-        elif stale and kind in node.deleted and age < stale.settings["seconds"]:
-            call.met("stale_status")
-            artifact, making = node.deleted[kind], False
+        elif kind in appliance.deleted and call.met("stale_status", lambda settings: bool(age < settings["seconds"])):
+            artifact, making = appliance.deleted[kind], False
         if making:
             return Reply("in progress", f"{KINDS[kind]} in progress")
         if artifact is None:
@@ -253,24 +323,20 @@ class Appliances:
     def record(self, call: Call, outcome: str, exit_code: int | None, **more: object) -> None:
         """Append *call* to the record. Its password is there as a fingerprint only."""
         password = call.password and fingerprint(call.password)
-        line = {
-            "seq": next(self.sequence),
-            "time": time.time(),
-            "node": call.node.name,
-            "command": call.command,
-            "args": [password if word == call.password else word for word in call.args],
-            "password": password,
-            "pid": call.pid,
-            "ppid": call.ppid,
-            "cwd": call.cwd,
-            "key": call.key,
-            "faults": call.faults,
-            "outcome": outcome,
-            "exit": exit_code,
+        self.calls.write(
+            node=call.node.name,
+            command=call.command,
+            args=[password if word == call.password else word for word in call.args],
+            password=password,
+            pid=call.pid,
+            ppid=call.ppid,
+            cwd=call.cwd,
+            key=call.key,
+            faults=call.faults,
+            outcome=outcome,
+            exit=exit_code,
             **more,
-        }
-        with self.calls_path.open("a", encoding="utf-8") as calls:
-            calls.write(json.dumps(line) + "\n")
+        )
 
     def worded(self, call: Call, reply: Reply) -> dict[str, Any]:
         """Return what the client prints for *reply* and how it exits, after the faults in wording."""
@@ -343,11 +409,14 @@ class Appliances:
             return await sit()
         if latency := call.met("latency"):
             await asyncio.sleep(latency["seconds"])
+        if call.met("kill_client", when="before"):
+            self.record(call, "kill_client", None)
+            return call.kill("kill_client")
         if kill := call.met("kill_parent", when="before"):
             if kill["orphan"] is None:
                 self.record(call, "kill_parent", None)
-                return call.kill_parent()
-            call.kill_parent()
+                return call.kill("kill_parent")
+            call.kill("kill_parent")
             await asyncio.sleep(kill["orphan"])
         if refused := call.met("refuse"):
             self.record(call, "refuse", refused["exit"])
@@ -364,6 +433,12 @@ class Appliances:
             if late["reply"] == "ok":
                 await send(**told)
             return await sit() if late["reply"] == "hang" else None
+        # Another desk's backup is made before this call is answered, so as to lie there before the next one is.
+        appliance, laid = call.node.appliance, None
+        replaced = call.met("replaced") if call.kind in appliance.held else None
+        taken = call.met("taken") if call.kind in appliance.held and not replaced else None
+        if replaced:
+            laid = await self.make(appliance, call.kind, replaced["password"], self.size)
         if call.met("false_delete"):
             reply, outcome = done, "false_delete"
         else:
@@ -372,13 +447,18 @@ class Appliances:
         told, sent = self.worded(call, reply), {}
         if call.group == "retrieve" and outcome == "done":
             outcome, sent["bytes"] = await self.transfer(call, reader, writer)
-            if outcome in ("drop", "gone"):
-                return self.record(call, outcome, None, **sent)
-        kill, lost = call.met("kill_parent", when="after"), call.met("lost_reply")
-        self.record(call, outcome, None if lost else told["exit"], **sent)
-        if kill:
-            call.kill_parent()
-        if lost:
+        if cut := outcome in ("drop", "gone", "kill_client"):
+            kills, silent = [], True
+        else:
+            kills = [fault for fault in ("kill_parent", "kill_client") if call.met(fault, when="after")]
+            silent = "kill_client" in kills
+        lost = not cut and call.met("lost_reply")
+        self.record(call, outcome, None if silent or lost else told["exit"], **sent)
+        if replaced or taken:
+            self.lay(appliance, call.kind, laid)
+        for fault in kills:
+            call.kill(fault)
+        if silent or lost:
             return None
         if call.command == "update-commands" and outcome == "done":
             bare = call.node.rules.has("no_role")
@@ -391,27 +471,37 @@ class Appliances:
 
     async def transfer(self, call: Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[str, int]:
         """Stream the artifact; return how that ended, and how many bytes were sent."""
-        held = call.node.held[call.kind]
+        held = call.node.appliance.held[call.kind]
         truncate, drop, flip = call.met("truncate"), call.met("drop"), call.met("flip")
-        kill, drip, renamed = call.met("kill_parent", when="during"), call.met("drip"), call.met("file_name")
+        drip, renamed = call.met("drip"), call.met("file_name")
         total = int(held.size * truncate["fraction"]) if truncate else held.size
         ends = int(total * drop["fraction"]) if drop else total
+        kills = sorted(
+            (min(int(total * kill["fraction"]), ends), fault)
+            for fault in ("kill_parent", "kill_client")
+            if (kill := call.met(fault, when="during"))
+        )
         flipped = min(int(total * flip["fraction"]), total - 1) if flip else -1
         step, sent = max(1, min(CHUNK, drip["bytes_per_second"] // 10)) if drip else CHUNK, 0
         file_name = renamed["name"] if renamed else FILES[call.kind]
         try:
             writer.write(json.dumps({"file": file_name, "size": total}).encode() + b"\n")
             with held.path.open("rb") as file:
-                while sent < ends:
-                    piece = bytearray(file.read(min(step, ends - sent)))
+                while True:
+                    due = [fault for at, fault in kills if at <= sent]
+                    kills = kills[len(due) :]
+                    for fault in due:
+                        call.kill(fault)
+                    if "kill_client" in due:
+                        return "kill_client", sent
+                    if sent >= ends:
+                        break
+                    piece = bytearray(file.read(min(step, (kills[0][0] if kills else ends) - sent)))
                     if sent <= flipped < sent + len(piece):
                         piece[flipped - sent] ^= 1
                     writer.write(piece)
                     await writer.drain()
                     sent += len(piece)
-                    if kill and sent >= int(total * kill["fraction"]):
-                        call.kill_parent()
-                        kill = None
                     if drip:
                         await asyncio.sleep(len(piece) / drip["bytes_per_second"])
             if drop:
@@ -442,7 +532,7 @@ class Appliances:
             raise OrderError(f"there is no node {name}")
         nodes = [self.nodes[name]] if name in self.nodes else list(self.nodes.values())
         if verb == "tell":
-            named = {key: settings.pop(key, None) for key in ("fault", "command", "times")}
+            named = {key: settings.pop(key, None) for key in ("fault", "command", "times", "skip")}
             for node in nodes:
                 self.tell(node, settings=settings, **named)
             return None
@@ -451,23 +541,49 @@ class Appliances:
                 node.rules.clear()
                 await node.open(self)
             return None
+        if verb == "swap":
+            pair = settings.get("nodes")
+            if not isinstance(pair, list) or len(pair) != 2 or not set(pair) <= self.nodes.keys() or pair[0] == pair[1]:
+                raise OrderError(f"swap is for the names of two nodes, not {pair}")
+            self.swap(*(self.nodes[name] for name in pair))
+            return None
         kind = settings.get("kind") or "backup"
-        if len(nodes) != 1 or kind not in KINDS or verb not in ("put", "remove", "holds"):
-            raise OrderError(f"{order} is no order: tell, forget, or put, remove, holds with one node and a kind")
-        node = nodes[0]
+        if len(nodes) != 1 or kind not in KINDS or verb not in ("put", "remove", "holds", "hand_start"):
+            raise OrderError(
+                f"{order} is no order: tell, forget, swap, or put, remove, holds, hand_start with one node and a kind"
+            )
+        node, appliance = nodes[0], nodes[0].appliance
+        if verb == "hand_start":
+            reply = self.start(Call(node, kind, [settings["password"]]))
+            if reply.exit:
+                raise OrderError(f"{node.name}: {reply.message}")
+            return None
         if verb == "put":
-            if kind in node.held or kind in node.making:
+            if kind in appliance.held or kind in appliance.making:
                 raise OrderError(f"{node.name} already holds or makes a {kind}")
             size = settings.get("size") or self.size
-            node.making[kind] = self.spawn(self.backup(node, kind, settings["password"], size=size, seconds=0))
-            await node.making[kind]
-        if verb == "remove" and kind in node.held:
-            node.discard(kind)
-        held = node.held.get(kind)
+            appliance.making[kind] = self.spawn(
+                self.backup(appliance, kind, settings["password"], size=size, seconds=0, pid=None)
+            )
+            await appliance.making[kind]
+        if verb == "remove" and kind in appliance.held:
+            self.discard(appliance, kind, None)
+        held = appliance.held.get(kind)
         return asdict(held) | {"path": str(held.path)} if held else None
 
-    def tell(self, node: Node, *, fault: str, command: str | None, times: int | None, settings: dict[str, Any]) -> None:
-        rule = node.rules.add(fault, command, times, settings)
+    def tell(
+        self,
+        node: Node,
+        *,
+        fault: str,
+        command: str | None,
+        times: int | None,
+        skip: int | None,
+        settings: dict[str, Any],
+    ) -> None:
+        if command not in (None, "*", *PARAMETERS):
+            raise OrderError(f"there is no command {command}; there are {', '.join(PARAMETERS)}")
+        rule = node.rules.add(fault, command, times, skip, settings)
         if fault == "unreachable":
             node.close()
             if seconds := rule.settings["seconds"]:
@@ -478,6 +594,33 @@ class Appliances:
                     await node.open(self)
 
                 self.spawn(come_back())
+
+
+def kept_in(folder: Path, kind: str, md5: str) -> bool:
+    """Whether a manifest in a node's *folder* of the vault names that md5, and the artifact beside it is those bytes.
+
+    Reads the vault as its page describes it, and shares no code with the product: it is a witness against it.
+    """
+    try:
+        paths = [path for path in folder.glob("*/manifest.json") if path.is_file()]
+    except OSError:
+        return False
+    for path in paths:
+        try:
+            manifest = json.loads(path.read_bytes())
+            artifact = manifest["artifact"]
+            file = path.with_name(Path(artifact["file"]).name)
+            if (manifest["kind"], artifact["md5"]) != (kind, md5) or not file.is_file():
+                continue
+            with file.open("rb") as stored:
+                found = hashlib.file_digest(stored, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+                size = os.fstat(stored.fileno()).st_size
+        except (OSError, ValueError, KeyError, TypeError):
+            # What cannot be read keeps nothing.
+            continue
+        if (found, size) == (md5, artifact["size"]):
+            return True
+    return False
 
 
 def _absent(kind: str) -> str:
@@ -497,7 +640,10 @@ def install(state: Path) -> tuple[Path, Path]:
         shebang = f"#!/bin/sh\n'''exec' \"{sys.executable}\" -IS \"$0\" \"$@\"\n' '''\n"
     client, keys = state / "bin" / "a0cli", state / "keys"
     client.parent.mkdir(exist_ok=True)
-    client.write_text(shebang + Path(__file__).with_name("client.py").read_text(encoding="utf-8"), encoding="utf-8")
+    source = Path(__file__).with_name("client.py")
+    # Compiled here, once, and not at each of its many starts.
+    compiled = marshal.dumps(compile(source.read_bytes(), source, "exec"))
+    client.write_text(f"{shebang}import marshal\nexec(marshal.loads({compiled!r}))\n", encoding="utf-8")
     client.chmod(0o700)
     if not keys.exists():
         keys.mkdir(mode=0o700)
@@ -534,7 +680,12 @@ async def serve(
             await node.open(appliances)
         await asyncio.start_unix_server(appliances.control, ready["control"], limit=CONTROL_LINE)
         nodes = [{"name": n.name, "host": "127.0.0.1", "port": n.port} for n in appliances.nodes.values()]
-        print(json.dumps({**ready, "calls": str(appliances.calls_path), "nodes": nodes}), flush=True)
+        print(
+            json.dumps(
+                {**ready, "calls": str(appliances.calls.path), "events": str(appliances.events.path), "nodes": nodes}
+            ),
+            flush=True,
+        )
         await ended.wait()
     finally:
         appliances.stopping.set()
@@ -556,6 +707,7 @@ def main() -> int:
     parser.add_argument("--scenario", type=Path, metavar="FILE.json", help="a list of orders, see README.md")
     parser.add_argument("--size", type=int, default=1 << 16, metavar="BYTES", help="of a backup, about")
     parser.add_argument("--backup-seconds", type=float, default=0.2, metavar="S", help="how long a backup takes")
+    parser.add_argument("--vault", type=Path, metavar="DIR", help="where to look whether what is deleted was kept")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end with the process that started this one")
     given = parser.parse_args()
     names, state = given.nodes.split(","), given.state.resolve()
@@ -564,7 +716,8 @@ def main() -> int:
     os.umask(0o077)
     orders = json.loads(given.scenario.read_text(encoding="utf-8")) if given.scenario else []
     client, keys = install(state)
-    appliances = Appliances(state, names, size=given.size, backup_seconds=given.backup_seconds)
+    vault = given.vault and given.vault.resolve()
+    appliances = Appliances(state, names, size=given.size, backup_seconds=given.backup_seconds, vault=vault)
     with control_path(state) as control:
         ready = {"a0cli": str(client), "key_dir": str(keys), "control": str(control)}
         asyncio.run(serve(appliances, orders, ready, with_stdin=given.until_stdin_closes))

@@ -12,7 +12,7 @@ import pytest
 
 from simulator.fleet import SimulatedFleet
 
-NODES = 120
+NODES = 160
 
 
 class Desk:
@@ -50,6 +50,9 @@ class Desk:
     def calls(self, command: str | None = None) -> list[dict[str, Any]]:
         return self.fleet.calls(self.name, command)
 
+    def events(self) -> list[dict[str, Any]]:
+        return self.fleet.events(self.name)
+
     def holds(self, kind: str = "backup") -> dict[str, Any] | None:
         return self.fleet.holds(self.name, kind)
 
@@ -75,7 +78,8 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
 
 @pytest.fixture(scope="session")
 def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedFleet]:
-    with SimulatedFleet(tmp_path_factory.mktemp("fleet"), NODES, size=20_000, backup_seconds=0.1) as fleet:
+    state = tmp_path_factory.mktemp("fleet")
+    with SimulatedFleet(state, NODES, size=20_000, backup_seconds=0.1, vault=state / "vault") as fleet:
         yield fleet
 
 
@@ -95,6 +99,17 @@ def desk(bare_desk: Desk) -> Desk:
     bare_desk.link_keys()
     assert bare_desk.run("update-commands").returncode == 0
     return bare_desk
+
+
+@pytest.fixture
+def other_desk(shared_fleet: SimulatedFleet, unused_nodes: Iterator[dict[str, Any]], tmp_path: Path) -> Desk:
+    """A desk beside the first, for another node."""
+    directory = tmp_path / "other"
+    directory.mkdir()
+    other = Desk(shared_fleet, next(unused_nodes), directory)
+    other.link_keys()
+    assert other.run("update-commands").returncode == 0
+    return other
 
 
 @pytest.fixture(name="until")

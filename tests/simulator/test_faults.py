@@ -44,6 +44,37 @@ def test_a_fault_with_a_count_ends_after_that_many_calls_of_that_command(desk: "
     assert [desk.run("ping").returncode for _ in range(3)] == [7, 7, 0]
 
 
+def test_a_fault_with_a_skip_passes_that_many_calls_whatever_their_command(desk: "Desk") -> None:
+    desk.tell(None, "exit", skip=2, times=1, code=7)
+    commands = ("ping", "backup-status", "ping", "ping")
+    assert [desk.run(command).returncode for command in commands] == [0, 0, 7, 0]
+    assert [call["faults"] for call in desk.calls()[1:]] == [[], [], ["exit"], []]
+
+
+def test_each_fault_counts_what_it_skips_for_itself(desk: "Desk") -> None:
+    desk.tell("ping", "exit", skip=3, times=1, code=4)
+    desk.tell("ping", "exit", skip=1, times=1, code=2)
+    desk.tell("ping", "exit", skip=0, times=1, code=1)
+    assert [desk.run("ping").returncode for _ in range(5)] == [1, 2, 0, 4, 0]
+
+
+def test_a_skip_counts_only_the_calls_that_the_fault_is_for(desk: "Desk") -> None:
+    desk.tell(None, "wrong_md5", skip=1)
+    assert desk.run("ping").returncode == 0
+    assert "arguments" not in desk.status()
+    held = desk.put()
+    desk.run("backup-retrieve")
+    assert desk.status()["arguments"]["md5"] == held["md5"]
+    assert desk.status()["arguments"]["md5"] != held["md5"]
+
+
+def test_a_skip_of_a_fault_during_transfers_counts_transfers(desk: "Desk") -> None:
+    desk.put()
+    desk.tell(None, "kill_client", when="during", skip=1, times=1)
+    commands = ("ping", "backup-retrieve", "backup-status", "backup-retrieve", "backup-retrieve")
+    assert [desk.run(command).returncode for command in commands] == [0, 0, 0, -signal.SIGKILL, 0]
+
+
 def test_a_fault_for_every_command_leaves_out_those_it_makes_no_sense_for(desk: "Desk") -> None:
     desk.tell(None, "late", seconds=60)
     assert desk.run("ping").returncode == 0
@@ -322,6 +353,76 @@ def test_a_client_that_was_killed_mid_transfer_is_on_record(desk: "Desk", until:
     assert desk.calls("backup-retrieve")[0]["outcome"] == "gone"
 
 
+def test_the_caller_is_killed_at_a_call_by_its_number(desk: "Desk") -> None:
+    program = "import subprocess, sys\nfor _ in range(9): subprocess.run(sys.argv[1:])"
+    desk.tell(None, "kill_parent", when="after", skip=3, times=1)
+    with subprocess.Popen([sys.executable, "-c", program, *desk.argv("ping")], cwd=desk.directory) as parent:
+        assert parent.wait(20) == -signal.SIGKILL
+    assert [call["faults"] for call in desk.calls("ping")] == [[], [], [], ["kill_parent"]]
+
+
+def test_the_a0cli_itself_is_killed_before_and_after_its_command_takes_effect(desk: "Desk") -> None:
+    held = desk.put()
+    desk.tell("backup-delete", "kill_client", when="before", times=1)
+    desk.tell("backup-delete", "kill_client", when="after", times=1)
+    assert desk.run("backup-delete").returncode == -signal.SIGKILL
+    assert desk.holds() == held
+    assert desk.run("backup-delete").returncode == -signal.SIGKILL
+    assert desk.holds() is None
+    assert [(call["outcome"], call["exit"]) for call in desk.calls("backup-delete")] == [
+        ("kill_client", None),
+        ("done", None),
+    ]
+
+
+def test_the_a0cli_itself_is_killed_during_a_transfer(desk: "Desk") -> None:
+    held = desk.put()
+    desk.tell("backup-retrieve", "kill_client", when="during", fraction=0.3)
+    killed = desk.run("backup-retrieve")
+    assert (killed.returncode, killed.stdout, killed.stderr) == (-signal.SIGKILL, "", "")
+    call = desk.calls("backup-retrieve")[0]
+    assert (call["outcome"], call["bytes"], call["exit"]) == ("kill_client", int(held["size"] * 0.3), None)
+
+
+def test_a_kill_behind_the_end_of_a_dropped_transfer_comes_at_its_end(desk: "Desk") -> None:
+    held = desk.put()
+    desk.tell("backup-retrieve", "drop", fraction=0.5)
+    desk.tell("backup-retrieve", "kill_client", when="during", fraction=0.9)
+    assert desk.run("backup-retrieve").returncode == -signal.SIGKILL
+    assert desk.calls("backup-retrieve")[0]["bytes"] == held["size"] // 2
+
+
+@pytest.mark.parametrize("command", ["backup-status", "backup-retrieve"])
+def test_a_backup_is_replaced_right_after_the_call_that_saw_it(desk: "Desk", command: str) -> None:
+    desk.tell(command, "replaced", times=1, password="theirs")
+    assert desk.run(command).returncode == (command == "backup-retrieve"), "with nothing there it waits"
+    old = desk.put()
+    seen = desk.run(command)
+    new = desk.holds()
+    assert seen.returncode == 0
+    assert new
+    assert new["md5"] != old["md5"]
+    assert new["password"] == "sha256:" + hashlib.sha256(b"theirs").hexdigest()[:12]
+    if command == "backup-status":
+        assert json.loads(seen.stdout)["arguments"]["md5"] == old["md5"]
+    else:
+        assert hashlib.md5(desk.retrieved.read_bytes()).hexdigest() == old["md5"]
+    assert desk.status()["arguments"]["md5"] == new["md5"]
+    assert [(e["event"], e["md5"], e["by"]) for e in desk.events()] == [
+        ("complete", old["md5"], "hand"),
+        ("removed", old["md5"], "hand"),
+        ("complete", new["md5"], "hand"),
+    ]
+
+
+def test_a_backup_is_taken_right_after_the_call_that_saw_it(desk: "Desk") -> None:
+    old = desk.put()
+    desk.tell("backup-status", "taken", times=1)
+    assert desk.status()["arguments"]["md5"] == old["md5"]
+    assert desk.status() == {"message": "No backup found"}
+    assert [event["event"] for event in desk.events()] == ["complete", "removed"]
+
+
 @pytest.mark.parametrize(
     ("order", "says"),
     [
@@ -330,6 +431,16 @@ def test_a_client_that_was_killed_mid_transfer_is_on_record(desk: "Desk", until:
         ({"command": "ping", "fault": "hang", "hours": 1}, "hang has no setting hours"),
         ({"command": "backup", "fault": "late", "reply": "x"}, "reply is one of lost, hang, ok"),
         ({"command": None, "fault": "unreachable", "times": 1}, "cannot be counted"),
+        ({"command": None, "fault": "no_role", "skip": 1}, "cannot be counted"),
+        ({"command": "ping", "fault": "hang", "times": 0}, "times is 1 or more, and skip 0 or more"),
+        ({"command": "ping", "fault": "hang", "skip": -1}, "times is 1 or more, and skip 0 or more"),
+        ({"command": "bakcup", "fault": "hang"}, "there is no command bakcup; there are backup, backup-status"),
+        ({"command": "ping", "fault": "kill_parent", "when": "during"}, "when=during is not for ping; it is for retr"),
+        ({"command": "backup", "fault": "kill_client", "when": "during"}, "is not for backup; it is for retrieve"),
+        ({"command": "ping", "fault": "kill_client", "when": "later"}, "when is one of before, during, after"),
+        ({"command": "ping", "fault": "say", "when": "found"}, "say with when=found is not for ping"),
+        ({"command": "backup-delete", "fault": "replaced"}, "replaced is not for backup-delete; it is for status, ret"),
+        ({"command": "backup-retrieve", "fault": "drop", "fraction": 1.5}, "fraction is from 0 to 1"),
     ],
 )
 def test_an_order_that_means_nothing_is_refused_with_what_would(desk: "Desk", order: dict[str, Any], says: str) -> None:
