@@ -98,18 +98,25 @@ def is_held(lock_file: Path) -> bool:
 
 @contextlib.asynccontextmanager
 async def node_lock(
-    folder: Path, *, node: str, run: str, deadline: float, waiting: Callable[[str], None] = lambda holder: None
+    folder: Path,
+    *,
+    node: str,
+    run: str,
+    deadline: float,
+    patience: float = 0,
+    waiting: Callable[[str], None] = lambda holder: None,
 ) -> AsyncIterator[int]:
     """Hold the lock of the node whose folder in the vault is *folder*; yield the descriptor for a0cli to inherit.
 
-    *waiting* is told once who holds it, where it is not free. Raise LockDeadlineError after *deadline* seconds,
-    VaultUnusableError where there can be no lock.
+    What a dead run left of a0cli has *patience* seconds to end by itself: what it asked of the node is then done, and
+    cannot take effect later. *waiting* is told once who holds the lock, where it is not free. Raise LockDeadlineError
+    after *deadline* seconds, VaultUnusableError where there can be no lock.
     """
     path = folder / "lock"
     async with contextlib.AsyncExitStack() as held:
         try:
             make_private_directory(folder)
-            fd = await _acquire(path, node, deadline, waiting)
+            fd = await _acquire(path, node, deadline, patience, waiting)
             held.callback(os.close, fd)
             os.fchmod(fd, 0o600)
             _write(fd, json.dumps(asdict(Holder.myself(run))).encode())
@@ -119,19 +126,22 @@ async def node_lock(
         yield fd
 
 
-async def _acquire(path: Path, node: str, deadline: float, waiting: Callable[[str], None]) -> int:
+async def _acquire(path: Path, node: str, deadline: float, patience: float, waiting: Callable[[str], None]) -> int:
     began = time.monotonic()
+    # Below the deadline, so that what never ends by itself does not keep the node from the run that waits.
+    patience = min(patience, deadline / 2)
     pause = FIRST_LOOK
     told = False
     while (fd := _try(path)) is None:
         holder = read_holder(path)
-        if holder is not None and holder.is_gone():
+        gone = holder is not None and holder.is_gone()
+        waited = time.monotonic() - began
+        if gone and waited >= patience:
             end_orphans(path)
         name = str(holder) if holder else "a run that has not given its name yet"
         if not told:
-            waiting(name)
+            waiting(f"what is left of {name}" if gone else name)
             told = True
-        waited = time.monotonic() - began
         if waited >= deadline:
             raise LockDeadlineError(node, name, waited)
         await asyncio.sleep(min(pause, deadline - waited))

@@ -81,7 +81,12 @@ async def open_node(
         tell(Step(node.name, "", "lock", f"waits for its turn: the node is held by {holder}"))
 
     async with node_lock(
-        vault.folder(node.name), node=node.name, run=flow_run, deadline=fleet.lock_deadline, waiting=waiting
+        vault.folder(node.name),
+        node=node.name,
+        run=flow_run,
+        deadline=fleet.lock_deadline,
+        patience=fleet.a0cli.call_timeout,
+        waiting=waiting,
     ) as lock:
         name = f"{flow_run}-{uuid.uuid4().hex[:8]}"  # a retry of the same run must not wipe what its first try left
         directory = PrivateDirectory.make(vault.work(node.name), name, key_dir=fleet.a0cli.key_dir, node=node.name)

@@ -99,10 +99,12 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-async def taken(folder: Path, *, deadline: float = 20, heard: list[str] | None = None) -> Holder | None:
+async def taken(
+    folder: Path, *, deadline: float = 20, patience: float = 0, heard: list[str] | None = None
+) -> Holder | None:
     """Take the lock as run-2, return who is written in it then, and free it."""
     listen = heard.append if heard is not None else lambda holder: None
-    async with node_lock(folder, node="a0-1", run="run-2", deadline=deadline, waiting=listen):
+    async with node_lock(folder, node="a0-1", run="run-2", deadline=deadline, patience=patience, waiting=listen):
         return read_holder(folder / "lock")
 
 
@@ -246,6 +248,22 @@ async def test_the_next_run_ends_what_a_killed_one_left_and_goes_on(folder: Path
     with held_by(folder, "run-1", work) as first:
         first.kill()
         assert await taken(folder)
+        assert not alive(first.child)
+
+
+async def test_what_a_killed_run_left_has_its_time_to_end_by_itself(folder: Path, work: Path) -> None:
+    """What it asked of the node is done then, and cannot take effect once another run has begun."""
+    with held_by(folder, "run-1", work) as first:
+        first.kill()
+        heard: list[str] = []
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await taken(folder, patience=10, heard=heard)
+        assert alive(first.child)
+        [told] = heard
+        assert told.startswith("what is left of run run-1 ")
+        # It never takes all the time that there is to wait.
+        assert await taken(folder, deadline=1, patience=10)
         assert not alive(first.child)
 
 

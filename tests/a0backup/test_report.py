@@ -333,7 +333,7 @@ def test_a_check_is_reported_with_the_line_that_teaches_a_wording() -> None:
     ]
     page = check_markdown([WELL, UNKNOWN, GONE], fleet="fleet.yaml")
     assert page.startswith("**3 nodes checked: 1 well, 2 not (1 unreachable)**, fleet fleet.yaml\n\n| node | check |")
-    assert "| a0-1 | well | nothing there | start a backup | 52.0 GB free, the last backup took 1.0 GB |" in page
+    assert r"| a0-1 | well | nothing there | start a backup | 52\.0 GB free, the last backup took 1.0 GB |" in page
     assert "| a0-3 | **unreachable** |  | fail |  |" in page
     assert {tuple(row) for row in check_json([WELL, UNKNOWN])} == {
         ("node", "well", "reachable", "status", "would", "room", "problems", "teach")
