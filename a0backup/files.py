@@ -84,6 +84,13 @@ def digests(path: Path, *, past_cache: bool = False) -> Digests:
     return Digests(size, md5.hexdigest(), sha256.hexdigest())
 
 
+def read_past_cache(path: Path) -> bytes:
+    """Return the bytes of the small file *path* as the disk has them. Raise OSError."""
+    with path.open("rb", buffering=0) as file:
+        _drop_cached_pages(file.fileno())
+        return file.readall()
+
+
 def _drop_cached_pages(fd: int) -> None:
     # Linux only; elsewhere the read back is of the cache, which is still a read of what was written.
     if hasattr(os, "posix_fadvise"):

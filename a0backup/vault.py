@@ -6,6 +6,7 @@
 Paths are only ever built from a node's validated name, a kind and a time, never from what a node or a file says.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -29,12 +30,14 @@ from a0backup.files import (
     make_new_directory,
     make_private_directory,
     publish,
+    read_past_cache,
 )
 from a0backup.journal import Journal, pair
 from a0backup.replies import Absent, Found, Status, quote
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
+FSTAB = Path("/etc/fstab")
 
 _FOLDER = re.compile(r"(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z][a-z-]*)\Z")
 _ID = re.compile(r"(?P<node>[A-Za-z0-9][A-Za-z0-9._-]*)/(?P<folder>\d{8}T\d{6}Z-[a-z][a-z-]*)\Z")
@@ -132,6 +135,21 @@ def _open_file(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
+def unmounted(path: Path, *, fstab: Path = FSTAB) -> Path | None:
+    """Return the mount point above *path* that fstab(5) names and where nothing is mounted; None where all is well."""
+    try:
+        lines = fstab.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    fields = (line.split() for line in lines if not line.lstrip().startswith("#"))
+    # A blank in a name is written as three octal digits.
+    places = (
+        re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field[1]) for field in fields if len(field) > 1
+    )
+    above = [Path(place) for place in places if place.startswith("/") and path.resolve().is_relative_to(place)]
+    return next((place for place in above if not place.is_mount()), None)
+
+
 class UnreadableManifest(_Part):
     """A manifest that is there and cannot be read as one."""
 
@@ -164,6 +182,9 @@ class Vault:
         # Asked before the lock is had: a file of each run's own, and no rename that another run's sweep could spoil.
         probe = self.folder(node) / f".writable.{uuid.uuid4().hex}.partial"
         try:
+            if (place := unmounted(self.root)) is not None:
+                reason = f"{place} is to be mounted, says {FSTAB}, and is not: the vault would be made anew below it"
+                raise VaultUnusableError(node, reason)
             make_private_directory(self.folder(node))
             # Also where they are there already: whoever made them may have been killed before they were durable.
             fsync_directory(self.root)
@@ -425,7 +446,14 @@ class Vault:
         make_durable(target)
 
     def _publish(self, manifest: Manifest) -> None:
-        publish(self.root / manifest.id / MANIFEST, json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
+        """Write the manifest and read it back. Raise OSError, ArtifactDamagedError; it is not there then."""
+        path = self.root / manifest.id / MANIFEST
+        content = json.dumps(manifest.to_json(), indent=2).encode() + b"\n"
+        publish(path, content)
+        if read_past_cache(path) != content:
+            path.unlink()
+            reason = "the disk gave its manifest back otherwise than it was written"
+            raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)
 
     def _make_folder(self, node: str, kind: str, start: datetime) -> Path:
         second = start.astimezone(UTC)
@@ -443,7 +471,9 @@ class Vault:
     def quarantine(self, node: str, kind: str, retrieved: Path, *, reason: dict[str, object], now: datetime) -> Path:
         """Keep the retrieval *retrieved* that failed verification aside with *reason*, the newest of its kind only."""
         place = self._quarantine(node)
-        make_private_directory(place)
+        # Never the node's folder with it: a vault that went away meanwhile must not be made anew.
+        with contextlib.suppress(FileExistsError):
+            make_new_directory(place)
         former = self._quarantined(node, kind)
         folder = place / f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{kind}"
         make_private_directory(folder)

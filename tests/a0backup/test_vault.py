@@ -19,7 +19,7 @@ import pytest
 
 from a0backup.errors import ArtifactDamagedError, VaultUnusableError
 from a0backup.files import Digests
-from a0backup.vault import Manifest, ManifestNode, ManifestPassword, UnreadableManifest, Vault
+from a0backup.vault import Manifest, ManifestNode, ManifestPassword, UnreadableManifest, Vault, unmounted
 
 STARTED = datetime(2026, 11, 23, 2, 0, 0, tzinfo=UTC)
 STORED = datetime(2026, 11, 23, 2, 14, 9, tzinfo=UTC)
@@ -199,6 +199,9 @@ Room(Path({str(room.vault.root)!r})).vault.store(node=NODE, kind="backup", name_
         "fsync .manifest.json.partial",
         "rename manifest.json",
         f"fsync {folder}",
+        "fadvise64 manifest.json",
+        "read manifest.json",
+        "read manifest.json",
     ]
     assert "read backup.tar.gz.enc" in told[told.index("fadvise64 backup.tar.gz.enc") :]
 
@@ -594,6 +597,34 @@ def test_a_vault_that_cannot_be_made_is_named(room: Room) -> None:
     room.vault.root.parent.joinpath("vault").write_text("a file in the way")
     with pytest.raises(VaultUnusableError, match=re.escape(str(room.vault.root))):
         room.vault.ensure_writable("a0-1")
+
+
+def test_a_mount_point_where_nothing_is_mounted_is_told_from_one_where_something_is(tmp_path: Path) -> None:
+    """Otherwise a vault whose disk is missing would be made anew below, and hidden when the disk is back."""
+    missing = tmp_path / "my disk"
+    missing.mkdir()
+    fstab = tmp_path / "fstab"
+    fstab.write_text(
+        "# <file system> <mount point>\n"
+        "UUID=1 / ext4 defaults 0 1\n"
+        "UUID=2 none swap sw 0 0\n"
+        "broken\n"
+        f"# UUID=4 {tmp_path} ext4 defaults 0 2\n"
+        f"UUID=3 {tmp_path}/my\\040disk ext4 defaults,nofail 0 2\n"
+    )
+    assert unmounted(missing / "vault", fstab=fstab) == missing
+    assert unmounted(missing, fstab=fstab) == missing
+    assert unmounted(tmp_path / "my disks" / "vault", fstab=fstab) is None
+    assert unmounted(missing, fstab=tmp_path / "none") is None
+    (tmp_path / "linked").symlink_to(missing)
+    assert unmounted(tmp_path / "linked" / "vault", fstab=fstab) == missing
+
+
+def test_a_vault_that_went_away_is_not_made_anew_by_what_is_kept_aside(room: Room, tmp_path: Path) -> None:
+    (tmp_path / "retrieved").write_bytes(BYTES)
+    with pytest.raises(FileNotFoundError):
+        room.vault.quarantine("a0-1", "backup", tmp_path / "retrieved", reason={}, now=STORED)
+    assert not room.vault.root.exists()
 
 
 def test_runs_that_look_at_once_whether_they_can_write_do_not_disturb_each_other(room: Room) -> None:
