@@ -37,11 +37,12 @@ from a0backup.fleet import Fleet, Node
 from a0backup.journal import Journal, JournalFile, Pair, pair
 from a0backup.node_session import Done, NodeSession
 from a0backup.reconcile import Action, Plan, may_be, reconcile
-from a0backup.replies import Absent, Found, InProgress, Status, quoted, refusal, shown
+from a0backup.replies import Absent, Found, InProgress, Status, made_nothing, quoted, refusal, shown
 from a0backup.report import Outcome, outcome_of
 from a0backup.space import claim, release, space_for
 from a0backup.vault import Manifest, ManifestNode, ManifestPassword, Vault
 
+CONFIRM_INTERVAL = 1.0  # seconds between two looks whether a deletion has taken effect
 MOST_ROUNDS = 20  # a night takes three or four; more is a node that somebody else works on all the time
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class _Await:
 
     sent_at: float | None = None  # when our start was sent, None for one that this run did not start
     reply: str = "none in this run"
-    refused: RefusedError | None = None
+    refused: A0BackupError | None = None  # what to raise where the node shows nothing after a start that made nothing
     first_look: float | None = None
     seen_in_progress: bool = False
 
@@ -93,6 +94,8 @@ class BackupRun:
         self._only_bytes_left = False  # of our own backup: the node shows it no more, its verified bytes are here
         self._off_node = False
         self._rounds = 0
+        self._earlier_deletion: datetime | None = None  # sent by a run that did not live to see its effect
+        self._deletion_sent = 0.0  # by this one, in seconds of the monotonic clock
 
     @property
     def node(self) -> Node:
@@ -130,6 +133,8 @@ class BackupRun:
             # It stays in its place, and forces the next run too, until what is on the node has been dealt with.
             self._unreadable, self._existing = True, "preserve"
             self.note(f"the journal could not be read, so that what is on the node is preserved ({error})")
+        if self._journal is not None:
+            self._earlier_deletion = self._journal.deletion_sent_at
         manifest = self.vault.newest(self.node.name, self.kind)
         if manifest is None or manifest.started_at is None:
             return
@@ -181,10 +186,12 @@ class BackupRun:
             return False
         if self._unreadable and not isinstance(status, Absent):
             return False
-        if self._journal is None:
-            return True
-        same_bytes = self._pinned is not None and self._pinned.md5 == self.manifest.artifact.md5
-        return same_bytes and self._journal.started_at == self.manifest.started_at
+        return self._journal is None or self._is_of_journal(self.manifest)
+
+    def _is_of_journal(self, manifest: Manifest) -> bool:
+        """Return whether *manifest* is that of the very backup which the journal speaks of."""
+        same_bytes = self._pinned is not None and self._pinned.md5 == manifest.artifact.md5
+        return same_bytes and self._journal is not None and self._journal.started_at == manifest.started_at
 
     def _stored(self, status: Status) -> Manifest | None:
         return self.vault.of_backup(self.node.name, self.kind, status, self._journal)
@@ -250,9 +257,15 @@ class BackupRun:
         else:
             self._await.reply = quoted(printed)
             said = refusal(printed, node=self.node.name, command=self.kind, wordings=a0cli.wordings)
-            self._await.refused = said if isinstance(said, RefusedError) and printed.exit_code != 0 else None
+            if made_nothing(printed, node=self.node.name, command=self.kind, wordings=a0cli.wordings):
+                failed = StartFailedError(self.node.name, self.kind, self._await.reply)
+                self._await.refused = said if isinstance(said, RefusedError) else failed
         self._await.sent_at = time.monotonic()  # only now: one that hung until its deadline may be under way still
-        await self._note_journal(f"start sent: {self._await.reply}")
+        if self._await.refused is None:
+            await self._note_journal(f"start sent: {self._await.reply}")
+        else:
+            # It made nothing, so that what is there by now, or later, is not ours.
+            await self._forget_journal()
         return Done(f"the node replied {self._await.reply!r}")
 
     def _last_stored(self) -> Pair | None:
@@ -288,7 +301,11 @@ class BackupRun:
                 await self._note_journal(shown(status), pinned=pair(status))
             return status
         if isinstance(status, InProgress):
+            if self._await.refused is not None and self._existing == "fail":
+                raise ForeignBackupError(self.node.name, self.kind, shown(status))
             self._await.seen_in_progress = True
+        elif self._await.refused is not None:
+            raise self._await.refused
         elif not ours:
             return status
         else:
@@ -304,8 +321,6 @@ class BackupRun:
         return pair(status) == journal.seen_before
 
     def _raise_if_start_failed(self) -> None:
-        if self._await.refused is not None:
-            raise self._await.refused
         # A start may take effect late, also one whose reply was lost; after `call_timeout` it has not.
         since = time.monotonic() - (self._await.sent_at or self._await.first_look or 0)
         if self._await.seen_in_progress or since >= self.fleet.a0cli.call_timeout:
@@ -476,7 +491,7 @@ class BackupRun:
         """Delete *found* on the node, if the node still shows just that. Its effect is judged by confirm_deleted."""
         self.session.enter("delete")
         if self._journal is not None:
-            await self._note_journal(f"deletion intended: {shown(found)}")
+            await self._note_journal(f"deletion intended: {shown(found)}", deleting=True)
         status = await self.session.a0cli.status(self.kind)
         if not (isinstance(status, Found) and status.name == found.name and status.md5 == found.md5):
             return Done(f"the node shows something else by now ({shown(status)}); nothing was deleted", cached=True)
@@ -487,20 +502,32 @@ class BackupRun:
             raise
         except A0cliError as error:
             reply = error.reason
+        self._deletion_sent = time.monotonic()
         return Done(f"the node replied {reply!r}")
 
     async def confirm_deleted(self, found: Found) -> Status:
-        """Return the status, which does not show *found* any more. Raise DeleteNotConfirmedError, A0cliError."""
+        """Return the status, which does not show *found* any more. Raise DeleteNotConfirmedError, A0cliError.
+
+        As a start, a deletion may take effect late; after `call_timeout` it has not. Until then nothing else is begun:
+        it would meet the next backup.
+        """
         self.session.enter("confirm-delete")
-        try:
-            status = await self.session.a0cli.status(self.kind)
-        except A0cliError as error:
-            if not error.transient:
-                raise
-            raise DeleteNotConfirmedError(self.node.name, self.kind, f"the status failed: {error.reason}") from error
-        same = isinstance(status, Found) and status.name == found.name and status.md5 == found.md5
-        if same or isinstance(status, InProgress):
-            raise DeleteNotConfirmedError(self.node.name, self.kind, f"the status still is: {shown(status)}")
+        while True:
+            try:
+                status = await self.session.a0cli.status(self.kind)
+            except A0cliError as error:
+                if not error.transient:
+                    raise
+                reason = f"the status failed: {error.reason}"
+                raise DeleteNotConfirmedError(self.node.name, self.kind, reason) from error
+            # An md5 that is not shown proves nothing.
+            same = isinstance(status, Found) and status.name == found.name and status.md5 in (None, found.md5)
+            if not same and not isinstance(status, InProgress):
+                break
+            rest = self._deletion_sent + self.fleet.a0cli.call_timeout - time.monotonic()
+            if rest <= 0:
+                raise DeleteNotConfirmedError(self.node.name, self.kind, f"the status still is: {shown(status)}")
+            await asyncio.sleep(min(rest, CONFIRM_INTERVAL))
         if self.manifest is not None and _has_md5(found, self.manifest.artifact.md5):
             self._off_node = True
         if found == self._given_up:
@@ -516,9 +543,20 @@ class BackupRun:
         assert self.manifest is not None, "settle comes after store"
         if self._journal is not None and self._journal.flow_run != self.session.flow_run:
             self.note(f"finished the backup that run {self._journal.flow_run} started at {self._journal.started_at:%c}")
+        await self._let_earlier_deletion_arrive()
         await self._forget_journal()
         await self._sweep()
         return Done(f"{self.manifest.id} is stored and off the node")
+
+    async def _let_earlier_deletion_arrive(self) -> None:
+        """Wait until a deletion that a killed run sent can take effect no more: it would meet the next backup."""
+        if self._earlier_deletion is None:
+            return
+        limit = self.fleet.a0cli.call_timeout
+        rest = limit - (datetime.now(UTC) - self._earlier_deletion).total_seconds()
+        if 0 < rest <= limit:
+            self._tell("settle", f"a deletion that an earlier run sent may still arrive; waits {rest:.0f} s")
+            await asyncio.sleep(rest)
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -529,7 +567,8 @@ class BackupRun:
 
     async def let_go(self) -> None:
         """End a backup that failed: where its artifact is stored, the next run starts from what the node then holds."""
-        if self.manifest is None:
+        # Never the journal of another backup than the stored one: that is still to be finished.
+        if self.manifest is None or not self._is_of_journal(self.manifest):
             return
         try:
             await self._forget_journal()
@@ -538,20 +577,23 @@ class BackupRun:
 
     def outcome(self, seconds: float, error: BaseException | None) -> Outcome:
         """Return how it ended: by *error* or, where there is none, with the artifact stored and off the node."""
+        stored = self._journal is None and not self._unreadable
+        stored = stored or (self.manifest is not None and self._is_of_journal(self.manifest))
         return outcome_of(
             self.node.name,
             self.kind,
             seconds=seconds,
             error=error,
             step=self.session.step,
-            manifest=self.manifest,
+            # With an error, what another run stored is not the backup that failed.
+            manifest=self.manifest if error is None or stored else None,
             off_node=self._off_node,
             notes=self.notes,
         )
 
-    async def _note_journal(self, what: str, *, pinned: Pair | None = None) -> None:
+    async def _note_journal(self, what: str, *, pinned: Pair | None = None, deleting: bool = False) -> None:
         assert self._journal is not None, "there is a journal while a backup of our own is unfinished"
-        self._journal = self._journal.noted(_now(), what, pinned=pinned)
+        self._journal = self._journal.noted(_now(), what, pinned=pinned, deleting=deleting)
         await self._on_disk(self._journal_file.write, self._journal)
 
     async def _set_aside_unreadable(self) -> None:

@@ -47,13 +47,16 @@ class Journal(BaseModel):
     started_at: datetime
     seen_before: Pair | None = None
     pinned: Pair | None = None
+    deletion_sent_at: datetime | None = None
     history: tuple[Entry, ...] = ()
 
-    def noted(self, at: datetime, what: str, *, pinned: Pair | None = None) -> "Journal":
-        """Return this journal with one more entry, and with *pinned* where that is known now."""
+    def noted(self, at: datetime, what: str, *, pinned: Pair | None = None, deleting: bool = False) -> "Journal":
+        """Return this journal with one more entry, with *pinned* where that is known now, with a deletion begun."""
         update: dict[str, object] = {"history": (*self.history, Entry(at=at, what=what))}
         if pinned is not None:
             update["pinned"] = pinned
+        if deleting:
+            update["deletion_sent_at"] = at
         return self.model_copy(update=update)
 
 
@@ -71,7 +74,10 @@ class JournalFile:
                 raise ValueError(f"{self.path.name} is not a regular file")
             if status.st_size > MAX_BYTES:
                 raise ValueError(f"{self.path.name} is larger than a journal can be")
-            return Journal.model_validate_json(self.path.read_bytes())
+            journal = Journal.model_validate_json(self.path.read_bytes())
+            if (self.path.parent.name, self.path.name) != (journal.node, f"journal-{journal.kind}.json"):
+                raise ValueError(f"{self.path.name} is that of another node or kind")
+            return journal
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValidationError as error:

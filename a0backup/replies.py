@@ -140,6 +140,10 @@ _REFUSED = re.compile(
     r"|not (?:configured|set|set up|enabled|designated) (?:as|for)(?: a| the)? backup"
 )
 
+# What a start is told where there is a backup: what it says is not documented, and counts only with an exit code.
+_THERE = r"(?:in progress|under ?way|exists?|running|started|present|stored|there)"
+_ALREADY_THERE = re.compile(rf"\balready\b[^.;]*\b{_THERE}\b|\b{_THERE}\b[^.;]*\balready\b")
+
 # Words that keep a reply from being believed, wherever they stand beside the message.
 _FAILURE_WORD = re.compile(
     r"(?<!\bno )(?<!\b0 )(?:\b[a-z]*error|\bfail(?:ed|ure|s)?|\bfatal|\b[a-z]*exception|\bdenied|\brefused|\brejected"
@@ -555,6 +559,15 @@ def refusal(
         return RefusedError(node, command, "the command is refused", printed.exit_code, tail)
     reason = "the reply is not understood" if tail else "it printed nothing"
     return UnknownReplyError(node, command, reason, printed.exit_code, tail)
+
+
+def made_nothing(printed: "Printed", *, node: str, command: str, wordings: Wordings) -> bool:
+    """Return whether a start failed and says so: it was refused, or a backup was there already."""
+    if printed.exit_code == 0:
+        return False
+    if _ALREADY_THERE.search(_normal(f"{printed.stdout}\n{printed.stderr}")):
+        return True
+    return isinstance(refusal(printed, node=node, command=command, wordings=wordings), RefusedError)
 
 
 def teach(printed: "Printed", wordings: Wordings | None = None) -> str:

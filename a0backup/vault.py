@@ -135,6 +135,10 @@ def _open_file(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def unmounted(path: Path, *, fstab: Path = FSTAB) -> Path | None:
     """Return the mount point above *path* that fstab(5) names and where nothing is mounted; None where all is well."""
     try:
@@ -189,7 +193,7 @@ class Vault:
             # Also where they are there already: whoever made them may have been killed before they were durable.
             fsync_directory(self.root)
             fsync_directory(self.root.parent)
-            with probe.open("xb", buffering=0) as file:
+            with open(probe, "xb", buffering=0, opener=_private) as file:
                 file.write(b"\n")
                 os.fsync(file.fileno())
             probe.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -334,6 +335,62 @@ async def test_bytes_without_a_manifest_that_are_not_of_this_backup_are_named_an
     assert ended.outcome.ending is Ending.STORED
     assert "20200101T000000Z-backup in the vault holds bytes and no manifest" in ended.notes
     assert (folder / "backup.tar.gz.enc").read_bytes() == b"of an unknown backup"
+
+
+async def test_a_backup_that_came_before_our_refused_start_is_not_ours(desk: Desk) -> None:
+    desk.tell("backup", "duration", seconds=0.5, times=1)
+    ended = await desk.night(after=lambda stage: desk.by_hand("backup", "their own") if stage == "status" else None)
+    assert ended.outcome.ending is Ending.STORED
+    assert sorted(manifest.encryption.password.mode for manifest in desk.stored) == ["shared", "unknown"]
+    desk.is_settled()
+
+
+async def test_a_backup_in_progress_that_came_before_our_refused_start_is_left_alone_where_that_is_wanted(
+    desk: Desk,
+) -> None:
+    desk.tell("backup", "duration", seconds=5, times=1)
+    ended = await desk.night(
+        existing="fail", after=lambda stage: desk.by_hand("backup", "their own") if stage == "status" else None
+    )
+    assert isinstance(ended.error, ForeignBackupError)
+    assert desk.counted("backup-delete") == 0
+
+
+async def test_what_is_laid_after_a_refused_start_is_not_ours(desk: Desk) -> None:
+    desk.tell("backup", "refuse", times=1)
+    assert isinstance((await desk.night(flow_run="run-1")).error, RefusedError)
+    theirs = desk.put()
+    await desk.night()
+    assert [m.started_at for m in desk.stored if m.artifact.md5 == theirs["md5"]] == [None]
+
+
+@pytest.mark.parametrize("torn", [False, True])
+async def test_an_unfinished_backup_is_kept_though_another_run_stored_one_meanwhile(desk: Desk, torn: bool) -> None:
+    began = datetime.now(UTC).replace(microsecond=0)
+    await desk.night(flow_run="run-0")
+    await desk.killed_after("found")
+    ours = desk.holds
+    assert ours is not None
+    if torn:
+        desk.journal.path.write_bytes(b"torn")
+    desk.tell("backup-retrieve", "drop")
+    failed = await desk.night(flow_run="run-2", began=began)
+    assert failed.outcome.ending is Ending.FAILED
+    desk.forget()
+    assert (await desk.night(flow_run="run-3", existing="replace")).outcome.ending is Ending.STORED
+    [kept] = [manifest for manifest in desk.stored if manifest.artifact.md5 == ours["md5"]]
+    assert (kept.started_at is None) is torn
+    desk.is_settled()
+
+
+async def test_the_journal_of_another_node_is_not_believed(desk: Desk) -> None:
+    theirs = desk.put()
+    desk.vault.folder(desk.name).mkdir(parents=True)
+    other = Journal(node="a0-other", kind="backup", flow_run="x", started_at=datetime(2026, 11, 23, 2, tzinfo=UTC))
+    desk.journal.write(other)
+    ended = await desk.night(existing="replace")
+    assert "the journal could not be read" in ended.notes
+    assert [m.started_at for m in desk.stored if m.artifact.md5 == theirs["md5"]] == [None]
 
 
 # -- bytes that are not the node's -------------------------------------------------------------------------------------
@@ -710,6 +767,25 @@ async def test_nothing_is_deleted_where_the_status_before_it_fails(desk: Desk) -
     # What is stored is deleted there first, then the next night has a backup of its own.
     assert (await desk.night(flow_run="run-3")).outcome.ending is Ending.STORED
     assert desk.counts == (2, 2, 2)
+
+
+async def test_a_deletion_that_takes_effect_late_is_waited_for(desk: Desk) -> None:
+    """Otherwise it would meet the next backup."""
+    desk.configure(a0cli={"call_timeout": "3s"})
+    desk.tell("backup-delete", "late", seconds=1.5, reply="lost", times=1)
+    assert (await desk.night(flow_run="run-1")).outcome.ending is Ending.STORED
+    assert desk.holds is None
+    assert desk.counts == (1, 1, 1)
+
+
+async def test_a_deletion_that_a_killed_run_sent_has_arrived_before_the_next_backup_can_be_begun(desk: Desk) -> None:
+    desk.configure(a0cli={"call_timeout": "3s"})
+    desk.tell("backup-delete", "late", seconds=1.9, reply="ok", times=1)
+    await desk.killed_after("delete")
+    [sent] = desk.simulated.calls(desk.name, "backup-delete")
+    assert (await desk.night(flow_run="run-2")).outcome.ending is Ending.STORED
+    assert time.time() > sent["time"] + 1.9
+    desk.is_settled()
 
 
 # -- several runs ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ JOURNAL = Journal(node="a0-1", kind="backup", flow_run="run-1", started_at=NOW, 
 
 @pytest.fixture
 def place(tmp_path: Path) -> JournalFile:
-    return JournalFile(tmp_path, "backup")
+    folder = tmp_path / "a0-1"
+    folder.mkdir()
+    return JournalFile(folder, "backup")
 
 
 def test_there_is_no_journal_at_first(place: JournalFile) -> None:
@@ -31,10 +33,17 @@ def test_a_journal_is_read_back_as_it_was_written(place: JournalFile) -> None:
     assert [entry.what for entry in noted.history] == ["found", "stored"]
 
 
-def test_each_kind_has_a_journal_of_its_own(tmp_path: Path) -> None:
-    JournalFile(tmp_path, "backup").write(JOURNAL)
-    assert JournalFile(tmp_path, "backup-sensitive").read() is None
-    assert [path.name for path in tmp_path.iterdir()] == ["journal-backup.json"]
+def test_each_kind_has_a_journal_of_its_own(place: JournalFile) -> None:
+    place.write(JOURNAL)
+    assert JournalFile(place.path.parent, "backup-sensitive").read() is None
+    assert [path.name for path in place.path.parent.iterdir()] == ["journal-backup.json"]
+
+
+@pytest.mark.parametrize("other", [{"node": "a0-2"}, {"kind": "backup-sensitive"}])
+def test_the_journal_of_another_node_or_kind_is_not_believed(place: JournalFile, other: dict[str, str]) -> None:
+    place.write(JOURNAL.model_copy(update=other))
+    with pytest.raises(ValueError, match="is that of another node or kind"):
+        place.read()
 
 
 def test_a_removed_journal_is_gone_and_removing_it_again_is_well(place: JournalFile) -> None:

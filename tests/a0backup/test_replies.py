@@ -21,6 +21,7 @@ from a0backup.replies import (
     Meaning,
     Status,
     Wordings,
+    made_nothing,
     meaning,
     quote,
     read_ping,
@@ -545,3 +546,22 @@ def test_64_kib_of_anything_take_bounded_work(text: str) -> None:
     began = time.process_time()
     told(text, '{"a":' + text[5:])
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("said", "exit_code", "nothing"),
+    [
+        ('{"message":"Backup already in progress"}', 1, True),
+        ("Error: a backup already exists on this node", 1, True),
+        ("there is a backup running already", 2, True),
+        ("error: permission denied", 1, True),
+        ("Backup in progress", 1, False),
+        ("already done. Backup in progress", 1, False),
+        ("Backup already in progress", 0, False),
+        ("Error: socket hang up", 1, False),
+        ("", 1, False),
+    ],
+)
+def test_a_start_made_nothing_only_where_it_failed_and_says_so(said: str, exit_code: int, nothing: bool) -> None:
+    reply = Printed("backup", exit_code, "", said, 0.1)
+    assert made_nothing(reply, node="a0-1", command="backup", wordings=Wordings()) is nothing

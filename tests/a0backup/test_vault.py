@@ -593,6 +593,17 @@ def test_a_writable_vault_is_left_as_it_was_but_for_the_nodes_folder(room: Room)
     assert list(room.node.iterdir()) == []
 
 
+@pytest.mark.usefixtures("umask_zero")
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_what_is_written_to_try_the_vault_is_private_though_it_is_removed_at_once(room: Room) -> None:
+    log = room.vault.root.parent / "trace"
+    program = f"from a0backup.vault import *; Vault(Path({str(room.vault.root)!r})).ensure_writable('a0-1')"
+    calls = ["strace", "-f", "-qq", "-e", "trace=openat", "-o", str(log)]
+    subprocess.run([*calls, sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True, timeout=60)
+    [made] = [line for line in log.read_text().splitlines() if "O_CREAT" in line and str(room.vault.root) in line]
+    assert ", 0600)" in made
+
+
 def test_a_vault_that_cannot_be_made_is_named(room: Room) -> None:
     room.vault.root.parent.joinpath("vault").write_text("a file in the way")
     with pytest.raises(VaultUnusableError, match=re.escape(str(room.vault.root))):
