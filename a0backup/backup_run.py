@@ -34,7 +34,7 @@ from a0backup.errors import (
 )
 from a0backup.files import Digests, digests, in_thread
 from a0backup.fleet import Fleet, Node
-from a0backup.journal import Journal, JournalFile, Pair, pair
+from a0backup.journal import DeletionMark, Journal, JournalFile, Pair, pair
 from a0backup.node_session import Done, NodeSession
 from a0backup.reconcile import Action, Plan, may_be, reconcile
 from a0backup.replies import Absent, Found, InProgress, Status, made_nothing, quoted, refusal, shown
@@ -94,8 +94,9 @@ class BackupRun:
         self._only_bytes_left = False  # of our own backup: the node shows it no more, its verified bytes are here
         self._off_node = False
         self._rounds = 0
-        self._earlier_deletion: datetime | None = None  # sent by a run that did not live to see its effect
-        self._deletion_sent = 0.0  # by this one, in seconds of the monotonic clock
+        self._deletion_mark = DeletionMark(session.vault.folder(session.node.name), kind)
+        self._earlier_deletion = False  # whether a killed run sent one, too, which may still arrive after ours
+        self._deletion_sent = 0.0  # by this run, in seconds of the monotonic clock
 
     @property
     def node(self) -> Node:
@@ -133,8 +134,6 @@ class BackupRun:
             # It stays in its place, and forces the next run too, until what is on the node has been dealt with.
             self._unreadable, self._existing = True, "preserve"
             self.note(f"the journal could not be read, so that what is on the node is preserved ({error})")
-        if self._journal is not None:
-            self._earlier_deletion = self._journal.deletion_sent_at
         manifest = self.vault.newest(self.node.name, self.kind)
         if manifest is None or manifest.started_at is None:
             return
@@ -234,6 +233,7 @@ class BackupRun:
             self.note("the backup that an earlier run had started is not on the node")
         await self._sweep()
         await self._claim_space()
+        await self._let_earlier_deletion_arrive()
         await self._set_aside_unreadable()
         self._journal = Journal(
             node=self.node.name,
@@ -491,7 +491,9 @@ class BackupRun:
         """Delete *found* on the node, if the node still shows just that. Its effect is judged by confirm_deleted."""
         self.session.enter("delete")
         if self._journal is not None:
-            await self._note_journal(f"deletion intended: {shown(found)}", deleting=True)
+            await self._note_journal(f"deletion intended: {shown(found)}")
+        self._earlier_deletion = await self._on_disk(self._deletion_mark.age) is not None
+        await self._on_disk(self._deletion_mark.put, found, flow_run=self.session.flow_run, at=_now())
         status = await self.session.a0cli.status(self.kind)
         if not (isinstance(status, Found) and status.name == found.name and status.md5 == found.md5):
             return Done(f"the node shows something else by now ({shown(status)}); nothing was deleted", cached=True)
@@ -528,6 +530,8 @@ class BackupRun:
             if rest <= 0:
                 raise DeleteNotConfirmedError(self.node.name, self.kind, f"the status still is: {shown(status)}")
             await asyncio.sleep(min(rest, CONFIRM_INTERVAL))
+        if not self._earlier_deletion:
+            await self._on_disk(self._deletion_mark.remove)
         if self.manifest is not None and _has_md5(found, self.manifest.artifact.md5):
             self._off_node = True
         if found == self._given_up:
@@ -543,20 +547,22 @@ class BackupRun:
         assert self.manifest is not None, "settle comes after store"
         if self._journal is not None and self._journal.flow_run != self.session.flow_run:
             self.note(f"finished the backup that run {self._journal.flow_run} started at {self._journal.started_at:%c}")
-        await self._let_earlier_deletion_arrive()
         await self._forget_journal()
         await self._sweep()
         return Done(f"{self.manifest.id} is stored and off the node")
 
     async def _let_earlier_deletion_arrive(self) -> None:
         """Wait until a deletion that a killed run sent can take effect no more: it would meet the next backup."""
-        if self._earlier_deletion is None:
+        age = await self._on_disk(self._deletion_mark.age)
+        if age is None:
             return
-        limit = self.fleet.a0cli.call_timeout
-        rest = limit - (datetime.now(UTC) - self._earlier_deletion).total_seconds()
-        if 0 < rest <= limit:
-            self._tell("settle", f"a deletion that an earlier run sent may still arrive; waits {rest:.0f} s")
-            await asyncio.sleep(rest)
+        # The mark came before a status and the deletion itself. A clock that was set back makes it wait all of that.
+        limit = 2 * self.fleet.a0cli.call_timeout
+        if age < limit:
+            wait = min(limit, limit - age)
+            self._tell("start", f"a deletion that an earlier run sent may still arrive; waits {wait:.0f} s")
+            await asyncio.sleep(wait)
+        await self._on_disk(self._deletion_mark.remove)
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -591,9 +597,9 @@ class BackupRun:
             notes=self.notes,
         )
 
-    async def _note_journal(self, what: str, *, pinned: Pair | None = None, deleting: bool = False) -> None:
+    async def _note_journal(self, what: str, *, pinned: Pair | None = None) -> None:
         assert self._journal is not None, "there is a journal while a backup of our own is unfinished"
-        self._journal = self._journal.noted(_now(), what, pinned=pinned, deleting=deleting)
+        self._journal = self._journal.noted(_now(), what, pinned=pinned)
         await self._on_disk(self._journal_file.write, self._journal)
 
     async def _set_aside_unreadable(self) -> None:

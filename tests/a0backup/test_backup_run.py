@@ -778,13 +778,25 @@ async def test_a_deletion_that_takes_effect_late_is_waited_for(desk: Desk) -> No
     assert desk.counts == (1, 1, 1)
 
 
-async def test_a_deletion_that_a_killed_run_sent_has_arrived_before_the_next_backup_can_be_begun(desk: Desk) -> None:
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_deletion_that_a_killed_run_sent_does_not_meet_the_next_backup(desk: Desk, ours: bool) -> None:
     desk.configure(a0cli={"call_timeout": "3s"})
-    desk.tell("backup-delete", "late", seconds=1.9, reply="ok", times=1)
+    if not ours:
+        desk.put()
+    desk.tell("backup-delete", "late", seconds=2.5, reply="lost", times=1)
     await desk.killed_after("delete")
     [sent] = desk.simulated.calls(desk.name, "backup-delete")
-    assert (await desk.night(flow_run="run-2")).outcome.ending is Ending.STORED
-    assert time.time() > sent["time"] + 1.9
+    if ours:
+        assert (await desk.night(flow_run="run-2")).outcome.ending is Ending.STORED
+    desk.tell("backup-retrieve", "drop")
+    await desk.night(flow_run="run-3")
+    while time.time() < sent["time"] + 3:
+        await asyncio.sleep(0.1)
+    held = desk.holds
+    assert held is not None
+    desk.forget()
+    assert (await desk.night(flow_run="run-4")).outcome.ending is Ending.STORED
+    assert held["md5"] in [manifest.artifact.md5 for manifest in desk.stored]
     desk.is_settled()
 
 
