@@ -128,6 +128,7 @@ class BackupRun:
         await self._on_disk(self._open)
 
     def _open(self) -> None:
+        self._earlier_deletion = self._deletion_mark.age() is not None
         try:
             self._journal = self._journal_file.read()
         except ValueError as error:
@@ -492,7 +493,6 @@ class BackupRun:
         self.session.enter("delete")
         if self._journal is not None:
             await self._note_journal(f"deletion intended: {shown(found)}")
-        self._earlier_deletion = await self._on_disk(self._deletion_mark.age) is not None
         await self._on_disk(self._deletion_mark.put, found, flow_run=self.session.flow_run, at=_now())
         status = await self.session.a0cli.status(self.kind)
         if not (isinstance(status, Found) and status.name == found.name and status.md5 == found.md5):
@@ -563,6 +563,7 @@ class BackupRun:
             self._tell("start", f"a deletion that an earlier run sent may still arrive; waits {wait:.0f} s")
             await asyncio.sleep(wait)
         await self._on_disk(self._deletion_mark.remove)
+        self._earlier_deletion = False
 
     # -- the end -----------------------------------------------------------------------------------------------
 
