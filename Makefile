@@ -1,6 +1,7 @@
 # make setup   a virtual environment with the `a0backup` command in it
 # make demo    a simulated three-node fleet, backed up for real
-# make test    every test
+# make test    every test, with a short selection of the kills
+# make test-faults  every kill and fault, and the table of what was tried
 # make lint    ruff, format check and mypy
 # make lock    resolve the dependencies anew (needs uv)
 
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint format lock clean
+.PHONY: setup demo test test-faults lint format lock clean
 
 setup: $(STAMP)
 
@@ -27,6 +28,10 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest -n 4 --dist worksteal
+
+# The engine's and the vault's faults; what `make test` runs already is left out.
+test-faults: setup
+	@A0BACKUP_FAULTS=1 $(BIN)/python -m pytest -n 4 --dist worksteal tests/faults
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from a0backup.cli import cli
 from simulator.artifact import make
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "bench/README.md", "docs/configuration.md", "docs/design.md", "docs/operations.md"]
+PAGES = ["README.md", "bench/README.md", "docs/configuration.md", "docs/design.md", "docs/operations.md", "docs/reliability.md"]
 ROOMS = ("a0backup", "bench", "deployments", "docs", "flows", "simulator", "tasks", "tests")
 
 
@@ -110,6 +110,6 @@ def test_the_exit_codes_are_the_same_in_the_readme_in_operations_and_in_the_help
     assert said == [helped, helped]
 
 
-@pytest.mark.parametrize("page", ["docs/design.md", "docs/operations.md"])
+@pytest.mark.parametrize("page", ["docs/design.md", "docs/operations.md", "docs/reliability.md"])
 def test_a_page_is_short_enough_to_be_read(page: str):
     assert len(text_of(page).splitlines()) < 200
