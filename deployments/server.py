@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 START_DEADLINE = 120.0
 STOP_DEADLINE = 5.0
 DRAIN_DEADLINE = 30.0
+NO_HOME = (
+    "make it writable and free room on its disk; it is below XDG_STATE_HOME where that is set, else ~/.local/state"
+)
 CRASHED = "The process that ran it ended without saying how; the next start of the engine found it unfinished."
 
 _CHILD = Path(__file__).with_name("_server_child.py")
@@ -98,11 +101,9 @@ def own_server(home: Path | None = None) -> Iterator[str]:
     with this process however that ends. Raise EngineError if it does not come up.
     """
     home = home or default_home()
-    try:
+    with _using(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.chmod(0o700)
-    except OSError as error:
-        raise EngineError(f"the engine's home {home} cannot be used: {error}") from error
     with _presence(home) as presence:
         server = OwnServer(home)
         try:
@@ -113,6 +114,14 @@ def own_server(home: Path | None = None) -> Iterator[str]:
             yield server.api
         finally:
             server.stop()
+
+
+@contextmanager
+def _using(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EngineError(f"the engine's home {home} cannot be used: {error}", NO_HOME) from error
 
 
 class _Presence:
@@ -148,7 +157,8 @@ class _Presence:
 
 
 def _open_lock(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with _using(path.parent):
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _locked(fd: int, operation: int) -> bool:
@@ -250,10 +260,14 @@ class OwnServer:
     @contextmanager
     def _fresh_log(self) -> Iterator[int]:
         """Open a new log file; the last one stays beside it, also while its server still writes."""
-        with contextlib.suppress(FileNotFoundError):
-            self.log_file.replace(self.log_file.with_suffix(".log.1"))
-        fd = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with _using(self.home):
+            with contextlib.suppress(FileNotFoundError):
+                self.log_file.replace(self.log_file.with_suffix(".log.1"))
+            fd = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
+            with _using(self.home):
+                # A disk that is full is found here, by its name: the server could not even log why it ends.
+                os.write(fd, f"started by process {os.getpid()}\n".encode())
             yield fd
         finally:
             os.close(fd)
