@@ -135,14 +135,15 @@ class BackupRun:
             # It stays in its place, and forces the next run too, until what is on the node has been dealt with.
             self._unreadable, self._existing = True, "preserve"
             self.note(f"the journal could not be read, so that what is on the node is preserved ({error})")
-        manifest = self.vault.newest(self.node.name, self.kind)
-        if manifest is None or manifest.started_at is None:
+        node, before = self.node.name, self.session.stored_before
+        last = self.vault.newest(node, self.kind)
+        if last is not None and last.flow_run == self.session.flow_run and last.started_at is not None:
+            self.manifest = last
             return
-        by_this_run = manifest.flow_run == self.session.flow_run
-        if by_this_run or manifest.stored_at >= self.session.began:
-            self.manifest = manifest
-            if not by_this_run:
-                self.note(f"run {manifest.flow_run} stored {manifest.id} while this one waited for its turn")
+        meanwhile = self.vault.stored_since(node, self.kind, before) if before is not None else None
+        if meanwhile is not None and meanwhile.started_at is not None:
+            self.manifest = meanwhile
+            self.note(f"run {meanwhile.flow_run} stored {meanwhile.id} while this one waited for its turn")
 
     async def status(self) -> Status:
         """Return what the node holds now. Raise A0cliError."""

@@ -2,9 +2,8 @@
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from a0backup.a0cli import A0cli, PrivateDirectory
 from a0backup.files import in_thread
@@ -24,6 +23,16 @@ class Done:
     cached: bool = False
 
 
+def stored_now(fleet: Fleet, nodes: Sequence[Node]) -> dict[str, frozenset[str]]:
+    """Return the ids of each node's artifacts; a node whose folder cannot be read is left out."""
+    vault = Vault(fleet.vault)
+    stored = {}
+    for node in nodes:
+        with contextlib.suppress(OSError):
+            stored[node.name] = vault.ids(node.name)
+    return stored
+
+
 class NodeSession:
     """One run's time with one node."""
 
@@ -35,10 +44,11 @@ class NodeSession:
         directory: PrivateDirectory,
         lock: int,
         flow_run: str,
-        began: datetime,
+        stored_before: frozenset[str] | None,
         existing: Existing | None,
     ) -> None:
-        self.fleet, self.node, self.directory, self.flow_run, self.began = fleet, node, directory, flow_run, began
+        self.fleet, self.node, self.directory, self.flow_run = fleet, node, directory, flow_run
+        self.stored_before = stored_before
         self.existing = existing  # said for this run, by the operator
         self.vault = Vault(fleet.vault)
         self.a0cli = A0cli(
@@ -67,9 +77,16 @@ class NodeSession:
 
 @contextlib.asynccontextmanager
 async def open_node(
-    fleet: Fleet, node: Node, *, flow_run: str, began: datetime, existing: Existing | None = None
+    fleet: Fleet,
+    node: Node,
+    *,
+    flow_run: str,
+    stored_before: frozenset[str] | None,
+    existing: Existing | None = None,
 ) -> AsyncIterator[NodeSession]:
     """Hold the node's lock and a private directory for as long as the block runs.
+
+    *stored_before* are the ids of the node's artifacts when the run began; None where that is not known.
 
     Raise BuildTooOldError, VaultUnusableError, LockDeadlineError, A0cliMissingError; nothing was done then.
     """
@@ -92,7 +109,13 @@ async def open_node(
         directory = PrivateDirectory.make(vault.work(node.name), name, key_dir=fleet.a0cli.key_dir, node=node.name)
         try:
             yield NodeSession(
-                fleet, node, directory=directory, lock=lock, flow_run=flow_run, began=began, existing=existing
+                fleet,
+                node,
+                directory=directory,
+                lock=lock,
+                flow_run=flow_run,
+                stored_before=stored_before,
+                existing=existing,
             )
         finally:
             release(vault, node.name)

@@ -241,6 +241,23 @@ class Vault:
                 return manifest
         return None
 
+    def ids(self, node: str) -> frozenset[str]:
+        """Return the ids of the artifacts of *node*. Raise OSError where its folder cannot be read."""
+        try:
+            names = [entry.name for entry in os.scandir(self.folder(node)) if _FOLDER.match(entry.name)]
+        except FileNotFoundError:
+            return frozenset()
+        return frozenset(f"{node}/{name}" for name in names if (self.folder(node) / name / MANIFEST).exists())
+
+    def stored_since(self, node: str, kind: str, before: frozenset[str]) -> Manifest | None:
+        """Return the readable manifest of that node and kind that was stored last and is not among the ids *before*.
+
+        By what was there, not by the clock, which may have been set meanwhile.
+        """
+        places = (self.root / each for each in self.ids(node) - before if each.endswith(f"Z-{kind}"))
+        found = [manifest for place in places if isinstance(manifest := self._read(place), Manifest)]
+        return max(found, key=lambda manifest: manifest.stored_at, default=None)
+
     def get(self, artifact_id: str) -> Manifest | UnreadableManifest | None:
         """Return the manifest with that id, None where there is none. An id is never followed out of the vault."""
         folder = self.root / artifact_id

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from prefect import flow
 
+from a0backup.files import in_thread
 from a0backup.fleet import Fleet
+from a0backup.node_session import stored_now
 from a0backup.report import Outcome
 from flows.backup_node import ExistingChoice, now, outcomes_of, raise_if_any_failed
 from flows.fan_out import for_each
@@ -37,7 +39,8 @@ async def backup_fleet(
     """
     settings = Fleet.load(fleet)
     chosen = settings.chosen(nodes)
-    back_up = partial(outcomes_of, fleet=settings, began=now(), existing=existing)
+    stored_before = await in_thread(stored_now, settings, chosen)
+    back_up = partial(outcomes_of, fleet=settings, stored_before=stored_before, existing=existing)
     per_node = await for_each(chosen, back_up, at_most=settings.max_parallel)
     outcomes = [outcome for outcomes in per_node for outcome in outcomes]
     await publish_report(outcomes, fleet=str(fleet))

@@ -5,6 +5,7 @@ as Cached. Blocks: the Secret block that `password.secret_block` in fleet.yaml n
 """
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -17,8 +18,9 @@ from prefect.transactions import CommitMode, atransaction
 
 from a0backup.backup_run import BackupRun
 from a0backup.errors import A0BackupError, RunFailedError
+from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
-from a0backup.node_session import NodeSession, open_node
+from a0backup.node_session import NodeSession, open_node, stored_now
 from a0backup.progress import Ended, tell
 from a0backup.reconcile import Action
 from a0backup.replies import Found
@@ -58,10 +60,15 @@ async def backup_node(
     """
     settings = Fleet.load(fleet)
     [chosen] = settings.chosen([node])
-    outcomes = await outcomes_of(chosen, fleet=settings, began=now(), existing=existing)
+    stored_before = await in_thread(stored_now, settings, [chosen])
+    outcomes = await outcomes_of(chosen, fleet=settings, stored_before=stored_before, existing=existing)
     await publish_report(outcomes, fleet=str(fleet))
     raise_if_any_failed(outcomes)
     return outcomes
+
+
+# By node, the ids of the artifacts that were there when the run began: what comes after that is its outcome.
+Stored = Mapping[str, frozenset[str]]
 
 
 class NodeOutcomes:
@@ -73,12 +80,14 @@ class NodeOutcomes:
 
 @step(name="backup-node", task_run_name="backup-{node.name}")
 async def backup_one_node(
-    node: Node, fleet: Fleet, flow_run: str, began: datetime, existing: Existing | None, outcomes: NodeOutcomes
+    node: Node, fleet: Fleet, flow_run: str, stored_before: Stored, existing: Existing | None, outcomes: NodeOutcomes
 ) -> State[None]:
     """Back up all kinds of one node, one after another under its lock; fail if any is not stored."""
     # Eager: otherwise the first retry of one step marks its finished siblings as rolled back.
     async with atransaction(commit_mode=CommitMode.EAGER):
-        await back_up_all_kinds(node, fleet, outcomes, flow_run=flow_run, began=began, existing=existing)
+        await back_up_all_kinds(
+            node, fleet, outcomes, flow_run=flow_run, stored_before=stored_before, existing=existing
+        )
     failures = summary(outcomes.all)
     if failures:
         return Failed(message="; ".join(failures))
@@ -86,13 +95,20 @@ async def backup_one_node(
 
 
 async def back_up_all_kinds(
-    node: Node, fleet: Fleet, outcomes: NodeOutcomes, *, flow_run: str, began: datetime, existing: Existing | None
+    node: Node,
+    fleet: Fleet,
+    outcomes: NodeOutcomes,
+    *,
+    flow_run: str,
+    stored_before: Stored,
+    existing: Existing | None,
 ) -> None:
     """Note how the backup of each kind of *node* ended; an error of one is kept and the next is tried."""
     start = time.monotonic()
     step = "lock"
     try:
-        async with open_node(fleet, node, flow_run=flow_run, began=began, existing=existing) as session:
+        before = stored_before.get(node.name)
+        async with open_node(fleet, node, flow_run=flow_run, stored_before=before, existing=existing) as session:
             try:
                 await update_commands(session)
                 await ping(session)
@@ -172,13 +188,13 @@ async def retrieve_verified(run: BackupRun, found: Found) -> bool:
             return True
 
 
-async def outcomes_of(node: Node, *, fleet: Fleet, began: datetime, existing: ExistingChoice) -> list[Outcome]:
+async def outcomes_of(node: Node, *, fleet: Fleet, stored_before: Stored, existing: ExistingChoice) -> list[Outcome]:
     """Return how the node's backups ended, also where the engine itself failed at it."""
     flow_run = str(runtime.flow_run.id)
     said: Existing | None = None if existing == "as in fleet.yaml" else existing
     outcomes = NodeOutcomes()
     try:
-        await backup_one_node(node, fleet, flow_run, began, said, outcomes)
+        await backup_one_node(node, fleet, flow_run, stored_before, said, outcomes)
     except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
         log_failure(error)
         note_failure_of_the_rest(outcomes, node, fleet, error, "engine", seconds=0)

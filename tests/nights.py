@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -32,6 +32,7 @@ from a0backup.node_session import NodeSession, open_node
 from a0backup.reconcile import Action
 from a0backup.replies import Found, Status
 from a0backup.report import Ending, Outcome, outcome_of
+from a0backup.vault import Vault
 
 PASSWORD = "Passw0rd"
 REPOSITORY = Path(__file__).parents[1]
@@ -134,9 +135,10 @@ async def back_up(session: NodeSession, kind: str, after: Hook, password: str = 
     return Night(outcome, error, stages)
 
 
-def later() -> datetime:
-    """A second later than it is, so that what an earlier run of the same test started does not count as this one's."""
-    return datetime.now(UTC) + timedelta(seconds=1)
+def stored_before(fleet: Fleet, node: str, began: datetime | None) -> frozenset[str]:
+    """What was stored when a run began: all that is there, or what was stored before the time *began*."""
+    vault = Vault(fleet.vault)
+    return frozenset(m.id for m in vault.manifests(node) if began is None or m.stored_at < began)
 
 
 async def night(
@@ -149,7 +151,9 @@ async def night(
 ) -> Night:
     """One run on the only node of *fleet*, of the kind `backup` alone."""
     [node] = fleet.nodes
-    async with open_node(fleet, node, flow_run=flow_run, began=began or later(), existing=existing) as session:
+    async with open_node(
+        fleet, node, flow_run=flow_run, stored_before=stored_before(fleet, node.name, began), existing=existing
+    ) as session:
         await session.update_commands()
         return await back_up(session, "backup", after)
 
@@ -166,7 +170,9 @@ async def whole_night(
     [node] = fleet.nodes
     nights: list[Night] = []
     try:
-        async with open_node(fleet, node, flow_run=flow_run, began=began or later(), existing=existing) as session:
+        async with open_node(
+            fleet, node, flow_run=flow_run, stored_before=stored_before(fleet, node.name, began), existing=existing
+        ) as session:
             await session.update_commands()
             await session.ping()
             for kind in fleet.kinds:
@@ -199,6 +205,11 @@ class Running:
 
     def __init__(self, runs: "Runs", pid: int, report: Path) -> None:
         self.runs, self.pid, self._report = runs, pid, report
+
+    @property
+    def lives(self) -> bool:
+        """Whether the process is still there."""
+        return Path(f"/proc/{self.pid}").exists()
 
     def wait(self, seconds: float = 120) -> Ended:
         """Return how it ended. Raise TimeoutError after *seconds*, with the process killed."""

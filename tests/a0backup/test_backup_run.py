@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -811,6 +812,16 @@ async def test_what_another_run_started_and_stored_since_this_one_began_is_its_o
     assert second.outcome.ending is Ending.STORED
     assert "run run-1 stored" in second.notes
     assert desk.counts == (1, 1, 1)
+
+
+async def test_an_artifact_from_the_future_is_not_taken_for_one_stored_meanwhile(desk: Desk) -> None:
+    """A clock that was wrong for one night must not end every night after it before it has begun."""
+    first = await desk.night(flow_run="run-1")
+    file = desk.vault.root / first.outcome.id / "manifest.json"
+    file.write_text(re.sub(r'"stored_at": "[^"]*"', '"stored_at": "2199-01-01T00:00:00Z"', file.read_text()))
+    second = await desk.night(flow_run="run-2")
+    assert second.outcome.id != first.outcome.id
+    assert desk.counts == (2, 2, 2)
 
 
 async def test_what_another_run_stored_after_this_one_began_is_its_outcome_whenever_that_was_started(

@@ -53,11 +53,11 @@ def test_every_parameter_is_typed_and_described_and_offers_its_choices(deploymen
 
 
 @each_deployment
-def test_every_deployment_is_described_tagged_limited_and_in_the_pool(deployment: dict[str, Any]) -> None:
+def test_every_deployment_is_described_tagged_and_in_the_pool(deployment: dict[str, Any]) -> None:
     assert deployment["description"].endswith(".")
     assert "a0backup" in deployment["tags"]
-    assert deployment["concurrency_limit"]["limit"] == 1
-    assert deployment["concurrency_limit"]["collision_strategy"] in ("ENQUEUE", "CANCEL_NEW")
+    # The lease of a limit crashes a healthy run where the server is restarted meanwhile: none on what backs up.
+    assert ("concurrency_limit" in deployment) is (deployment["name"] == "hourly-check")
     assert deployment["work_pool"]["name"] == "appliance"
     for schedule in deployment.get("schedules", []):
         assert len(schedule["cron"].split()) == 5

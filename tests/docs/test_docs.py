@@ -16,7 +16,8 @@ from a0backup.cli import cli
 from simulator.artifact import make
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "bench/README.md", "docs/configuration.md", "docs/design.md", "docs/operations.md", "docs/reliability.md"]
+DOCS = ("configuration", "design", "operations", "reliability")
+PAGES = ["README.md", "bench/README.md", *(f"docs/{name}.md" for name in DOCS)]
 ROOMS = ("a0backup", "bench", "deployments", "docs", "flows", "simulator", "tasks", "tests")
 
 

@@ -21,8 +21,6 @@ from tests.deployments.test_local_run import Place
 from tests.deployments.test_prefect_yaml import BIN, REPOSITORY, Deployed
 from tests.deployments.test_server import eventually
 
-deep = pytest.mark.skipif(os.environ.get("A0BACKUP_FAULTS") != "1", reason="takes long; A0BACKUP_FAULTS=1 runs it")
-
 FILE_LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 A_WHILE = 120.0  # for a condition that comes within seconds on an idle machine
 

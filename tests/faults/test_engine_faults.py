@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -25,7 +26,6 @@ from tests.faults.engines import (
     Running,
     assert_clean,
     assert_next_run_is_healthy,
-    deep,
     end_all_in,
     made,
     operators_server,
@@ -33,6 +33,7 @@ from tests.faults.engines import (
     until,
     worker_of,
 )
+from tests.faults.extent import deep
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, deep]
 
@@ -373,6 +374,13 @@ def test_a_run_that_waits_for_a_stopped_one_until_its_deadline_fails_and_names_i
 # -- a leaked slot -----------------------------------------------------------------------------------------------------
 
 
+def limit_nightly(api: str) -> None:
+    """Have the engine run one night at a time, as an operator may want it; our own deployments have no such limit."""
+    found = httpx.get(f"{api}/deployments/name/backup-fleet/nightly", trust_env=False).raise_for_status().json()
+    limit = {"concurrency_limit": 1, "concurrency_options": {"collision_strategy": "ENQUEUE"}}
+    httpx.patch(f"{api}/deployments/{found['id']}", json=limit, trust_env=False).raise_for_status()
+
+
 def test_the_slot_of_a_killed_night_holds_up_no_run_and_the_next_night_has_it_after_some_minutes(
     tmp_path: Path, appliances: SimulatedFleet, own_home: Path, record_property: Record
 ) -> None:
@@ -380,6 +388,7 @@ def test_the_slot_of_a_killed_night_holds_up_no_run_and_the_next_night_has_it_af
         operators_server(own_home, PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=FILE_LEASES) as server,
         worker_of(server, tmp_path / "operator", appliances) as deployed,
     ):
+        limit_nightly(server.api)
         dead = start_nightly(deployed)
         hold(appliances, "a0-1")
         until(lambda: is_done(deployed.folder, "a0-2"), "a0-2 is stored")

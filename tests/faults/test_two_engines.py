@@ -12,9 +12,10 @@ import pytest
 
 from simulator.fleet import SimulatedFleet
 from tests.deployments.test_local_run import Place
-from tests.faults.engines import Running, assert_clean, assert_next_run_is_healthy, deep, end_all_in, made, until
+from tests.faults.engines import Running, assert_clean, assert_next_run_is_healthy, end_all_in, made, until
+from tests.faults.extent import deep
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, deep]
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def assert_each_ended_well(runs: list[Running], place: Place, nodes: int) -> Non
         assert f"our own; ends with this run, history kept in {place.root}/state-{number}/" in run.err
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", [2, pytest.param(3, marks=deep)])
 def test_runs_of_one_second_on_engines_of_their_own_make_one_backup_of_each_node_and_all_end_well(
     place: Place, appliances: SimulatedFleet, number: int, record_property: Callable[[str, object], None]
 ) -> None:
@@ -91,6 +92,7 @@ def test_runs_of_one_second_on_engines_of_their_own_make_one_backup_of_each_node
     )
 
 
+@deep
 def test_runs_that_name_the_nodes_in_opposite_order_never_wait_for_each_other_for_ever(
     place: Place, appliances: SimulatedFleet, record_property: Callable[[str, object], None]
 ) -> None:

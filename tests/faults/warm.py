@@ -1,0 +1,187 @@
+"""`a0backup` without its start: one process has imported all of it, and forks a child for each run.
+
+    with Warm(room, environment) as warm:
+        run = warm.start("run", "--fleet", "fleet.yaml", cwd=place, disk=disk.control)
+        assert run.wait() == 0, run.err
+
+Hundreds of runs are needed, and starting Python and importing Prefect takes longer than a run. The child is the real
+command from its first line on, in a process of its own that can be killed.
+"""
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from tests.faults.disk import attach, preloaded
+
+REPOSITORY = Path(__file__).parents[2]
+
+# All that a run imports on its way, so that no child has to.
+IMPORTED = (
+    *("anyio._backends._asyncio", "fastapi", "graphviz", "prefect.client.orchestration", "prefect.events.worker"),
+    *("prefect.flow_engine", "prefect.logging.handlers", "prefect.task_engine", "prefect.utilities.importtools"),
+    *("prefect.utilities.visualization", "a0backup.cli", "flows.backup_fleet", "flows.check_fleet"),
+)
+
+
+class Run:
+    """One run of the command, from outside."""
+
+    def __init__(self, connection: socket.socket, place: Path) -> None:
+        self._connection, self._place = connection, place
+        self._lines: IO[bytes] = connection.makefile("rb")
+        self.pid = int(self._lines.readline())
+
+    @property
+    def out(self) -> str:
+        return (self._place / "stdout").read_text()
+
+    @property
+    def err(self) -> str:
+        return (self._place / "stderr").read_text()
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 120) -> int:
+        """Return its exit code, the negative number of the signal that killed it. Raise TimeoutError."""
+        self._connection.settimeout(seconds)
+        status = int(self._lines.readline())
+        self._lines.close()
+        self._connection.close()
+        return os.waitstatus_to_exitcode(status)
+
+
+class Warm:
+    """The process that has imported everything. *environment* is added to this one's, for all of its runs."""
+
+    def __init__(self, room: Path, environment: Mapping[str, str]) -> None:
+        self._socket, self._log = room / "warm.sock", room / "warm.log"
+        self._environment = {**os.environ, **environment, **preloaded()}
+
+    def __enter__(self) -> Self:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.warm", str(self._socket)],
+                cwd=REPOSITORY,
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():
+            raise RuntimeError(f"the warm process did not come up: {self._log.read_text()}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def start(self, *arguments: str, cwd: Path, disk: Path | None = None, **environment: str) -> Run:
+        """Start `a0backup` with these arguments in the folder *cwd*, on the disk of that control file if given."""
+        place = cwd / f"run-{time.monotonic_ns()}"
+        place.mkdir()
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(self._socket))
+        order = {
+            "arguments": arguments,
+            "cwd": str(cwd),
+            "place": str(place),
+            "disk": str(disk) if disk else None,
+            "environment": environment,
+        }
+        connection.sendall(json.dumps(order).encode() + b"\n")
+        return Run(connection, place)
+
+
+def main() -> None:
+    sys.path.insert(0, str(REPOSITORY))
+    from deployments import local_run
+
+    # Before Prefect is imported, which reads the environment once.
+    local_run._quiet_prefect()
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.freeze()
+
+    # Its children are reaped by the kernel; each of them waits for a run of its own.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(sys.argv[1])
+        listener.listen(64)
+        print("ready", flush=True)
+        # The pipe ends with the process that started this one.
+        while listener in select.select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                try:
+                    _supervise(connection)
+                finally:
+                    os._exit(0)
+            connection.close()
+
+
+def _supervise(connection: socket.socket) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    order = json.loads(connection.makefile("rb").readline())
+    pid = os.fork()
+    if pid == 0:
+        try:
+            connection.close()
+            _run(order)
+        finally:
+            os._exit(70)  # not reached
+    connection.sendall(b"%d\n" % pid)
+    _, status = os.waitpid(pid, 0)
+    connection.sendall(b"%d\n" % status)
+
+
+def _run(order: Mapping[str, object]) -> None:
+    from a0backup import cli
+
+    os.setsid()
+    os.chdir(str(order["cwd"]))
+    assert isinstance(order["environment"], dict)
+    os.environ.update(order["environment"])
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        file = os.open(f"{order['place']}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if order["disk"]:
+        attach(Path(str(order["disk"])))
+    assert isinstance(order["arguments"], list)
+    sys.argv = ["a0backup", *order["arguments"]]
+    code: object = 0
+    try:
+        cli.main()
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:  # noqa: BLE001 - as the interpreter does
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # What the interpreter does at its end is done by Prefect's own hooks, which a fork has no business with.
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+if __name__ == "__main__":
+    main()
