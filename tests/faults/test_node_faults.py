@@ -31,6 +31,8 @@ def test_what_goes_wrong_once_with_any_call_loses_nothing(arena_: Arena, told: A
         trial = Trial(arena_, a0cli={"call_timeout": "2s", "retrieve_timeout": "2s"})
         trial.appliances.tell(trial.node, None, name, skip=skip, times=1, **settings)
         code, printed = trial.run()
+        if not trial.met(name):
+            continue  # a run that asks for the status once less than the recorded one has no such call
         broken = after(trial, code, printed)
         if len(trial.events("started")) > 2:
             broken.append(f"{len(trial.events('started'))} backups were started")
@@ -92,23 +94,22 @@ def test_a_status_that_still_shows_the_old_backup_after_the_start_is_not_believe
         telling.point(f"for {seconds} s", broken + after(trial, code, printed))
 
 
-@matrix
+@deep
 @pytest.mark.parametrize("fault", ["replaced", "taken"])
 def test_a_backup_that_somebody_replaces_or_takes_away_at_any_call_is_noticed(
     arena_: Arena, told: Any, fault: str
 ) -> None:
     telling = told(f"backup {fault} by hand")
-    commands = [command for command in calls_of(arena_, plain) if command.endswith(("-status", "-retrieve"))]
-    # The status right before the deletion is the last word that the node has: it has no conditional delete.
-    last_word = len(commands) - 2
-    for skip in share(range(len(commands))):
-        if fault == "replaced" and skip == last_word:
-            continue
+    # Of the calls, those that find a finished backup. After the last of them the node has no further word: it has no
+    # conditional delete, and what is laid there in these milliseconds is deleted.
+    calls = ["the status that finds it", "its retrieval", "the status right before its deletion"]
+    for skip, call in enumerate(calls[:2] if fault == "replaced" else calls):
         trial = Trial(arena_)
         password = {"password": "their own"} if fault == "replaced" else {}
         trial.appliances.tell(trial.node, None, fault, skip=skip, times=1, **password)
         code, printed = trial.run()
-        telling.point(f"after {commands[skip]}, the {skip + 1}. of them", after(trial, code, printed))
+        broken = after(trial, code, printed)
+        telling.point(f"after {call}", broken if trial.met(fault) else [*broken, "it was not"])
 
 
 @deep

@@ -87,6 +87,10 @@ class Trial:
     def calls(self, command: str) -> int:
         return sum(len(self.appliances.calls(node, command)) for node in self.nodes)
 
+    def met(self, fault: str) -> bool:
+        """Return whether a call has met the fault that was ordered."""
+        return any(fault in call["faults"] for node in self.nodes for call in self.appliances.calls(node))
+
     def events(self, *kinds: str) -> list[dict[str, Any]]:
         """What changed on the nodes, oldest first."""
         return [event for node in self.nodes for event in self.appliances.events(node) if event["event"] in kinds]
