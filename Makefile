@@ -29,9 +29,8 @@ demo: setup
 test: setup
 	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
-# The engine's and the vault's faults; what `make test` runs already is left out.
 test-faults: setup
-	@A0BACKUP_FAULTS=1 $(BIN)/python -m pytest -n 4 --dist worksteal tests/faults
+	@A0BACKUP_FAULTS=1 $(BIN)/python -m pytest -n 3 --dist worksteal tests/faults
 
 lint: setup
 	@$(BIN)/ruff check .

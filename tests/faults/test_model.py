@@ -28,11 +28,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from simulator.fleet import SimulatedFleet
 from tests.faults.disk import Disk, preloaded
+from tests.faults.extent import WHOLE
 from tests.nights import Ended, Running, Runs
 
-DEEP = bool(os.environ.get("A0BACKUP_FAULTS"))
-PARTS = 3 if DEEP else 1
-SEQUENCES, STEPS = (30, 14) if DEEP else (3, 6)
+PARTS = 3 if WHOLE else 1
+SEQUENCES, STEPS = (30, 14) if WHOLE else (3, 6)
 KINDS = ("backup", "backup-sensitive")
 OURS, THEIRS = "Canary7Password", "Their0wnWord"
 CALL_TIMEOUT = 2.0  # seconds; a started backup that shows no sign is waited for that long
