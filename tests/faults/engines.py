@@ -1,6 +1,7 @@
 """Engines to be struck: an operator's server that is killed and comes back, runs of several homes, a worker."""
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -137,6 +138,14 @@ def assert_clean(place: Place, appliances: SimulatedFleet, *nodes: str) -> None:
     for node in nodes or appliances.names:
         assert not is_held(place.root / "vault" / node / "lock")
         assert appliances.holds(node) is None
+
+
+def assert_one_at_a_time(appliances: SimulatedFleet) -> None:
+    """No run called a0cli on a node again after another had."""
+    for node in appliances.names:
+        # Each run has a directory of its own.
+        turns = [run for run, _ in itertools.groupby(call["cwd"] for call in appliances.calls(node))]
+        assert len(turns) == len(set(turns)), f"{node} was driven by turns: {turns}"
 
 
 def assert_next_run_is_healthy(place: Place, appliances: SimulatedFleet, **environment: str) -> None:

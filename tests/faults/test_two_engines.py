@@ -12,7 +12,15 @@ import pytest
 
 from simulator.fleet import SimulatedFleet
 from tests.deployments.test_local_run import Place
-from tests.faults.engines import Running, assert_clean, assert_next_run_is_healthy, end_all_in, made, until
+from tests.faults.engines import (
+    Running,
+    assert_clean,
+    assert_next_run_is_healthy,
+    assert_one_at_a_time,
+    end_all_in,
+    made,
+    until,
+)
 from tests.faults.extent import deep
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -84,6 +92,7 @@ def test_runs_of_one_second_on_engines_of_their_own_make_one_backup_of_each_node
     for line in itertools.chain.from_iterable(run.waits() for run in runs):
         assert f"on {os.uname().nodename} (pid " in line
         assert line.partition("(pid ")[2].partition(",")[0] in pids
+    assert_one_at_a_time(appliances)
     assert_clean(place, appliances)
     assert_next_run_is_healthy(place, appliances)
     record_property(
