@@ -7,13 +7,12 @@ journal and vault say that it is.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from a0backup import progress
+from a0backup.deletion import Deletion
 from a0backup.errors import (
     A0BackupError,
     A0cliError,
@@ -21,7 +20,6 @@ from a0backup.errors import (
     ArtifactDamagedError,
     AwaitDeadlineError,
     BackupInProgressError,
-    DeleteNotConfirmedError,
     ForeignBackupError,
     Md5MismatchError,
     Md5MissingError,
@@ -32,9 +30,9 @@ from a0backup.errors import (
     VaultFullError,
     VaultUnusableError,
 )
-from a0backup.files import Digests, digests, in_thread
+from a0backup.files import Digests, digests
 from a0backup.fleet import Fleet, Node
-from a0backup.journal import DeletionMark, Journal, JournalFile, Pair, pair
+from a0backup.journal import Journal, JournalFile, Pair, pair
 from a0backup.node_session import Done, NodeSession
 from a0backup.reconcile import Action, Plan, may_be, reconcile
 from a0backup.replies import Absent, Found, InProgress, Status, made_nothing, quoted, refusal, shown
@@ -42,13 +40,9 @@ from a0backup.report import Outcome, outcome_of
 from a0backup.space import claim, release, space_for
 from a0backup.vault import Manifest, ManifestNode, ManifestPassword, Vault
 
-CONFIRM_INTERVAL = 1.0  # seconds between two looks whether a deletion has taken effect
 MOST_ROUNDS = 20  # a night takes three or four; more is a node that somebody else works on all the time
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass
@@ -94,9 +88,7 @@ class BackupRun:
         self._only_bytes_left = False  # of our own backup: the node shows it no more, its verified bytes are here
         self._off_node = False
         self._rounds = 0
-        self._deletion_mark = DeletionMark(session.vault.folder(session.node.name), kind)
-        self._earlier_deletion = False  # whether a killed run sent one, too, which may still arrive after ours
-        self._deletion_sent = 0.0  # by this run, in seconds of the monotonic clock
+        self._deletion = Deletion(session, kind)
 
     @property
     def node(self) -> Node:
@@ -125,10 +117,10 @@ class BackupRun:
         if self.kind in self.session.not_offered:
             raise RefusedError(self.node.name, self.kind, "the node does not offer this command")
         self.session.enter("reconcile")
-        await self._on_disk(self._open)
+        await self._deletion.look()
+        await self.session.on_disk(self._open)
 
     def _open(self) -> None:
-        self._earlier_deletion = self._deletion_mark.age() is not None
         try:
             self._journal = self._journal_file.read()
         except ValueError as error:
@@ -162,11 +154,11 @@ class BackupRun:
         if self._is_done(status) and self.manifest is not None:
             self._off_node = True
             return Plan(Action.DONE, True, f"{self.manifest.id} is stored")
-        self._only_bytes_left = await self._on_disk(self._at_hand, status)
+        self._only_bytes_left = await self.session.on_disk(self._at_hand, status)
         plan = reconcile(
             status,
             journal=self._journal,
-            stored=await self._on_disk(self._stored, status),
+            stored=await self.session.on_disk(self._stored, status),
             proven=isinstance(status, Found) and status == self._kept,
             existing=self._existing,
             asked_again=self._asked_again,
@@ -235,14 +227,16 @@ class BackupRun:
             self.note("the backup that an earlier run had started is not on the node")
         await self._sweep()
         await self._claim_space()
-        await self._let_earlier_deletion_arrive()
+        waited = await self._deletion.let_earlier_arrive()
+        if waited:
+            log.info("%s: waited %.0f s for a deletion that an earlier run had sent", self.node.name, waited)
         await self._set_aside_unreadable()
         self._journal = Journal(
             node=self.node.name,
             kind=self.kind,
             flow_run=self.session.flow_run,
             started_at=_now(),
-            seen_before=self._last_seen or await self._on_disk(self._last_stored),
+            seen_before=self._last_seen or await self.session.on_disk(self._last_stored),
         )
         # Durable before the call: after a crash in it the next run must know that this backup may be ours.
         await self._note_journal("start intended")
@@ -339,24 +333,24 @@ class BackupRun:
         self.session.enter("retrieve")
         wanted = self._md5_of(found)
         hand = self._in_hand = _InHand(self._in_hand.attempts, self._in_hand.all_whole)
-        stored = await self._on_disk(self._stored, found)
+        stored = await self.session.on_disk(self._stored, found)
         if stored is not None:
             try:
-                await self._on_disk(self.vault.confirm, stored)
+                await self.session.on_disk(self.vault.confirm, stored)
             except ArtifactDamagedError as error:
                 self.note(f"{error.message()}; it is retrieved again")
             else:
                 hand.proven = stored
                 return Done(f"verified in the vault as {stored.id}, read back just now", cached=True)
-        hand.verified = await self._on_disk(self.vault.salvage, self.node.name, self.kind, wanted)
+        hand.verified = await self.session.on_disk(self.vault.salvage, self.node.name, self.kind, wanted)
         if hand.verified is not None:
             return Done("an earlier run retrieved these bytes; their md5 still matches", cached=True)
         hand.attempts += 1
         # None of it is what is wanted now, and it would take the room that this artifact needs.
-        await self._on_disk(self.vault.sweep_private, self.node.name, keep=self.session.directory.path)
-        await self._on_disk(self.session.directory.clear_retrieved)
+        await self.session.on_disk(self.vault.sweep_private, self.node.name, keep=self.session.directory.path)
+        await self.session.on_disk(self.session.directory.clear_retrieved)
         await self._claim_space()
-        last = await self._on_disk(self.vault.newest, self.node.name, self.kind)
+        last = await self.session.on_disk(self.vault.newest, self.node.name, self.kind)
         size = last.artifact.size if last else None
         self._tell("retrieve", watch=self.session.directory.path, size=size)
         whole, hand.all_whole = hand.all_whole, False
@@ -388,13 +382,13 @@ class BackupRun:
         if hand.verified is not None:
             return Done(f"md5 {wanted} matches", cached=True)
         assert hand.retrieved is not None, "verify comes after retrieve"
-        actual = await self._on_disk(digests, hand.retrieved)
+        actual = await self.session.on_disk(digests, hand.retrieved)
         if actual.md5 != wanted and hand.last_reply:
             reason = f"{actual.size} bytes came that are not the node's; a0cli said {hand.last_reply!r}"
             raise RetrieveFailedError(self.node.name, self.kind, hand.attempts, reason)
         if actual.md5 != wanted:
             raise Md5MismatchError(self.node.name, wanted, actual.md5, hand.attempts)
-        await self._on_disk(hand.retrieved.replace, self.vault.verified_file(self.node.name, self.kind))
+        await self.session.on_disk(hand.retrieved.replace, self.vault.verified_file(self.node.name, self.kind))
         release(self.vault, self.node.name)
         hand.verified, hand.retrieved = actual, None
         return Done(f"md5 {wanted} matches")
@@ -427,16 +421,16 @@ class BackupRun:
         """Have room for the artifact that is to come; what is kept in quarantine goes first. Raise VaultFullError."""
         arriving = self.session.directory.path
         try:
-            await self._on_disk(claim, self.vault, self.node.name, self.kind, arriving=arriving)
+            await self.session.on_disk(claim, self.vault, self.node.name, self.kind, arriving=arriving)
         except VaultFullError:
-            await self._on_disk(self.vault.drop_quarantine, self.node.name, self.kind)
-            await self._on_disk(claim, self.vault, self.node.name, self.kind, arriving=arriving)
+            await self.session.on_disk(self.vault.drop_quarantine, self.node.name, self.kind)
+            await self.session.on_disk(claim, self.vault, self.node.name, self.kind, arriving=arriving)
 
     async def _keep_aside(self, error: Md5MismatchError) -> None:
         """Keep the bytes that did not match in quarantine, unless they would take the room of the next artifact."""
         if self._in_hand.retrieved is None:
             return
-        if not (await self._on_disk(space_for, self.vault, self.node.name, self.kind)).enough:
+        if not (await self.session.on_disk(space_for, self.vault, self.node.name, self.kind)).enough:
             self.note("the bytes that did not match were not kept in quarantine: the vault's disk is nearly full")
             return
         now = _now()
@@ -450,7 +444,7 @@ class BackupRun:
             "md5_of_bytes": error.actual,
         }
         try:
-            await self._on_disk(
+            await self.session.on_disk(
                 self.vault.quarantine, self.node.name, self.kind, self._in_hand.retrieved, reason=reason, now=now
             )
         except VaultUnusableError as full:
@@ -463,7 +457,7 @@ class BackupRun:
         cached = hand.proven is not None
         if hand.proven is None:
             assert hand.verified is not None, "store comes after verify"
-            hand.proven = await self._on_disk(
+            hand.proven = await self.session.on_disk(
                 self.vault.store,
                 node=ManifestNode(name=self.node.name, host=self.node.host, port=self.node.port),
                 kind=self.kind,
@@ -494,45 +488,12 @@ class BackupRun:
         self.session.enter("delete")
         if self._journal is not None:
             await self._note_journal(f"deletion intended: {shown(found)}")
-        await self._on_disk(self._deletion_mark.put, found, flow_run=self.session.flow_run, at=_now())
-        status = await self.session.a0cli.status(self.kind)
-        if not (isinstance(status, Found) and status.name == found.name and status.md5 == found.md5):
-            return Done(f"the node shows something else by now ({shown(status)}); nothing was deleted", cached=True)
-        # Nothing between that status and this call: the node has no conditional delete.
-        try:
-            reply = quoted(await self.session.a0cli.delete(self.kind))
-        except A0cliMissingError:
-            raise
-        except A0cliError as error:
-            reply = error.reason
-        self._deletion_sent = time.monotonic()
-        return Done(f"the node replied {reply!r}")
+        return await self._deletion.send(found)
 
     async def confirm_deleted(self, found: Found) -> Status:
-        """Return the status, which does not show *found* any more. Raise DeleteNotConfirmedError, A0cliError.
-
-        As a start, a deletion may take effect late; after `call_timeout` it has not. Until then nothing else is begun:
-        it would meet the next backup.
-        """
+        """Return the status, which does not show *found* any more. Raise DeleteNotConfirmedError, A0cliError."""
         self.session.enter("confirm-delete")
-        while True:
-            try:
-                status = await self.session.a0cli.status(self.kind)
-            except A0cliError as error:
-                if not error.transient:
-                    raise
-                reason = f"the status failed: {error.reason}"
-                raise DeleteNotConfirmedError(self.node.name, self.kind, reason) from error
-            # An md5 that is not shown proves nothing.
-            same = isinstance(status, Found) and status.name == found.name and status.md5 in (None, found.md5)
-            if not same and not isinstance(status, InProgress):
-                break
-            rest = self._deletion_sent + self.fleet.a0cli.call_timeout - time.monotonic()
-            if rest <= 0:
-                raise DeleteNotConfirmedError(self.node.name, self.kind, f"the status still is: {shown(status)}")
-            await asyncio.sleep(min(rest, CONFIRM_INTERVAL))
-        if not self._earlier_deletion:
-            await self._on_disk(self._deletion_mark.remove)
+        status = await self._deletion.confirm(found)
         if self.manifest is not None and _has_md5(found, self.manifest.artifact.md5):
             self._off_node = True
         if found == self._given_up:
@@ -544,27 +505,13 @@ class BackupRun:
         self.session.enter("settle")
         self._off_node = True
         if self.manifest is None:
-            self.manifest = await self._on_disk(self._stored, Absent())
+            self.manifest = await self.session.on_disk(self._stored, Absent())
         assert self.manifest is not None, "settle comes after store"
         if self._journal is not None and self._journal.flow_run != self.session.flow_run:
             self.note(f"finished the backup that run {self._journal.flow_run} started at {self._journal.started_at:%c}")
         await self._forget_journal()
         await self._sweep()
         return Done(f"{self.manifest.id} is stored and off the node")
-
-    async def _let_earlier_deletion_arrive(self) -> None:
-        """Wait until a deletion that a killed run sent can take effect no more: it would meet the next backup."""
-        age = await self._on_disk(self._deletion_mark.age)
-        if age is None:
-            return
-        # The mark came before a status and the deletion itself. A clock that was set back makes it wait all of that.
-        limit = 2 * self.fleet.a0cli.call_timeout
-        if age < limit:
-            wait = min(limit, limit - age)
-            self._tell("start", f"a deletion that an earlier run sent may still arrive; waits {wait:.0f} s")
-            await asyncio.sleep(wait)
-        await self._on_disk(self._deletion_mark.remove)
-        self._earlier_deletion = False
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -602,33 +549,23 @@ class BackupRun:
     async def _note_journal(self, what: str, *, pinned: Pair | None = None) -> None:
         assert self._journal is not None, "there is a journal while a backup of our own is unfinished"
         self._journal = self._journal.noted(_now(), what, pinned=pinned)
-        await self._on_disk(self._journal_file.write, self._journal)
+        await self.session.on_disk(self._journal_file.write, self._journal)
 
     async def _set_aside_unreadable(self) -> None:
         if self._unreadable:
-            aside = await self._on_disk(self._journal_file.set_aside, _now())
+            aside = await self.session.on_disk(self._journal_file.set_aside, _now())
             self._unreadable = False
             self.note(f"the unreadable journal was set aside as {aside.name}")
 
     async def _forget_journal(self) -> None:
         await self._set_aside_unreadable()
         self._journal = None
-        await self._on_disk(self._journal_file.remove)
+        await self.session.on_disk(self._journal_file.remove)
 
     async def _sweep(self) -> None:
         keep = self.session.directory.path
-        for folder in await self._on_disk(self.vault.sweep, self.node.name, kind=self.kind, keep=keep):
+        for folder in await self.session.on_disk(self.vault.sweep, self.node.name, kind=self.kind, keep=keep):
             self.note(f"{folder.name} in the vault holds bytes and no manifest; look at it, then remove it")
-
-    async def _on_disk(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Do something in the vault, in a thread. Raise VaultUnusableError where its disk fails."""
-        try:
-            return await in_thread(function, *args, **kwargs)
-        except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            raise VaultUnusableError(
-                self.node.name, f"the vault {self.vault.root} cannot be used: {error.strerror}{where}"
-            ) from error
 
     def _md5_of(self, found: Found) -> str:
         if found.md5 is None:

@@ -4,9 +4,7 @@ It says what only this machine can know: that a backup on the node was started b
 artifact is stored is asked of the vault itself, never of the journal.
 """
 
-import json
 import stat
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -95,32 +93,6 @@ class JournalFile:
         aside = self.path.with_name(f"{self.path.name}.unreadable-{now:%Y%m%dT%H%M%SZ}")
         self.path.replace(aside)
         return aside
-
-
-class DeletionMark:
-    """The mark of a deletion that is sent and not seen to have taken effect: it still may, whoever was killed.
-
-    Also for a backup that is not ours, which has no journal.
-    """
-
-    def __init__(self, node_folder: Path, kind: str) -> None:
-        self.path = node_folder / f"deleting-{kind}.json"
-
-    def put(self, found: Found, *, flow_run: str, at: datetime) -> None:
-        """Have the mark there, durably, before the deletion is sent. Raise OSError."""
-        content = {"at": f"{at:%Y-%m-%dT%H:%M:%SZ}", "name": found.name, "md5": found.md5, "flow_run": flow_run}
-        publish(self.path, json.dumps(content, indent=1).encode() + b"\n")
-
-    def age(self) -> float | None:
-        """Return how many seconds ago it was put there, by the clock; None where there is none."""
-        try:
-            return time.time() - self.path.lstat().st_mtime
-        except FileNotFoundError:
-            return None
-
-    def remove(self) -> None:
-        """Remove it: the deletion has taken effect, or can do so no more."""
-        remove_durably(self.path)
 
 
 def pair(found: Found) -> Pair | None:

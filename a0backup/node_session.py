@@ -2,10 +2,12 @@
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from a0backup.a0cli import A0cli, PrivateDirectory
+from a0backup.errors import VaultUnusableError
 from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.lock import node_lock
@@ -13,6 +15,9 @@ from a0backup.progress import Step, tell
 from a0backup.replies import missing_commands
 from a0backup.space import release
 from a0backup.vault import Vault
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,16 @@ class NodeSession:
         )
         self.not_offered: list[str] = []  # kinds whose command the node does not list
         self.step = "check"
+
+    async def on_disk(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do something in the vault, in a thread. Raise VaultUnusableError where its disk fails."""
+        try:
+            return await in_thread(function, *args, **kwargs)
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise VaultUnusableError(
+                self.node.name, f"the vault {self.vault.root} cannot be used: {error.strerror}{where}"
+            ) from error
 
     def enter(self, step: str) -> None:
         """Note the step that is at work, for the report of a failure in it."""

@@ -57,7 +57,7 @@ def killed_after(stage: str, fleet_file: str) -> None:
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedFleet]:
-    with SimulatedFleet(tmp_path_factory.mktemp("fleet"), 70, size=20_000, backup_seconds=0.05) as fleet:
+    with SimulatedFleet(tmp_path_factory.mktemp("fleet"), 150, size=20_000, backup_seconds=0.05) as fleet:
         yield fleet
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from a0backup.journal import MAX_BYTES, DeletionMark, Journal, JournalFile, Pair, pair
+from a0backup.journal import MAX_BYTES, Journal, JournalFile, Pair, pair
 from a0backup.replies import Found
 
 NOW = datetime(2026, 11, 23, 2, tzinfo=UTC)
@@ -100,17 +100,3 @@ def test_an_unreadable_journal_is_set_aside_for_a_person_to_read(place: JournalF
 def test_a_backup_without_a_well_formed_md5_is_no_pair() -> None:
     assert pair(Found("name", None, "no md5")) is None
     assert pair(Found(PAIR.name, PAIR.md5)) == PAIR
-
-
-def test_the_mark_of_a_deletion_tells_how_long_ago_it_was_sent(place: JournalFile) -> None:
-    mark = DeletionMark(place.path.parent, "backup")
-    assert mark.age() is None
-    mark.put(Found("n.tar.gz", "a" * 32), flow_run="run-1", at=NOW)
-    age = mark.age()
-    assert age is not None
-    assert -1 < age < 60
-    os.utime(mark.path, (0, 0))
-    assert (mark.age() or 0) > 10**9
-    mark.remove()
-    mark.remove()
-    assert mark.age() is None

@@ -1,0 +1,118 @@
+"""The deletion of a node's backup: only of what the node shows right before, and never one that meets the next backup.
+
+As a start, a deletion may take effect late: its reply was lost, or the run that sent it was killed. A mark in the
+vault, made before it is sent and removed when it has taken effect, tells the next run of it.
+"""
+
+import asyncio
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from a0backup.errors import A0cliError, A0cliMissingError, DeleteNotConfirmedError
+from a0backup.files import publish, remove_durably
+from a0backup.node_session import Done, NodeSession
+from a0backup.replies import Found, InProgress, Status, quoted, shown
+
+INTERVAL = 1.0  # seconds between two looks whether it has taken effect
+
+
+class DeletionMark:
+    """The mark of a deletion that is sent and not seen to have taken effect, also of a backup that is not ours."""
+
+    def __init__(self, node_folder: Path, kind: str) -> None:
+        self.path = node_folder / f"deleting-{kind}.json"
+
+    def put(self, found: Found, *, flow_run: str, at: datetime) -> None:
+        """Have the mark there, durably, before the deletion is sent. Raise OSError."""
+        content = {"at": f"{at:%Y-%m-%dT%H:%M:%SZ}", "name": found.name, "md5": found.md5, "flow_run": flow_run}
+        publish(self.path, json.dumps(content, indent=1).encode() + b"\n")
+
+    def age(self) -> float | None:
+        """Return how many seconds ago it was put there, by the clock; None where there is none."""
+        try:
+            return time.time() - self.path.lstat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def remove(self) -> None:
+        """Remove it: the deletion has taken effect, or can do so no more."""
+        remove_durably(self.path)
+
+
+class Deletion:
+    """One run's deletions of the backups of one kind of a node."""
+
+    def __init__(self, session: NodeSession, kind: str) -> None:
+        self.session, self.kind = session, kind
+        self.mark = DeletionMark(session.vault.folder(session.node.name), kind)
+        self._earlier = False  # whether a killed run has sent one, which may still arrive after ours
+        self._sent = 0.0  # in seconds of the monotonic clock
+
+    async def look(self) -> None:
+        """See whether an earlier run has left its mark. Raise VaultUnusableError."""
+        self._earlier = await self.session.on_disk(self.mark.age) is not None
+
+    async def send(self, found: Found) -> Done:
+        """Delete *found* on the node, if the node still shows just that. Raise A0cliError, VaultUnusableError.
+
+        What came of it, only `confirm` tells.
+        """
+        a0cli = self.session.a0cli
+        at = datetime.now(UTC)
+        await self.session.on_disk(self.mark.put, found, flow_run=self.session.flow_run, at=at)
+        status = await a0cli.status(self.kind)
+        if not (isinstance(status, Found) and status.name == found.name and status.md5 == found.md5):
+            return Done(f"the node shows something else by now ({shown(status)}); nothing was deleted", cached=True)
+        # Nothing between that status and this call: the node has no conditional delete.
+        try:
+            reply = quoted(await a0cli.delete(self.kind))
+        except A0cliMissingError:
+            raise
+        except A0cliError as error:
+            reply = error.reason
+        self._sent = time.monotonic()
+        return Done(f"the node replied {reply!r}")
+
+    async def confirm(self, found: Found) -> Status:
+        """Return the status, which does not show *found* any more.
+
+        Until `call_timeout` after it was sent the deletion may still take effect, and nothing else is begun. Raise
+        DeleteNotConfirmedError after that, A0cliError, VaultUnusableError.
+        """
+        node = self.session.node.name
+        while True:
+            try:
+                status = await self.session.a0cli.status(self.kind)
+            except A0cliError as error:
+                if not error.transient:
+                    raise
+                raise DeleteNotConfirmedError(node, self.kind, f"the status failed: {error.reason}") from error
+            # An md5 that is not shown proves nothing.
+            same = isinstance(status, Found) and status.name == found.name and status.md5 in (None, found.md5)
+            if not same and not isinstance(status, InProgress):
+                break
+            rest = self._sent + self.session.fleet.a0cli.call_timeout - time.monotonic()
+            if rest <= 0:
+                raise DeleteNotConfirmedError(node, self.kind, f"the status still is: {shown(status)}")
+            await asyncio.sleep(min(rest, INTERVAL))
+        if not self._earlier:
+            await self.session.on_disk(self.mark.remove)
+        return status
+
+    async def let_earlier_arrive(self) -> float:
+        """Wait until a deletion that a killed run sent can take effect no more; return the seconds that were waited.
+
+        Raise VaultUnusableError.
+        """
+        age = await self.session.on_disk(self.mark.age)
+        if age is None:
+            return 0
+        # The mark came before a status and the deletion itself. A clock that was set back makes it wait all of that.
+        limit = 2 * self.session.fleet.a0cli.call_timeout
+        wait = max(0.0, min(limit, limit - age))
+        await asyncio.sleep(wait)
+        await self.session.on_disk(self.mark.remove)
+        self._earlier = False
+        return wait
