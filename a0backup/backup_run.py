@@ -51,6 +51,7 @@ class _Await:
 
     sent_at: float | None = None  # when our start was sent, None for one that this run did not start
     reply: str = "none in this run"
+    before: Pair | None = None  # what the node showed last before our start
     refused: A0BackupError | None = None  # what to raise where the node shows nothing after a start that made nothing
     first_look: float | None = None
     seen_in_progress: bool = False
@@ -83,6 +84,7 @@ class BackupRun:
         self._in_hand = _InHand()
         self._last_seen: Pair | None = None
         self._asked_again = False
+        self._meanwhile = False  # whether another run stored what is this run's outcome
         self._kept: Found | None = None  # what of the node is stored and was read back
         self._given_up: Found | None = None  # what could not be verified, and is to be replaced
         self._only_bytes_left = False  # of our own backup: the node shows it no more, its verified bytes are here
@@ -133,8 +135,8 @@ class BackupRun:
             self.manifest = last
             return
         meanwhile = self.vault.stored_since(node, self.kind, before) if before is not None else None
-        if meanwhile is not None and meanwhile.started_at is not None:
-            self.manifest = meanwhile
+        if meanwhile is not None:
+            self.manifest, self._meanwhile = meanwhile, True
             self.note(f"run {meanwhile.flow_run} stored {meanwhile.id} while this one waited for its turn")
 
     async def status(self) -> Status:
@@ -175,7 +177,7 @@ class BackupRun:
 
     def _is_done(self, status: Status) -> bool:
         """Return whether this run's outcome is stored, off the node, and nothing older is left to be finished."""
-        if self.manifest is None or _has_md5(status, self.manifest.artifact.md5):
+        if self.manifest is None or _shows(status, self.manifest):
             return False
         if self._unreadable and not isinstance(status, Absent):
             return False
@@ -241,7 +243,7 @@ class BackupRun:
         # Durable before the call: after a crash in it the next run must know that this backup may be ours.
         await self._note_journal("start intended")
         # What was seen and tried so far was about another backup.
-        self._await, self._in_hand = _Await(), _InHand()
+        self._await, self._in_hand = _Await(before=self._journal.seen_before), _InHand()
         a0cli = self.session.a0cli
         try:
             printed = await a0cli.start(self.kind, password)
@@ -289,7 +291,9 @@ class BackupRun:
             self.session.enter("await")
         journal = self._journal
         ours = journal is not None and journal.pinned is None
-        old = ours and journal is not None and self._is_from_before(status, journal)
+        # Also after a start that was refused: deleting what is not there any more would meet what is.
+        before = journal.seen_before if journal is not None else self._await.before
+        old = (ours or journal is None) and self._is_from_before(status, before)
         if isinstance(status, Found) and not old:
             if status.md5 is None:
                 raise Md5MissingError(self.node.name, self.kind, status.shown)
@@ -301,7 +305,8 @@ class BackupRun:
                 raise ForeignBackupError(self.node.name, self.kind, shown(status))
             self._await.seen_in_progress = True
         elif self._await.refused is not None:
-            raise self._await.refused
+            if not old or now - (self._await.sent_at or 0) >= self.fleet.a0cli.call_timeout:
+                raise self._await.refused
         elif not ours:
             return status
         else:
@@ -310,11 +315,11 @@ class BackupRun:
             raise AwaitDeadlineError(self.node.name, self.kind, deadline, shown(status))
         raise BackupInProgressError(self.node.name, self.kind, waited)
 
-    def _is_from_before(self, status: Status, journal: Journal) -> bool:
+    def _is_from_before(self, status: Status, before: Pair | None) -> bool:
         """Return whether the status still shows the backup from before our start; a node may lag behind itself."""
         if self._await.seen_in_progress or not isinstance(status, Found) or status.md5 is None:
             return False
-        return pair(status) == journal.seen_before
+        return pair(status) == before
 
     def _raise_if_start_failed(self) -> None:
         # A start may take effect late, also one whose reply was lost; after `call_timeout` it has not.
@@ -494,7 +499,7 @@ class BackupRun:
         """Return the status, which does not show *found* any more. Raise DeleteNotConfirmedError, A0cliError."""
         self.session.enter("confirm-delete")
         status = await self._deletion.confirm(found)
-        if self.manifest is not None and _has_md5(found, self.manifest.artifact.md5):
+        if self.manifest is not None and _shows(found, self.manifest):
             self._off_node = True
         if found == self._given_up:
             await self._forget_journal()
@@ -517,7 +522,8 @@ class BackupRun:
 
     def note(self, text: str) -> None:
         """Have *text* in the run's report."""
-        self.notes.append(text)
+        if text not in self.notes:
+            self.notes.append(text)
         log.warning("%s: %s", self.node.name, text)
 
     async def let_go(self) -> None:
@@ -532,8 +538,8 @@ class BackupRun:
 
     def outcome(self, seconds: float, error: BaseException | None) -> Outcome:
         """Return how it ended: by *error* or, where there is none, with the artifact stored and off the node."""
-        stored = self._journal is None and not self._unreadable
-        stored = stored or (self.manifest is not None and self._is_of_journal(self.manifest))
+        known = self._journal is None and not self._unreadable and (not self._meanwhile or self._kept is not None)
+        stored = known or (self.manifest is not None and self._is_of_journal(self.manifest))
         return outcome_of(
             self.node.name,
             self.kind,
@@ -576,8 +582,11 @@ class BackupRun:
         progress.tell(progress.Step(self.node.name, self.kind, step, text, watch, size))
 
 
-def _has_md5(status: Status, md5: str) -> bool:
-    return isinstance(status, Found) and status.md5 == md5
+def _shows(status: Status, manifest: Manifest) -> bool:
+    """Return whether *status* may show the backup of *manifest*: an md5 that is not shown proves nothing."""
+    if not isinstance(status, Found):
+        return False
+    return status.md5 == manifest.artifact.md5 or (status.md5 is None and status.name == manifest.name_on_node)
 
 
 def _now() -> datetime:

@@ -15,7 +15,7 @@ from a0backup.lock import is_held, read_holder
 from a0backup.reconcile import Action, reconcile
 from a0backup.replies import Status
 from a0backup.report import Finding, human_size
-from a0backup.space import space_for
+from a0backup.space import nearest, space_for
 from a0backup.vault import Vault
 
 _THEN = {
@@ -88,10 +88,9 @@ async def check_node(
 
 def _check_room(vault: Vault, node: str, kinds: Sequence[str], problems: list[str]) -> str:
     """Return what is free for each kind's next artifact, in words; add to *problems* what would be in its way."""
-    place = vault.folder(node)
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    place = nearest(vault.folder(node))
     try:
+        vault.require_mounted(node)
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             raise VaultUnusableError(node, f"the vault {vault.root} cannot be written: {place} is not writable")
         spaces = {kind: space_for(vault, node, kind) for kind in kinds}

@@ -220,6 +220,9 @@ def status(fleet_path: Path, as_json: bool) -> None:
 
 
 def _status_of(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
+    # Late: it brings all that drives a node, which the commands that only read the vault start faster without.
+    from a0backup.deletion import DeletionMark
+
     last = vault.newest(node, kind)
     lock = vault.folder(node) / "lock"
     holder = str(read_holder(lock) or "a process that has not given its name yet") if is_held(lock) else None
@@ -232,6 +235,9 @@ def _status_of(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
                 unfinished += f"; last: {report.plain(journal.history[-1].what)}"
     except ValueError as error:
         unfinished = f"the journal cannot be read, the next run sets it aside ({error})"
+    if DeletionMark(vault.folder(node), kind).is_there():
+        sent = "a deletion was sent and is not confirmed; the next start lets it arrive first"
+        unfinished = f"{unfinished}; {sent}" if unfinished else sent
     return {"node": node, "kind": kind, "last": last.id if last else None, "journal": unfinished, "holder": holder}
 
 

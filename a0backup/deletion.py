@@ -13,6 +13,7 @@ from pathlib import Path
 from a0backup.errors import A0cliError, A0cliMissingError, DeleteNotConfirmedError
 from a0backup.files import publish, remove_durably
 from a0backup.node_session import Done, NodeSession
+from a0backup.progress import Step, tell
 from a0backup.replies import Found, InProgress, Status, quoted, shown
 
 INTERVAL = 1.0  # seconds between two looks whether it has taken effect
@@ -29,12 +30,9 @@ class DeletionMark:
         content = {"at": f"{at:%Y-%m-%dT%H:%M:%SZ}", "name": found.name, "md5": found.md5, "flow_run": flow_run}
         publish(self.path, json.dumps(content, indent=1).encode() + b"\n")
 
-    def age(self) -> float | None:
-        """Return how many seconds ago it was put there, by the clock; None where there is none."""
-        try:
-            return time.time() - self.path.lstat().st_mtime
-        except FileNotFoundError:
-            return None
+    def is_there(self) -> bool:
+        """Return whether a deletion was sent and not seen to have taken effect. Raise OSError."""
+        return self.path.exists()
 
     def remove(self) -> None:
         """Remove it: the deletion has taken effect, or can do so no more."""
@@ -52,7 +50,7 @@ class Deletion:
 
     async def look(self) -> None:
         """See whether an earlier run has left its mark. Raise VaultUnusableError."""
-        self._earlier = await self.session.on_disk(self.mark.age) is not None
+        self._earlier = await self.session.on_disk(self.mark.is_there)
 
     async def send(self, found: Found) -> Done:
         """Delete *found* on the node, if the node still shows just that. Raise A0cliError, VaultUnusableError.
@@ -95,7 +93,7 @@ class Deletion:
                 break
             rest = self._sent + self.session.fleet.a0cli.call_timeout - time.monotonic()
             if rest <= 0:
-                raise DeleteNotConfirmedError(node, self.kind, f"the status still is: {shown(status)}")
+                raise DeleteNotConfirmedError(node, self.kind, f"the status is: {shown(status)}")
             await asyncio.sleep(min(rest, INTERVAL))
         if not self._earlier:
             await self.session.on_disk(self.mark.remove)
@@ -106,12 +104,11 @@ class Deletion:
 
         Raise VaultUnusableError.
         """
-        age = await self.session.on_disk(self.mark.age)
-        if age is None:
+        if not await self.session.on_disk(self.mark.is_there):
             return 0
-        # The mark came before a status and the deletion itself. A clock that was set back makes it wait all of that.
-        limit = 2 * self.session.fleet.a0cli.call_timeout
-        wait = max(0.0, min(limit, limit - age))
+        # All of it, from now on: no clock tells how long ago it was sent. A status came before the deletion itself.
+        wait = 2 * self.session.fleet.a0cli.call_timeout
+        tell(Step(self.session.node.name, self.kind, "start", f"lets an earlier deletion arrive, for {wait:.0f} s"))
         await asyncio.sleep(wait)
         await self.session.on_disk(self.mark.remove)
         self._earlier = False

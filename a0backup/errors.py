@@ -339,7 +339,7 @@ class Md5MismatchError(NodeError):
 
 
 class DeleteNotConfirmedError(NodeError):
-    """The node still shows its backup after the deletion; it may take a moment."""
+    """The status does not say that the backup is gone after its deletion; it may take a moment."""
 
     transient = True
 
@@ -348,7 +348,7 @@ class DeleteNotConfirmedError(NodeError):
         self.kind, self.reason = kind, reason
 
     def message(self) -> str:
-        return f"{self.node}: the {self.kind} is still on the node after its deletion: {self.reason}"
+        return f"{self.node}: the deletion of the {self.kind} is not confirmed: {self.reason}"
 
     def hint(self) -> str:
         return "the next run deals with it; until then the node takes no new backup"

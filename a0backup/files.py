@@ -150,19 +150,23 @@ def _fsync(path: Path, flags: int) -> None:
         os.close(fd)
 
 
-def publish(path: Path, content: bytes) -> None:
+def publish(path: Path, content: bytes, *, check: Callable[[Path], None] = lambda written: None) -> None:
     """Replace *path* by *content* atomically and durably, mode 0600: all of it is there after a crash, or none.
+
+    *check* is given the written file before it takes its place, and raises where it must not.
 
     Where it cannot be made durable it is written anew, to another file, once. Raise OSError; nothing is left beside
     the file then, and the former one is still whole unless only the new name could not be made durable.
     """
     try:
-        _write_and_rename(path, [content])
+        _write_and_rename(path, [content], check)
     except OSError:
-        _write_and_rename(path, [content])
+        _write_and_rename(path, [content], check)
 
 
-def _write_and_rename(path: Path, chunks: Iterable[bytes]) -> None:
+def _write_and_rename(
+    path: Path, chunks: Iterable[bytes], check: Callable[[Path], None] = lambda written: None
+) -> None:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
@@ -175,6 +179,7 @@ def _write_and_rename(path: Path, chunks: Iterable[bytes]) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+        check(aside)
         # fsync before the rename: otherwise a crash can leave the new name on an empty file.
         aside.replace(path)
     except BaseException:

@@ -43,8 +43,9 @@ class Holder:
 
     def is_gone(self) -> bool:
         """Return whether that process certainly runs no more; of another host nothing is certain."""
-        # A pid says nothing outside its namespace: that of a container is somebody else out here.
-        same_place = self.host == socket.gethostname() and self.space == _space()
+        # A pid says nothing outside its namespace: that of a container is somebody else out here. A machine is known by
+        # its boot: host names change, and machines that were cloned share one.
+        same_place = bool(_boot()) and self.born.startswith(f"{_boot()}/") and self.space == _space()
         return same_place and _born(self.pid) != self.born
 
     def __str__(self) -> str:
@@ -58,16 +59,22 @@ def _space() -> str:
         return ""
 
 
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def _born(pid: int) -> str:
     """Return the boot and start time of process *pid* as Linux's /proc shows them; '' where it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
     fields = stat.rpartition(")")[2].split()
     # Field 22 of proc(5), counted from 1; a zombie has ended, though it is still listed.
-    return "" if fields[0] == "Z" else f"{boot}/{fields[19]}"
+    return "" if fields[0] == "Z" else f"{_boot()}/{fields[19]}"
 
 
 def read_holder(lock_file: Path) -> Holder | None:
@@ -128,15 +135,19 @@ async def node_lock(
 
 async def _acquire(path: Path, node: str, deadline: float, patience: float, waiting: Callable[[str], None]) -> int:
     began = time.monotonic()
-    # Below the deadline, so that what never ends by itself does not keep the node from the run that waits.
-    patience = min(patience, deadline / 2)
+    ends_orphans: float | None = None  # in seconds waited
     pause = FIRST_LOOK
     told = False
     while (fd := _try(path)) is None:
         holder = read_holder(path)
         gone = holder is not None and holder.is_gone()
         waited = time.monotonic() - began
-        if gone and waited >= patience:
+        if not gone:
+            ends_orphans = None
+        elif ends_orphans is None:
+            # Below the deadline, so that what never ends by itself does not keep the node from the run that waits.
+            ends_orphans = waited + max(0.0, min(patience, (deadline - waited) / 2))
+        if ends_orphans is not None and waited >= ends_orphans:
             end_orphans(path)
         name = str(holder) if holder else "a run that has not given its name yet"
         if not told:

@@ -14,7 +14,7 @@ from a0backup.lock import node_lock
 from a0backup.progress import Step, tell
 from a0backup.replies import missing_commands
 from a0backup.space import release
-from a0backup.vault import Vault
+from a0backup.vault import Stock, Vault
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,13 +28,14 @@ class Done:
     cached: bool = False
 
 
-def stored_now(fleet: Fleet, nodes: Sequence[Node]) -> dict[str, frozenset[str]]:
-    """Return the ids of each node's artifacts; a node whose folder cannot be read is left out."""
+def stored_now(fleet: Fleet, nodes: Sequence[Node]) -> dict[str, Stock]:
+    """Return each node's artifacts; a node whose folder cannot be used is left out."""
     vault = Vault(fleet.vault)
     stored = {}
     for node in nodes:
-        with contextlib.suppress(OSError):
-            stored[node.name] = vault.ids(node.name)
+        with contextlib.suppress(OSError, VaultUnusableError):
+            vault.ensure_writable(node.name)  # so that a new vault is known again
+            stored[node.name] = vault.stock(node.name)
     return stored
 
 
@@ -49,7 +50,7 @@ class NodeSession:
         directory: PrivateDirectory,
         lock: int,
         flow_run: str,
-        stored_before: frozenset[str] | None,
+        stored_before: Stock | None,
         existing: Existing | None,
     ) -> None:
         self.fleet, self.node, self.directory, self.flow_run = fleet, node, directory, flow_run
@@ -96,12 +97,12 @@ async def open_node(
     node: Node,
     *,
     flow_run: str,
-    stored_before: frozenset[str] | None,
+    stored_before: Stock | None,
     existing: Existing | None = None,
 ) -> AsyncIterator[NodeSession]:
     """Hold the node's lock and a private directory for as long as the block runs.
 
-    *stored_before* are the ids of the node's artifacts when the run began; None where that is not known.
+    *stored_before* are the node's artifacts when the run began; None where that is not known.
 
     Raise BuildTooOldError, VaultUnusableError, LockDeadlineError, A0cliMissingError; nothing was done then.
     """

@@ -565,9 +565,10 @@ def made_nothing(printed: "Printed", *, node: str, command: str, wordings: Wordi
     """Return whether a start failed and says so: it was refused, or a backup was there already."""
     if printed.exit_code == 0:
         return False
-    if _ALREADY_THERE.search(_normal(f"{printed.stdout}\n{printed.stderr}")):
-        return True
-    return isinstance(refusal(printed, node=node, command=command, wordings=wordings), RefusedError)
+    said = refusal(printed, node=node, command=command, wordings=wordings)
+    if isinstance(said, UnreachableError):
+        return False  # it may have arrived all the same
+    return isinstance(said, RefusedError) or bool(_ALREADY_THERE.search(_normal(f"{printed.stdout}\n{printed.stderr}")))
 
 
 def teach(printed: "Printed", wordings: Wordings | None = None) -> str:

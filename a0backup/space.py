@@ -49,10 +49,15 @@ def space_for(vault: Vault, node: str, kind: str) -> Space:
     """Return how much room the next artifact of *node* needs and has. Raise OSError where the disk cannot be asked."""
     last = vault.newest(node, kind)
     size = last.artifact.size if last else None
-    place = vault.folder(node)
+    free = shutil.disk_usage(nearest(vault.folder(node))).free
+    return Space(needed=int((size or 0) * MARGIN), last=size, free=free)
+
+
+def nearest(place: Path) -> Path:
+    """Return *place*, or the nearest above it that exists."""
     while not place.exists() and place != place.parent:
         place = place.parent
-    return Space(needed=int((size or 0) * MARGIN), last=size, free=shutil.disk_usage(place).free)
+    return place
 
 
 def claim(vault: Vault, node: str, kind: str, *, arriving: Path) -> None:
@@ -60,8 +65,8 @@ def claim(vault: Vault, node: str, kind: str, *, arriving: Path) -> None:
 
     Raise VaultFullError where there is too little beside what other nodes have claimed, OSError.
     """
-    space = space_for(vault, node, kind)
     with _lock:
+        space = space_for(vault, node, kind)
         others = [claim for (root, name), claim in _claims.items() if root == vault.root and name != node]
         free = space.free - sum(claim.outstanding() for claim in others)
         if free < space.needed:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,6 +40,7 @@ MAX_MANIFEST_BYTES = 4 << 20
 FSTAB = Path("/etc/fstab")
 
 _FOLDER = re.compile(r"(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z][a-z-]*)\Z")
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _ID = re.compile(r"(?P<node>[A-Za-z0-9][A-Za-z0-9._-]*)/(?P<folder>\d{8}T\d{6}Z-[a-z][a-z-]*)\Z")
 
 
@@ -151,7 +152,17 @@ def unmounted(path: Path, *, fstab: Path = FSTAB) -> Path | None:
         re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field[1]) for field in fields if len(field) > 1
     )
     above = [Path(place) for place in places if place.startswith("/") and path.resolve().is_relative_to(place)]
-    return next((place for place in above if not place.is_mount()), None)
+    return next((place for place in above if not _is_mounted(place)), None)
+
+
+def _is_mounted(place: Path) -> bool:
+    """Return whether something is mounted at *place*, also a directory of the same file system (mount --bind)."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return place.is_mount()
+    escaped = re.sub(r"[ \t\n\\]", lambda char: f"\\{ord(char[0]):03o}", str(place.resolve()))
+    return place.is_mount() or any(line.split()[4] == escaped for line in mounts)
 
 
 class UnreadableManifest(_Part):
@@ -159,6 +170,13 @@ class UnreadableManifest(_Part):
 
     id: str
     reason: str
+
+
+class Stock(NamedTuple):
+    """The artifacts of a node that were there at one time, and in which vault: another disk may be mounted later."""
+
+    vault: tuple[int, int]  # device and inode of its root
+    ids: frozenset[str]
 
 
 class Vault:
@@ -181,14 +199,18 @@ class Vault:
         """Return the path of the artifact that *manifest* speaks of."""
         return self.root / manifest.id / manifest.artifact.file
 
+    def require_mounted(self, node: str) -> None:
+        """Raise VaultUnusableError where the vault's disk is to be mounted and is not."""
+        if (place := unmounted(self.root)) is not None:
+            reason = f"{place} is to be mounted, says {FSTAB}, and is not: the vault would be made anew below it"
+            raise VaultUnusableError(node, reason)
+
     def ensure_writable(self, node: str) -> None:
         """Raise VaultUnusableError unless a file can be written and made durable in the node's folder."""
         # Asked before the lock is had: a file of each run's own, and no rename that another run's sweep could spoil.
         probe = self.folder(node) / f".writable.{uuid.uuid4().hex}.partial"
         try:
-            if (place := unmounted(self.root)) is not None:
-                reason = f"{place} is to be mounted, says {FSTAB}, and is not: the vault would be made anew below it"
-                raise VaultUnusableError(node, reason)
+            self.require_mounted(node)
             make_private_directory(self.folder(node))
             # Also where they are there already: whoever made them may have been killed before they were durable.
             fsync_directory(self.root)
@@ -205,7 +227,9 @@ class Vault:
     def nodes(self) -> list[str]:
         """Return the names of the nodes that have a folder here, sorted."""
         try:
-            return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir(follow_symlinks=False))
+            # By names that a node can have: a disk of its own has a folder lost+found, which nobody may read.
+            entries = [entry for entry in os.scandir(self.root) if _NODE.match(entry.name)]
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return []
 
@@ -241,21 +265,23 @@ class Vault:
                 return manifest
         return None
 
-    def ids(self, node: str) -> frozenset[str]:
-        """Return the ids of the artifacts of *node*. Raise OSError where its folder cannot be read."""
-        try:
-            names = [entry.name for entry in os.scandir(self.folder(node)) if _FOLDER.match(entry.name)]
-        except FileNotFoundError:
-            return frozenset()
-        return frozenset(f"{node}/{name}" for name in names if (self.folder(node) / name / MANIFEST).exists())
+    def stock(self, node: str) -> Stock:
+        """Return the artifacts of *node* that are there now. Raise OSError where its folder cannot be read."""
+        here = self.root.stat()
+        names = [entry.name for entry in os.scandir(self.folder(node)) if _FOLDER.match(entry.name)]
+        ids = frozenset(f"{node}/{name}" for name in names if (self.folder(node) / name / MANIFEST).exists())
+        return Stock((here.st_dev, here.st_ino), ids)
 
-    def stored_since(self, node: str, kind: str, before: frozenset[str]) -> Manifest | None:
-        """Return the readable manifest of that node and kind that was stored last and is not among the ids *before*.
+    def stored_since(self, node: str, kind: str, before: Stock) -> Manifest | None:
+        """Return the manifest of the last backup of that kind that a run has stored since *before*; not a foreign one.
 
-        By what was there, not by the clock, which may have been set meanwhile.
+        By what was there, not by the clock, which may have been set meanwhile. None where this is another vault now.
         """
-        places = (self.root / each for each in self.ids(node) - before if each.endswith(f"Z-{kind}"))
-        found = [manifest for place in places if isinstance(manifest := self._read(place), Manifest)]
+        now = self.stock(node)
+        if now.vault != before.vault:
+            return None
+        places = (self.root / each for each in now.ids - before.ids if each.endswith(f"Z-{kind}"))
+        found = [m for place in places if isinstance(m := self._read(place), Manifest) and m.started_at is not None]
         return max(found, key=lambda manifest: manifest.stored_at, default=None)
 
     def get(self, artifact_id: str) -> Manifest | UnreadableManifest | None:
@@ -467,14 +493,15 @@ class Vault:
         make_durable(target)
 
     def _publish(self, manifest: Manifest) -> None:
-        """Write the manifest and read it back. Raise OSError, ArtifactDamagedError; it is not there then."""
-        path = self.root / manifest.id / MANIFEST
+        """Write the manifest, and have it read back before it takes its place. Raise OSError, ArtifactDamagedError."""
         content = json.dumps(manifest.to_json(), indent=2).encode() + b"\n"
-        publish(path, content)
-        if read_past_cache(path) != content:
-            path.unlink()
-            reason = "the disk gave its manifest back otherwise than it was written"
-            raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)
+
+        def read_back(written: Path) -> None:
+            if read_past_cache(written) != content:
+                reason = "the disk gave its manifest back otherwise than it was written"
+                raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)
+
+        publish(self.root / manifest.id / MANIFEST, content, check=read_back)
 
     def _make_folder(self, node: str, kind: str, start: datetime) -> Path:
         second = start.astimezone(UTC)

@@ -25,6 +25,7 @@ from a0backup.progress import Ended, tell
 from a0backup.reconcile import Action
 from a0backup.replies import Found
 from a0backup.report import Outcome, outcome_of, summary
+from a0backup.vault import Stock
 from tasks.await_backup import awaiting
 from tasks.backup_delete import backup_delete, confirm_delete
 from tasks.backup_retrieve import backup_retrieve
@@ -67,8 +68,8 @@ async def backup_node(
     return outcomes
 
 
-# By node, the ids of the artifacts that were there when the run began: what comes after that is its outcome.
-Stored = Mapping[str, frozenset[str]]
+# By node, the artifacts that were there when the run began: what is stored after that is its outcome.
+Stored = Mapping[str, Stock]
 
 
 class NodeOutcomes:

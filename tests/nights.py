@@ -32,7 +32,7 @@ from a0backup.node_session import NodeSession, open_node
 from a0backup.reconcile import Action
 from a0backup.replies import Found, Status
 from a0backup.report import Ending, Outcome, outcome_of
-from a0backup.vault import Vault
+from a0backup.vault import Stock, Vault
 
 PASSWORD = "Passw0rd"
 REPOSITORY = Path(__file__).parents[1]
@@ -135,10 +135,13 @@ async def back_up(session: NodeSession, kind: str, after: Hook, password: str = 
     return Night(outcome, error, stages)
 
 
-def stored_before(fleet: Fleet, node: str, began: datetime | None) -> frozenset[str]:
+def stored_before(fleet: Fleet, node: str, began: datetime | None) -> Stock:
     """What was stored when a run began: all that is there, or what was stored before the time *began*."""
     vault = Vault(fleet.vault)
-    return frozenset(m.id for m in vault.manifests(node) if began is None or m.stored_at < began)
+    vault.ensure_writable(node)
+    return vault.stock(node)._replace(
+        ids=frozenset(m.id for m in vault.manifests(node) if began is None or m.stored_at < began)
+    )
 
 
 async def night(

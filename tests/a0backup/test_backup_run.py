@@ -36,10 +36,11 @@ from a0backup.errors import (
 )
 from a0backup.fleet import Existing, Fleet
 from a0backup.journal import Journal, JournalFile
+from a0backup.node_session import open_node, stored_now
 from a0backup.report import Ending
-from a0backup.vault import Manifest, Vault
+from a0backup.vault import Manifest, Stock, Vault
 from simulator.fleet import SimulatedFleet
-from tests.nights import PASSWORD, REPOSITORY, Night, night
+from tests.nights import PASSWORD, REPOSITORY, Night, back_up, night
 
 
 def killed_after(stage: str, fleet_file: str) -> None:
@@ -355,6 +356,34 @@ async def test_a_backup_in_progress_that_came_before_our_refused_start_is_left_a
     )
     assert isinstance(ended.error, ForeignBackupError)
     assert desk.counted("backup-delete") == 0
+
+
+async def test_a_stale_status_after_a_refused_start_deletes_nothing_of_others(desk: Desk) -> None:
+    """Their backup is begun by hand before our start, and the node still shows the one from before."""
+    desk.put()
+
+    def begin_by_hand(stage: str) -> None:
+        if stage == "confirm" and not desk.counted("backup"):
+            desk.tell("backup-status", "stale_status", seconds=1.0)
+            desk.by_hand("backup", "their own")
+            while desk.holds is None:
+                time.sleep(0.02)
+
+    ended = await desk.night(after=begin_by_hand)
+    assert ended.outcome.ending is Ending.STORED
+    complete = {event["md5"] for event in desk.simulated.events(desk.name) if event["event"] == "complete"}
+    assert complete == {manifest.artifact.md5 for manifest in desk.stored}
+
+
+@pytest.mark.parametrize("existing", ["fail", "replace", "preserve"])
+async def test_a_start_that_timed_out_and_took_effect_is_ours_whatever_the_reply_adds(
+    desk: Desk, existing: Existing
+) -> None:
+    desk.tell("backup", "say", stderr="Error: connect ETIMEDOUT; the backup may already be running\n", exit=1, times=1)
+    ended = await desk.night(existing=existing)
+    assert ended.outcome.ending is Ending.STORED
+    assert [manifest.encryption.password.mode for manifest in desk.stored] == ["shared"]
+    assert desk.counts == (1, 1, 1)
 
 
 async def test_what_is_laid_after_a_refused_start_is_not_ours(desk: Desk) -> None:
@@ -812,6 +841,64 @@ async def test_what_another_run_started_and_stored_since_this_one_began_is_its_o
     assert second.outcome.ending is Ending.STORED
     assert "run run-1 stored" in second.notes
     assert desk.counts == (1, 1, 1)
+
+
+async def in_this_state(desk: Desk, before: Stock, flow_run: str) -> Night:
+    """A run that began when *before* was stored."""
+    [node] = desk.fleet.nodes
+    async with open_node(desk.fleet, node, flow_run=flow_run, stored_before=before) as session:
+        await session.update_commands()
+        return await back_up(session, "backup", lambda stage: None)
+
+
+async def test_a_vault_that_is_mounted_after_the_run_began_holds_nothing_that_was_stored_meanwhile(desk: Desk) -> None:
+    await desk.night(flow_run="last-year")
+    desk.fleet.vault.rename(desk.room / "disk")
+    before = stored_now(desk.fleet, desk.fleet.nodes)[desk.name]
+    desk.fleet.vault.rename(desk.room / "below")
+    (desk.room / "disk").rename(desk.fleet.vault)
+    assert (await in_this_state(desk, before, "run-2")).outcome.ending is Ending.STORED
+    assert desk.counted("backup") == 2
+
+
+async def test_what_another_run_stored_is_found_beside_a_later_foreign_one(desk: Desk) -> None:
+    before = stored_now(desk.fleet, desk.fleet.nodes)[desk.name]
+    await desk.night(flow_run="run-1")
+    [own] = desk.stored
+    desk.put()
+    desk.tell("backup", "refuse")
+    assert isinstance((await desk.night(flow_run="run-2")).error, RefusedError)
+    assert len(desk.stored) == 2
+    assert desk.vault.stored_since(desk.name, "backup", before) == own
+
+
+async def test_a_backup_that_another_run_stored_and_that_is_shown_without_its_md5_is_not_off_the_node(
+    desk: Desk,
+) -> None:
+    desk.configure(a0cli={"call_timeout": "1s"})
+    desk.tell("backup-delete", "refuse")
+    before = stored_now(desk.fleet, desk.fleet.nodes)[desk.name]
+    assert (await desk.night(flow_run="run-1")).outcome.ending is Ending.NOT_DELETED
+    desk.forget()
+    desk.tell("backup-status", "no_md5")
+    assert not (await in_this_state(desk, before, "run-2")).outcome.well
+
+
+async def test_a_run_that_cannot_ask_does_not_say_that_another_runs_backup_is_on_the_node(desk: Desk) -> None:
+    before = stored_now(desk.fleet, desk.fleet.nodes)[desk.name]
+    await desk.night(flow_run="run-1")
+    desk.tell("backup-status", "refuse")
+    assert (await in_this_state(desk, before, "run-2")).outcome.ending is Ending.FAILED
+
+
+async def test_a_report_says_nothing_twice(desk: Desk) -> None:
+    await desk.night(flow_run="run-1")
+    [manifest] = desk.stored
+    old = desk.vault.folder(desk.name) / "20200101T000000Z-backup"
+    (desk.vault.root / manifest.id).rename(old)
+    (old / "manifest.json").unlink()
+    ended = await desk.night()
+    assert len(ended.outcome.notes) == len(set(ended.outcome.notes)) == 1
 
 
 async def test_an_artifact_from_the_future_is_not_taken_for_one_stored_meanwhile(desk: Desk) -> None:

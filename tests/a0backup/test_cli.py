@@ -184,6 +184,13 @@ def test_status_shows_the_last_artifact_and_a_free_lock(stored: Path) -> None:
     assert rows[0]["last"].startswith("a0-1/")
 
 
+def test_status_shows_a_deletion_that_is_not_confirmed(stored: Path) -> None:
+    (stored.parent / "vault" / "a0-1" / "deleting-backup.json").write_text("{}")
+    rows = json.loads(a0backup("status", "--fleet", stored, "--json").stdout)
+    assert rows[0]["journal"] == "a deletion was sent and is not confirmed; the next start lets it arrive first"
+    assert rows[1]["journal"] is None
+
+
 # -- on an engine -----------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The mark of a deletion; what it is for is told in test_backup_run.py, with real nodes."""
 
-import os
+import json
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,15 +9,18 @@ from a0backup.deletion import DeletionMark
 from a0backup.replies import Found
 
 
-def test_the_mark_of_a_deletion_tells_how_long_ago_it_was_sent(tmp_path: Path) -> None:
+def test_the_mark_of_a_deletion_says_what_was_deleted_and_by_whom(tmp_path: Path) -> None:
     mark = DeletionMark(tmp_path, "backup")
-    assert mark.age() is None
-    mark.put(Found("n.tar.gz", "a" * 32), flow_run="run-1", at=datetime.now(UTC))
-    age = mark.age()
-    assert age is not None
-    assert -1 < age < 60
-    os.utime(mark.path, (0, 0))
-    assert (mark.age() or 0) > 10**9
+    assert not mark.is_there()
+    mark.put(Found("n.tar.gz", "a" * 32), flow_run="run-1", at=datetime(2026, 11, 23, 2, tzinfo=UTC))
+    assert mark.is_there()
+    assert json.loads((tmp_path / "deleting-backup.json").read_text()) == {
+        "at": "2026-11-23T02:00:00Z",
+        "name": "n.tar.gz",
+        "md5": "a" * 32,
+        "flow_run": "run-1",
+    }
+    assert stat.S_IMODE(mark.path.stat().st_mode) == 0o600
     mark.remove()
     mark.remove()
-    assert mark.age() is None
+    assert not mark.is_there()

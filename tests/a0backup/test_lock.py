@@ -92,6 +92,9 @@ def alive(pid: int) -> bool:
         return False
 
 
+BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def until(condition: Callable[[], object]) -> None:
     ends = time.monotonic() + 20
     while not condition():
@@ -135,7 +138,7 @@ async def test_a_lock_file_that_was_removed_and_made_anew_is_not_mistaken_for_th
 
 
 async def test_a_holder_of_another_pid_namespace_is_never_gone() -> None:
-    holder = replace(Holder.myself("r"), born="of another process")
+    holder = replace(Holder.myself("r"), born=f"{BOOT}/1")
     assert holder.is_gone()
     assert not replace(holder, space="pid:[1]").is_gone()
 
@@ -267,6 +270,19 @@ async def test_what_a_killed_run_left_has_its_time_to_end_by_itself(folder: Path
         assert not alive(first.child)
 
 
+async def test_the_time_to_end_counts_from_the_death_of_the_run_and_not_from_the_wait(folder: Path, work: Path) -> None:
+    with held_by(folder, "run-1", work) as first:
+        waiting = asyncio.create_task(taken(folder, patience=2))
+        await asyncio.sleep(2.5)  # run-1 lives and works for longer than the patience
+        first.kill()
+        ends = time.monotonic() + 1.0
+        while time.monotonic() < ends:
+            assert alive(first.child)
+            await asyncio.sleep(0.05)
+        assert await waiting
+        assert not alive(first.child)
+
+
 async def test_what_a_killed_run_left_is_found_also_where_its_directory_is_gone(folder: Path, work: Path) -> None:
     with held_by(folder, "run-1", work) as first:
         first.kill()
@@ -324,9 +340,11 @@ def orphan(folder: Path, work: Path, **said: object) -> Iterator[int]:
         yield first.child
 
 
-async def test_a_holder_of_another_host_is_never_taken_for_gone(folder: Path, work: Path) -> None:
-    with orphan(folder, work, host="another-host") as child:
-        with pytest.raises(LockDeadlineError, match="another-host"):
+async def test_a_holder_of_another_host_is_never_taken_for_gone_though_that_has_the_same_name(
+    folder: Path, work: Path
+) -> None:
+    with orphan(folder, work, born="another-boot/1") as child:
+        with pytest.raises(LockDeadlineError, match="held by run "):
             await taken(folder, deadline=0.3)
         assert alive(child)
 
@@ -340,12 +358,12 @@ async def test_a_pid_that_was_given_to_another_process_counts_as_gone(folder: Pa
 def test_a_living_process_is_not_gone_and_a_zombie_is() -> None:
     assert not Holder.myself("run").is_gone()
     with subprocess.Popen(["sleep", "60"]) as process:
-        born = f"{process.pid}"
+        born = f"{BOOT}/{process.pid}"
         holder = replace(Holder.myself("run"), pid=process.pid, born=born)
         assert holder.is_gone(), "another start time"
         process.kill()
         until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
-        assert replace(holder, born="boot/1").is_gone()
+        assert replace(holder, born=f"{BOOT}/1").is_gone()
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -197,11 +197,11 @@ Room(Path({str(room.vault.root)!r})).vault.store(node=NODE, kind="backup", name_
         "fadvise64 backup.tar.gz.enc",
         "fadvise64 backup.tar.gz.enc",
         "fsync .manifest.json.partial",
+        "fadvise64 .manifest.json.partial",
+        "read .manifest.json.partial",
+        "read .manifest.json.partial",
         "rename manifest.json",
         f"fsync {folder}",
-        "fadvise64 manifest.json",
-        "read manifest.json",
-        "read manifest.json",
     ]
     assert "read backup.tar.gz.enc" in told[told.index("fadvise64 backup.tar.gz.enc") :]
 
@@ -631,6 +631,24 @@ def test_a_mount_point_where_nothing_is_mounted_is_told_from_one_where_something
     assert unmounted(tmp_path / "linked" / "vault", fstab=fstab) == missing
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+def test_a_directory_that_is_bound_from_the_same_disk_is_mounted(tmp_path: Path) -> None:
+    for name in ("data", "my disk"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "fstab").write_text(f"{tmp_path}/data {tmp_path}/my\\040disk none bind 0 0\n")
+    question = "from a0backup.vault import *; print(unmounted(Path('my disk/vault').absolute(), fstab=Path('fstab')))"
+    # In a mount name space of its own, which ends with it.
+    script = f'cd "$0" && "$1" -c "{question}" && mount --bind data "my disk" && "$1" -c "{question}"'
+    told = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, str(tmp_path), sys.executable],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.splitlines() == [str(tmp_path / "my disk"), "None"]
+
+
 def test_a_vault_that_went_away_is_not_made_anew_by_what_is_kept_aside(room: Room, tmp_path: Path) -> None:
     (tmp_path / "retrieved").write_bytes(BYTES)
     with pytest.raises(FileNotFoundError):
@@ -708,6 +726,13 @@ def test_what_another_run_stored_is_made_durable_anew_before_it_counts(room: Roo
     room.vault.artifact(manifest).write_bytes(b"damaged")
     with pytest.raises(ArtifactDamagedError):
         room.vault.confirm(manifest)
+
+
+def test_a_folder_that_no_node_can_have_is_no_node(room: Room) -> None:
+    manifest = room.store()
+    (room.vault.root / "lost+found").mkdir(mode=0o000)
+    assert room.vault.nodes() == ["a0-1"]
+    assert list(room.vault.entries()) == [manifest]
 
 
 def test_what_is_in_quarantine_is_never_salvaged(room: Room) -> None:
