@@ -129,7 +129,10 @@ def test_a_kill_at_any_change_of_the_vault_loses_nothing(
         before = len(trial.events("started"))
         trial.disk.kill_at(point.ordinal)
         where = f"{scenario.__name__}, at {point.name} of {point.to or point.path}"
-        strike(trial, where, telling, *trial.run(), before=before, unfinished=scenario in UNFINISHED)
+        code, printed = trial.run()
+        if code == 0 and trial.disk.operations()[-1].ordinal < point.ordinal:
+            continue  # a run that changes something once less than the recorded one has no such point
+        strike(trial, where, telling, code, printed, before=before, unfinished=scenario in UNFINISHED)
 
 
 @matrix
@@ -141,7 +144,10 @@ def test_a_kill_of_a_fleet_loses_nothing(arena_: Arena, told: Any, part: int) ->
     for ordinal in share(range(1, len(points) + 1, 5), part, PARTS):
         trial = Trial(arena_, 3)
         trial.disk.kill_at(ordinal)
-        strike(trial, f"a fleet, at its change {ordinal}", telling, *trial.run())
+        code, printed = trial.run()
+        if code == 0 and trial.disk.operations()[-1].ordinal < ordinal:
+            continue  # as above
+        strike(trial, f"a fleet, at its change {ordinal}", telling, code, printed)
 
 
 def cuts(points: list[Operation]) -> Iterator[tuple[Literal["lost", "kept"], int]]:
