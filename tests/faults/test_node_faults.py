@@ -107,6 +107,7 @@ def test_a_backup_that_somebody_replaces_or_takes_away_at_any_call_is_noticed(
         trial = Trial(arena_)
         password = {"password": "their own"} if fault == "replaced" else {}
         trial.appliances.tell(trial.node, None, fault, skip=skip, times=1, **password)
+        trial.spoilt = True
         code, printed = trial.run()
         broken = after(trial, code, printed)
         telling.point(f"after {call}", broken if trial.met(fault) else [*broken, "it was not"])

@@ -66,7 +66,7 @@ class Trial:
         self.fleet_yaml = self.appliances.fleet_yaml(self.room / "fleet.yaml", **settings)
         self.disk = Disk(self.vault, self.room / "disk")
         self.cut = False  # whether the power was cut once: the log of the disk begins anew with that
-        self.spoilt = False  # whether verified bytes were destroyed, and may be retrieved again
+        self.spoilt = False  # whether verified bytes were destroyed, or another backup came, and is to be retrieved
 
     @property
     def node(self) -> str:
@@ -129,6 +129,10 @@ class Trial:
                         on_node[kind] = md5
                     case "removed":
                         on_node.pop(kind, None)
+                    case "swapped":
+                        # Another appliance is behind the address now: it is named what that one holds.
+                        on_node = {each: held for each, held in on_node.items() if each != kind}
+                        on_node |= {kind: md5} if md5 else {}
                     case "deleted":
                         on_node.pop(kind, None)
                         if not event["kept"]:
