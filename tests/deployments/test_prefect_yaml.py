@@ -88,7 +88,9 @@ class Deployed:
     """prefect.yaml deployed from a folder with a fleet.yaml, as an operator would, and a worker there."""
 
     def __init__(self, folder: Path, api: str) -> None:
-        self.folder, self._api = folder, PatientClient(base_url=api, timeout=60)
+        # No connection is kept: the server closes an idle one after as many seconds as the client would use it again.
+        fresh = httpx.Limits(max_keepalive_connections=0)
+        self.folder, self._api = folder, PatientClient(base_url=api, timeout=60, limits=fresh)
         self.environment = os.environ | {
             "PREFECT_API_URL": api,
             "PREFECT_HOME": str(folder / "prefect"),
