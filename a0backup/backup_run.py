@@ -37,7 +37,7 @@ from a0backup.node_session import Done, NodeSession
 from a0backup.reconcile import Action, Plan, may_be, reconcile
 from a0backup.replies import Absent, Found, InProgress, Status, made_nothing, quoted, refusal, shown
 from a0backup.report import Outcome, outcome_of
-from a0backup.space import claim, release, space_for
+from a0backup.space import Space, claim, release, space_for
 from a0backup.vault import Manifest, ManifestNode, ManifestPassword, Vault
 
 MOST_ROUNDS = 20  # a night takes three or four; more is a node that somebody else works on all the time
@@ -255,7 +255,7 @@ class BackupRun:
         else:
             self._await.reply = quoted(printed)
             said = refusal(printed, node=self.node.name, command=self.kind, wordings=a0cli.wordings)
-            if made_nothing(printed, node=self.node.name, command=self.kind, wordings=a0cli.wordings):
+            if made_nothing(printed, said):
                 failed = StartFailedError(self.node.name, self.kind, self._await.reply)
                 self._await.refused = said if isinstance(said, RefusedError) else failed
         self._await.sent_at = time.monotonic()  # only now: one that hung until its deadline may be under way still
@@ -354,10 +354,8 @@ class BackupRun:
         # None of it is what is wanted now, and it would take the room that this artifact needs.
         await self.session.on_disk(self.vault.sweep_private, self.node.name, keep=self.session.directory.path)
         await self.session.on_disk(self.session.directory.clear_retrieved)
-        await self._claim_space()
-        last = await self.session.on_disk(self.vault.newest, self.node.name, self.kind)
-        size = last.artifact.size if last else None
-        self._tell("retrieve", watch=self.session.directory.path, size=size)
+        space = await self._claim_space()
+        self._tell("retrieve", watch=self.session.directory.path, size=space.last)
         whole, hand.all_whole = hand.all_whole, False
         a0cli, command = self.session.a0cli, f"{self.kind}-retrieve"
         printed = await a0cli.retrieve(self.kind)
@@ -422,14 +420,14 @@ class BackupRun:
             return False
         raise error
 
-    async def _claim_space(self) -> None:
+    async def _claim_space(self) -> Space:
         """Have room for the artifact that is to come; what is kept in quarantine goes first. Raise VaultFullError."""
         arriving = self.session.directory.path
         try:
-            await self.session.on_disk(claim, self.vault, self.node.name, self.kind, arriving=arriving)
+            return await self.session.on_disk(claim, self.vault, self.node.name, self.kind, arriving=arriving)
         except VaultFullError:
             await self.session.on_disk(self.vault.drop_quarantine, self.node.name, self.kind)
-            await self.session.on_disk(claim, self.vault, self.node.name, self.kind, arriving=arriving)
+            return await self.session.on_disk(claim, self.vault, self.node.name, self.kind, arriving=arriving)
 
     async def _keep_aside(self, error: Md5MismatchError) -> None:
         """Keep the bytes that did not match in quarantine, unless they would take the room of the next artifact."""

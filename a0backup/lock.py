@@ -8,6 +8,7 @@ ended, and the run that waits ends it.
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -59,6 +60,7 @@ def _space() -> str:
         return ""
 
 
+@functools.cache
 def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

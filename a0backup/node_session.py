@@ -34,7 +34,7 @@ def stored_now(fleet: Fleet, nodes: Sequence[Node]) -> dict[str, Stock]:
     stored = {}
     for node in nodes:
         with contextlib.suppress(OSError, VaultUnusableError):
-            vault.ensure_writable(node.name)  # so that a new vault is known again
+            vault.make(node.name)  # so that a new vault is known again
             stored[node.name] = vault.stock(node.name)
     return stored
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from a0backup.errors import FleetFileError, RefusedError, UnknownReplyError, UnreachableError
+from a0backup.errors import A0cliError, FleetFileError, RefusedError, UnknownReplyError, UnreachableError
 
 if TYPE_CHECKING:
     from a0backup.a0cli import Printed
@@ -561,13 +561,11 @@ def refusal(
     return UnknownReplyError(node, command, reason, printed.exit_code, tail)
 
 
-def made_nothing(printed: "Printed", *, node: str, command: str, wordings: Wordings) -> bool:
-    """Return whether a start failed and says so: it was refused, or a backup was there already."""
-    if printed.exit_code == 0:
+def made_nothing(printed: "Printed", said: A0cliError) -> bool:
+    """Return whether a start, whose `refusal` is *said*, failed and says so: refused, or a backup was there already."""
+    # One that did not reach the node may have arrived all the same.
+    if printed.exit_code == 0 or isinstance(said, UnreachableError):
         return False
-    said = refusal(printed, node=node, command=command, wordings=wordings)
-    if isinstance(said, UnreachableError):
-        return False  # it may have arrived all the same
     return isinstance(said, RefusedError) or bool(_ALREADY_THERE.search(_normal(f"{printed.stdout}\n{printed.stderr}")))
 
 

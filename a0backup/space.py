@@ -60,8 +60,8 @@ def nearest(place: Path) -> Path:
     return place
 
 
-def claim(vault: Vault, node: str, kind: str, *, arriving: Path) -> None:
-    """Claim room for the artifact that is to come into the directory *arriving*, until `release`.
+def claim(vault: Vault, node: str, kind: str, *, arriving: Path) -> Space:
+    """Claim room for the artifact that is to come into the directory *arriving*, until `release`; return what it is.
 
     Raise VaultFullError where there is too little beside what other nodes have claimed, OSError.
     """
@@ -72,6 +72,7 @@ def claim(vault: Vault, node: str, kind: str, *, arriving: Path) -> None:
         if free < space.needed:
             raise VaultFullError(node, kind, space.needed, max(0, free))
         _claims[vault.root, node] = _Claim(space.needed, arriving)
+        return space
 
 
 def release(vault: Vault, node: str) -> None:

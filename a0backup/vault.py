@@ -205,13 +205,17 @@ class Vault:
             reason = f"{place} is to be mounted, says {FSTAB}, and is not: the vault would be made anew below it"
             raise VaultUnusableError(node, reason)
 
+    def make(self, node: str) -> None:
+        """Have the node's folder there, and the vault. Raise VaultUnusableError where its disk is missing, OSError."""
+        self.require_mounted(node)
+        make_private_directory(self.folder(node))
+
     def ensure_writable(self, node: str) -> None:
         """Raise VaultUnusableError unless a file can be written and made durable in the node's folder."""
         # Asked before the lock is had: a file of each run's own, and no rename that another run's sweep could spoil.
         probe = self.folder(node) / f".writable.{uuid.uuid4().hex}.partial"
         try:
-            self.require_mounted(node)
-            make_private_directory(self.folder(node))
+            self.make(node)
             # Also where they are there already: whoever made them may have been killed before they were durable.
             fsync_directory(self.root)
             fsync_directory(self.root.parent)

@@ -68,10 +68,6 @@ async def backup_node(
     return outcomes
 
 
-# By node, the artifacts that were there when the run began: what is stored after that is its outcome.
-Stored = Mapping[str, Stock]
-
-
 class NodeOutcomes:
     """How each kind of a node ended so far, kept outside the task: they hold also where the engine fails at its end."""
 
@@ -81,7 +77,12 @@ class NodeOutcomes:
 
 @step(name="backup-node", task_run_name="backup-{node.name}")
 async def backup_one_node(
-    node: Node, fleet: Fleet, flow_run: str, stored_before: Stored, existing: Existing | None, outcomes: NodeOutcomes
+    node: Node,
+    fleet: Fleet,
+    flow_run: str,
+    stored_before: Stock | None,
+    existing: Existing | None,
+    outcomes: NodeOutcomes,
 ) -> State[None]:
     """Back up all kinds of one node, one after another under its lock; fail if any is not stored."""
     # Eager: otherwise the first retry of one step marks its finished siblings as rolled back.
@@ -101,15 +102,14 @@ async def back_up_all_kinds(
     outcomes: NodeOutcomes,
     *,
     flow_run: str,
-    stored_before: Stored,
+    stored_before: Stock | None,
     existing: Existing | None,
 ) -> None:
     """Note how the backup of each kind of *node* ended; an error of one is kept and the next is tried."""
     start = time.monotonic()
     step = "lock"
     try:
-        before = stored_before.get(node.name)
-        async with open_node(fleet, node, flow_run=flow_run, stored_before=before, existing=existing) as session:
+        async with open_node(fleet, node, flow_run=flow_run, stored_before=stored_before, existing=existing) as session:
             try:
                 await update_commands(session)
                 await ping(session)
@@ -189,13 +189,18 @@ async def retrieve_verified(run: BackupRun, found: Found) -> bool:
             return True
 
 
-async def outcomes_of(node: Node, *, fleet: Fleet, stored_before: Stored, existing: ExistingChoice) -> list[Outcome]:
-    """Return how the node's backups ended, also where the engine itself failed at it."""
+async def outcomes_of(
+    node: Node, *, fleet: Fleet, stored_before: Mapping[str, Stock], existing: ExistingChoice
+) -> list[Outcome]:
+    """Return how the node's backups ended, also where the engine itself failed at it.
+
+    *stored_before*: by node, the artifacts that were there when the run began; what is stored later is its outcome.
+    """
     flow_run = str(runtime.flow_run.id)
     said: Existing | None = None if existing == "as in fleet.yaml" else existing
     outcomes = NodeOutcomes()
     try:
-        await backup_one_node(node, fleet, flow_run, stored_before, said, outcomes)
+        await backup_one_node(node, fleet, flow_run, stored_before.get(node.name), said, outcomes)
     except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
         log_failure(error)
         note_failure_of_the_rest(outcomes, node, fleet, error, "engine", seconds=0)

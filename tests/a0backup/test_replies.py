@@ -564,4 +564,5 @@ def test_64_kib_of_anything_take_bounded_work(text: str) -> None:
 )
 def test_a_start_made_nothing_only_where_it_failed_and_says_so(said: str, exit_code: int, nothing: bool) -> None:
     reply = Printed("backup", exit_code, "", said, 0.1)
-    assert made_nothing(reply, node="a0-1", command="backup", wordings=Wordings()) is nothing
+    refused = refusal(reply, node="a0-1", command="backup", wordings=Wordings())
+    assert made_nothing(reply, refused) is nothing
