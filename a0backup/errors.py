@@ -4,6 +4,7 @@ A0BackupError
 ├── FleetFileError            fleet.yaml cannot be used
 │   └── UnknownNodeError      a node that fleet.yaml does not name
 ├── PasswordError             the password cannot be had
+├── RecoveryKeyError          a recovery key cannot be read, is too weak, or does not fit
 ├── EngineError               the engine's server cannot be started or reached
 ├── RunFailedError            a fleet run ended with nodes that are not stored
 ├── CheckFailedError          the preflight found what would make a run fail
@@ -24,6 +25,12 @@ A0BackupError
     ├── Md5MissingError       the status names no usable md5
     ├── RetrieveFailedError   no file came
     ├── Md5MismatchError      the retrieved bytes are not the node's
+    ├── ContentsError         the artifact cannot be opened and read to its end
+    │   ├── WrongPasswordError    what the password makes of it is noise
+    │   ├── UnexpectedFormatError it is something else than an encrypted tar.gz
+    │   ├── GzipDamagedError      the compressed stream is broken or cut
+    │   ├── TarTruncatedError     the tar in it is broken or cut
+    │   └── TooLargeUnpackedError it unpacks to more than fleet.yaml allows
     ├── DeleteNotConfirmedError  still shown after its deletion         (transient)
     └── VaultError            the vault cannot keep or give back an artifact
         ├── VaultUnusableError    it cannot be written
@@ -88,6 +95,20 @@ class PasswordError(A0BackupError):
 
     def message(self) -> str:
         return f"no password from {self.source}: {self.reason}"
+
+    def hint(self) -> str:
+        return self.remedy
+
+
+class RecoveryKeyError(A0BackupError):
+    """A recovery key, or what was sealed to one, cannot be used. *where* names its file."""
+
+    def __init__(self, where: str, reason: str, remedy: str) -> None:
+        super().__init__(where, reason, remedy)
+        self.where, self.reason, self.remedy = where, reason, remedy
+
+    def message(self) -> str:
+        return f"recovery key {self.where}: {self.reason}"
 
     def hint(self) -> str:
         return self.remedy
@@ -336,6 +357,55 @@ class Md5MismatchError(NodeError):
 
     def hint(self) -> str:
         return "the node keeps its backup; the last retrieval and the reason are in the node's quarantine folder"
+
+
+class ContentsError(NodeError):
+    """The artifact is what the node sent, and still cannot be opened and read to its end."""
+
+    def __init__(self, node: str, kind: str, reason: str) -> None:
+        super().__init__(node, kind, reason)
+        self.kind, self.reason = kind, reason
+
+    def message(self) -> str:
+        return f"{self.node}: the contents of the {self.kind} cannot be read: {self.reason}"
+
+
+class WrongPasswordError(ContentsError):
+    """What the password makes of the artifact is noise."""
+
+    def hint(self) -> str:
+        return (
+            "see that a0cli.password_style fits this a0cli, that the password holds letters and digits only, "
+            "and that nobody else started this backup"
+        )
+
+
+class UnexpectedFormatError(ContentsError):
+    """It is something else than an encrypted tar.gz."""
+
+    def hint(self) -> str:
+        return "see whether the appliance was updated; `a0backup show ID` prints how to look at it by hand"
+
+
+class GzipDamagedError(ContentsError):
+    """The password fits and the compressed stream is broken or cut; the node itself made it so."""
+
+    def hint(self) -> str:
+        return "see whether the node had free disk of at least twice its data while it made the backup"
+
+
+class TarTruncatedError(ContentsError):
+    """The compressed stream is whole and the tar in it is broken or cut; the node itself made it so."""
+
+    def hint(self) -> str:
+        return "see whether the node's database was healthy while it made the backup"
+
+
+class TooLargeUnpackedError(ContentsError):
+    """It unpacks to more than fleet.yaml allows; the reading ended there."""
+
+    def hint(self) -> str:
+        return "if the backup may be that large, raise contents.max_unpacked or contents.max_ratio in fleet.yaml"
 
 
 class DeleteNotConfirmedError(NodeError):
