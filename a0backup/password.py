@@ -4,8 +4,10 @@ The password is loaded inside the step that uses it and is never quoted, not eve
 """
 
 import os
+import secrets
 import stat
-from collections.abc import Awaitable, Callable
+import string
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,8 +16,11 @@ from a0backup.errors import PasswordError
 LONGEST = 4096
 
 
+_LETTERS_AND_DIGITS = string.ascii_letters + string.digits
+
+
 class Source(Protocol):
-    """The `password` of fleet.yaml: exactly one of the three is set."""
+    """The `password` of fleet.yaml: exactly one of the four is set."""
 
     @property
     def secret_block(self) -> str | None: ...
@@ -23,10 +28,14 @@ class Source(Protocol):
     def env(self) -> str | None: ...
     @property
     def file(self) -> Path | None: ...
+    @property
+    def sealed_to(self) -> Sequence[Path] | None: ...
 
 
 def describe(source: Source) -> str:
     """Return where the password comes from, for messages."""
+    if source.sealed_to is not None:
+        return "a new random password for each backup, sealed to " + ", ".join(str(path) for path in source.sealed_to)
     if source.env is not None:
         return f"environment variable {source.env}"
     if source.file is not None:
@@ -34,11 +43,13 @@ def describe(source: Source) -> str:
     return f"Secret block {source.secret_block}"
 
 
-async def load(source: Source, *, block: Callable[[str], Awaitable[str]]) -> str:
-    """Return the password from where *source* says; *block* reads a Secret block of the engine by its name.
+async def load(source: Source, *, block: Callable[[str], Awaitable[str]]) -> str | None:
+    """Return the shared password from where *source* says; *block* reads a Secret block of the engine by its name.
 
-    Raise PasswordError, which never quotes the password, where there is none or a0cli could not take it.
+    None where there is none to be had: each backup is sealed with a password of its own. Raise PasswordError, which never quotes the password, where there is none or a0cli could not take it.
     """
+    if source.sealed_to is not None:
+        return None
     where = describe(source)
     if source.env is not None:
         text = os.environ.get(source.env)
@@ -48,7 +59,7 @@ async def load(source: Source, *, block: Callable[[str], Awaitable[str]]) -> str
     if source.file is not None:
         return _checked(_read(Path(source.file), where), where)
     if source.secret_block is None:
-        raise PasswordError("fleet.yaml", "it names no source", "name secret_block, env or file under `password`")
+        raise PasswordError("fleet.yaml", "it names no source", "name one under `password`")
     try:
         text = await block(source.secret_block)
     except PasswordError:
@@ -60,6 +71,12 @@ async def load(source: Source, *, block: Callable[[str], Awaitable[str]]) -> str
     if not isinstance(text, str):
         raise PasswordError(where, "it does not hold a text", "store the password as a text, not as JSON")
     return _checked(text, where)
+
+
+def random_password() -> str:
+    """Return a new password of 256 bits, letters and digits only: the vendor's page on the CLI advises no others."""
+    # 62 ** 43 is the first power beyond 2 ** 256.
+    return "".join(secrets.choice(_LETTERS_AND_DIGITS) for _ in range(43))
 
 
 def _read(path: Path, where: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from a0backup.errors import PasswordError
-from a0backup.password import describe, load
+from a0backup.password import describe, load, random_password
 
 SECRET = "S3cret-Passw0rd"
 
@@ -18,6 +18,7 @@ class Source:
     secret_block: str | None = None
     env: str | None = None
     file: Path | None = None
+    sealed_to: tuple[Path, ...] | None = None
 
 
 async def no_block(name: str) -> str:
@@ -153,3 +154,11 @@ async def test_a_block_that_holds_no_text_is_refused() -> None:
 async def test_no_source_at_all_is_an_error() -> None:
     with pytest.raises(PasswordError, match="names no source"):
         await load(Source(), block=no_block)
+
+
+def test_a_random_password_has_256_bits_in_letters_and_digits_and_comes_once() -> None:
+    made = {random_password() for _ in range(200)}
+    assert len(made) == 200
+    assert all(len(password) == 43 and password.isascii() and password.isalnum() for password in made)
+    assert 62**43 > 2**256 > 62**42
+    assert len(set("".join(made))) == 62

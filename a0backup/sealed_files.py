@@ -1,0 +1,132 @@
+"""Sealed passwords of backups that are not settled yet: each in a write-once file of its own.
+
+    vault/NODE/passwords/20261123T020000Z-backup.json
+
+The password that a node encrypts with is on the disk, sealed, before the node hears of it. All calls are made under the
+node's lock; the password itself is never written.
+"""
+
+import contextlib
+import json
+import os
+import re
+import stat
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from a0backup.errors import VaultUnusableError
+from a0backup.files import fsync_directory, make_new_directory, publish, read_past_cache
+from a0backup.vault import SealedPassword, Time
+
+MAX_BYTES = 256 << 10
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}\Z")
+_BOX = re.compile(r"[A-Za-z0-9+/]{4,8192}={0,2}\Z")
+
+
+class _Content(BaseModel):
+    """What one file holds (schema 1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    version: Literal[1] = Field(default=1, alias="schema")
+    node: str
+    kind: str
+    made_at: Time
+    sealed: Annotated[tuple[SealedPassword, ...], Field(min_length=1)]
+
+
+class SealedFiles:
+    """The sealed passwords of one node's unsettled backups of one kind."""
+
+    def __init__(self, node_folder: Path, kind: str) -> None:
+        self.folder = node_folder / "passwords"
+        self.node, self.kind = node_folder.name, kind
+        self._name = re.compile(rf"\d{{8}}T\d{{6}}Z-{re.escape(kind)}\.json\Z")
+
+    def write(self, made_at: datetime, sealed: Sequence[SealedPassword]) -> Path:
+        """Keep *sealed* in a new file and return it; it was read back from the disk by then and survives a power cut.
+
+        A file that is there is never replaced: the next free second is taken. Raise OSError, VaultUnusableError.
+        """
+        # Never the node's folder with it: a vault that went away meanwhile must not be made anew.
+        with contextlib.suppress(FileExistsError):
+            make_new_directory(self.folder)
+        model = _Content(node=self.node, kind=self.kind, made_at=made_at, sealed=tuple(sealed))
+        content = json.dumps(model.model_dump(mode="json", by_alias=True), indent=2).encode() + b"\n"
+
+        def read_back(written: Path) -> None:
+            if read_past_cache(written) != content:
+                raise VaultUnusableError(
+                    self.node, "the disk gave a sealed password back otherwise than it was written"
+                )
+
+        aside = self.folder / f".{uuid.uuid4().hex}.partial"
+        try:
+            publish(aside, content, check=read_back)
+            path = self._link(aside, made_at.astimezone(UTC))
+        finally:
+            aside.unlink(missing_ok=True)
+        fsync_directory(self.folder)
+        return path
+
+    def _link(self, aside: Path, second: datetime) -> Path:
+        while True:
+            path = self.folder / f"{second:%Y%m%dT%H%M%SZ}-{self.kind}.json"
+            try:
+                os.link(aside, path, follow_symlinks=False)
+            except FileExistsError:
+                second += timedelta(seconds=1)
+            else:
+                return path
+
+    def all(self) -> tuple[SealedPassword, ...]:
+        """Return what every readable file holds, oldest first, each once. Raise OSError for an unreadable folder."""
+        return tuple(dict.fromkeys(entry for content in self._contents().values() if content for entry in content))
+
+    def unreadable(self) -> list[str]:
+        """Return the names of the files that cannot be read as one of this kind. Raise OSError."""
+        return [path.name for path, content in self._contents().items() if content is None]
+
+    def remove(self, but: Sequence[SealedPassword] = ()) -> None:
+        """Remove the readable files durably, but those that hold one of *but*. Raise OSError.
+
+        What a killed run left half written goes, too.
+        """
+        if not self.folder.is_dir():
+            return
+        for path, content in self._contents().items():
+            if content is not None and not set(content) & set(but):
+                path.unlink(missing_ok=True)
+        for path in self.folder.glob(".*.partial"):
+            path.unlink(missing_ok=True)
+        fsync_directory(self.folder)
+
+    def _contents(self) -> dict[Path, tuple[SealedPassword, ...] | None]:
+        """Return every file of this kind, oldest first, with what it holds; None where it cannot be read as one."""
+        try:
+            names = sorted(entry.name for entry in os.scandir(self.folder) if self._name.match(entry.name))
+        except FileNotFoundError:
+            return {}
+        return {self.folder / name: self._read(self.folder / name) for name in names}
+
+    def _read(self, path: Path) -> tuple[SealedPassword, ...] | None:
+        try:
+            with open(path, "rb", opener=_neither_link_nor_pipe) as file:
+                octets = file.read(MAX_BYTES + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+            content = _Content.model_validate_json(octets if len(octets) <= MAX_BYTES else b"")
+        except (OSError, ValidationError):
+            return None
+        if (content.node, content.kind) != (self.node, self.kind):
+            return None
+        well = all(_FINGERPRINT.match(entry.recovery_key) and _BOX.match(entry.box) for entry in content.sealed)
+        return content.sealed if well else None
+
+
+def _neither_link_nor_pipe(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
