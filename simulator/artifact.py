@@ -103,8 +103,8 @@ def _deflated(plain: bytes, *, last: bool = False) -> bytes:
     return compressor.compress(plain) + compressor.flush(zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH)
 
 
-def _gzip(kind: str, seed: str, size: int) -> Iterator[bytes]:
-    """Yield one gzip stream of a tar of about *size* bytes."""
+def _gzip(kind: str, seed: str, size: int, *, cut: bool = False) -> Iterator[bytes]:
+    """Yield one gzip stream of a tar of about *size* bytes; of one that is *cut* in its last member."""
     if kind == "user-export":
         small: dict[str, bytes] = {}
         large = "user-export.json"
@@ -126,8 +126,9 @@ def _gzip(kind: str, seed: str, size: int) -> Iterator[bytes]:
     deflated = _deflated(block)
     count = max(1, round(room / len(deflated)))
 
-    before += _header(large, count * len(block))
-    after = _padding(count * len(block)) + b"\0" * (2 * tarfile.BLOCKSIZE)
+    announced = (count + cut) * len(block)
+    before += _header(large, announced)
+    after = b"" if cut else _padding(count * len(block)) + b"\0" * (2 * tarfile.BLOCKSIZE)
     crc, length = zlib.crc32(before), len(before) + count * len(block) + len(after)
     yield b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + _deflated(before)
     for _ in range(count):
@@ -137,19 +138,42 @@ def _gzip(kind: str, seed: str, size: int) -> Iterator[bytes]:
     yield struct.pack("<II", zlib.crc32(after, crc), length & 0xFFFFFFFF)
 
 
-def make(path: Path, *, kind: str, seed: str, size: int, password: str, stopped: Callable[[], bool]) -> Artifact:
+def _spoilt(kind: str, seed: str, size: int, how: str) -> Iterator[bytes]:
+    """Yield what is encrypted by a node that does not do well."""
+    if how == "uncompressed":
+        yield from (_header("users.bson", size), bytes(size), _padding(size), bytes(2 * tarfile.BLOCKSIZE))
+        return
+    pieces = [piece for piece in _gzip(kind, seed, size, cut=how == "cut_tar") if piece]
+    if how == "flipped":
+        middle = bytearray(pieces[len(pieces) // 2])
+        middle[len(middle) // 2] ^= 1
+        pieces[len(pieces) // 2] = bytes(middle)
+    yield from pieces[:-2] if how == "cut" else pieces
+
+
+def make(
+    path: Path,
+    *,
+    kind: str,
+    seed: str,
+    size: int,
+    password: str,
+    stopped: Callable[[], bool],
+    spoilt: str = "",
+) -> Artifact:
     """Write an encrypted artifact of about *size* bytes to *path* and return what it is.
 
-    Memory is constant. Raise InterruptedError, leaving nothing at *path*, once *stopped* says so.
+    Memory is constant, but for one that is *spoilt*. Raise InterruptedError, leaving nothing at *path*, once *stopped*
+    says so.
     """
-    key, iv = key_and_iv(password)
+    key, iv = key_and_iv(f"not {password}" if spoilt == "noise" else password)
     encryptor = Cipher(algorithms.AES(key), modes.CTR(iv)).encryptor()
     md5, written = hashlib.md5(usedforsecurity=False), 0
     name = time.strftime("%d-%m-%Y-%H-%M-%S.tar.gz", time.gmtime())
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
-            for piece in _gzip(kind, seed, size):
+            for piece in _spoilt(kind, seed, size, spoilt) if spoilt else _gzip(kind, seed, size):
                 if stopped():
                     raise InterruptedError(f"the making of {path.name} was stopped")
                 sealed = encryptor.update(piece)

@@ -24,6 +24,10 @@ KILL = {"when": "after", "fraction": 0.5}
 KILL_WHEN = {"when": ("before", "during", "after")}
 ONLY_TRANSFERS = {"during": ("retrieve",)}
 
+# What a node may make of a backup, with an md5 that is right: encrypted with another password, not compressed, a gzip
+# with a flipped bit, one that is cut, a whole gzip of a tar that is cut.
+SPOILT = ("noise", "uncompressed", "flipped", "cut", "cut_tar")
+
 FAULTS = {
     # time
     "latency": Fault(ANY, {"seconds": 1.0}),
@@ -37,6 +41,7 @@ FAULTS = {
     "flip": Fault(("retrieve",), {"fraction": 0.5}),
     "file_name": Fault(("retrieve",), {"name": "backup.tar.gz.enc"}),
     "size": Fault(("start",), {"bytes": 1 << 20}),
+    "contents": Fault(("start",), {"are": "noise"}, {"are": SPOILT}),
     # what the status says
     "wrong_md5": Fault(("status",)),
     "no_md5": Fault(("status",)),

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -20,9 +20,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 class SimulatedFleet:
     """Start `python -m simulator serve` as a process of its own on enter, and end it on exit.
 
-    *nodes* is their number (a0-1, a0-2, ...) or their names; *scenario* a list of orders; *vault* where to
-    look whether what is deleted was kept. Raise RuntimeError, with what
-    the process said, if it does not come up.
+    *nodes* is their number (a0-1, a0-2, ...) or their names; *builds* are those of the nodes that are not of the newest
+    one; *scenario* is a list of orders; *vault* is where to look whether what is deleted was kept. Raise RuntimeError,
+    with what the process said, if it does not come up.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class SimulatedFleet:
         state: Path,
         nodes: int | Sequence[str] = 3,
         *,
+        builds: Mapping[str, int] = MappingProxyType({}),
         size: int = 1 << 16,
         backup_seconds: float = 0.2,
         scenario: Sequence[Mapping[str, Any]] = (),
@@ -37,6 +38,7 @@ class SimulatedFleet:
     ) -> None:
         self.state = state
         self.names = [f"a0-{number}" for number in range(1, nodes + 1)] if isinstance(nodes, int) else list(nodes)
+        self._builds = dict(builds)
         self._options = ["--size", str(size), "--backup-seconds", str(backup_seconds)]
         if vault is not None:
             self._options += ["--vault", str(vault.resolve())]
@@ -48,7 +50,8 @@ class SimulatedFleet:
         scenario = self.state / "scenario.json"
         scenario.write_text(json.dumps(self._scenario), encoding="utf-8")
         command = [sys.executable, "-m", "simulator", "serve", "--until-stdin-closes", "--state", str(self.state)]
-        command += ["--nodes", ",".join(self.names), "--scenario", str(scenario), *self._options]
+        nodes = [f"{name}:{self._builds[name]}" if name in self._builds else name for name in self.names]
+        command += ["--nodes", ",".join(nodes), "--scenario", str(scenario), *self._options]
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
                 command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
@@ -137,7 +140,10 @@ class SimulatedFleet:
         self.order("swap", nodes=[one, other])
 
     def fleet_yaml(self, path: Path, **overrides: object) -> Path:
-        """Write a fleet.yaml of these nodes, merged deeply with *overrides*, and return its path."""
+        """Write a fleet.yaml of these nodes, merged deeply with *overrides*, and return its path.
+
+        A password comes from one place: what *overrides* says of it stands alone.
+        """
         fleet = {
             "vault": "./vault",
             "a0cli": {
@@ -151,6 +157,8 @@ class SimulatedFleet:
             "lock_deadline": "30s",
             "nodes": self.nodes,
         }
+        if "password" in overrides:
+            del fleet["password"]
         path.write_text(_yaml(_merged(fleet, overrides)), encoding="utf-8")
         return path
 

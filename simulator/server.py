@@ -55,6 +55,13 @@ COMMANDS = {
     "nslookup <host>": "look a host up from the node",
     "test-port <host> <port>": "test a connection from the node",
 }
+# What `user-export PASSWORD FIELDS` takes, comma-separated.
+EXPORT_FIELDS = (
+    *("_id", "email", "email_verified", "phone_number", "phone_verified"),
+    *("name", "user_id", "lastLogin", "updated_at", "__tenant"),
+)
+# Builds before this one have the encryption keys in the backup, and no commands for a sensitive one.
+FIRST_SPLIT_BUILD, NEWEST_BUILD = 11638, 13451
 PARAMETERS = {usage.split()[0]: usage.split()[1:] for usage in COMMANDS} | {"update-commands": []}
 CHUNK = 1 << 18
 CONTROL_LINE = 1 << 26
@@ -71,8 +78,9 @@ class Reply:
 class Appliance:
     """What stands behind a node's address: the backups that it holds and makes."""
 
-    def __init__(self, node: str, folder: Path) -> None:
+    def __init__(self, node: str, folder: Path, build: int) -> None:
         self.node = node  # the name of the address that it is behind now
+        self.build = build
         self.folder, self.origin = folder, node
         self.held: dict[str, Artifact] = {}
         self.deleted: dict[str, Artifact] = {}
@@ -80,12 +88,16 @@ class Appliance:
         self.making: dict[str, asyncio.Task[None]] = {}
         self.serial = itertools.count(1)
 
+    def offers(self, command: str) -> bool:
+        """Return whether its build has *command*."""
+        return command in PARAMETERS and (self.build >= FIRST_SPLIT_BUILD or kind_of(command) != "backup-sensitive")
+
 
 class Node:
     """An address: its port, the faults ordered for it, and the appliance behind it."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.rules, self.appliance = name, Rules(), Appliance(name, folder)
+    def __init__(self, name: str, folder: Path, build: int) -> None:
+        self.name, self.rules, self.appliance = name, Rules(), Appliance(name, folder, build)
         self.server: asyncio.Server | None = None
         # Bound and never listening: keeps the port for this node, and refuses connections, while it is unreachable.
         self.anchor = self._bound(0)
@@ -175,12 +187,14 @@ class Record:
 class Appliances:
     """All nodes of one process, the records of their calls and of what they hold, and the orders given about them."""
 
-    def __init__(self, state: Path, names: list[str], *, size: int, backup_seconds: float, vault: Path | None) -> None:
+    def __init__(
+        self, state: Path, builds: dict[str, int], *, size: int, backup_seconds: float, vault: Path | None
+    ) -> None:
         self.state, self.size, self.backup_seconds, self.vault = state, size, backup_seconds, vault
         self.calls, self.events = Record(state / "calls.jsonl"), Record(state / "events.jsonl")
         # No two backups are alike, also not those of two servers that use one DIR after another.
         self.seed = f"{self.calls.before}-{self.events.before}"
-        self.nodes = {name: Node(name, state / "nodes" / name) for name in names}
+        self.nodes = {name: Node(name, state / "nodes" / name, build) for name, build in builds.items()}
         for node in self.nodes.values():
             shutil.rmtree(node.appliance.folder, ignore_errors=True)
             node.appliance.folder.mkdir(parents=True)
@@ -198,12 +212,15 @@ class Appliances:
     def effect(self, call: Call) -> Reply:
         """Do what *call* asks of the node, or refuse it as a node would."""
         node, command = call.node, call.command
-        if command not in PARAMETERS:
+        if not node.appliance.offers(command):
             return Reply("refused", f"unknown command {command}", exit=1)
         given, takes = [word for word in call.args if word != "--password"], PARAMETERS[command]
         if not sum(name.startswith("<") for name in takes) <= len(given) <= len(takes):
             return Reply("refused", f"usage: {' '.join([command, *takes])}", exit=1)
         if call.group == "start":
+            for field in given[1].split(",") if command == "user-export" else ():
+                if field not in EXPORT_FIELDS:
+                    return Reply("refused", f"unknown field {field!r}; fields: {','.join(EXPORT_FIELDS)}", exit=1)
             return self.start(call)
         if call.group == "status":
             return self.status(call)
@@ -226,7 +243,7 @@ class Appliances:
         if kind in appliance.making or kind in appliance.held:
             state = "in progress" if kind in appliance.making else "exists"
             return Reply("refused", f"{KINDS[kind]} already {state}", exit=1)
-        duration, size = call.met("duration"), call.met("size")
+        duration, size, contents = call.met("duration"), call.met("size"), call.met("contents")
         appliance.started[kind] = time.monotonic()
         self.event(appliance, kind, "started", None, call.pid)
         appliance.making[kind] = self.spawn(
@@ -237,28 +254,37 @@ class Appliances:
                 size=size["bytes"] if size else self.size,
                 seconds=duration["seconds"] if duration else self.backup_seconds,
                 pid=call.pid,
+                spoilt=contents["are"] if contents else "",
             )
         )
         return Reply("done", f"{KINDS[kind]} in progress")
 
     async def backup(
-        self, appliance: Appliance, kind: str, password: str, *, size: int, seconds: float, pid: int | None
+        self,
+        appliance: Appliance,
+        kind: str,
+        password: str,
+        *,
+        size: int,
+        seconds: float,
+        pid: int | None,
+        spoilt: str = "",
     ) -> None:
         ends = time.monotonic() + seconds
         try:
-            artifact = await self.make(appliance, kind, password, size)
+            artifact = await self.make(appliance, kind, password, size, spoilt)
             await asyncio.sleep(ends - time.monotonic())
             appliance.held[kind] = artifact
             self.event(appliance, kind, "complete", artifact, pid)
         finally:
             del appliance.making[kind]
 
-    async def make(self, appliance: Appliance, kind: str, password: str, size: int) -> Artifact:
+    async def make(self, appliance: Appliance, kind: str, password: str, size: int, spoilt: str = "") -> Artifact:
         number = next(appliance.serial)
         seed, path = f"{self.seed}/{appliance.origin}/{kind}/{number}", appliance.folder / f"{kind}-{number}.tar.gz.enc"
         # In a thread, so that the nodes go on answering while a large one is made.
         return await asyncio.to_thread(
-            make, path, kind=kind, seed=seed, size=size, password=password, stopped=self.stopping.is_set
+            make, path, kind=kind, seed=seed, size=size, password=password, stopped=self.stopping.is_set, spoilt=spoilt
         )
 
     def discard(self, appliance: Appliance, kind: str, pid: int | None) -> None:
@@ -299,6 +325,7 @@ class Appliances:
             event=event,
             name=artifact and artifact.name,
             md5=artifact and artifact.md5,
+            password=artifact and artifact.password,
             by="hand" if pid is None else "a0cli",
             pid=pid,
             **more,
@@ -461,8 +488,9 @@ class Appliances:
         if silent or lost:
             return None
         if call.command == "update-commands" and outcome == "done":
-            bare = call.node.rules.has("no_role")
-            await send(commands={u: m for u, m in COMMANDS.items() if not (bare and u.split()[0] == "backup")})
+            bare = {"backup"} if call.node.rules.has("no_role") else set()
+            offered = {c for c in PARAMETERS if appliance.offers(c)} - bare
+            await send(commands={u: m for u, m in COMMANDS.items() if u.split()[0] in offered})
         return await send(**told)
 
     async def later(self, seconds: float, call: Call) -> None:
@@ -703,21 +731,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m simulator", description="A stand-in PSaaS Appliance on loopback.")
     parser.add_argument("command", choices=["serve"])
     parser.add_argument("--state", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--nodes", required=True, metavar="NAME,...")
+    parser.add_argument("--nodes", required=True, metavar="NAME[:BUILD],...", help=f"build {NEWEST_BUILD} if not said")
     parser.add_argument("--scenario", type=Path, metavar="FILE.json", help="a list of orders, see README.md")
     parser.add_argument("--size", type=int, default=1 << 16, metavar="BYTES", help="of a backup, about")
     parser.add_argument("--backup-seconds", type=float, default=0.2, metavar="S", help="how long a backup takes")
     parser.add_argument("--vault", type=Path, metavar="DIR", help="where to look whether what is deleted was kept")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end with the process that started this one")
     given = parser.parse_args()
-    names, state = given.nodes.split(","), given.state.resolve()
-    if len(set(names)) < len(names) or not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) for name in names):
-        parser.error(f"--nodes {given.nodes}: names are unique, of letters, digits, '.', '_' and '-'")
+    state, nodes = given.state.resolve(), given.nodes.split(",")
+    read = [re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?::([0-9]{1,9}))?", node, re.ASCII) for node in nodes]
+    builds = {node[1]: int(node[2] or NEWEST_BUILD) for node in read if node}
+    if len(builds) < len(nodes):
+        parser.error(f"--nodes {given.nodes}: names are unique, of letters, digits, '.', '_' and '-', builds of digits")
     os.umask(0o077)
     orders = json.loads(given.scenario.read_text(encoding="utf-8")) if given.scenario else []
     client, keys = install(state)
     vault = given.vault and given.vault.resolve()
-    appliances = Appliances(state, names, size=given.size, backup_seconds=given.backup_seconds, vault=vault)
+    appliances = Appliances(state, builds, size=given.size, backup_seconds=given.backup_seconds, vault=vault)
     with control_path(state) as control:
         ready = {"a0cli": str(client), "key_dir": str(keys), "control": str(control)}
         asyncio.run(serve(appliances, orders, ready, with_stdin=given.until_stdin_closes))

@@ -79,13 +79,20 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
 @pytest.fixture(scope="session")
 def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedFleet]:
     state = tmp_path_factory.mktemp("fleet")
-    with SimulatedFleet(state, NODES, size=20_000, backup_seconds=0.1, vault=state / "vault") as fleet:
+    builds = {"a0-1": 11637, "a0-2": 11638}
+    with SimulatedFleet(state, NODES, size=20_000, backup_seconds=0.1, builds=builds, vault=state / "vault") as fleet:
         yield fleet
 
 
 @pytest.fixture(scope="session")
 def unused_nodes(shared_fleet: SimulatedFleet) -> Iterator[dict[str, Any]]:
-    return iter(shared_fleet.nodes)
+    return iter(shared_fleet.nodes[1:])
+
+
+@pytest.fixture
+def old_desk(shared_fleet: SimulatedFleet, tmp_path: Path) -> Desk:
+    """A desk for the node whose build is the last before the sensitive backup."""
+    return _other_desk(shared_fleet, shared_fleet.nodes[0], tmp_path / "old")
 
 
 @pytest.fixture
@@ -104,9 +111,12 @@ def desk(bare_desk: Desk) -> Desk:
 @pytest.fixture
 def other_desk(shared_fleet: SimulatedFleet, unused_nodes: Iterator[dict[str, Any]], tmp_path: Path) -> Desk:
     """A desk beside the first, for another node."""
-    directory = tmp_path / "other"
+    return _other_desk(shared_fleet, next(unused_nodes), tmp_path / "other")
+
+
+def _other_desk(fleet: SimulatedFleet, node: dict[str, Any], directory: Path) -> Desk:
     directory.mkdir()
-    other = Desk(shared_fleet, next(unused_nodes), directory)
+    other = Desk(fleet, node, directory)
     other.link_keys()
     assert other.run("update-commands").returncode == 0
     return other

@@ -73,6 +73,63 @@ def test_the_other_kinds_have_a_slot_of_their_own(
     assert desk.holds() is not None
 
 
+@pytest.mark.parametrize(
+    ("kind", "begun", "found", "absent"),
+    [
+        ("backup", "Backup in progress", "Backup found", "No backup found"),
+        ("backup-sensitive", "Sensitive backup in progress", "Sensitive backup found", "No sensitive backup found"),
+        ("user-export", "User export in progress", "User export found", "No user export found"),
+    ],
+)
+def test_each_kind_has_its_own_words(
+    desk: "Desk", until: Until, kind: str, begun: str, found: str, absent: str
+) -> None:
+    def status() -> str:
+        return str(json.loads(desk.run(f"{kind}-status").stdout)["message"])
+
+    desk.tell(kind, "duration", seconds=1)
+    assert status() == absent
+    assert desk.run(kind, "P", *(["_id"] if kind == "user-export" else [])).stdout == begun
+    assert status() == begun
+    until(lambda: status() == found)
+    assert desk.run(f"{kind}-delete").returncode == 0
+    assert status() == absent
+
+
+@pytest.mark.parametrize("style", [["P"], ["--password", "P"]])
+def test_an_export_takes_the_documented_fields_and_no_others(desk: "Desk", until: Until, style: list[str]) -> None:
+    documented = "_id,email,email_verified,phone_number,phone_verified,name,user_id,lastLogin,updated_at,__tenant"
+    for fields in ("mail", "_id,", "", "_id email"):
+        refused = desk.run("user-export", *style, fields)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert f"fields: {documented}" in refused.stderr
+    without = desk.run("user-export", *style)
+    assert without.returncode == 1
+    assert "usage: user-export <password> <fields>" in without.stderr
+    assert desk.run("user-export", *style, documented).returncode == 0
+    until(lambda: desk.holds("user-export"))
+    assert [call["outcome"] for call in desk.calls("user-export")] == ["refused"] * 5 + ["done"]
+    assert desk.calls("user-export")[-1]["args"][-1] == documented
+
+
+def test_a_build_before_the_split_has_no_commands_for_a_sensitive_backup(
+    old_desk: "Desk", desk: "Desk", until: Until
+) -> None:
+    assert "backup-sensitive" in desk.run().stdout
+    assert "backup-sensitive" not in old_desk.run().stdout
+    assert "user-export <password> <fields>" in old_desk.run().stdout
+    for command in (["backup-sensitive", "P"], ["backup-sensitive-status"]):
+        refused = old_desk.run(*command)
+        assert refused.returncode == 1
+        assert f"unknown command `{command[0]}'" in refused.stderr
+    # Nor does the node itself take them from an a0cli that has learnt its commands elsewhere.
+    (old_desk.directory / "a0cli-commands.json").write_bytes((desk.directory / "a0cli-commands.json").read_bytes())
+    refused = old_desk.run("backup-sensitive", "P")
+    assert (refused.returncode, json.loads(refused.stderr)["message"]) == (1, "unknown command backup-sensitive")
+    assert old_desk.run("backup", "P").returncode == 0
+    until(old_desk.holds)
+
+
 def test_a_second_backup_is_refused_and_recorded_while_one_is_made_and_while_one_exists(
     desk: "Desk", until: Until
 ) -> None:

@@ -39,12 +39,13 @@ def test_the_events_of_a_node_say_what_it_held_and_by_whose_call(desk: "Desk", u
     assert held
     with desk.start("backup-delete") as delete:
         delete.communicate(timeout=20)
+    what = {key: held[key] for key in ("name", "md5", "password")}
     assert [{key: value for key, value in event.items() if key not in ("seq", "time")} for event in desk.events()] == [
         {"node": desk.name, "kind": "backup", "by": "a0cli", **event}
         for event in (
-            {"event": "started", "name": None, "md5": None, "pid": start.pid},
-            {"event": "complete", "name": held["name"], "md5": held["md5"], "pid": start.pid},
-            {"event": "deleted", "name": held["name"], "md5": held["md5"], "pid": delete.pid, "kept": False},
+            {"event": "started", "name": None, "md5": None, "password": None, "pid": start.pid},
+            {"event": "complete", **what, "pid": start.pid},
+            {"event": "deleted", **what, "pid": delete.pid, "kept": False},
         )
     ]
     events = desk.fleet.events()
