@@ -213,9 +213,7 @@ class A0cli:
         Raise A0cliMissingError where it cannot be started, A0cliTimeoutError after *deadline* seconds (without one:
         `call_timeout`), FleetFileError for an argument that a0cli would read as an option.
         """
-        for text in (command, *arguments):
-            if not _plain(text):
-                raise FleetFileError("fleet.yaml", [f"an argument of `a0cli {command}` starts with '-' or is empty"])
+        _require_plain(command, *arguments)
         return await self._run(command, [command, *arguments], deadline=deadline, secret=secret)
 
     async def update_commands(self) -> Printed:
@@ -247,20 +245,22 @@ class A0cli:
             command, lambda p: replies.read_status(p, node=self.node, command=command, wordings=self.wordings)
         )
 
-    async def start(self, kind: str, password: str) -> Printed:
+    async def start(self, kind: str, password: str, *arguments: str) -> Printed:
         """Send the start of a node backup; what came of it, only the status tells.
 
-        Raise PasswordError for a password that a0cli would read as an option.
+        *arguments* follow the password: the fields of a user-export. Raise PasswordError for a password that a0cli
+        would read as an option, FleetFileError for such an argument.
         """
         if not _plain(password):
             raise PasswordError(
                 "its source", "it starts with '-', is empty or holds a NUL byte", "choose another password"
             )
+        _require_plain(kind, *arguments)
         style = {"positional": [], "option": ["--password"]}[self.settings.password_style]
         # From here on the node knows it, and may say it again in any later reply. A short one is not looked for in
         # those: taken out of the middle of words it would make good replies unreadable.
         self._started_with = password if len(password) >= _LOOKED_FOR else ""
-        return await self._run(kind, [kind, *style, password], secret=password)
+        return await self._run(kind, [kind, *style, password, *arguments], secret=password)
 
     async def retrieve(self, kind: str) -> Printed:
         """Have the node backup written into the private directory, within `retrieve_timeout`."""
@@ -473,6 +473,11 @@ def _signal_group(group: int, number: int) -> bool:
     except PermissionError:  # macOS: nothing but zombies is left
         return False
     return True
+
+
+def _require_plain(command: str, *arguments: str) -> None:
+    if not all(map(_plain, (command, *arguments))):
+        raise FleetFileError("fleet.yaml", [f"an argument of `a0cli {command}` starts with '-' or is empty"])
 
 
 def _plain(text: str) -> bool:

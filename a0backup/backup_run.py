@@ -7,11 +7,14 @@ journal and vault say that it is.
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
-from a0backup import progress
+from a0backup import password, progress, recovery
+from a0backup.contents import Inspection, inspect
 from a0backup.deletion import Deletion
 from a0backup.errors import (
     A0BackupError,
@@ -20,9 +23,11 @@ from a0backup.errors import (
     ArtifactDamagedError,
     AwaitDeadlineError,
     BackupInProgressError,
+    ContentsError,
     ForeignBackupError,
     Md5MismatchError,
     Md5MissingError,
+    PasswordError,
     RefusedError,
     RetrieveFailedError,
     StartFailedError,
@@ -37,12 +42,34 @@ from a0backup.node_session import Done, NodeSession
 from a0backup.reconcile import Action, Plan, may_be, reconcile
 from a0backup.replies import Absent, Found, InProgress, Status, made_nothing, quoted, refusal, shown
 from a0backup.report import Outcome, outcome_of
+from a0backup.sealed_files import SealedFiles
 from a0backup.space import Space, claim, release, space_for
-from a0backup.vault import Manifest, ManifestNode, ManifestPassword, Vault
+from a0backup.vault import (
+    Manifest,
+    ManifestNode,
+    ManifestPassword,
+    SealedPassword,
+    Vault,
+    Verified,
+    VerifiedMember,
+)
 
 MOST_ROUNDS = 20  # a night takes three or four; more is a node that somebody else works on all the time
 
 log = logging.getLogger(__name__)
+
+Mode = Literal["shared", "sealed", "unknown"]
+
+# Loads the shared password of fleet.yaml, None where each backup has one of its own; raises PasswordError.
+LoadShared = Callable[[password.Source], Awaitable[str | None]]
+
+
+@dataclass(frozen=True)
+class _Password:
+    """A password that is at hand, and what it was sealed as where it was made for one backup."""
+
+    text: str = field(repr=False)
+    sealed: tuple[SealedPassword, ...] = ()
 
 
 @dataclass
@@ -51,6 +78,7 @@ class _Await:
 
     sent_at: float | None = None  # when our start was sent, None for one that this run did not start
     reply: str = "none in this run"
+    accepted: bool = False  # whether a0cli said that our start went well
     before: Pair | None = None  # what the node showed last before our start
     refused: A0BackupError | None = None  # what to raise where the node shows nothing after a start that made nothing
     first_look: float | None = None
@@ -66,6 +94,9 @@ class _InHand:
     last_reply: str = ""  # what it said of the last one, where that did not go well
     retrieved: Path | None = None  # bytes from the node, not verified
     verified: Digests | None = None  # of bytes that match, not stored
+    tried: tuple[_Password, ...] = ()  # the passwords that the inspection was given
+    inspection: Inspection | None = None  # of those bytes, where a password was at hand
+    foreign: bool = False  # what is in them shows that another made them
     proven: Manifest | None = None  # stored, and read back by this run
 
 
@@ -80,7 +111,9 @@ class BackupRun:
         self._journal_file = JournalFile(session.vault.folder(session.node.name), kind)
         self._journal: Journal | None = None
         self._unreadable = False  # the journal that is there
+        self._sealed_files = SealedFiles(session.vault.folder(session.node.name), kind)
         self._await = _Await()
+        self._started_with: _Password | None = None  # the last start of this run
         self._in_hand = _InHand()
         self._last_seen: Pair | None = None
         self._asked_again = False
@@ -218,13 +251,14 @@ class BackupRun:
 
     # -- making ------------------------------------------------------------------------------------------------
 
-    async def start(self, password: str) -> Done:
+    async def start(self, shared: LoadShared) -> Done:
         """Have the node start a backup. Its effect is judged by the status that follows, not by the reply.
 
-        Raise VaultFullError before anything is sent where what it makes would have no room, A0cliMissingError where
-        a0cli could not even be run.
+        Raise PasswordError or RecoveryKeyError, and VaultFullError where what it makes would have no room, before
+        anything is sent; A0cliMissingError where a0cli could not even be run.
         """
         self.session.enter("start")
+        secret = await self._shared_or_new(shared)
         if self._asked_again:
             self.note("the backup that an earlier run had started is not on the node")
         await self._sweep()
@@ -240,20 +274,24 @@ class BackupRun:
             started_at=_now(),
             seen_before=self._last_seen or await self.session.on_disk(self._last_stored),
         )
-        # Durable before the call: after a crash in it the next run must know that this backup may be ours.
+        # Durable before the call: after a crash in it the next run must know that this backup may be ours, and the
+        # password must not be lost with this process.
+        if secret.sealed:
+            await self.session.on_disk(self._sealed_files.write, self._journal.started_at, secret.sealed)
         await self._note_journal("start intended")
+        self._started_with = secret
         # What was seen and tried so far was about another backup.
         self._await, self._in_hand = _Await(before=self._journal.seen_before), _InHand()
         a0cli = self.session.a0cli
         try:
-            printed = await a0cli.start(self.kind, password)
+            printed = await a0cli.start(self.kind, secret.text, *self.fleet.arguments(self.kind))
         except A0cliMissingError:
             await self._forget_journal()
             raise
         except A0cliError as error:
             self._await.reply = error.reason
         else:
-            self._await.reply = quoted(printed)
+            self._await.reply, self._await.accepted = quoted(printed), printed.exit_code == 0
             said = refusal(printed, node=self.node.name, command=self.kind, wordings=a0cli.wordings)
             if made_nothing(printed, said):
                 failed = StartFailedError(self.node.name, self.kind, self._await.reply)
@@ -265,6 +303,16 @@ class BackupRun:
             # It made nothing, so that what is there by now, or later, is not ours.
             await self._forget_journal()
         return Done(f"the node replied {self._await.reply!r}")
+
+    async def _shared_or_new(self, shared: LoadShared) -> _Password:
+        """Return the password to start with: the shared one, or a new one, sealed to every recovery key."""
+        text = await shared(self.fleet.password)
+        if text is not None:
+            return _Password(text)
+        assert self.fleet.password.sealed_to is not None, "a password is shared or sealed"
+        keys = await self.session.on_disk(recovery.load_all, self.fleet.password.sealed_to)
+        text = password.random_password()
+        return _Password(text, tuple(key.seal(text) for key in keys))
 
     def _last_stored(self) -> Pair | None:
         last = self.vault.newest(self.node.name, self.kind)
@@ -373,10 +421,10 @@ class BackupRun:
         hand.all_whole = whole and not hand.last_reply
         return Done(f"retrieved {hand.retrieved.stat().st_size} bytes")
 
-    async def verify(self, found: Found) -> Done:
-        """See that the bytes that are here are those of *found*.
+    async def verify(self, found: Found, shared: LoadShared) -> Done:
+        """See that the bytes that are here are those of *found*; with a password at hand, read what is in them too.
 
-        Raise Md5MismatchError, or RetrieveFailedError where a0cli itself said that they are not whole.
+        Both in one pass over the file; what came of the contents, `inspect` tells. Raise Md5MismatchError, or RetrieveFailedError where a0cli itself said that they are not whole.
         """
         self.session.enter("verify")
         wanted, hand = self._md5_of(found), self._in_hand
@@ -385,7 +433,7 @@ class BackupRun:
         if hand.verified is not None:
             return Done(f"md5 {wanted} matches", cached=True)
         assert hand.retrieved is not None, "verify comes after retrieve"
-        actual = await self.session.on_disk(digests, hand.retrieved)
+        actual = await self._read(hand.retrieved, shared)
         if actual.md5 != wanted and hand.last_reply:
             reason = f"{actual.size} bytes came that are not the node's; a0cli said {hand.last_reply!r}"
             raise RetrieveFailedError(self.node.name, self.kind, hand.attempts, reason)
@@ -395,6 +443,67 @@ class BackupRun:
         release(self.vault, self.node.name)
         hand.verified, hand.retrieved = actual, None
         return Done(f"md5 {wanted} matches")
+
+    async def _read(self, path: Path, shared: LoadShared) -> Digests:
+        """Return the digests of *path*; with a password at hand have its contents inspected in the same pass."""
+        hand = self._in_hand
+        hand.tried = await self._at_hand_now(shared)
+        if not hand.tried:
+            return await self.session.on_disk(digests, path)
+        self._tell("verify", "reads the artifact to its end")
+        texts = [secret.text for secret in hand.tried]
+        hand.inspection = await self.session.on_disk(
+            inspect, path, texts, node=self.node.name, kind=self.kind, limits=self.fleet.contents
+        )
+        return hand.inspection.digests
+
+    async def _at_hand_now(self, shared: LoadShared) -> tuple[_Password, ...]:
+        """Return the passwords that this run knows: that of its own start, and the shared one."""
+        known = [self._started_with] if self._started_with else []
+        try:
+            text = await shared(self.fleet.password)
+        except PasswordError as error:
+            # What is on the node is kept all the same; a start would not go without it.
+            self.note(f"what is in the artifact was not read: {error.message()}")
+            text = None
+        if text is not None and text not in [secret.text for secret in known]:
+            known.append(_Password(text))
+        return tuple(known)
+
+    async def inspect(self, found: Found, shared: LoadShared, *, ours: bool) -> Done:
+        """See that the artifact can be opened and read to its end, where a password is at hand.
+
+        Raise ContentsError for the backup that this run started; the node keeps it. What an earlier run started and
+        nobody can open is foreign, like what somebody else started: that is kept as it is, and ForeignBackupError
+        raised only where `existing` says fail.
+        """
+        self.session.enter("inspect")
+        hand = self._in_hand
+        if hand.proven is not None:
+            return Done(f"stored already, {_how_read(hand.proven.verified)}", cached=True)
+        assert hand.verified is not None, "inspect comes after verify"
+        if hand.inspection is None:
+            await self._read(self.vault.verified_file(self.node.name, self.kind), shared)
+        if hand.inspection is None:
+            if ours:
+                self.note("what is in the artifact was not read: its password is sealed, and not at hand in this run")
+            return Done("no password is at hand; what is in it was not read")
+        error, contents = hand.inspection.error, hand.inspection.contents
+        if contents is not None:
+            for oddity in contents.odd:
+                self.note(f"in the artifact: {oddity}")
+            return Done(f"opened and read: {contents.members} members, {contents.unpacked_size} bytes unpacked")
+        assert error is not None, "an inspection ends with contents or an error"
+        if ours and self._await.accepted:
+            raise error
+        hand.foreign = True
+        if ours and self._existing == "fail":
+            await self._forget_journal()
+            raise ForeignBackupError(self.node.name, self.kind, shown(found))
+        reason = f"{error.reason} ({type(error).__name__})"
+        if ours:
+            self.note(f"the start of an earlier run cannot be proven to have made what is there: {reason}")
+        return Done(f"not opened: {reason}")
 
     async def goes_on_after(self, error: A0BackupError, found: Found) -> bool:
         """Return whether another attempt to retrieve is due after *error*; raise it where it was the last one.
@@ -410,10 +519,14 @@ class BackupRun:
             self._tell("verify", text)
             return True
         if isinstance(error, Md5MismatchError):
-            await self._keep_aside(error)
-        unverifiable = isinstance(error, Md5MissingError) or (isinstance(error, Md5MismatchError) and hand.all_whole)
+            await self._keep_aside(hand.retrieved, error, {"md5_of_node": error.expected, "md5_of_bytes": error.actual})
+        never_matched = isinstance(error, Md5MismatchError) and hand.all_whole
+        unverifiable = never_matched or isinstance(error, Md5MissingError | ContentsError)
         allowed = self.session.existing == self._existing == "replace"  # not so after an unreadable journal
         if allowed and unverifiable and self._given_up is None:
+            if isinstance(error, ContentsError):
+                bytes_here = self.vault.verified_file(self.node.name, self.kind)
+                await self._keep_aside(bytes_here, error, {"md5": self._md5_of(found)})
             self.note(f"given up for a new one: {error.message()}")
             self._given_up, self.manifest = found, None
             self._in_hand = _InHand()
@@ -429,12 +542,12 @@ class BackupRun:
             await self.session.on_disk(self.vault.drop_quarantine, self.node.name, self.kind)
             return await self.session.on_disk(claim, self.vault, self.node.name, self.kind, arriving=arriving)
 
-    async def _keep_aside(self, error: Md5MismatchError) -> None:
-        """Keep the bytes that did not match in quarantine, unless they would take the room of the next artifact."""
-        if self._in_hand.retrieved is None:
+    async def _keep_aside(self, path: Path | None, error: A0BackupError, more: dict[str, str]) -> None:
+        """Keep the bytes that failed verification in quarantine, unless they would take the next artifact's room."""
+        if path is None:
             return
         if not (await self.session.on_disk(space_for, self.vault, self.node.name, self.kind)).enough:
-            self.note("the bytes that did not match were not kept in quarantine: the vault's disk is nearly full")
+            self.note("the bytes that failed verification were not kept in quarantine: the vault's disk is nearly full")
             return
         now = _now()
         reason: dict[str, object] = {
@@ -443,20 +556,19 @@ class BackupRun:
             "flow_run": self.session.flow_run,
             "at": f"{now:%Y-%m-%dT%H:%M:%SZ}",
             "reason": error.message(),
-            "md5_of_node": error.expected,
-            "md5_of_bytes": error.actual,
+            **more,
         }
         try:
-            await self.session.on_disk(
-                self.vault.quarantine, self.node.name, self.kind, self._in_hand.retrieved, reason=reason, now=now
-            )
+            await self.session.on_disk(self.vault.quarantine, self.node.name, self.kind, path, reason=reason, now=now)
         except VaultUnusableError as full:
-            self.note(f"the bytes that did not match could not be kept in quarantine: {full.reason}")
+            self.note(f"the bytes that failed verification could not be kept in quarantine: {full.reason}")
 
     async def store(self, found: Found, *, ours: bool) -> Done:
         """Have the verified bytes in the vault, read back from its disk, with their manifest. Raise VaultError."""
         self.session.enter("store")
-        hand, journal = self._in_hand, self._journal if ours else None
+        hand = self._in_hand
+        foreign = ours and hand.foreign
+        journal = self._journal if ours and not foreign else None
         cached = hand.proven is not None
         if hand.proven is None:
             assert hand.verified is not None, "store comes after verify"
@@ -467,7 +579,8 @@ class BackupRun:
                 name_on_node=found.name,
                 expected=hand.verified,
                 started_at=journal.started_at if journal else None,
-                password=ManifestPassword(mode="shared" if ours else "unknown"),
+                password=await self._password_of(hand, ours=journal is not None),
+                verified=_verified(hand.inspection),
                 flow_run=self.session.flow_run,
                 now=_now(),
             )
@@ -477,12 +590,34 @@ class BackupRun:
             self.manifest = stored
             await self._note_journal(f"stored {stored.id}", pinned=pair(found))
         elif not cached:
-            self.note(f"a backup that this vault did not start was on the node: kept as {stored.id}")
-            if self._journal is not None:
+            started = "cannot be shown to have started" if foreign else "did not start"
+            self.note(f"a backup that this vault {started} was on the node: kept as {stored.id}")
+            if self._journal is not None and not foreign:
                 self.note("it stood in the place of the one that this vault had started, which is gone from the node")
+            if self._journal is not None:
                 await self._forget_journal()
         await self._sweep()
         return Done(f"stored already as {stored.id}" if cached else f"stored as {stored.id} and read back", cached)
+
+    async def _password_of(self, hand: _InHand, *, ours: bool) -> ManifestPassword:
+        """Return what the manifest says of the password: what opened the artifact, or what may open it."""
+        contents = hand.inspection.contents if hand.inspection else None
+        if contents is not None:
+            opened_by = hand.tried[contents.opened_by]
+            mode: Mode = "sealed" if opened_by.sealed else "shared"
+            return ManifestPassword(mode=mode, confirmed=True, sealed=opened_by.sealed)
+        # Every one that may have made it, whoever it is thought to be of: whatever is left out here is lost at settle.
+        candidates = await self.session.on_disk(self._sealed_files.all)
+        for name in await self.session.on_disk(self._sealed_files.unreadable):
+            self.note(f"the sealed password {name} cannot be read; look at it, then remove it")
+        if not ours:
+            mode = "unknown"
+        elif candidates:
+            mode = "sealed"
+        else:
+            # Without a file of its own it was not started with a sealed one.
+            mode = "unknown" if self.fleet.password.sealed_to else "shared"
+        return ManifestPassword(mode=mode, sealed=candidates)
 
     # -- deleting ----------------------------------------------------------------------------------------------
 
@@ -513,6 +648,8 @@ class BackupRun:
         if self._journal is not None and self._journal.flow_run != self.session.flow_run:
             self.note(f"finished the backup that run {self._journal.flow_run} started at {self._journal.started_at:%c}")
         await self._forget_journal()
+        # Last of all: until then a run that comes after a crash may still need them.
+        await self.session.on_disk(self._sealed_files.remove)
         await self._sweep()
         return Done(f"{self.manifest.id} is stored and off the node")
 
@@ -578,6 +715,18 @@ class BackupRun:
 
     def _tell(self, step: str, text: str = "", *, watch: Path | None = None, size: int | None = None) -> None:
         progress.tell(progress.Step(self.node.name, self.kind, step, text, watch, size))
+
+
+def _verified(inspection: Inspection | None) -> Verified:
+    contents = inspection.contents if inspection else None
+    if contents is None:
+        return Verified()
+    largest = tuple(VerifiedMember(name=member.name, size=member.size) for member in contents.largest)
+    return Verified(level="contents", members=contents.members, unpacked_size=contents.unpacked_size, largest=largest)
+
+
+def _how_read(verified: Verified) -> str:
+    return f"{verified.members} members read then" if verified.level == "contents" else "its contents not read"
 
 
 def _shows(status: Status, manifest: Manifest) -> bool:

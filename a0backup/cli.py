@@ -4,13 +4,17 @@ Exit codes: 0 all well; 1 failed; 2 usage or fleet.yaml wrong; 3 some nodes fail
 artifact is damaged, missing or too old; 130 interrupted.
 """
 
+import asyncio
+import getpass
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
@@ -22,11 +26,14 @@ from a0backup.errors import (
     FleetFileError,
     RunFailedError,
 )
-from a0backup.fleet import EXAMPLE, Existing, Fleet, schema
+from a0backup.fleet import EXAMPLE, ContentsLimits, Existing, Fleet, PasswordSource, schema
 from a0backup.journal import JournalFile
 from a0backup.lock import is_held, read_holder
-from a0backup.progress import Checked, Ended, News, watched_by
-from a0backup.vault import Manifest, UnreadableManifest, Vault
+from a0backup.progress import Checked, Ended, News, Warned, watched_by
+from a0backup.vault import MANIFEST, Manifest, UnreadableManifest, Vault
+
+if TYPE_CHECKING:
+    from a0backup.drill import Secrets
 
 FAILED, USAGE, DAMAGED, INTERRUPTED = 1, 2, 4, 130
 
@@ -43,7 +50,8 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):  # click makes one of the other
-        terminal.say("interrupted; the next run goes on from here")
+        goes_on = sys.argv[1:2] == ["run"]
+        terminal.say("interrupted; the next run goes on from here" if goes_on else "interrupted")
         sys.exit(INTERRUPTED)
     except FleetFileError as error:
         terminal.say(f"error: {error}")
@@ -103,9 +111,23 @@ def cli() -> None:
 
 
 @cli.command()
+@click.option("--recovery-key", is_flag=True, help="Make a recovery key pair beside PATH instead.")
+@click.option(
+    "--passphrase-file",
+    type=click.Path(path_type=Path),
+    help="The passphrase of the new private part is the first line of this file; asked for twice if not given.",
+)
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False), default=Path("fleet.yaml"))
-def init(path: Path) -> None:
-    """Write a commented fleet.yaml (to PATH) to start from. One that exists is never overwritten."""
+def init(path: Path, recovery_key: bool, passphrase_file: Path | None) -> None:
+    """Write a commented fleet.yaml (to PATH) to start from. One that exists is never overwritten.
+
+    With --recovery-key make the pair that sealed passwords need, best on a machine that makes no backups.
+    """
+    if recovery_key:
+        _init_recovery_key(path.parent, passphrase_file)
+        return
+    if passphrase_file is not None:
+        raise click.UsageError("--passphrase-file goes with --recovery-key")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(EXAMPLE)
@@ -114,7 +136,40 @@ def init(path: Path) -> None:
     except OSError as error:
         raise click.UsageError(f"{path} cannot be written: {error.strerror}") from None
     click.echo(f"wrote {path}")
-    click.echo(f"next: name your nodes and the password's place in it, then `a0backup check --fleet {path}`")
+    click.echo("next: `a0backup init --recovery-key` makes the key pair that seals each backup's password,")
+    click.echo(f"then name your nodes in {path}, then `a0backup check --fleet {path}`")
+
+
+def _init_recovery_key(folder: Path, passphrase_file: Path | None) -> None:
+    from a0backup import recovery
+
+    private, public = folder / "recovery.key.pem", folder / "recovery.pub.pem"
+    for path in (private, public):
+        if os.path.lexists(path):
+            raise click.UsageError(f"{path} exists already, and no key is ever overwritten; move it away first")
+    if passphrase_file is not None:
+        passphrase = recovery.read_passphrase(passphrase_file)
+    else:
+        passphrase = _ask("passphrase of the new private part", "--passphrase-file")
+        if _ask("the same again", "--passphrase-file") != passphrase:
+            raise click.UsageError("the two passphrases differ; nothing was written")
+    key = recovery.make_pair(private, public, passphrase)
+    click.echo(
+        f"""\
+wrote {public}   public part: leave it beside fleet.yaml, where `sealed_to: {public.name}` names it
+wrote {private}   private part, encrypted with the passphrase: TAKE IT OFF THIS MACHINE
+fingerprint {key.fingerprint}
+
+next:
+  1. Copy {private.name} to two places that are offline and apart, such as two USB sticks in two safes.
+     Keep the passphrase in neither of them, but where it is found in years.
+  2. Check each copy on the machine it is for; this prints the fingerprint above:
+       openssl pkey -in {private.name} -pubout -outform DER | sha256sum
+  3. Remove it here: shred -u {shlex.quote(str(private))}
+
+Whoever has both opens every backup. If either is lost for good, nobody opens the backups that were sealed to this key
+alone: name a second recovery key in sealed_to to be safe from that."""
+    )
 
 
 @cli.command("schema")
@@ -153,10 +208,14 @@ def run(fleet_path: Path, as_json: bool, existing: Existing | None, dry_run: boo
     # What is wrong with the file is said before anything is started.
     order = [node.name for node in Fleet.load(fleet_path).chosen(nodes)]
     outcomes: list[report.Outcome] = []
+    warnings: list[str] = []
 
     def collect(news: News) -> None:
-        if isinstance(news, Ended):
-            outcomes.append(news.outcome)
+        match news:
+            case Ended():
+                outcomes.append(news.outcome)
+            case Warned():
+                warnings.append(news.text)
 
     from deployments.local_run import run_here
 
@@ -168,9 +227,9 @@ def run(fleet_path: Path, as_json: bool, existing: Existing | None, dry_run: boo
         # Also when called off: what is stored by then is worth knowing.
         outcomes.sort(key=lambda outcome: order.index(outcome.node))
         if as_json:
-            click.echo(json.dumps(report.to_json(outcomes), indent=2))
+            click.echo(json.dumps(report.to_json(outcomes, warnings), indent=2))
         elif outcomes:
-            click.echo("\n".join(report.lines(outcomes)))
+            click.echo("\n".join(report.lines(outcomes, warnings)))
     _exit_with(report.exit_code(outcomes), error)
 
 
@@ -309,15 +368,44 @@ def show(fleet_path: Path, as_json: bool, artifact_id: str) -> None:
         "size": f"{manifest.artifact.size} bytes ({report.human_size(manifest.artifact.size)})",
         "md5": manifest.artifact.md5,
         "sha256": manifest.artifact.sha256,
-        "verified": manifest.verified.level,
+        "verified": _how_verified(manifest),
         "password": password.mode + ("" if password.confirmed else ", not proven to open it"),
     }
+    if password.sealed:
+        rows["sealed to"] = ", ".join(dict.fromkeys(report.plain(entry.recovery_key) for entry in password.sealed))
     for key, value in rows.items():
         click.echo(f"{key:<13} {value}")
-    click.echo("\nto list what is in it (the password is asked for):")
-    click.echo(
-        f"  openssl enc -d -aes-256-ctr -md md5 -nosalt -in {shlex.quote(str(vault.artifact(manifest)))} | tar tz"
-    )
+    if password.sealed:
+        click.echo("\nto take its password out with a private recovery key, and list what is in it (docs/restore.md):")
+        for command in _unsealing(vault, manifest):
+            click.echo(f"  {command}")
+    else:
+        click.echo("\nto list what is in it (the password is asked for):")
+    key = " -pass file:password" if password.sealed else ""
+    place = shlex.quote(str(vault.artifact(manifest)))
+    click.echo(f"  openssl enc -d -aes-256-ctr -md md5 -nosalt{key} -in {place} | tar tz")
+
+
+def _how_verified(manifest: Manifest) -> str:
+    verified = manifest.verified
+    if verified.level == "md5":
+        return "md5; its contents were not read"
+    return f"contents: {verified.members} members, {report.human_size(verified.unpacked_size or 0)} unpacked"
+
+
+def _unsealing(vault: Vault, manifest: Manifest) -> Iterator[str]:
+    """Yield the commands that take each sealed password of *manifest* out of it into a file."""
+    place = shlex.quote(str(vault.artifact(manifest).with_name(MANIFEST)))
+    sealed = manifest.encryption.password.sealed
+    yield "umask 077"
+    for number, entry in enumerate(sealed, 1):
+        if len(sealed) > 1:
+            yield f"# {'or, ' if number > 1 else ''}with the recovery key {report.plain(entry.recovery_key)}:"
+        yield (
+            f"""sed -n 's/^ *"box": "\\([^"]*\\)".*/\\1/p' {place} | sed -n {number}p | base64 -d |"""
+            " openssl pkeyutl -decrypt -inkey recovery.key.pem -pkeyopt rsa_padding_mode:oaep"
+            " -pkeyopt rsa_oaep_md:sha256 -pkeyopt rsa_mgf1_md:sha256 -out password"
+        )
 
 
 @cli.command()
@@ -360,6 +448,260 @@ def _get(vault: Vault, artifact_id: str) -> Manifest:
         terminal.say(f"damaged: {found.id}: {report.plain(found.reason)}")
         raise click.exceptions.Exit(DAMAGED)
     return found
+
+
+def opening_options(command: F) -> F:
+    for option in reversed(
+        (
+            click.option(
+                "--vault",
+                "vault_path",
+                type=click.Path(path_type=Path, file_okay=False, exists=True),
+                help="The vault itself, where there is no fleet.yaml: the private part of a recovery key stays off the"
+                " machine that makes the backups.",
+            ),
+            click.option(
+                "--key",
+                type=click.Path(path_type=Path),
+                help="The private part of the recovery key that the password is sealed to.",
+            ),
+            click.option(
+                "--passphrase-file",
+                type=click.Path(path_type=Path),
+                help="Its passphrase is the first line of this file; asked for if not given.",
+            ),
+            click.option(
+                "--password-file",
+                type=click.Path(path_type=Path),
+                help="The password, where it is not sealed, is in this file; asked for if not given.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What the options of `decrypt` and `drill` say."""
+
+    fleet_path: Path
+    vault_path: Path | None
+    key: Path | None
+    passphrase_file: Path | None
+    password_file: Path | None
+
+    def vault_and_fleet(self) -> tuple[Vault, Fleet | None]:
+        if self.vault_path is not None:
+            return Vault(self.vault_path), None
+        fleet = Fleet.load(self.fleet_path)
+        return Vault(fleet.vault), fleet
+
+    def secrets(self, manifests: Sequence[Manifest], source: PasswordSource | None) -> "Secrets":
+        """Return what opens *manifests*; what no option names and *source* does not give is asked for."""
+        from a0backup import password, recovery
+        from a0backup.drill import Secrets
+
+        if self.passphrase_file is not None and self.key is None:
+            raise click.UsageError("--passphrase-file goes with --key")
+        key = None
+        if self.key is not None:
+            passphrase = None
+            if self.passphrase_file is not None:
+                passphrase = recovery.read_passphrase(self.passphrase_file)
+            elif recovery.wants_passphrase(self.key):
+                passphrase = _ask(f"passphrase of {self.key}", "--passphrase-file")
+            key = recovery.load_private(self.key, passphrase)
+        if self.password_file is not None:
+            source = PasswordSource(file=self.password_file)
+        elif all(manifest.encryption.password.sealed for manifest in manifests):
+            return Secrets(key)
+        if source is not None and (source.env or source.file):
+            return Secrets(key, asyncio.run(password.load(source, block=_no_block)))
+        return Secrets(key, _ask("password", "--password-file"))
+
+
+async def _no_block(name: str) -> str:
+    raise AssertionError("no Secret block is asked for without an engine")
+
+
+def _ask(what: str, option: str) -> str:
+    """Ask for a secret at the terminal; it never comes from the arguments or from standard input."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        raise click.UsageError(f"there is no terminal to ask for the {what} at; give it with {option}") from None
+    answer = getpass.getpass(f"{what}: ")
+    if not answer:
+        raise click.UsageError(f"no {what} was given")
+    return answer
+
+
+@contextmanager
+def _at_work(text: str) -> Iterator[None]:
+    """Show *text* and for how long it has taken, on a terminal, until the block ends."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(text, total=None)
+        yield
+
+
+@cli.command("drill")
+@fleet_option
+@opening_options
+@json_option
+@click.argument("artifact_ids", metavar="[ID]...", nargs=-1)
+def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Prove that artifacts can be restored: decrypt, decompress, read every member. Nothing is written.
+
+    Without IDs: the newest of each node and kind. The password is that of fleet.yaml where it names a file or an
+    environment variable. Ends with 4 where one is damaged, else with 1 where one could not be opened.
+    """
+    from a0backup import drill
+
+    opening = _Opening(**options)
+    vault, fleet = opening.vault_and_fleet()
+    entries = [_find(vault, artifact_id) for artifact_id in artifact_ids] if artifact_ids else _newest_of_each(vault)
+    if not entries:
+        terminal.say(f"the vault {vault.root} holds no artifact yet")
+    readable = [entry for entry in entries if isinstance(entry, Manifest)]
+    secrets = opening.secrets(readable, fleet.password if fleet else None) if readable else drill.Secrets()
+    limits = fleet.contents if fleet else ContentsLimits()
+    rows: list[dict[str, object]] = []
+    codes = {0}
+    for number, entry in enumerate(entries, 1):
+        try:
+            if isinstance(entry, UnreadableManifest):
+                raise ArtifactDamagedError(entry.id, entry.reason)
+            size = report.human_size(entry.artifact.size)
+            with _at_work(f"reads {entry.id} to its end ({size}; {number} of {len(entries)})"):
+                contents = drill.drill(vault, entry, secrets.passwords(entry), limits)
+        except A0BackupError as error:
+            damaged = drill.is_damage(error)
+            codes.add(DAMAGED if damaged else FAILED)
+            hint = drill.remedy(error, entry) if isinstance(entry, Manifest) else error.hint()
+            result = "damaged" if damaged else "not opened"
+            rows.append({"id": entry.id, "result": result, "reason": error.message(), "hint": hint})
+        else:
+            read = {"members": contents.members, "unpacked_size": contents.unpacked_size, "odd": list(contents.odd)}
+            rows.append({"id": entry.id, "result": "well", **read})
+        if not as_json:
+            click.echo("\n".join(_drill_lines(rows[-1])))
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    sys.exit(max(codes))
+
+
+def _newest_of_each(vault: Vault) -> list[Manifest | UnreadableManifest]:
+    # By the folder's name, which is all that can be read of some.
+    newest = {(entry.id.partition("/")[0], entry.id.partition("Z-")[2]): entry for entry in vault.entries()}
+    return list(newest.values())
+
+
+def _drill_lines(row: Mapping[str, Any]) -> Iterator[str]:
+    if row["result"] == "well":
+        yield f"{row['id']}  well: {row['members']} members, {report.human_size(row['unpacked_size'])} unpacked"
+        yield from (f"  odd: {report.plain(sentence)}" for sentence in row["odd"])
+    else:
+        yield f"{row['id']}  {row['result'].upper()}: {report.plain(row['reason'])}"
+        if row["hint"]:
+            yield f"  HINT: {report.plain(row['hint'])}"
+
+
+@cli.command()
+@fleet_option
+@opening_options
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The new file; one that exists is never overwritten.",
+)
+@click.argument("artifact_id", metavar="ID")
+def decrypt(artifact_id: str, target: Path, **options: Any) -> None:
+    """Write the artifact ID decrypted, a tar.gz, to a new FILE.
+
+    FILE is there only once the artifact matched its manifest and its contents were read to their end. Ends with 4
+    where the artifact is damaged, with 1 where password or key do not fit.
+    """
+    from a0backup import drill
+
+    opening = _Opening(**options)
+    vault, fleet = opening.vault_and_fleet()
+    manifest = _get(vault, artifact_id)
+    if os.path.lexists(target):
+        raise click.UsageError(f"{target} exists already, and nothing is overwritten; name another file")
+    secrets = opening.secrets([manifest], None)
+    limits = fleet.contents if fleet else ContentsLimits()
+    try:
+        with _at_work(
+            f"reads {manifest.id} to its end, then decrypts it ({report.human_size(manifest.artifact.size)})"
+        ):
+            contents = drill.decrypt(vault, manifest, secrets.passwords(manifest), limits, target)
+    except A0BackupError as error:
+        hint = drill.remedy(error, manifest)
+        terminal.say(f"error: {report.plain(error.message())}" + (f"\nHINT: {report.plain(hint)}" if hint else ""))
+        sys.exit(DAMAGED if drill.is_damage(error) else FAILED)
+    click.echo(
+        f"""\
+wrote {target}: {contents.members} members, {report.human_size(contents.unpacked_size)} unpacked, NOT ENCRYPTED
+
+next:
+  tar tzf {shlex.quote(str(target))}    # what is in it
+  Loading it into an appliance is done with the vendor's support; docs/restore.md says what to give them.
+  Remove it when you are done: shred -u {shlex.quote(str(target))}"""
+    )
+
+
+@cli.command("handoff")
+@fleet_option
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The new folder; one that exists is left alone.",
+)
+@click.argument("artifact_id", metavar="ID")
+def hand_off(fleet_path: Path, artifact_id: str, target: Path) -> None:
+    """Make the new folder DIR with what a support engineer needs to restore the artifact ID, but no password.
+
+    Artifact, checksums, manifest, and how to check and open it. Ends with 4 where the artifact is damaged.
+    """
+    from a0backup.handoff import handoff
+
+    vault = Vault(Fleet.load(fleet_path).vault)
+    manifest = _get(vault, artifact_id)
+    try:
+        with _at_work(f"copies {manifest.id} ({report.human_size(manifest.artifact.size)})"):
+            handoff(vault, manifest, target)
+    except FileExistsError:
+        raise click.UsageError(f"{target} exists already, and nothing is overwritten; name another folder") from None
+    except ArtifactDamagedError as error:
+        terminal.say(f"error: {report.plain(error.message())}\nHINT: {error.hint()}")
+        sys.exit(DAMAGED)
+    sealed = bool(manifest.encryption.password.sealed)
+    of_it = (
+        "it was made for this artifact alone, docs/restore.md says how to take it out"
+        if sealed
+        else ("if it is the one of all your backups, choose another for the next")
+    )
+    click.echo(
+        f"""\
+wrote {target}: {manifest.artifact.file} ({report.human_size(manifest.artifact.size)}), verified, with RESTORE.md
+
+next:
+  Send the folder to the support engineer, and the password by another way: {of_it}."""
+    )
 
 
 @cli.command()

@@ -15,6 +15,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -22,10 +23,12 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    PlainSerializer,
     PlainValidator,
     PrivateAttr,
     ValidationError,
@@ -38,19 +41,31 @@ from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_sc
 
 from a0backup.errors import BuildTooOldError, FleetFileError, UnknownNodeError
 
-Kind = Literal["backup", "backup-sensitive"]
 Existing = Literal["preserve", "replace", "fail"]
 
 # The vendor's page on backups: builds before this one must not be backed up with a0cli.
 FIRST_BUILD: Final = 6868
+# From this one on `backup` leaves out the encryption keys, and `backup-sensitive` exists to fetch them (same page).
+FIRST_SPLIT_BUILD: Final = 11638
 DEFAULT_PORT: Final = 10121
 MEANINGS: Final = ("absent", "in_progress", "found", "refused", "unreachable", "pong")
+KEYSTREAM_REUSE: Final = (
+    "one password for all backups gives one keystream for all of them, as a0cli encrypts without a salt: the XOR of "
+    "two artifacts is the XOR of what is in them; `password: {sealed_to: recovery.pub.pem}` in fleet.yaml gives each "
+    "backup a password of its own (`a0backup init --recovery-key` makes the key pair)"
+)
+# The vendor's page on the CLI: what `user-export PASSWORD FIELDS` takes.
+EXPORT_FIELDS: Final = (
+    *("_id", "email", "email_verified", "phone_number", "phone_verified"),
+    *("name", "user_id", "lastLogin", "updated_at", "__tenant"),
+)
 
 _LARGEST_FILE = 1024 * 1024
 _DEEPEST = 16
 _MOST_VALUES = 30_000
 _MOST_PROBLEMS = 50
 _LONGEST_QUOTE = 60
+_MOST_RECOVERY_KEYS = 10
 _MOST_DELAYS = 50  # Prefect takes no longer list of retry delays
 _GROWTH = 1.5
 _JITTER = 0.2
@@ -60,6 +75,7 @@ _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DURATION = r"^(?:[0-9]+(?:\.[0-9]+)?[dhms])+$"
 _ENVIRONMENT_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _BLOCK_NAME = r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$"
+_SIZE = r"^[0-9]{1,12}(?:\.[0-9]{1,12})?[MGTP]i?B$"
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 
 Place = tuple[str | int, ...]
@@ -100,6 +116,41 @@ class _Between:
         return length
 
 
+def size(text: str) -> int:
+    """Return a size such as `500GB`, `1.5TB` or `500GiB` in bytes. Raise ValueError if it is not one."""
+    if not re.fullmatch(_SIZE[1:-1], text, re.ASCII):
+        raise ValueError("write 500GB, 2TB or 500GiB")
+    base = 1024 if text[-2] == "i" else 1000
+    number = text.rstrip("MGTPiB")
+    return int(Decimal(number) * base ** (" kMGTP".index(text[len(number)])))
+
+
+@dataclass(frozen=True)
+class _SizeBetween:
+    """Marks an int as a number of bytes with bounds: text in a fleet file, bytes in Python."""
+
+    least: str
+    most: str
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(self._read)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "pattern": _SIZE, "examples": ["500GB", "2TB", "500GiB"]}
+
+    def _read(self, value: object, info: ValidationInfo) -> int:
+        # As with durations: a bare number in a file does not say its unit.
+        if isinstance(value, int) and not isinstance(value, bool) and info.context is None:
+            octets = value
+        elif isinstance(value, str):
+            octets = size(value)
+        else:
+            raise ValueError("write 500GB, 2TB or 500GiB")
+        if not size(self.least) <= octets <= size(self.most):
+            raise ValueError(f"write a size from {self.least} to {self.most}")
+        return octets
+
+
 def _folder(info: ValidationInfo) -> Path | None:
     folder = info.context.get("folder") if isinstance(info.context, Mapping) else None
     return folder if isinstance(folder, Path) else None
@@ -126,7 +177,29 @@ def _path(value: object, info: ValidationInfo) -> Path:
     return folder / path if folder else path
 
 
-_FilePath = Annotated[Path, PlainValidator(_path), WithJsonSchema({"type": "string", "format": "path"})]
+_PATH_SCHEMA: Final = {"type": "string", "format": "path"}
+_FilePath = Annotated[Path, PlainValidator(_path), WithJsonSchema(_PATH_SCHEMA)]
+
+
+def _listed(value: object) -> object:
+    if isinstance(value, Mapping):
+        raise ValueError("write a path, or a list of paths")
+    return value if isinstance(value, list | tuple) else [value]
+
+
+_FilePaths = Annotated[
+    tuple[_FilePath, ...],
+    Field(min_length=1, max_length=_MOST_RECOVERY_KEYS),
+    BeforeValidator(_listed),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _PATH_SCHEMA,
+                {"type": "array", "items": _PATH_SCHEMA, "minItems": 1, "maxItems": _MOST_RECOVERY_KEYS},
+            ]
+        }
+    ),
+]
 
 
 def _program(value: str, info: ValidationInfo) -> str:
@@ -184,6 +257,76 @@ def _aid(word: str, known: Iterable[str]) -> str:
     return f"; write one of {', '.join(known[:20])}" + (", …" if len(known) > 20 else "")
 
 
+class Kind(str):
+    """The name of a kind of node backup, and what its start takes after the password."""
+
+    fields: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, entry: object) -> "Kind":
+        """Return the kind that an entry of `kinds` names. Raise ValueError, with what would be right."""
+        if isinstance(entry, cls):
+            return entry
+        if isinstance(entry, Mapping) and list(entry) == ["user-export"]:
+            kind = cls("user-export")
+            kind.fields = _export_fields(entry["user-export"])
+            return kind
+        if entry == "user-export":
+            raise ValueError("name the fields to export: `user-export: [_id, email]`")
+        if isinstance(entry, Mapping) and set(entry) <= {"backup", "backup-sensitive", "user-export"}:
+            raise ValueError("only user-export takes fields: write one kind for each entry")
+        if isinstance(entry, str) and entry in ("backup", "backup-sensitive"):
+            return cls(entry)
+        raise ValueError("write backup, backup-sensitive or `user-export: [_id, email]`")
+
+    def entry(self) -> str | dict[str, list[str]]:
+        """Return the entry of `kinds` that names it."""
+        return {str(self): list(self.fields)} if self.fields else str(self)
+
+
+def _export_fields(given: object) -> tuple[str, ...]:
+    if not isinstance(given, list | tuple) or not given:
+        raise _within(("user-export",), "write a list of at least one field: [_id, email]")
+    for index, field in enumerate(given):
+        if not isinstance(field, str) or field not in EXPORT_FIELDS:
+            shown = f" {_quoted(field)}" if isinstance(field, str | int) else ""
+            raise _within(("user-export", index), f"unknown field{shown}{_aid(str(field), EXPORT_FIELDS)}")
+        if field in given[:index]:
+            raise _within(("user-export", index), f"{_quoted(field)} is written twice: write each field once")
+    return tuple(given)
+
+
+def _within(place: Place, remedy: str) -> PydanticCustomError:
+    """Return the error of a value that lies at *place* within the one that is validated."""
+    return PydanticCustomError("within", "{remedy}", {"remedy": remedy, "place": place})
+
+
+_KIND_SCHEMA: Final = {
+    "anyOf": [
+        {"type": "string", "enum": ["backup", "backup-sensitive"]},
+        {
+            "type": "object",
+            "properties": {
+                "user-export": {
+                    "type": "array",
+                    "items": {"type": "string", "enum": list(EXPORT_FIELDS)},
+                    "minItems": 1,
+                    "uniqueItems": True,
+                }
+            },
+            "required": ["user-export"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_KindEntry = Annotated[
+    Kind,
+    PlainValidator(Kind.read),
+    PlainSerializer(Kind.entry),
+    WithJsonSchema(_KIND_SCHEMA),
+]
+
+
 def _duration(default: str, description: str) -> Any:
     """Return the field of a duration; its default is text so that the JSON Schema shows it as one would write it."""
     return Field(default, description=description)
@@ -223,6 +366,11 @@ class Node(_Strict):
     def too_old(self) -> bool:
         """Whether the declared build is one that a0cli must not back up."""
         return self.build is not None and self.build < FIRST_BUILD
+
+    @property
+    def splits(self) -> bool | None:
+        """Whether its declared build keeps the encryption keys out of `backup`; None where none is declared."""
+        return None if self.build is None else self.build >= FIRST_SPLIT_BUILD
 
     def require_build(self) -> None:
         """Return if a0cli may back this node up. Raise BuildTooOldError if its declared build is too old."""
@@ -265,6 +413,11 @@ class PasswordSource(_Strict):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
+    sealed_to: _FilePaths | None = Field(
+        default=None,
+        description="The recovery public key, or a list of up to 10 of them, relative to the fleet file: each backup "
+        "gets a new random password, sealed to each of them.",
+    )
     secret_block: (
         Annotated[str, _matching(_BLOCK_NAME, "write a block's name: lower-case letters, digits and '-'")] | None
     ) = Field(
@@ -287,17 +440,15 @@ class PasswordSource(_Strict):
         if isinstance(given, str | int):
             raise PydanticCustomError(
                 "literal_password",
-                "never write the password itself into this file: write secret_block, env or file below `password:`, "
-                "and change this password if the file was shared",
+                "never write the password itself into this file: write sealed_to, secret_block, env or file below "
+                "`password:`, and change this password if the file was shared",
             )
-        if isinstance(given, Mapping) and "sealed_to" in given:
-            raise PydanticCustomError("sealed", "sealed passwords are not built yet: name secret_block, env or file")
         return given
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if sum(place is not None for place in (self.secret_block, self.env, self.file)) != 1:
-            raise ValueError("name exactly one of secret_block, env or file")
+        if sum(place is not None for place in (self.secret_block, self.env, self.file, self.sealed_to)) != 1:
+            raise ValueError("name exactly one of sealed_to, secret_block, env or file")
         return self
 
 
@@ -343,6 +494,25 @@ class Polling(_Strict):
         return len(delays) + math.ceil(left / delays[-1]) + 2
 
 
+class ContentsLimits(_Strict):
+    """Up to where an artifact's contents are read; one that goes beyond is refused as a decompression bomb."""
+
+    max_unpacked: Annotated[int, _SizeBetween("1MB", "1PB")] = Field(
+        default="10TB",  # type: ignore[assignment]  # text, so that the JSON Schema shows it as one would write it
+        description="How large an artifact may be unpacked; by default so large that only a read that would hardly "
+        "end meets it.",
+    )
+    max_ratio: float = Field(
+        default=200,
+        # zlib's page on its technical details: deflate packs at most 1032 to 1.
+        ge=2,
+        le=1032,
+        allow_inf_nan=False,
+        description="How many times its size an artifact may unpack to; a database dump seldom comes to more than 20, "
+        "and deflate cannot do more than 1032.",
+    )
+
+
 class Fleet(_Strict):
     """The nodes and the settings that one fleet.yaml names."""
 
@@ -364,11 +534,14 @@ class Fleet(_Strict):
     existing: Existing = Field(
         default="preserve", description="What to do with a backup on the node that this vault did not start."
     )
-    kinds: tuple[Kind, ...] = Field(
-        default=("backup",),
+    contents: ContentsLimits = Field(
+        default_factory=ContentsLimits, description="Up to where an artifact's contents are read."
+    )
+    kinds: tuple[_KindEntry, ...] = Field(
+        default=("backup",),  # type: ignore[arg-type]  # the defaults are validated
         min_length=1,
         description="The kinds of backup to make of each node, one after another.",
-        json_schema_extra={"uniqueItems": True},
+        json_schema_extra={"uniqueItems": True, "contains": {"type": "object"}, "minContains": 0, "maxContains": 1},
     )
     nodes: tuple[Node, ...] = Field(min_length=1, max_length=1000, description="The nodes to back up.")
 
@@ -383,8 +556,8 @@ class Fleet(_Strict):
 
     @field_validator("nodes")
     @classmethod
-    def _each_node_once(cls, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
-        for index, key, remedy in _clashes([node.model_dump() for node in nodes]):
+    def _each_node_once(cls, nodes: tuple[Node, ...], info: ValidationInfo) -> tuple[Node, ...]:
+        for index, key, remedy in _clashes([node.model_dump() for node in nodes], info.data.get("kinds", ())):
             raise PydanticCustomError(
                 "clash", "nodes[{index}].{key}: {remedy}", {"index": index, "key": key, "remedy": remedy}
             )
@@ -418,6 +591,18 @@ class Fleet(_Strict):
                 fleet._path = path
                 return fleet
         raise FleetFileError(str(path), _sorted_texts(problems))
+
+    def kinds_of(self, node: Node) -> tuple[str, ...]:
+        """Return the kinds to make of *node*: all, without backup-sensitive where its declared build has none yet.
+
+        There the main backup holds the encryption keys still.
+        """
+        return tuple(kind for kind in self.kinds if node.splits is not False or kind != "backup-sensitive")
+
+    def arguments(self, kind: str) -> tuple[str, ...]:
+        """Return what the start of *kind* takes after the password: the fields of an export, comma-separated."""
+        fields = next((each.fields for each in self.kinds if each == kind), ())
+        return (",".join(fields),) if fields else ()
 
     def node(self, name: str) -> Node:
         """Return the node of that name. Raise FleetFileError, with the closest name, if there is none."""
@@ -455,7 +640,10 @@ a0cli:
   # replies: {}                 # more wordings, e.g. {absent: ["Nothing stored"]}
 
 password:                       # exactly one of these; never the password itself
-  file: ./a0-backup-password              # only for this user to read: chmod 600
+  sealed_to: recovery.pub.pem   # a new random password for each; `a0backup init --recovery-key` makes the key pair
+  # A password of your own for all backups is weaker: a0cli encrypts without a salt, so they share one keystream, and
+  # who has two of them can take one from the other.
+  # file: ./a0-backup-password            # only for this user to read: chmod 600
   # env: A0_BACKUP_PASSWORD
   # secret_block: a0-backup-password      # a Prefect Secret block, on a Prefect server of your own
 
@@ -464,7 +652,8 @@ password:                       # exactly one of these; never the password itsel
 # max_parallel: 16              # nodes at once
 # retrieve_attempts: 3          # when the md5 does not match
 # existing: preserve            # a backup found on the node that is not ours: preserve | replace | fail
-# kinds: [backup]               # add backup-sensitive from build 11638 on
+# contents: {max_unpacked: 10TB, max_ratio: 200}   # one that unpacks to more is refused
+# kinds: [backup]               # from build 11638 on also backup-sensitive; also {user-export: [_id, email]}
 
 nodes:
   - name: a0-1                  # also its folder in the vault
@@ -653,8 +842,8 @@ def _scalar(event: yaml.ScalarEvent) -> object:
     return int(text) if re.fullmatch(r"-?(?:0|[1-9][0-9]{0,17})", text, re.ASCII) else text
 
 
-def _clashes(nodes: Sequence[Mapping[str, object]]) -> Iterator[tuple[int, str, str]]:
-    """Yield index, key and remedy of each node that has the name or the address of an earlier one."""
+def _clashes(nodes: Sequence[Mapping[str, object]], kinds: Sequence[object]) -> Iterator[tuple[int, str, str]]:
+    """Yield index, key and remedy of each node that has an earlier one's name or address, or none of the kinds."""
     names: dict[str, int] = {}
     addresses: dict[tuple[str, object], int] = {}
     for index, node in enumerate(nodes):
@@ -665,6 +854,14 @@ def _clashes(nodes: Sequence[Mapping[str, object]]) -> Iterator[tuple[int, str, 
             first = addresses.setdefault((_same_host(host), port), index)
             if first != index:
                 yield index, "host", f"nodes[{first}] has the same host and port: name each node once"
+        build = node.get("build")
+        if list(kinds) == ["backup-sensitive"] and isinstance(build, int) and build < FIRST_SPLIT_BUILD:
+            remedy = f"backup-sensitive is there from build {FIRST_SPLIT_BUILD} on: add backup to kinds"
+            yield index, "build", f"{_named(name)} is left without a kind, as {remedy}"
+
+
+def _named(name: object) -> str:
+    return f"node {_quoted(name)}" if isinstance(name, str) else "the node"
 
 
 def _same_host(host: str) -> str:
@@ -677,9 +874,10 @@ def _same_host(host: str) -> str:
 
 
 def _clash_problems(tree: _Tree) -> Iterator[_Problem]:
-    nodes = tree.root.get("nodes") if isinstance(tree.root, dict) else None
+    root = tree.root if isinstance(tree.root, dict) else {}
+    nodes, kinds = root.get("nodes"), root.get("kinds")
     rows = [node if isinstance(node, dict) else {} for node in nodes] if isinstance(nodes, list) else []
-    for index, key, remedy in _clashes(rows):
+    for index, key, remedy in _clashes(rows, kinds if isinstance(kinds, list) else []):
         place = ("nodes", index, key)
         yield _Problem(tree.line(place), _at(place, remedy, rows[index][key]))
 
@@ -689,6 +887,7 @@ _MODELS: Final[dict[Place, type[BaseModel]]] = {
     ("a0cli",): A0cliSettings,
     ("password",): PasswordSource,
     ("polling",): Polling,
+    ("contents",): ContentsLimits,
     ("nodes",): Node,
 }
 
@@ -696,6 +895,8 @@ _MODELS: Final[dict[Place, type[BaseModel]]] = {
 def _problem(tree: _Tree, detail: ErrorDetails) -> _Problem:
     """Return what the models found wrong as a problem with its line, key and remedy."""
     place: Place = tuple(part for part in detail["loc"] if part != "[key]")
+    if place and isinstance(place[-1], int) and place not in tree.lines:
+        place = place[:-1]  # one value stands where a list may
     kind, given, limits = detail["type"], detail["input"], detail.get("ctx", {})
     if kind in ("extra_forbidden", "unknown_key"):
         model = _MODELS.get(place[:-1] if place[:-1] in _MODELS else place[:1], Fleet)
@@ -705,16 +906,21 @@ def _problem(tree: _Tree, detail: ErrorDetails) -> _Problem:
         return _Problem(tree.line(place), _at(place, f"is missing: {_description(place)}"))
     if kind == "value_error":
         remedy = str(limits["error"])
-    elif kind in ("literal_password", "sealed"):
+    elif kind == "literal_password":
         remedy = detail["msg"]
+    elif kind == "within":
+        place = (*place, *limits["place"])
+        return _Problem(tree.line(place), _at(place, limits["remedy"]))
     elif kind == "literal_error":
         remedy = f"write {limits['expected']}".replace("'", "")
     elif kind in ("greater_than_equal", "less_than_equal"):
         field = _MODELS[place[:1] if len(place) > 1 else ()].model_fields[str(place[-1])]
         bounds = {name: getattr(m, name) for m in field.metadata for name in ("ge", "le") if hasattr(m, name)}
-        remedy = f"write a whole number from {bounds['ge']} to {bounds['le']}"
+        number = "number" if field.annotation is float else "whole number"
+        remedy = f"write a {number} from {bounds['ge']} to {bounds['le']}"
     elif kind in ("too_short", "too_long") and not isinstance(given, str):
-        bound = "is empty: name at least one" if kind == "too_short" else "holds more than 1000 entries"
+        most = limits.get("max_length")
+        bound = "is empty: name at least one" if kind == "too_short" else f"holds more than {most} entries"
         return _Problem(tree.line(place), _at(place, bound))
     else:
         remedy = _WANTED.get(kind, detail["msg"])
@@ -729,6 +935,9 @@ def _is_echo(detail: ErrorDetails) -> bool:
 _WANTED: Final = {
     "string_type": "write text, in quotes where it is a number",
     "int_type": "write a whole number, without quotes",
+    "float_type": "write a number",
+    "float_parsing": "write a number",
+    "finite_number": "write a number",
     "model_type": "write `key: value` lines below it, or leave the key out",
     "dict_type": "write `key: value` lines below it",
     "list_type": "write a list: `[…]` or `- …` lines below it",
@@ -760,7 +969,8 @@ def _at(place: Place, text: str, given: object = None) -> str:
 
 
 def _is_known(place: Place) -> bool:
-    return len(place) == 2 and place[1] in PasswordSource.model_fields
+    # A key further in may be a value written in the wrong place.
+    return len(place) > 1 and place[1] in PasswordSource.model_fields and all(isinstance(p, int) for p in place[2:])
 
 
 def _quoted(value: str | int) -> str:

@@ -12,7 +12,7 @@ from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.lock import node_lock
 from a0backup.progress import Step, tell
-from a0backup.replies import missing_commands
+from a0backup.replies import missing_commands, offers_sensitive
 from a0backup.space import release
 from a0backup.vault import Stock, Vault
 
@@ -61,6 +61,7 @@ class NodeSession:
             fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path, inherit=[lock]
         )
         self.not_offered: list[str] = []  # kinds whose command the node does not list
+        self.splits = bool(node.splits)  # whether its build keeps the encryption keys out of `backup`
         self.step = "check"
 
     async def on_disk(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -87,7 +88,9 @@ class NodeSession:
         """See that the node answers, and which of the kinds it does not offer. Raise A0cliError."""
         self.enter("ping")
         await self.a0cli.ping()
-        self.not_offered = missing_commands((await self.a0cli.commands()).stdout, self.fleet.kinds)
+        listing = (await self.a0cli.commands()).stdout
+        self.not_offered = missing_commands(listing, self.fleet.kinds_of(self.node))
+        self.splits = self.splits or (self.node.splits is None and offers_sensitive(listing))
         return Done("PONG")
 
 

@@ -38,7 +38,14 @@ class Checked:
     finding: Finding
 
 
-News = Step | Ended | Checked
+@dataclass(frozen=True)
+class Warned:
+    """Something is well enough for this run, and should not stay so; of the fleet or of one node."""
+
+    text: str
+
+
+News = Step | Ended | Checked | Warned
 Listener = Callable[[News], None]
 log = logging.getLogger(__name__)
 

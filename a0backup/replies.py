@@ -618,11 +618,25 @@ def quoted(printed: "Printed") -> str:
 _ALWAYS_OFFERED = {"ping", "nslookup", "re-ip", "test-port", "set-as-backup"}
 
 
+def offered_commands(listing: str) -> frozenset[str] | None:
+    """Return the commands in what `a0cli` alone lists, None where it is not read.
+
+    It is read where it names one command a line, first on the line; the words after it may name others. Other words
+    may be among the commands.
+    """
+    offered = frozenset(line.split()[0] for line in listing.splitlines() if line.strip())
+    return offered if len(offered & _ALWAYS_OFFERED) > 1 else None
+
+
 def missing_commands(listing: str, kinds: Sequence[str]) -> list[str]:
     """Return which kinds' commands are not in what `a0cli` alone lists.
 
-    It is read where it names one command a line, first on the line; the words after it may name others. A listing in
-    another form proves nothing, the start will tell: then none is missing.
+    A listing that is not read proves nothing, the start will tell: then none is missing.
     """
-    offered = {line.split()[0] for line in listing.splitlines() if line.strip()}
-    return [kind for kind in kinds if kind not in offered] if len(offered & _ALWAYS_OFFERED) > 1 else []
+    offered = offered_commands(listing)
+    return [] if offered is None else [kind for kind in kinds if kind not in offered]
+
+
+def offers_sensitive(listing: str) -> bool:
+    """Return whether what `a0cli` alone lists shows that the node takes backup-sensitive."""
+    return "backup-sensitive" in (offered_commands(listing) or ())

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from a0backup.vault import Manifest
 
 _LONGEST = 500
+# From build 11638 on a full recovery needs both (vendor's page on backups): `backup` has no encryption keys in it.
+_HALVES = ("backup", "backup-sensitive")
+_NOT_FULLY = "an installation cannot be fully recovered from it"
 
 
 class Ending(StrEnum):
@@ -43,6 +46,11 @@ class Outcome:
     size: int | None = None
     md5: str = ""
     notes: tuple[str, ...] = ()
+    verified: str = ""  # of the stored artifact: md5, or contents where it was opened and read to its end
+    members: int | None = None
+    unpacked_size: int | None = None
+    password: str = ""  # shared, sealed or unknown
+    confirmed: bool = False  # whether that password opened it
 
     @property
     def well(self) -> bool:
@@ -62,6 +70,7 @@ class Finding:
     problems: tuple[str, ...] = ()
     teach: str = ""
     room: str = ""
+    warnings: tuple[str, ...] = ()  # what is well enough for a run and should not stay so
 
 
 def outcome_of(
@@ -101,7 +110,35 @@ def outcome_of(
         size=manifest.artifact.size if manifest else None,
         md5=manifest.artifact.md5 if manifest else "",
         notes=tuple(notes),
+        verified=manifest.verified.level if manifest else "",
+        members=manifest.verified.members if manifest else None,
+        unpacked_size=manifest.verified.unpacked_size if manifest else None,
+        password=manifest.encryption.password.mode if manifest else "",
+        confirmed=manifest.encryption.password.confirmed if manifest else False,
     )
+
+
+def halves(node: str, kinds: Sequence[str], *, splits: bool, outcomes: Iterable[Outcome] | None = None) -> str:
+    """Return the warning that of *node* only one half is kept, empty where both are or no half is wanted.
+
+    *kinds*: those that are made of it. *splits*: its build keeps the encryption keys out of `backup`, as declared or
+    because it offers backup-sensitive. *outcomes*: those of a run, of any nodes; without them only what is wanted is
+    looked at.
+    """
+    wanted = [half for half in _HALVES if half in kinds]
+    if not splits or not wanted:
+        return ""
+    if len(wanted) == 1:
+        [missing] = set(_HALVES) - set(wanted)
+        why = "the node's build keeps the encryption keys out of backup"
+        remedy = f"have {missing} made too (kinds in fleet.yaml, and the node's build where it is declared)"
+        return f"{node}: {wanted[0]} is made without {missing}, and {why}: {_NOT_FULLY}; {remedy}"
+    stored = {outcome.kind for outcome in outcomes or () if outcome.node == node and outcome.id}
+    kept = [half for half in _HALVES if half in stored]
+    if len(kept) != 1:
+        return ""
+    [missing] = set(_HALVES) - stored
+    return f"{node}: this run stored its {kept[0]} without its {missing}: {_NOT_FULLY}"
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
@@ -123,6 +160,7 @@ def rows(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
             "outcome": escaped(f"{outcome.ending}{_step(outcome)}"),
             "size": _size(outcome.size),
             "md5": _code(outcome.md5),
+            "verified": escaped(_verified(outcome)),
             "duration": human_seconds(outcome.seconds),
             "id": _code(outcome.id),
         }
@@ -130,8 +168,11 @@ def rows(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
     ]
 
 
-def to_json(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
-    """Return the outcomes as JSON values, always with the same keys; sizes in bytes, durations in seconds."""
+def to_json(outcomes: Iterable[Outcome], warnings: Sequence[str] = ()) -> list[dict[str, object]]:
+    """Return the outcomes as JSON values, always with the same keys; sizes in bytes, durations in seconds.
+
+    Each has the *warnings* of the run, which are about the fleet as a whole.
+    """
     return [
         {
             "node": plain(outcome.node),
@@ -146,24 +187,34 @@ def to_json(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
             "size": outcome.size,
             "md5": plain(outcome.md5),
             "notes": [plain(note) for note in outcome.notes],
+            "verified": plain(outcome.verified),
+            "members": outcome.members,
+            "unpacked_size": outcome.unpacked_size,
+            "password": plain(outcome.password),
+            "confirmed": outcome.confirmed,
+            "warnings": [plain(warning) for warning in warnings],
         }
         for outcome in outcomes
     ]
 
 
-def lines(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return the outcomes as lines for a terminal: the headline, one for each node backup, reasons and notes below."""
+def lines(outcomes: Sequence[Outcome], warnings: Sequence[str] = ()) -> list[str]:
+    """Return the outcomes as lines for a terminal: the headline, one for each node backup, reasons and notes below.
+
+    The *warnings* of the run come last.
+    """
     width = max((len(_who(outcome)) for outcome in outcomes), default=0)
     found = [headline(outcomes)]
     for outcome in outcomes:
-        parts = [_size(outcome.size), plain(outcome.md5), human_seconds(outcome.seconds), plain(outcome.id)]
+        parts = [_size(outcome.size), plain(outcome.md5), _verified(outcome)]
+        parts += [human_seconds(outcome.seconds), plain(outcome.id)]
         found.append(f"{_who(outcome):<{width}}  {outcome.ending}{_step(outcome)}  " + "  ".join(filter(None, parts)))
         if not outcome.well:
             found.append(f"  {_reason(outcome)}")
         if not outcome.well and outcome.hint:
             found.append(f"  HINT: {plain(outcome.hint)}")
         found += [f"  {plain(note)}" for note in outcome.notes]
-    return found
+    return found + _warning_lines(warnings)
 
 
 def headline(outcomes: Sequence[Outcome]) -> str:
@@ -184,16 +235,17 @@ def headline(outcomes: Sequence[Outcome]) -> str:
     return text + (f" ({', '.join(among)})" if among else "")
 
 
-def markdown(outcomes: Sequence[Outcome], *, fleet: str) -> str:
-    """Return the outcomes as a page: headline, table, then each failure and each note in words."""
+def markdown(outcomes: Sequence[Outcome], *, fleet: str, warnings: Sequence[str] = ()) -> str:
+    """Return the outcomes as a page: headline, table, the run's *warnings*, then each failure and note in words."""
     table = _table(
-        ("node", "outcome", "size", "md5", "duration", "artifact id"),
+        ("node", "outcome", "size", "md5", "verified", "duration", "artifact id"),
         (
             (
                 escaped(_who(outcome)),
                 _emphasised(f"{outcome.ending}{_step(outcome)}", outcome.well),
                 _size(outcome.size),
                 _code(outcome.md5),
+                escaped(_verified(outcome)),
                 human_seconds(outcome.seconds),
                 _code(outcome.id),
             )
@@ -207,7 +259,7 @@ def markdown(outcomes: Sequence[Outcome], *, fleet: str) -> str:
         if not outcome.well
     ]
     notes = [f"- **{escaped(_who(outcome))}**: {escaped(note)}" for outcome in outcomes for note in outcome.notes]
-    return _page(headline(outcomes), fleet, table, failures, notes)
+    return _page(headline(outcomes), fleet, table, [*_warning_paragraphs(warnings), *failures], notes)
 
 
 def check_exit_code(findings: Sequence[Finding]) -> int:
@@ -225,13 +277,14 @@ def check_rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
             "would": escaped(finding.would),
             "room": escaped(finding.room),
             "problems": escaped("; ".join(map(plain, finding.problems))),
+            "warnings": escaped("; ".join(map(plain, finding.warnings))),
         }
         for finding in findings
     ]
 
 
-def check_json(findings: Iterable[Finding]) -> list[dict[str, object]]:
-    """Return the findings as JSON values, always with the same keys."""
+def check_json(findings: Iterable[Finding], warnings: Sequence[str] = ()) -> list[dict[str, object]]:
+    """Return the findings as JSON values, always with the same keys; the *warnings* of the fleet are in each."""
     return [
         {
             "node": plain(finding.node),
@@ -241,14 +294,18 @@ def check_json(findings: Iterable[Finding]) -> list[dict[str, object]]:
             "would": plain(finding.would),
             "room": plain(finding.room),
             "problems": [plain(problem) for problem in finding.problems],
+            "warnings": [plain(warning) for warning in (*finding.warnings, *warnings)],
             "teach": plain(finding.teach),
         }
         for finding in findings
     ]
 
 
-def check_lines(findings: Sequence[Finding]) -> list[str]:
-    """Return the findings as lines for a terminal, problems and the line that teaches a wording below each node."""
+def check_lines(findings: Sequence[Finding], warnings: Sequence[str] = (), notes: Sequence[str] = ()) -> list[str]:
+    """Return the findings as lines for a terminal, problems and the line that teaches a wording below each node.
+
+    The *notes* and *warnings* on the fleet as a whole come last.
+    """
     width = max((len(plain(finding.node)) for finding in findings), default=0)
     found = [check_headline(findings)]
     for finding in findings:
@@ -259,7 +316,8 @@ def check_lines(findings: Sequence[Finding]) -> list[str]:
         found += [f"  {plain(problem)}" for problem in finding.problems]
         if finding.teach:
             found.append(f"  if that reply is harmless, teach it in fleet.yaml: {plain(finding.teach)}")
-    return found
+        found += [f"  {line}" for line in _warning_lines(finding.warnings)]
+    return [*found, *map(plain, notes), *_warning_lines(warnings)]
 
 
 def check_headline(findings: Sequence[Finding]) -> str:
@@ -272,8 +330,10 @@ def check_headline(findings: Sequence[Finding]) -> str:
     return text + (f" ({away} unreachable)" if away else "")
 
 
-def check_markdown(findings: Sequence[Finding], *, fleet: str) -> str:
-    """Return the findings as a page: headline, table, then each node's problems in words."""
+def check_markdown(
+    findings: Sequence[Finding], *, fleet: str, warnings: Sequence[str] = (), notes: Sequence[str] = ()
+) -> str:
+    """Return the findings as a page: headline, table, the fleet's *warnings*, each node's problems, then notes."""
     table = _table(
         ("node", "check", "on the node", "the next run would", "in the vault"),
         (
@@ -290,12 +350,18 @@ def check_markdown(findings: Sequence[Finding], *, fleet: str) -> str:
     problems = [
         f"**{escaped(finding.node)}**: {escaped(problem)}" for finding in findings for problem in finding.problems
     ]
+    problems += [
+        f"**{escaped(finding.node)}**: warning: {escaped(warning)}"
+        for finding in findings
+        for warning in finding.warnings
+    ]
     lessons = [
         f"- **{escaped(finding.node)}**: if that reply is harmless, teach it in fleet.yaml: {escaped(finding.teach)}"
         for finding in findings
         if finding.teach
     ]
-    return _page(check_headline(findings), fleet, table, problems, lessons)
+    lessons += [f"- {escaped(note)}" for note in notes]
+    return _page(check_headline(findings), fleet, table, [*_warning_paragraphs(warnings), *problems], lessons)
 
 
 def human_size(size: int) -> str:
@@ -365,6 +431,14 @@ def _page(head: str, fleet: str, table: list[str], paragraphs: list[str], notes:
     return "\n\n".join(parts) + "\n"
 
 
+def _warning_lines(warnings: Iterable[str]) -> list[str]:
+    return [f"warning: {plain(warning)}" for warning in warnings]
+
+
+def _warning_paragraphs(warnings: Iterable[str]) -> list[str]:
+    return [f"**warning**: {escaped(warning)}" for warning in warnings]
+
+
 def _exit_code(well: Sequence[bool]) -> int:
     if not any(well):
         return 1
@@ -395,6 +469,16 @@ def _reason(outcome: Outcome) -> str:
 
 def _size(size: int | None) -> str:
     return "" if size is None else human_size(size)
+
+
+def _verified(outcome: Outcome) -> str:
+    """Return how far the stored artifact was verified, in words; empty where none is stored."""
+    if outcome.verified == "contents":
+        parts = [] if outcome.members is None else [_count(outcome.members, "member")]
+        parts += [] if outcome.unpacked_size is None else [f"{human_size(outcome.unpacked_size)} unpacked"]
+        return ": ".join(filter(None, ("contents", ", ".join(parts))))
+    level = f"{plain(outcome.verified)} only" if outcome.verified else ""
+    return f"{level}, password not proven" if level and not outcome.confirmed else level
 
 
 def _verdict(finding: Finding) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from a0backup.progress import Checked, Ended, News, Step, watched_by
+from a0backup.progress import Checked, Ended, News, Step, Warned, watched_by
 from a0backup.report import Finding, Outcome, human_seconds, human_size, plain
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class _LiveTable:
         self._live.stop()
 
     def hear(self, news: News) -> None:
+        if isinstance(news, Warned):
+            return  # whoever prints the report says it there
         if isinstance(news, Checked):
             self._console.print(_checked(news.finding), highlight=False, markup=False)
             return

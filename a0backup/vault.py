@@ -102,12 +102,23 @@ class Encryption(_Part):
     password: ManifestPassword
 
 
+class VerifiedMember(_Part):
+    """A member of the tar, and its size in bytes."""
+
+    name: str
+    size: Annotated[int, Field(ge=0)]
+
+
 class Verified(_Part):
-    """What was verified before the manifest was written."""
+    """What was verified before the manifest was written; what was not looked at is None. Sizes in bytes."""
 
     level: Literal["md5", "contents"] = "md5"
     members: int | None = None
-    unpacked_size: int | None = None
+    unpacked_size: int | None = None  # of the tar
+    largest: tuple[VerifiedMember, ...] | None = None  # a few of the members, largest first
+
+
+_MD5_ONLY = Verified()
 
 
 class Manifest(_Part):
@@ -122,13 +133,13 @@ class Manifest(_Part):
     stored_at: Time
     artifact: ManifestArtifact
     encryption: Encryption
-    verified: Verified = Verified()
+    verified: Verified = _MD5_ONLY
     flow_run: str
 
     def to_json(self) -> dict[str, object]:
         """Return the manifest as design.md shows it; what was not looked at is left out."""
         content: dict[str, object] = json.loads(self.model_dump_json(by_alias=True))
-        content["verified"] = {key: value for key, value in self.verified.model_dump().items() if value is not None}
+        content["verified"] = json.loads(self.verified.model_dump_json(exclude_none=True))
         return content
 
 
@@ -447,6 +458,7 @@ class Vault:
         expected: Digests,
         started_at: datetime | None,
         password: ManifestPassword,
+        verified: Verified = _MD5_ONLY,
         flow_run: str,
         now: datetime,
     ) -> Manifest:
@@ -456,12 +468,12 @@ class Vault:
         manifest survive a power cut. Raise ArtifactDamagedError where what is read back differs, VaultUnusableError
         where the vault cannot be written; there is no manifest then.
         """
-        verified = self.verified_file(node.name, kind)
+        source = self.verified_file(node.name, kind)
         try:
             damaged = self.with_md5(node.name, kind, expected.md5, started_at=started_at)
             if damaged is not None and damaged.artifact.sha256 == expected.sha256:
                 # Its manifest is true of these very bytes: put them back where they belong.
-                self._settle_bytes(verified, self.artifact(damaged))
+                self._settle_bytes(source, self.artifact(damaged))
                 self.reread(damaged)
                 return damaged
             folder = self._make_folder(node.name, kind, started_at or now)
@@ -474,9 +486,10 @@ class Vault:
                 stored_at=now,
                 artifact=ManifestArtifact(file=f"{kind}.tar.gz.enc", **asdict(expected)),
                 encryption=Encryption(password=password),
+                verified=verified,
                 flow_run=flow_run,
             )
-            self._settle_bytes(verified, self.artifact(manifest))
+            self._settle_bytes(source, self.artifact(manifest))
             try:
                 self.reread(manifest)
             except ArtifactDamagedError as error:

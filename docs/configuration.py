@@ -11,13 +11,25 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from a0backup.fleet import EXAMPLE, MEANINGS, A0cliSettings, Fleet, Node, PasswordSource, Polling
+from a0backup.fleet import (
+    EXAMPLE,
+    EXPORT_FIELDS,
+    FIRST_SPLIT_BUILD,
+    MEANINGS,
+    A0cliSettings,
+    ContentsLimits,
+    Fleet,
+    Node,
+    PasswordSource,
+    Polling,
+)
 
 SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "the file": (Fleet, "What stands at the outermost level."),
     "a0cli": (A0cliSettings, "May be left out as a whole."),
-    "password": (PasswordSource, "Exactly one of the three is written. The password itself never stands in this file."),
+    "password": (PasswordSource, "Exactly one of the four is written. The password itself never stands in this file."),
     "polling": (Polling, "May be left out as a whole."),
+    "contents": (ContentsLimits, "May be left out as a whole."),
     "nodes": (Node, "A list; each entry has these keys."),
 }
 
@@ -27,14 +39,52 @@ HEAD = """\
 Made by `python docs/configuration.py > docs/configuration.md` from the models in `a0backup/fleet.py`.
 
 The file is validated as a whole before anything is touched. An error names the file, the line, the key and what would
-be right; a key that is not listed here is an error. Durations are written `15s`, `2m`, `6h`, `1d` or `1h30m`; a bare
-number is refused. Relative paths start at the folder of the file; `~` is the home of the user who runs it.
+be right; a key that is not listed here is an error. Durations are written `15s`, `2m`, `6h`, `1d` or `1h30m`, sizes
+`500GB` or `2TB` (in powers of 1000) or `500GiB` (of 1024); a bare number is refused. Relative paths start at the folder
+of the file; `~` is the home of the user who runs it.
 
 `a0backup init` writes the example at the end, `a0backup schema` prints the JSON Schema for editors, `a0backup check`
 tries the file on the nodes without changing anything.
 """
 
 MORE = f"""\
+## Sealed or shared
+
+With `sealed_to` each backup gets a new random password, which only the holder of a recovery key's private part can
+read; that part stays off the machine that makes backups. With more than one recovery key any of them opens each
+backup. `a0backup init --recovery-key` makes a key pair.
+
+```yaml
+password:
+  sealed_to: [recovery.pub.pem, colleague.pub.pem]
+```
+
+With `file`, `env` or `secret_block` all backups share one password. That is weaker: a0cli encrypts with AES-256-CTR,
+its key and IV made from the password alone, without a salt. One password thus gives one keystream, and the XOR of two
+artifacts is the XOR of what is in them: who has two artifacts, and knows or guesses parts of one, reads those parts of
+the other without the password. `a0backup check` and the report of a run say so.
+
+## kinds
+
+| entry | what is made |
+| --- | --- |
+| `backup` | The backup of the node. From build {FIRST_SPLIT_BUILD} on it leaves out the encryption keys. |
+| `backup-sensitive` | The encryption keys, from build {FIRST_SPLIT_BUILD} on. A full recovery needs both. |
+| `user-export: [FIELD, …]` | An export of the users with these fields: {
+    ", ".join(f"`{field}`" for field in EXPORT_FIELDS)
+}. |
+
+```yaml
+kinds:
+  - backup
+  - backup-sensitive
+  - user-export: [_id, email]
+```
+
+`backup-sensitive` is left out for nodes whose `build` is below {FIRST_SPLIT_BUILD}. Where only one half of a later
+build is made or stored, `a0backup check` and the report of the run warn that an installation cannot be fully recovered
+from it.
+
 ## existing
 
 What a run does with a finished backup that it finds on a node and that this vault did not start. `--existing` of
@@ -86,8 +136,12 @@ def values(field: FieldInfo, shape: dict[str, Any]) -> str:
     """Return in words what may be written as the value of *field*, whose JSON Schema is *shape*."""
     for mark in field.metadata:
         if hasattr(mark, "least"):
-            return f"duration, {mark.least} to {mark.most}"
-    shape = next((any_of for any_of in shape.get("anyOf", []) if any_of["type"] != "null"), shape)
+            return f"{'size' if field.annotation is int else 'duration'}, {mark.least} to {mark.most}"
+    forms = [form for form in shape.get("anyOf", []) if form.get("type") != "null"]
+    if len(forms) == 1:
+        return values(field, forms[0])
+    if forms:
+        return " or ".join(values(field, form) for form in forms)
     if "enum" in shape:
         return ", ".join(f"`{choice}`" for choice in shape["enum"])
     if shape.get("format") == "path":
@@ -95,8 +149,10 @@ def values(field: FieldInfo, shape: dict[str, Any]) -> str:
     match shape.get("type"):
         case "integer":
             return f"whole number, {shape['minimum']} to {shape['maximum']}"
-        case "array" if "enum" in shape["items"]:
-            return "list of " + ", ".join(f"`{choice}`" for choice in shape["items"]["enum"])
+        case "number":
+            return f"number, {shape['minimum']} to {shape['maximum']}"
+        case "array" if shape["items"].get("format") == "path":
+            return f"list of {shape['minItems']} to {shape['maxItems']} paths"
         case "array":
             return "list, see below"
         case "string":

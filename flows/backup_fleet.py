@@ -9,13 +9,13 @@ from pathlib import Path
 
 from prefect import flow
 
+from a0backup.check import fleet_warnings
 from a0backup.files import in_thread
 from a0backup.fleet import Fleet
 from a0backup.node_session import stored_now
 from a0backup.report import Outcome
-from flows.backup_node import ExistingChoice, now, outcomes_of, raise_if_any_failed
+from flows.backup_node import ExistingChoice, conclude, now, outcomes_of, warn
 from flows.fan_out import for_each
-from tasks.publish_report import publish_report
 
 
 @flow(
@@ -40,9 +40,7 @@ async def backup_fleet(
     settings = Fleet.load(fleet)
     chosen = settings.chosen(nodes)
     stored_before = await in_thread(stored_now, settings, chosen)
+    warnings = await in_thread(fleet_warnings, settings)
+    warn(warnings)
     back_up = partial(outcomes_of, fleet=settings, stored_before=stored_before, existing=existing)
-    per_node = await for_each(chosen, back_up, at_most=settings.max_parallel)
-    outcomes = [outcome for outcomes in per_node for outcome in outcomes]
-    await publish_report(outcomes, fleet=str(fleet))
-    raise_if_any_failed(outcomes)
-    return outcomes
+    return await conclude(await for_each(chosen, back_up, at_most=settings.max_parallel), settings, warnings)

@@ -1,11 +1,11 @@
-"""Back up one node: check, reconcile, start, await, retrieve, verify, store, delete, settle.
+"""Back up one node: check, reconcile, start, await, retrieve, verify, inspect, store, delete, settle.
 
 Nothing is cached by the engine: a step finds out from the journal and the vault whether its work is done, and then ends
 as Cached. Blocks: the Secret block that `password.secret_block` in fleet.yaml names, where it names one.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -17,19 +17,21 @@ from prefect.states import Completed, Failed
 from prefect.transactions import CommitMode, atransaction
 
 from a0backup.backup_run import BackupRun
+from a0backup.check import fleet_warnings
 from a0backup.errors import A0BackupError, RunFailedError
 from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.node_session import NodeSession, open_node, stored_now
-from a0backup.progress import Ended, tell
+from a0backup.progress import Ended, Warned, tell
 from a0backup.reconcile import Action
 from a0backup.replies import Found
-from a0backup.report import Outcome, outcome_of, summary
+from a0backup.report import Outcome, halves, outcome_of, summary
 from a0backup.vault import Stock
 from tasks.await_backup import awaiting
 from tasks.backup_delete import backup_delete, confirm_delete
 from tasks.backup_retrieve import backup_retrieve
 from tasks.backup_status import backup_status
+from tasks.inspect_contents import inspect_contents
 from tasks.ping import ping
 from tasks.publish_report import publish_report
 from tasks.start_backup import start_backup
@@ -62,10 +64,10 @@ async def backup_node(
     settings = Fleet.load(fleet)
     [chosen] = settings.chosen([node])
     stored_before = await in_thread(stored_now, settings, [chosen])
+    warnings = await in_thread(fleet_warnings, settings)
+    warn(warnings)
     outcomes = await outcomes_of(chosen, fleet=settings, stored_before=stored_before, existing=existing)
-    await publish_report(outcomes, fleet=str(fleet))
-    raise_if_any_failed(outcomes)
-    return outcomes
+    return await conclude([outcomes], settings, warnings)
 
 
 class NodeOutcomes:
@@ -73,6 +75,7 @@ class NodeOutcomes:
 
     def __init__(self) -> None:
         self.all: list[Outcome] = []
+        self.warnings: list[str] = []
 
 
 @step(name="backup-node", task_run_name="backup-{node.name}")
@@ -115,8 +118,10 @@ async def back_up_all_kinds(
                 await ping(session)
             finally:
                 step = session.step
-            for kind in fleet.kinds:
+            for kind in fleet.kinds_of(node):
                 outcomes.all.append(await back_up(session, kind))
+            if half := halves(node.name, fleet.kinds_of(node), splits=session.splits, outcomes=outcomes.all):
+                outcomes.warnings.append(half)
     except Exception as error:  # noqa: BLE001 - whatever stops one node must not stop the others
         log_failure(error)
         note_failure_of_the_rest(outcomes, node, fleet, error, step, seconds=time.monotonic() - start)
@@ -126,7 +131,7 @@ def note_failure_of_the_rest(
     outcomes: NodeOutcomes, node: Node, fleet: Fleet, error: Exception, step: str, *, seconds: float
 ) -> None:
     """Note *error* for the kinds that had not been tried when it came."""
-    for kind in fleet.kinds[len(outcomes.all) :]:
+    for kind in fleet.kinds_of(node)[len(outcomes.all) :]:
         outcomes.all.append(outcome_of(node.name, kind, seconds=seconds, error=error, step=step))
 
 
@@ -165,7 +170,7 @@ async def make_and_keep(run: BackupRun) -> None:
                 status = await backup_status(run)
             case Action.KEEP:
                 found = run.to_keep(status)
-                if await retrieve_verified(run, found):
+                if await retrieve_verified(run, found, ours=plan.ours):
                     await store_artifact(run, found, ours=plan.ours)
             case Action.DELETE | Action.REPLACE:
                 assert isinstance(status, Found), "only what is shown is deleted"
@@ -176,12 +181,13 @@ async def make_and_keep(run: BackupRun) -> None:
                 return
 
 
-async def retrieve_verified(run: BackupRun, found: Found) -> bool:
-    """Retrieve *found* until its md5 matches, at most `retrieve_attempts` times; return whether it is here."""
+async def retrieve_verified(run: BackupRun, found: Found, *, ours: bool) -> bool:
+    """Retrieve *found* until its md5 matches, at most `retrieve_attempts` times; return whether it is here, and whole."""
     while True:
         try:
             await backup_retrieve(run, found)
             await verify_md5(run, found)
+            await inspect_contents(run, found, ours=ours)
         except A0BackupError as error:
             if not await run.goes_on_after(error, found):
                 return False
@@ -191,7 +197,7 @@ async def retrieve_verified(run: BackupRun, found: Found) -> bool:
 
 async def outcomes_of(
     node: Node, *, fleet: Fleet, stored_before: Mapping[str, Stock], existing: ExistingChoice
-) -> list[Outcome]:
+) -> NodeOutcomes:
     """Return how the node's backups ended, also where the engine itself failed at it.
 
     *stored_before*: by node, the artifacts that were there when the run began; what is stored later is its outcome.
@@ -206,14 +212,29 @@ async def outcomes_of(
         note_failure_of_the_rest(outcomes, node, fleet, error, "engine", seconds=0)
     for outcome in outcomes.all:
         tell(Ended(outcome))
-    return outcomes.all
+    warn(outcomes.warnings)
+    return outcomes
 
 
-def raise_if_any_failed(outcomes: list[Outcome]) -> None:
-    """Raise RunFailedError, which names each node that is not stored and why."""
+def warn(warnings: Sequence[str]) -> None:
+    """Have *warnings* in the run's log and on the terminal."""
+    for warning in warnings:
+        get_run_logger().warning("%s", warning)
+        tell(Warned(warning))
+
+
+async def conclude(nodes: Sequence[NodeOutcomes], fleet: Fleet, warnings: Sequence[str]) -> list[Outcome]:
+    """Publish how all *nodes* ended, and the *warnings* of the fleet and of each of them.
+
+    Raise RunFailedError, which names each node that is not stored and why.
+    """
+    outcomes = [outcome for node in nodes for outcome in node.all]
+    all_warnings = [*warnings, *(warning for node in nodes for warning in node.warnings)]
+    await publish_report(outcomes, fleet=str(fleet.path), warnings=all_warnings)
     failures = summary(outcomes)
     if failures:
         raise RunFailedError(len(outcomes), failures)
+    return outcomes
 
 
 def log_failure(error: Exception) -> None:

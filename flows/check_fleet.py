@@ -9,19 +9,20 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from a0backup import password
-from a0backup.check import check_node, fleet_room, told
+from a0backup.check import check_node, fleet_notes, fleet_room, fleet_warnings, recovery_key_problems, told
 from a0backup.errors import CheckFailedError, PasswordError
 from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.progress import Checked, tell
 from a0backup.report import Finding
-from flows.backup_node import ExistingChoice, now
+from flows.backup_node import ExistingChoice, now, warn
 from flows.fan_out import for_each
 from tasks.publish_report import publish_findings
-from tasks.start_backup import secret_block
+from tasks.shared_password import secret_block
 from tasks.step import step
 
 
@@ -48,6 +49,9 @@ async def check_fleet(
     said: Existing | None = None if existing == "as in fleet.yaml" else existing
 
     problems = await password_problems(settings) + await in_thread(fleet_room, settings, chosen)
+    for note in await in_thread(fleet_notes, settings):
+        get_run_logger().info("%s", note)
+    warn(await in_thread(fleet_warnings, settings))
     look = partial(finding_of, fleet=settings, existing=said, problems=problems)
     findings = await for_each(chosen, look, at_most=settings.max_parallel)
     await publish_findings(findings, fleet=str(fleet))
@@ -82,7 +86,9 @@ async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None, pro
 
 
 async def password_problems(fleet: Fleet) -> tuple[str, ...]:
-    """Return what keeps a run from having its password; the password itself is looked at and forgotten."""
+    """Return what keeps a run from having its password, which is looked at and forgotten, or from sealing one."""
+    if fleet.password.sealed_to is not None:
+        return await in_thread(recovery_key_problems, fleet)
     try:
         await password.load(fleet.password, block=secret_block)
     except PasswordError as error:

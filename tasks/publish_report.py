@@ -8,11 +8,11 @@ from tasks.step import step
 
 
 @step(name="publish-report", task_run_name="publish-report")
-async def publish_report(outcomes: list[Outcome], fleet: str) -> None:
-    """Put how every node's backup ended on the run's page."""
+async def publish_report(outcomes: list[Outcome], fleet: str, warnings: list[str]) -> None:
+    """Put how every node's backup ended on the run's page, and the run's *warnings*."""
     await acreate_markdown_artifact(
         key="backup-report",
-        markdown=report.markdown(outcomes, fleet=fleet),
+        markdown=report.markdown(outcomes, fleet=fleet, warnings=warnings),
         description="How every node's backup ended, and why where it did not end well.",
     )
     await acreate_table_artifact(

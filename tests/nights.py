@@ -25,10 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from a0backup.backup_run import BackupRun
+from a0backup.backup_run import BackupRun, LoadShared
 from a0backup.errors import A0BackupError
 from a0backup.fleet import Existing, Fleet
 from a0backup.node_session import NodeSession, open_node
+from a0backup.password import Source
 from a0backup.reconcile import Action
 from a0backup.replies import Found, Status
 from a0backup.report import Ending, Outcome, outcome_of
@@ -56,13 +57,16 @@ async def again(call: Callable[[], Awaitable[T]], times: int) -> T:
 
 
 async def make_and_keep(run: BackupRun, after: Hook, password: str = PASSWORD) -> None:
+    async def shared(source: Source) -> str | None:
+        return None if source.sealed_to else password
+
     status: Status = await again(run.status, 3)
     after("status")
     while True:
         plan = await run.plan(status)
         match plan.action:
             case Action.START:
-                await run.start(password)
+                await run.start(shared)
                 after("start")
                 status = await again(run.poll, 100_000)
                 after("found")
@@ -74,7 +78,7 @@ async def make_and_keep(run: BackupRun, after: Hook, password: str = PASSWORD) -
                 status = await again(run.status, 3)
             case Action.KEEP:
                 found = run.to_keep(status)
-                if await retrieve_verified(run, found, after):
+                if await retrieve_verified(run, found, after, shared, ours=plan.ours):
                     await run.store(found, ours=plan.ours)
                     after("store")
             case Action.DELETE | Action.REPLACE:
@@ -88,13 +92,15 @@ async def make_and_keep(run: BackupRun, after: Hook, password: str = PASSWORD) -
                 return
 
 
-async def retrieve_verified(run: BackupRun, found: Found, after: Hook) -> bool:
+async def retrieve_verified(run: BackupRun, found: Found, after: Hook, shared: LoadShared, *, ours: bool) -> bool:
     while True:
         try:
             await run.retrieve(found)
             after("retrieve")
-            await run.verify(found)
+            await run.verify(found, shared)
             after("verify")
+            await run.inspect(found, shared, ours=ours)
+            after("inspect")
         except A0BackupError as error:
             if not await run.goes_on_after(error, found):
                 return False

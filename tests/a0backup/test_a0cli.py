@@ -33,7 +33,10 @@ from a0backup.errors import (
     UnreachableError,
     VaultUnusableError,
 )
-from a0backup.replies import Absent, Found, InProgress
+from a0backup.files import digests
+from a0backup.fleet import Fleet
+from a0backup.replies import Absent, Found, InProgress, missing_commands
+from simulator.fleet import SimulatedFleet
 
 SECRET = "S3cret 'Pa\"ss/w0rd+&"
 
@@ -225,6 +228,8 @@ async def test_an_argument_like_an_option_starts_nothing(program: Program, argum
         await a0cli.call(argument)
     with pytest.raises(PasswordError):
         await a0cli.start("backup", argument)
+    with pytest.raises(FleetFileError):
+        await a0cli.start("user-export", SECRET, argument)
     with pytest.raises(FleetFileError, match="host of node a0-1"):
         program.a0cli(host=argument)
     assert list(program.directory.iterdir()) == []
@@ -426,6 +431,51 @@ async def test_the_password_is_passed_in_the_style_set_and_told_to_nobody(progra
     assert told.stdout.count("***") >= 8
     assert_not_told(repr(told))
     assert_not_told(told.stdout + told.stderr)
+
+
+@pytest.mark.parametrize("style", ["positional", "option"])
+async def test_what_a_start_takes_beside_the_password_follows_it(program: Program, style: str) -> None:
+    program.does("print(json.dumps(sys.argv[5:]))")
+    told = await program.a0cli(password_style=style).start("user-export", SECRET, "_id,email")
+    password = ["***"] if style == "positional" else ["--password", "***"]
+    assert json.loads(told.stdout) == ["user-export", *password, "_id,email"]
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedFleet]:
+    with SimulatedFleet(tmp_path_factory.mktemp("fleet"), 2, size=5000, backup_seconds=0.05) as fleet:
+        yield fleet
+
+
+@pytest.mark.parametrize("style", ["positional", "option"])
+async def test_all_kinds_are_started_shown_retrieved_and_deleted(
+    simulated: SimulatedFleet, style: str, tmp_path: Path
+) -> None:
+    kinds = ["backup", "backup-sensitive", {"user-export": ["_id", "email", "__tenant"]}]
+    settings = {"call_timeout": "20s", "password_style": style}
+    fleet = Fleet.load(simulated.fleet_yaml(tmp_path / "fleet.yaml", kinds=kinds, a0cli=settings))
+    node = fleet.nodes[style == "option"]
+    directory = PrivateDirectory.make(tmp_path, "work", key_dir=fleet.a0cli.key_dir, node=node.name)
+    a0cli = A0cli(fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path)
+    await a0cli.update_commands()
+    assert missing_commands((await a0cli.commands()).stdout, fleet.kinds) == []
+    for kind in fleet.kinds_of(node):
+        assert await a0cli.status(kind) == Absent()
+        assert (await a0cli.start(kind, "Passw0rd", *fleet.arguments(kind))).exit_code == 0
+        async with asyncio.timeout(20):
+            while not isinstance(status := await a0cli.status(kind), Found):
+                assert status == InProgress()
+        directory.clear_retrieved()
+        assert (await a0cli.retrieve(kind)).exit_code == 0
+        held = simulated.holds(node.name, kind)
+        assert held is not None
+        assert digests(directory.retrieved(kind)).md5 == held["md5"] == status.md5
+        assert (await a0cli.delete(kind)).exit_code == 0
+        assert await a0cli.status(kind) == Absent()
+    passwords = {call["password"] for kind in fleet.kinds for call in simulated.calls(node.name, kind)}
+    assert len(passwords) == 1
+    [export] = simulated.calls(node.name, "user-export")
+    assert export["args"][-1] == "_id,email,__tenant"
 
 
 async def test_a_password_is_in_no_error(program: Program, port: int) -> None:

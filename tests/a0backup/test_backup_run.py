@@ -4,18 +4,11 @@
 
 import asyncio
 import functools
-import itertools
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,134 +27,13 @@ from a0backup.errors import (
     UnknownReplyError,
     VaultFullError,
 )
-from a0backup.fleet import Existing, Fleet
+from a0backup.fleet import Existing
 from a0backup.journal import Journal, JournalFile
 from a0backup.node_session import open_node, stored_now
 from a0backup.report import Ending
-from a0backup.vault import Manifest, Stock, Vault
-from simulator.fleet import SimulatedFleet
-from tests.nights import PASSWORD, REPOSITORY, Night, back_up, night
-
-
-def killed_after(stage: str, fleet_file: str) -> None:
-    """Run a night in this process, and kill it with SIGKILL after *stage*."""
-
-    def kill(reached: str) -> None:
-        if reached == stage:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    asyncio.run(night(Fleet.load(fleet_file), flow_run="run-1", after=kill))
-
-
-# -- a node of its own for each test -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedFleet]:
-    with SimulatedFleet(tmp_path_factory.mktemp("fleet"), 150, size=20_000, backup_seconds=0.05) as fleet:
-        yield fleet
-
-
-@pytest.fixture(scope="module")
-def unused(simulated: SimulatedFleet) -> Iterator[dict[str, Any]]:
-    return itertools.chain(simulated.nodes)
-
-
-class Desk:
-    """A node of the simulator, a vault, and an operator who can work by hand."""
-
-    def __init__(self, simulated: SimulatedFleet, node: dict[str, Any], room: Path) -> None:
-        self.simulated, self.node, self.name, self.room = simulated, node, str(node["name"]), room
-        self.configure()
-
-    def configure(self, **overrides: object) -> None:
-        quick = {"nodes": [self.node], "polling": {"interval": "0.05s", "max_interval": "0.05s", "deadline": "20s"}}
-        self.file = self.simulated.fleet_yaml(self.room / "fleet.yaml", **quick | overrides)
-        self.fleet = Fleet.load(self.file)
-
-    @property
-    def vault(self) -> Vault:
-        return Vault(self.fleet.vault)
-
-    @property
-    def journal(self) -> JournalFile:
-        return JournalFile(self.vault.folder(self.name), "backup")
-
-    def tell(self, command: str | None, fault: str, **settings: Any) -> None:
-        self.simulated.tell(self.name, command, fault, **settings)
-
-    def put(self) -> dict[str, Any]:
-        return self.simulated.put(self.name, password="their own")
-
-    def remove(self) -> None:
-        self.simulated.remove(self.name)
-
-    def forget(self) -> None:
-        self.simulated.forget(self.name)
-
-    @property
-    def holds(self) -> dict[str, Any] | None:
-        return self.simulated.holds(self.name)
-
-    def counted(self, command: str) -> int:
-        return len(self.simulated.calls(self.name, command))
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """How often a backup was started, retrieved and deleted."""
-        return self.counted("backup"), self.counted("backup-retrieve"), self.counted("backup-delete")
-
-    @property
-    def stored(self) -> list[Manifest]:
-        return self.vault.manifests(self.name)
-
-    def say_the_last_was(self, size: int) -> None:
-        """Have the newest manifest say that its artifact took *size* bytes."""
-        last = self.vault.newest(self.name)
-        assert last is not None
-        file = self.vault.root / last.id / "manifest.json"
-        file.write_text(file.read_text().replace(f'"size": {last.artifact.size}', f'"size": {size}'))
-
-    def say_the_last_was_huge(self) -> None:
-        self.say_the_last_was(10**18)
-
-    def quarantined(self) -> None:
-        folder = self.vault.folder(self.name) / "quarantine" / "20200101T000000Z-backup"
-        folder.mkdir(parents=True)
-        (folder / "backup.tar.gz.enc").write_bytes(b"did not match")
-
-    def by_hand(self, *command: str) -> None:
-        """Call a0cli as an operator at another desk does."""
-        place = self.room / "desk"
-        if not place.exists():
-            shutil.copytree(self.simulated.key_dir, place)
-            self.by_hand("update-commands")
-        call = [self.simulated.a0cli, "-t", self.node["host"], "-p", str(self.node["port"]), *command]
-        subprocess.run(call, cwd=place, check=True, capture_output=True, timeout=60)
-
-    async def night(self, **said: Any) -> Night:
-        return await night(self.fleet, **said)
-
-    async def killed_after(self, stage: str) -> None:
-        program = "import sys; from tests.a0backup.test_backup_run import killed_after; killed_after(*sys.argv[1:])"
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", program, stage, str(self.file)), cwd=REPOSITORY
-        )
-        assert await process.wait() == -signal.SIGKILL
-
-    def is_settled(self) -> None:
-        """Assert that nothing of the work is left, on the node or in the vault, and that every manifest is true."""
-        assert self.holds is None
-        assert self.journal.read() is None
-        assert list(self.vault.work(self.name).iterdir()) == []
-        for manifest in self.stored:
-            self.vault.reread(manifest)
-
-
-@pytest.fixture
-def desk(simulated: SimulatedFleet, unused: Iterator[dict[str, Any]], tmp_path: Path) -> Desk:
-    return Desk(simulated, next(unused), tmp_path)
-
+from a0backup.vault import Stock
+from tests.desk import Desk
+from tests.nights import PASSWORD, Night, back_up
 
 # -- plain nights ------------------------------------------------------------------------------------------------------
 
@@ -176,9 +48,9 @@ async def test_a_plain_night_ends_with_a_verified_artifact_and_a_free_node(desk:
         manifest.artifact.md5,
         manifest.artifact.size,
     )
-    assert (manifest.encryption.password.mode, manifest.encryption.password.confirmed) == ("shared", False)
+    assert (manifest.encryption.password.mode, manifest.encryption.password.confirmed) == ("shared", True)
     assert manifest.flow_run == "run-2"
-    assert ended.stages == ["status", "start", "found", "retrieve", "verify", "store", "delete", "confirm"]
+    assert ended.stages == ["status", "start", "found", "retrieve", "verify", "inspect", "store", "delete", "confirm"]
     assert ended.notes == ""
     assert desk.counts == (1, 1, 1)
     desk.is_settled()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from a0backup import recovery
+from a0backup.fleet import Fleet
 from simulator.fleet import SimulatedFleet
+from tests.stored import PASSPHRASE, at_terminal
 
 A0BACKUP = Path(sys.executable).with_name("a0backup")
 PASSWORD = "Canary7Password"
@@ -20,7 +24,17 @@ def a0backup(*arguments: object, api: str = "", cwd: Path | None = None) -> subp
     if api:
         environment["PREFECT_API_URL"] = api
     command = [str(A0BACKUP), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, cwd=cwd)
+    # Without a terminal: nobody is there to be asked.
+    return subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        cwd=cwd,
+        start_new_session=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +73,66 @@ def test_init_never_overwrites(tmp_path: Path) -> None:
     ended = a0backup("init", cwd=tmp_path)
     assert ended.returncode == 2
     assert (tmp_path / "fleet.yaml").read_text() == "mine"
+
+
+def passphrase_file(place: Path, passphrase: str = PASSPHRASE) -> Path:
+    path = place / "passphrase"
+    path.write_text(f"{passphrase}\n")
+    path.chmod(0o600)
+    return path
+
+
+def test_init_makes_the_key_pair_that_the_fleet_file_names(tmp_path: Path) -> None:
+    ended = a0backup("init", "--recovery-key", "--passphrase-file", passphrase_file(tmp_path), cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    public, private = tmp_path / "recovery.pub.pem", tmp_path / "recovery.key.pem"
+    assert f"fingerprint {recovery.load_private(private, PASSPHRASE).fingerprint}" in ended.stdout
+    assert "TAKE IT OFF THIS MACHINE" in ended.stdout
+    assert PASSPHRASE not in ended.stdout + ended.stderr
+    a0backup("init", cwd=tmp_path)
+    assert Fleet.load(tmp_path / "fleet.yaml").password.sealed_to == (public,)
+
+
+def test_the_check_that_init_names_shows_the_fingerprint_that_it_printed(tmp_path: Path) -> None:
+    said = a0backup("init", "--recovery-key", "--passphrase-file", passphrase_file(tmp_path), cwd=tmp_path).stdout
+    [fingerprint] = re.findall(r"^fingerprint ([0-9a-f]{64})$", said, re.MULTILINE)
+    [command] = re.findall(r"openssl pkey .*", said)
+    command = command.replace("-pubout", "-passin file:passphrase -pubout")
+    shown = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True).stdout
+    assert shown.split()[0] == fingerprint
+
+
+@pytest.mark.parametrize("there", ["recovery.pub.pem", "recovery.key.pem"])
+def test_init_never_overwrites_a_key(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).write_text("mine")
+    ended = a0backup("init", "--recovery-key", "--passphrase-file", passphrase_file(tmp_path), cwd=tmp_path)
+    assert ended.returncode == 2
+    assert {path.name for path in tmp_path.iterdir()} == {there, "passphrase"}
+    assert (tmp_path / there).read_text() == "mine"
+
+
+def test_a_passphrase_that_is_too_short_makes_no_key(tmp_path: Path) -> None:
+    ended = a0backup("init", "--recovery-key", "--passphrase-file", passphrase_file(tmp_path, "short1"), cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "12 are the least" in ended.stderr
+    assert "short1" not in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["passphrase"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "code"), [([PASSPHRASE, PASSPHRASE], 0), ([PASSPHRASE, "Another Passphrase"], 2), ([""], 2)]
+)
+def test_the_passphrase_is_asked_for_twice_and_not_shown(tmp_path: Path, answers: list[str], code: int) -> None:
+    ended, shown = at_terminal("init", "--recovery-key", cwd=tmp_path, answers=answers)
+    assert ended == code, shown
+    assert "Passphrase" not in shown
+    assert (tmp_path / "recovery.key.pem").exists() == (code == 0)
+
+
+def test_without_a_terminal_a_key_needs_a_passphrase_file(tmp_path: Path) -> None:
+    ended = a0backup("init", "--recovery-key", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "--passphrase-file" in ended.stderr
 
 
 def test_schema_is_a_json_schema() -> None:
@@ -103,8 +177,22 @@ def test_the_command_imports_no_engine(module: str) -> None:
 
 def test_help_names_every_command_and_the_exit_codes() -> None:
     text = a0backup("--help").stdout
-    for word in ["init", "schema", "check", "run", "status", "list", "show", "verify", "demo", "Exit codes"]:
-        assert word in text
+    for word in [
+        "init",
+        "schema",
+        "check",
+        "run",
+        "status",
+        "list",
+        "show",
+        "verify",
+        "drill",
+        "decrypt",
+        "handoff",
+        "demo",
+    ]:
+        assert f"  {word} " in text
+    assert "Exit codes" in text
 
 
 # -- on a vault -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,20 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from a0backup.errors import BuildTooOldError, FleetFileError
-from a0backup.fleet import EXAMPLE, A0cliSettings, Fleet, Node, PasswordSource, Polling, schema, seconds
+from a0backup.fleet import (
+    EXAMPLE,
+    EXPORT_FIELDS,
+    A0cliSettings,
+    ContentsLimits,
+    Fleet,
+    Kind,
+    Node,
+    PasswordSource,
+    Polling,
+    schema,
+    seconds,
+    size,
+)
 
 LEAST = """\
 vault: ./vault
@@ -29,6 +42,7 @@ nodes:
 """
 HEAD = "vault: ./vault\npassword: {env: P}\n"
 NODE = HEAD + "nodes:\n  - "
+SEALED = "vault: v\nnodes: [{name: a, host: b}]\npassword: {sealed_to: "
 
 Write = Callable[[str | bytes], Path]
 
@@ -68,6 +82,7 @@ def test_the_smallest_fleet_file_has_the_documented_defaults(write: Write, monke
     assert fleet.polling == Polling(interval=15, max_interval=120, deadline=4 * 3600)
     assert (fleet.lock_deadline, fleet.max_parallel, fleet.retrieve_attempts) == (7200, 16, 3)
     assert (fleet.existing, fleet.kinds) == ("preserve", ("backup",))
+    assert fleet.contents == ContentsLimits(max_unpacked=10 * 10**12, max_ratio=200)
     assert fleet.nodes == (Node(name="a0-1", host="192.168.1.186", port=10121, build=None),)
 
 
@@ -88,7 +103,13 @@ lock_deadline: 0s
 max_parallel: 1
 retrieve_attempts: 20
 existing: fail
-kinds: [backup, backup-sensitive]
+contents: {max_unpacked: 1.5TB, max_ratio: 12.5}
+kinds:
+  - backup
+  - backup-sensitive
+  - user-export:
+    - _id
+    - __tenant
 nodes:
   - {name: no, host: A0.example.com, port: 1, build: 13451}
   - {name: "2024", host: "fe80::1%eth0"}
@@ -105,7 +126,8 @@ nodes:
     )
     assert fleet.password == PasswordSource(file=tmp_path / "secret/password")
     assert fleet.polling == Polling(interval=1, max_interval=90, deadline=86400)
-    assert fleet.kinds == ("backup", "backup-sensitive")
+    assert (fleet.contents.max_unpacked, fleet.contents.max_ratio) == (1_500_000_000_000, 12.5)
+    assert fleet.kinds == ("backup", "backup-sensitive", "user-export")
     assert [node.name for node in fleet.nodes] == ["no", "2024"]
 
 
@@ -118,6 +140,7 @@ WRONG: list[tuple[str, int, str, str]] = [
     (NODE + "name: a0-1\n", 4, "nodes[0].host", "is missing"),
     (LEAST + "exsting: fail\n", 5, "exsting", "did you mean existing?"),
     (LEAST + "retention: {}\n", 5, "retention", "write one of vault, a0cli, password"),
+    (LEAST + "contents: {max_size: 1TB}\n", 5, "contents.max_size", "max_"),
     (LEAST + "vault: other\n", 5, "vault", "written twice, first on line 1"),
     (LEAST + "a0cli:\n  path: a\n  Path: b\n", 7, "a0cli.Path", "did you mean path?"),
     (LEAST + "polling: {dedline: 1h}\n", 5, "polling.dedline", "did you mean deadline?"),
@@ -153,8 +176,57 @@ WRONG: list[tuple[str, int, str, str]] = [
     (NODE + "{name: a, host: b, build: -1}\n", 4, "nodes[0].build", "from 1 to"),
     # choices
     (LEAST + "existing: keep\n", 5, "existing is 'keep'", "preserve, replace or fail"),
-    (LEAST + "kinds: [backup, export]\n", 5, "kinds[1] is 'export'", "backup or backup-sensitive"),
+    (
+        LEAST + "kinds: [backup, export]\n",
+        5,
+        "kinds[1] is 'export'",
+        "write backup, backup-sensitive or `user-export: [",
+    ),
     (LEAST + "kinds:\n - backup\n - backup\n", 5, "kinds", "each kind once"),
+    (LEAST + "kinds: [user-export]\n", 5, "kinds[0] is 'user-export'", "name the fields to export: `user-export: ["),
+    (LEAST + "kinds: [7]\n", 5, "kinds[0] is 7", "write backup, backup-sensitive or"),
+    (LEAST + "kinds: [[backup]]\n", 5, "kinds[0]", "write backup, backup-sensitive or"),
+    (LEAST + "kinds: [{export: [_id]}]\n", 5, "kinds[0]", "write backup, backup-sensitive or"),
+    (LEAST + "kinds: [{backup: [_id]}]\n", 5, "kinds[0]", "only user-export takes fields"),
+    (LEAST + "kinds: [{user-export: [_id], backup: }]\n", 5, "kinds[0]", "one kind for each entry"),
+    (LEAST + "kinds: [{user-export: }]\n", 5, "kinds[0].user-export", "at least one field: [_id, email]"),
+    (LEAST + "kinds: [{user-export: []}]\n", 5, "kinds[0].user-export", "at least one field"),
+    (LEAST + "kinds: [{user-export: '_id,email'}]\n", 5, "kinds[0].user-export", "write a list"),
+    (
+        LEAST + "kinds:\n  - user-export:\n    - email\n    - emial\n",
+        8,
+        "kinds[0].user-export[1]: unknown field 'emial'",
+        "did you mean email?",
+    ),
+    (LEAST + "kinds: [{user-export: [7]}]\n", 5, "kinds[0].user-export[0]: unknown field 7", "write one of _id, "),
+    (LEAST + "kinds: [{user-export: [[_id]]}]\n", 5, "kinds[0].user-export[0]: unknown field;", "did you mean _id?"),
+    (
+        LEAST + "kinds:\n  - user-export:\n    - email\n    - _id\n    - email\n",
+        9,
+        "kinds[0].user-export[2]",
+        "'email' is written twice: write each field once",
+    ),
+    (LEAST + "kinds: [{user-export: [_id]}, {user-export: [email]}]\n", 5, "kinds", "each kind once"),
+    (
+        HEAD + "kinds: [backup-sensitive]\nnodes:\n - {name: a, host: b}\n - {name: b, host: c, build: 11637}\n",
+        6,
+        "nodes[1].build is 11637: node 'b' is left without a kind",
+        "backup-sensitive is there from build 11638 on: add backup to kinds",
+    ),
+    # sizes and ratios
+    (LEAST + "contents: 1TB\n", 5, "contents", "`key: value` lines below it"),
+    (LEAST + "contents: {max_unpacked: 1000000000}\n", 5, "contents.max_unpacked is 1000000000", "write 500GB, 2TB"),
+    (LEAST + "contents: {max_unpacked: 500 GB}\n", 5, "contents.max_unpacked is '500 GB'", "write 500GB, 2TB"),
+    (LEAST + "contents: {max_unpacked: 1kB}\n", 5, "contents.max_unpacked", "write 500GB, 2TB"),
+    (LEAST + "contents: {max_unpacked: 0.9MB}\n", 5, "contents.max_unpacked", "from 1MB to 1PB"),
+    (LEAST + "contents: {max_unpacked: 1PiB}\n", 5, "contents.max_unpacked", "from 1MB to 1PB"),
+    (LEAST + "contents: {max_unpacked: " + "9" * 400 + "TB}\n", 5, "contents.max_unpacked", "write 500GB, 2TB"),
+    (LEAST + "contents: {max_ratio: 1.9}\n", 5, "contents.max_ratio is '1.9'", "write a number from 2 to 1032"),
+    (LEAST + "contents: {max_ratio: 1033}\n", 5, "contents.max_ratio is 1033", "write a number from 2 to 1032"),
+    (LEAST + "contents: {max_ratio: nan}\n", 5, "contents.max_ratio is 'nan'", "write a number"),
+    (LEAST + "contents: {max_ratio: inf}\n", 5, "contents.max_ratio is 'inf'", "write a number"),
+    (LEAST + "contents: {max_ratio: much}\n", 5, "contents.max_ratio is 'much'", "write a number"),
+    (LEAST + "contents: {max_ratio: [3]}\n", 5, "contents.max_ratio", "write a number"),
     (LEAST + "a0cli: {password_style: stdin}\n", 5, "a0cli.password_style", "positional or option"),
     # durations
     (LEAST + "lock_deadline: 60\n", 5, "lock_deadline is 60", "write 15s, 2m or 6h"),
@@ -207,11 +279,22 @@ WRONG: list[tuple[str, int, str, str]] = [
         "vault: v\npassword: {}\nnodes: [{name: a, host: b}]\n",
         2,
         "password",
-        "exactly one of secret_block, env or file",
+        "exactly one of sealed_to, secret_block, env or file",
     ),
     ("vault: v\npassword:\nnodes: [{name: a, host: b}]\n", 2, "password", "`key: value` lines below it"),
     ("vault: v\npassword: {env: A, file: b}\nnodes: [{name: a, host: b}]\n", 2, "password", "exactly one"),
-    ("vault: v\npassword: {sealed_to: k.pem}\nnodes: [{name: a, host: b}]\n", 2, "password", "not built yet"),
+    (SEALED + "k.pem, env: A}\n", 3, "password", "exactly one"),
+    (SEALED + "''}\n", 3, "password.sealed_to", "is empty"),
+    (SEALED + "7}\n", 3, "password.sealed_to", "write a path"),
+    (SEALED + "{file: k.pem}}\n", 3, "password.sealed_to", "write a path, or a list of paths"),
+    (SEALED + "[]}\n", 3, "password.sealed_to", "is empty: name at least one"),
+    (SEALED + "[" + "k.pem, " * 11 + "]}\n", 3, "password.sealed_to", "holds more than 10 entries"),
+    (
+        "vault: v\nnodes: [{name: a, host: b}]\npassword:\n  sealed_to:\n  - k.pem\n  - 7\n",
+        6,
+        "password.sealed_to[1]",
+        "write a path, in quotes",
+    ),
     ("vault: v\npassword: {envv: A}\nnodes: [{name: a, host: b}]\n", 2, "password", "did you mean env?"),
     ("vault: v\npassword: {env: 'A-B'}\nnodes: [{name: a, host: b}]\n", 2, "password.env", "variable's name"),
     (
@@ -358,7 +441,10 @@ SECRET = "hunter2-Kx9"
         f'password: "\\{SECRET}"',
         f"password={SECRET}: x",
         f"password: !it's{SECRET}!x y",
-        f"password: {{sealed_to: {SECRET}}}",
+        f"password: {{sealed_to: [[{SECRET}]]}}",
+        f"password: {{sealed_to: {{{SECRET}: {SECRET}}}}}",
+        f"password: {{sealed_to: [{{{SECRET}: x, {SECRET}: y}}]}}",
+        f"password: {{sealed_to: k.pem, env: {SECRET}}}",
         f"pasword: {SECRET}",
         f"Password: {SECRET}",
         f"password {SECRET}",
@@ -385,7 +471,7 @@ def test_a_password_written_into_the_file_is_never_repeated(
 
 def test_a_literal_password_is_told_where_to_go(write: Write) -> None:
     (problem,) = problems(write(f"vault: v\npassword: {SECRET}\nnodes: [{{name: a, host: b}}]\n"))
-    assert problem.startswith("line 2: password: never write the password itself into this file: write secret_block")
+    assert problem.startswith("line 2: password: never write the password itself into this file: write sealed_to")
 
 
 def test_a_wrong_model_made_in_python_does_not_repeat_a_password() -> None:
@@ -431,7 +517,15 @@ def test_garbage_gives_a_fleet_or_a_fleet_file_error(content: bytes) -> None:
 
 
 keys = st.sampled_from(
-    [*Fleet.model_fields, *Node.model_fields, *A0cliSettings.model_fields, *Polling.model_fields, "absent", "sealed_to"]
+    [
+        *Fleet.model_fields,
+        *Node.model_fields,
+        *A0cliSettings.model_fields,
+        *Polling.model_fields,
+        *ContentsLimits.model_fields,
+        *PasswordSource.model_fields,
+        *("absent", "user-export"),
+    ]
 )
 values: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -441,7 +535,7 @@ values: st.SearchStrategy[Any] = st.recursive(
     | st.text(max_size=20)
     | st.dates()
     | st.binary(max_size=5)
-    | st.sampled_from(["15s", "1d", "backup", "a0-1", "::1", "A" * 5000, "\ud800", "~root", "~x", "a/b"]),
+    | st.sampled_from(["15s", "1d", "backup", "a0-1", "::1", "A" * 5000, "\ud800", "~root", "~x", "a/b", "2TB", "_id"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys | st.text(max_size=8), inner, max_size=5),
     max_leaves=20,
 )
@@ -480,6 +574,75 @@ def test_durations_are_read(text: str, expected: float) -> None:
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write 15s, 2m or 6h"):
         seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1MB", 10**6),
+        ("500GB", 500 * 10**9),
+        ("2TB", 2 * 10**12),
+        ("0.1GB", 10**8),
+        ("1PB", 10**15),
+        ("500GiB", 500 * 2**30),
+        ("1.5TiB", 3 * 2**39),
+        ("123456789012.123456789012MB", 123456789012123456),
+    ],
+)
+def test_sizes_are_read(text: str, expected: int) -> None:
+    assert size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "1", "GB", "1 GB", "1gb", "1Gb", ".5GB", "1.GB", "-1GB", "1e3GB", "1GB\n", "٣GB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="write 500GB, 2TB or 500GiB"):
+        size(text)
+
+
+def test_a_password_may_be_sealed_to_one_recovery_key_or_to_several(write: Write, tmp_path: Path) -> None:
+    assert Fleet.load(write(SEALED + "keys/a.pem}\n")).password.sealed_to == (tmp_path / "keys/a.pem",)
+    several = Fleet.load(write(SEALED + "[a.pem, /b.pem]}\n")).password
+    assert several.sealed_to == (tmp_path / "a.pem", Path("/b.pem"))
+    assert (several.secret_block, several.env, several.file) == (None, None, None)
+    assert Fleet.load(write(LEAST)).password.sealed_to is None
+    assert PasswordSource(sealed_to=Path("/k.pem")).sealed_to == (Path("/k.pem"),)
+
+
+def test_an_export_is_started_with_its_fields_and_the_other_kinds_with_nothing_more(write: Write) -> None:
+    text = LEAST + "kinds: [backup, {user-export: [email, _id, lastLogin]}]\n"
+    fleet = Fleet.load(write(text))
+    assert fleet.kinds == ("backup", "user-export")
+    assert fleet.arguments("user-export") == ("email,_id,lastLogin",)
+    assert fleet.arguments("backup") == fleet.arguments("backup-sensitive") == ()
+    for same in (
+        pickle.loads(pickle.dumps(fleet)),
+        fleet.model_copy(deep=True),
+        Fleet.model_validate_json(fleet.model_dump_json()),
+    ):
+        assert same.arguments("user-export") == ("email,_id,lastLogin",)
+        assert same.kinds == fleet.kinds
+
+
+def test_the_sensitive_kind_is_left_out_where_the_declared_build_has_none(write: Write) -> None:
+    fleet = Fleet.load(
+        write(
+            HEAD + "kinds: [backup, backup-sensitive]\n"
+            "nodes: [{name: a, host: a, build: 11637}, {name: b, host: b, build: 11638}, {name: c, host: c}]\n"
+        )
+    )
+    both = ("backup", "backup-sensitive")
+    assert [fleet.kinds_of(node) for node in fleet.nodes] == [("backup",), both, both]
+    assert [node.splits for node in fleet.nodes] == [False, True, None]
+
+
+def test_no_kind_left_for_a_node_is_refused_also_from_python() -> None:
+    node = {"name": "a", "host": "b", "build": 11637}
+    fleet = {"vault": "v", "password": {"env": "P"}, "nodes": [node]}
+    with pytest.raises(ValidationError, match="node 'a' is left without a kind"):
+        Fleet.model_validate({**fleet, "kinds": ["backup-sensitive"]})
+    left = Fleet.model_validate({**fleet, "kinds": ["backup-sensitive", {"user-export": ["_id"]}]})
+    assert left.kinds_of(left.nodes[0]) == ("user-export",)
+    assert left.kinds == (Kind("backup-sensitive"), Kind("user-export"))
 
 
 def test_the_pauses_grow_by_half_up_to_the_longest() -> None:
@@ -558,7 +721,7 @@ def test_relative_paths_are_those_of_the_file_and_not_of_the_current_folder(
 def test_the_example_loads_as_it_stands_and_with_every_comment_opened(write: Write) -> None:
     fleet = Fleet.load(write(EXAMPLE))
     opened = re.sub(r"^( *)# (?=[a-z_]+: )", r"\1", EXAMPLE, flags=re.MULTILINE)
-    opened = re.sub(r"^  (env|secret_block): .*\n", "", opened, flags=re.MULTILINE)
+    opened = re.sub(r"^  (file|env|secret_block): .*\n", "", opened, flags=re.MULTILINE)
     full = Fleet.load(write(opened))
     assert full.nodes[0].build == 13451
     # What stands in the comments is the defaults.
@@ -584,10 +747,23 @@ def test_the_schema_is_valid_and_takes_the_example() -> None:
         {"max_parallel": 0},
         {"kinds": []},
         {"kinds": ["backup", "backup"]},
+        {"kinds": ["user-export"]},
+        {"kinds": [{"user-export": []}]},
+        {"kinds": [{"user-export": ["mail"]}]},
+        {"kinds": [{"user-export": ["_id", "_id"]}]},
+        {"kinds": [{"user-export": ["_id"]}, {"user-export": ["email"]}]},
+        {"kinds": [{"backup": ["_id"]}]},
+        {"contents": {"max_unpacked": 10**9}},
+        {"contents": {"max_unpacked": "1 TB"}},
+        {"contents": {"max_ratio": 1}},
+        {"contents": {"max_ratio": 1033}},
         {"unknown": 1},
         {"password": {}},
         {"password": {"env": "A", "file": "b"}},
         {"password": {"env": "A-B"}},
+        {"password": {"env": "A", "sealed_to": "k.pem"}},
+        {"password": {"sealed_to": []}},
+        {"password": {"sealed_to": ["k.pem"] * 11}},
         {"a0cli": {"replies": {"absnt": ["x"]}}},
         {"nodes": []},
         {"nodes": [{"name": "-a", "host": "b"}]},
@@ -601,7 +777,22 @@ def test_the_schema_refuses_what_loading_refuses(change: dict[str, Any], write: 
     assert problems(write(yaml.safe_dump(tree)))
 
 
-@pytest.mark.parametrize("model", [Fleet, Node, A0cliSettings, PasswordSource, Polling])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kinds": ["backup", "backup-sensitive", {"user-export": list(EXPORT_FIELDS)}]},
+        {"contents": {"max_unpacked": "1.5TiB", "max_ratio": 2}},
+        {"password": {"sealed_to": "k.pem"}},
+        {"password": {"sealed_to": ["k.pem", "l.pem"]}},
+    ],
+)
+def test_the_schema_takes_what_loading_takes(change: dict[str, Any], write: Write) -> None:
+    tree = {**yaml.safe_load(EXAMPLE), **change}
+    jsonschema.Draft202012Validator(schema()).validate(tree)
+    Fleet.load(write(yaml.safe_dump(tree)))
+
+
+@pytest.mark.parametrize("model", [Fleet, Node, A0cliSettings, PasswordSource, Polling, ContentsLimits])
 def test_every_setting_has_one_sentence_of_description(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         assert field.description, name

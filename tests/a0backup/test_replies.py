@@ -23,6 +23,9 @@ from a0backup.replies import (
     Wordings,
     made_nothing,
     meaning,
+    missing_commands,
+    offered_commands,
+    offers_sensitive,
     quote,
     read_ping,
     read_status,
@@ -566,3 +569,31 @@ def test_a_start_made_nothing_only_where_it_failed_and_says_so(said: str, exit_c
     reply = Printed("backup", exit_code, "", said, 0.1)
     refused = refusal(reply, node="a0-1", command="backup", wordings=Wordings())
     assert made_nothing(reply, refused) is nothing
+
+
+LISTING = """
+  Usage: a0cli [options] <command>
+
+  Commands:
+
+    create-key                    create a key pair on the current path
+    backup <password>             start a backup, see backup-sensitive for the keys
+    backup-status                 show it
+    ping                          ask whether the node is there
+    nslookup <host>               look a host up
+"""
+
+
+def test_what_a_node_does_not_list_is_missing() -> None:
+    kinds = ["backup", "backup-sensitive", "user-export"]
+    assert missing_commands(LISTING, kinds) == ["backup-sensitive", "user-export"]
+    assert offered_commands(LISTING) is not None
+    assert not offers_sensitive(LISTING)
+    assert offers_sensitive(LISTING + "    backup-sensitive <password>  the keys\n")
+
+
+@pytest.mark.parametrize("text", ["", "backup, backup-sensitive, ping, nslookup", '{"commands": ["backup-sensitive"]}'])
+def test_a_listing_in_another_form_proves_nothing(text: str) -> None:
+    assert missing_commands(text, ["backup", "backup-sensitive"]) == []
+    assert offered_commands(text) is None
+    assert not offers_sensitive(text)

@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -20,18 +21,34 @@ from a0backup.report import (
     check_rows,
     escaped,
     exit_code,
+    halves,
     human_seconds,
     human_size,
     lines,
     markdown,
+    outcome_of,
     plain,
     rows,
     summary,
     to_json,
 )
+from a0backup.vault import Manifest
 
 MD5 = "77d68bb4ab2c66200e6bfb4ec08d257d"
-GOOD = Outcome("a0-1", "backup", Ending.STORED, 125.4, id="a0-1/20261123T020000Z-backup", size=734003200, md5=MD5)
+GOOD = Outcome(
+    "a0-1",
+    "backup",
+    Ending.STORED,
+    125.4,
+    id="a0-1/20261123T020000Z-backup",
+    size=734003200,
+    md5=MD5,
+    verified="contents",
+    members=12,
+    unpacked_size=2936012800,
+    password="sealed",
+    confirmed=True,
+)
 MISMATCH = Outcome(
     "a0-2",
     "backup",
@@ -53,6 +70,8 @@ KEPT = Outcome(
     size=10,
     md5=MD5,
     notes=("a backup of our own was gone",),
+    verified="md5",
+    password="shared",
 )
 MIXED = [GOOD, MISMATCH, AWAY, KEPT]
 
@@ -92,14 +111,28 @@ HOSTILE = [
 
 def hostile(text: str) -> list[Outcome]:
     return [
-        Outcome(text, text, ending, 1.0, step=text, reason=text, hint=text, id=text, size=1, md5=text, notes=(text,))
+        Outcome(
+            text,
+            text,
+            ending,
+            1.0,
+            step=text,
+            reason=text,
+            hint=text,
+            id=text,
+            size=1,
+            md5=text,
+            notes=(text,),
+            verified=text,
+            password=text,
+        )
         for ending in Ending
     ]
 
 
 def findings(text: str) -> list[Finding]:
     return [
-        Finding(text, well, reachable, text, text, (text, text), text, text)
+        Finding(text, well, reachable, text, text, (text, text), text, text, (text,))
         for well, reachable in ((True, True), (False, True), (False, False))
     ]
 
@@ -144,13 +177,14 @@ def test_the_page_reads_well() -> None:
         f"""\
 **4 node backups: 1 stored, 3 failed (1 unreachable, 1 stored but not deleted on the node)**, fleet /etc/fleet.yaml
 
-| node | outcome | size | md5 | duration | artifact id |
-| --- | --- | --- | --- | --- | --- |
-| a0-1 | stored | 734.0 MB | `{MD5}` | 2 min 05 s | `a0-1/20261123T020000Z-backup` |
-| a0-2 | **failed (verify)** |  |  | 1 min 01 s |  |
-| a0-3 | **unreachable (check)** |  |  | 5.0 s |  |
-| a0-4 backup-sensitive | **stored, not deleted on the node (delete)** | 10 B | `{MD5}` | 30 s \
-| `a0-4/20261123T020000Z-backup-sensitive` |
+| node | outcome | size | md5 | verified | duration | artifact id |
+| --- | --- | --- | --- | --- | --- | --- |
+| a0-1 | stored | 734.0 MB | `{MD5}` | contents: 12 members, 2.9 GB unpacked | 2 min 05 s \
+| `a0-1/20261123T020000Z-backup` |
+| a0-2 | **failed (verify)** |  |  |  | 1 min 01 s |  |
+| a0-3 | **unreachable (check)** |  |  |  | 5.0 s |  |
+| a0-4 backup-sensitive | **stored, not deleted on the node (delete)** | 10 B | `{MD5}` \
+| md5 only, password not proven | 30 s | `a0-4/20261123T020000Z-backup-sensitive` |
 
 **a0-2 (verify)**: md5 mismatch: the node says aa, the retrieved bytes have bb
 
@@ -167,24 +201,28 @@ def test_the_page_reads_well() -> None:
 
 def test_the_terminal_lines_read_well_and_keep_ids_whole() -> None:
     assert lines(MIXED)[1:] == [
-        f"a0-1                   stored  734.0 MB  {MD5}  2 min 05 s  a0-1/20261123T020000Z-backup",
+        f"a0-1                   stored  734.0 MB  {MD5}  contents: 12 members, 2.9 GB unpacked  2 min 05 s  "
+        "a0-1/20261123T020000Z-backup",
         "a0-2                   failed (verify)  1 min 01 s",
         "  md5 mismatch: the node says aa, the retrieved bytes have bb",
         "  HINT: the node keeps its backup",
         "a0-3                   unreachable (check)  5.0 s",
         "  ping: connection refused",
-        f"a0-4 backup-sensitive  stored, not deleted on the node (delete)  10 B  {MD5}  30 s  "
-        "a0-4/20261123T020000Z-backup-sensitive",
+        f"a0-4 backup-sensitive  stored, not deleted on the node (delete)  10 B  {MD5}  md5 only, password not proven"
+        "  30 s  a0-4/20261123T020000Z-backup-sensitive",
         "  still there",
         "  a backup of our own was gone",
     ]
 
 
 def test_rows_and_json_have_the_same_keys_for_every_outcome() -> None:
-    assert {tuple(row) for row in rows(MIXED)} == {("node", "kind", "outcome", "size", "md5", "duration", "id")}
-    assert {tuple(row) for row in to_json(MIXED)} == {
-        ("node", "kind", "outcome", "well", "seconds", "step", "reason", "hint", "id", "size", "md5", "notes")
+    assert {tuple(row) for row in rows(MIXED)} == {
+        ("node", "kind", "outcome", "size", "md5", "verified", "duration", "id")
     }
+    assert len({tuple(row) for row in to_json(MIXED)}) == 1
+    assert rows(MIXED)[0]["verified"] == "contents: 12 members, 2.9 GB unpacked"
+    read = {key: to_json([GOOD])[0][key] for key in ("verified", "members", "unpacked_size", "password", "confirmed")}
+    assert list(read.values()) == ["contents", 12, 2936012800, "sealed", True]
     assert json.loads(json.dumps(to_json([MISMATCH]))) == [
         {
             "node": "a0-2",
@@ -199,8 +237,100 @@ def test_rows_and_json_have_the_same_keys_for_every_outcome() -> None:
             "size": None,
             "md5": "",
             "notes": [],
+            "verified": "",
+            "members": None,
+            "unpacked_size": None,
+            "password": "",
+            "confirmed": False,
+            "warnings": [],
         }
     ]
+
+
+def test_the_warnings_of_a_run_are_in_every_form_of_its_report() -> None:
+    assert lines([GOOD], ["one | half"])[-1] == "warning: one | half"
+    assert "\n\n**warning**: one \\| half\n\n**a0-2 (verify)**" in markdown(MIXED, fleet="f", warnings=["one | half"])
+    assert [row["warnings"] for row in to_json(MIXED, ["one | half"])] == [["one | half"]] * 4
+    assert "warning" not in markdown(MIXED, fleet="f") + "".join(lines(MIXED))
+
+
+def test_what_the_manifest_says_of_the_contents_is_in_the_outcome() -> None:
+    place = "a0-1/20261123T020000Z-backup"
+    written = {
+        "schema": 1,
+        "id": place,
+        "node": {"name": "a0-1", "host": "h", "port": 1},
+        "kind": "backup",
+        "name_on_node": "x.tar.gz",
+        "started_at": "2026-11-23T02:00:00Z",
+        "stored_at": "2026-11-23T02:14:09Z",
+        "artifact": {"file": "backup.tar.gz.enc", "size": 7, "md5": MD5, "sha256": "0" * 64},
+        "encryption": {"password": {"mode": "sealed", "confirmed": True}},
+        "verified": {"level": "contents", "members": 1, "unpacked_size": 10240},
+        "flow_run": "run-1",
+    }
+    read = outcome_of("a0-1", "backup", seconds=1, manifest=Manifest.model_validate(written))
+    assert (read.verified, read.members, read.unpacked_size) == ("contents", 1, 10240)
+    assert (read.password, read.confirmed) == ("sealed", True)
+    assert "contents: 1 member, 10.2 kB unpacked" in lines([read])[1]
+    unread = {**written, "verified": {"level": "md5"}, "encryption": {"password": {"mode": "unknown"}}}
+    assert (
+        "md5 only, password not proven"
+        in lines([outcome_of("a0-1", "backup", seconds=1, manifest=Manifest.model_validate(unread))])[1]
+    )
+    gone = outcome_of("a0-1", "backup", seconds=1, error=ValueError("x"))
+    assert (gone.verified, gone.members, gone.password, gone.confirmed) == ("", None, "", False)
+
+
+BOTH = ("backup", "backup-sensitive")
+
+
+def ended(kind: str, ending: Ending, node: str = "a0-1") -> Outcome:
+    kept = ending in (Ending.STORED, Ending.NOT_DELETED)
+    return Outcome(node, kind, ending, 1.0, id=f"{node}/20261123T020000Z-{kind}" if kept else "")
+
+
+@pytest.mark.parametrize(
+    ("main", "sensitive", "warning"),
+    [
+        (Ending.STORED, Ending.STORED, ""),
+        (Ending.STORED, Ending.NOT_DELETED, ""),
+        (Ending.FAILED, Ending.UNREACHABLE, ""),
+        (Ending.STORED, Ending.FAILED, "stored its backup without its backup-sensitive"),
+        (Ending.NOT_DELETED, Ending.FAILED, "stored its backup without its backup-sensitive"),
+        (Ending.FAILED, Ending.STORED, "stored its backup-sensitive without its backup"),
+    ],
+)
+def test_one_half_alone_is_warned_of_after_a_run(main: Ending, sensitive: Ending, warning: str) -> None:
+    outcomes = [
+        ended("backup", main),
+        ended("backup-sensitive", sensitive),
+        ended("backup", Ending.STORED, "a0-2"),
+        ended("backup-sensitive", Ending.STORED, "a0-3"),
+    ]
+    said = halves("a0-1", BOTH, splits=True, outcomes=outcomes)
+    assert said == (f"a0-1: this run {warning}: an installation cannot be fully recovered from it" if warning else "")
+    assert halves("a0-1", BOTH, splits=False, outcomes=outcomes) == ""
+
+
+@pytest.mark.parametrize(
+    ("kinds", "made"),
+    [
+        (["backup"], "backup is made without backup-sensitive, "),
+        (["user-export", "backup-sensitive"], "backup-sensitive is made without backup, "),
+    ],
+)
+def test_a_half_that_nobody_asks_for_is_warned_of_also_before_a_run(kinds: list[str], made: str) -> None:
+    for outcomes in (None, [ended(kinds[-1], Ending.STORED)], [ended(kinds[-1], Ending.FAILED)]):
+        said = halves("a0-1", kinds, splits=True, outcomes=outcomes)
+        assert said.startswith(f"a0-1: {made}")
+        assert "an installation cannot be fully recovered from it" in said
+    assert halves("a0-1", kinds, splits=False) == ""
+
+
+@pytest.mark.parametrize("kinds", [BOTH, ["user-export"], [*BOTH, "user-export"]])
+def test_nothing_is_warned_of_where_both_halves_are_asked_for_or_none_is(kinds: list[str]) -> None:
+    assert halves("a0-1", kinds, splits=True) == ""
 
 
 def test_the_order_given_is_kept() -> None:
@@ -225,8 +355,8 @@ def only_text(text: str) -> None:
     blocks = {"paragraph", "table", "thead", "tbody", "tr", "th", "td", "bullet_list", "list_item", "blockquote"}
     allowed |= {f"{block}_{end}" for block in blocks for end in ("open", "close")}
     for page, columns, body in (
-        (markdown(hostile(text), fleet=text), 6, len(Ending)),
-        (check_markdown(findings(text), fleet=text), 5, 3),
+        (markdown(hostile(text), fleet=text, warnings=[text]), 7, len(Ending)),
+        (check_markdown(findings(text), fleet=text, warnings=[text], notes=[text]), 5, 3),
     ):
         tokens = rendered(page)
         assert {token.type for token in tokens} <= allowed
@@ -239,12 +369,12 @@ def only_text(text: str) -> None:
     for row in (*rows(hostile(text)), *check_rows(findings(text))):
         for cell in row.values():
             assert {token.type for token in rendered(str(cell))} <= allowed - {"blockquote_open", "bullet_list_open"}
-    shown = [*lines(hostile(text)), *check_lines(findings(text)), *summary(hostile(text))]
+    shown = [*lines(hostile(text), [text]), *check_lines(findings(text), [text], [text]), *summary(hostile(text))]
     shown += [str(value) for row in (*rows(hostile(text)), *check_rows(findings(text))) for value in row.values()]
-    shown += [json.dumps([to_json(hostile(text)), check_json(findings(text))], ensure_ascii=False)]
+    shown += [json.dumps([to_json(hostile(text), [text]), check_json(findings(text), [text])], ensure_ascii=False)]
     for line in shown:
         assert not any(unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" for c in line)
-        assert len(line) < 30_000
+        assert len(line) < 40_000
 
 
 @settings(deadline=None)
@@ -336,9 +466,26 @@ def test_a_check_is_reported_with_the_line_that_teaches_a_wording() -> None:
     assert r"| a0-1 | well | nothing there | start a backup | 52\.0 GB free, the last backup took 1.0 GB |" in page
     assert "| a0-3 | **unreachable** |  | fail |  |" in page
     assert {tuple(row) for row in check_json([WELL, UNKNOWN])} == {
-        ("node", "well", "reachable", "status", "would", "room", "problems", "teach")
+        ("node", "well", "reachable", "status", "would", "room", "problems", "warnings", "teach")
     }
     assert check_json([UNKNOWN])[0]["teach"] == 'a0cli: {replies: {absent: ["Nix da"]}}'
+
+
+def test_a_warning_leaves_a_node_well_and_is_shown_below_it() -> None:
+    warned = replace(WELL, warnings=("one | half",))
+    assert check_lines([warned], ["the same password"], ["sealed to k.pem"]) == [
+        "1 node checked: 1 well",
+        "a0-1  well  nothing there  start a backup",
+        "  vault: 52.0 GB free, the last backup took 1.0 GB",
+        "  warning: one | half",
+        "sealed to k.pem",
+        "warning: the same password",
+    ]
+    page = check_markdown([warned], fleet="f", warnings=["the same password"], notes=["sealed to k.pem"])
+    assert page.endswith("\n\n**warning**: the same password\n\n**a0-1**: warning: one \\| half\n\n- sealed to k.pem\n")
+    assert check_rows([warned])[0]["warnings"] == "one \\| half"
+    assert check_json([warned], ["the same password"])[0]["warnings"] == ["one | half", "the same password"]
+    assert check_exit_code([warned]) == 0
 
 
 @pytest.mark.parametrize(("found", "code"), [([WELL], 0), ([], 1), ([GONE], 1), ([WELL, GONE], 3)])

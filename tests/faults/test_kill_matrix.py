@@ -53,6 +53,11 @@ def mismatching(trial: Trial) -> None:
         trial.appliances.tell(node, "backup-retrieve", "flip", times=1)
 
 
+def sealed(trial: Trial) -> None:
+    """Each backup has a password of its own, which only the run that started it knows."""
+    trial.seal()
+
+
 Scenario = Callable[[Trial], None]
 UNFINISHED = (interrupted, mismatching)  # leave a backup of ours that the struck run is to finish
 _references: dict[tuple[int, Scenario, int], list[Operation]] = {}
@@ -117,7 +122,7 @@ PLAIN_ONLY = ("create", "truncate", "write", "chmod")
 
 @matrix
 @in_parts
-@pytest.mark.parametrize("scenario", [plain, foreign, interrupted, unreadable, mismatching], ids=lambda s: s.__name__)
+@pytest.mark.parametrize("scenario", [plain, foreign, interrupted, unreadable, mismatching, sealed], ids=lambda s: s.__name__)
 def test_a_kill_at_any_change_of_the_vault_loses_nothing(
     arena_: Arena, told: Any, scenario: Scenario, part: int
 ) -> None:
@@ -161,7 +166,7 @@ def cuts(points: list[Operation]) -> Iterator[tuple[Literal["lost", "kept"], int
 
 @matrix
 @in_parts
-@pytest.mark.parametrize("scenario", [plain, foreign], ids=lambda s: s.__name__)
+@pytest.mark.parametrize("scenario", [plain, foreign, sealed], ids=lambda s: s.__name__)
 def test_a_power_cut_at_any_change_of_the_vault_loses_nothing(
     arena_: Arena, told: Any, scenario: Scenario, part: int
 ) -> None:
@@ -196,7 +201,7 @@ KILLS: list[dict[str, Any]] = [
 
 @matrix
 @in_parts
-@pytest.mark.parametrize("scenario", [plain, foreign], ids=lambda s: s.__name__)
+@pytest.mark.parametrize("scenario", [plain, foreign, sealed], ids=lambda s: s.__name__)
 def test_a_kill_before_in_and_after_any_call_of_a0cli_loses_nothing(
     arena_: Arena, told: Any, scenario: Scenario, part: int
 ) -> None:

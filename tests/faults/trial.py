@@ -3,6 +3,7 @@
 Nothing here uses the product's own code to read the vault: what is checked is what a person with `md5sum` would see.
 """
 
+import base64
 import fcntl
 import hashlib
 import itertools
@@ -14,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+from simulator.artifact import fingerprint
 from simulator.fleet import SimulatedFleet
 from tests.faults.disk import Disk, Tree, read_tree
 from tests.faults.warm import Run, Warm
 
 PASSWORD = "Canary7Password"
+OAEP = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
 HEALTHY = 120.0  # seconds in which a run that nothing disturbs has surely ended
 
 
@@ -28,6 +33,7 @@ class Arena:
 
     def __init__(self, room: Path, appliances: SimulatedFleet, warm: Warm) -> None:
         self.room, self.appliances, self.warm = room, appliances, warm
+        self.recovery_key = rsa.generate_private_key(public_exponent=65537, key_size=3072)
         self.numbers = itertools.count(1)
         self._unused = iter(appliances.nodes)
 
@@ -62,8 +68,8 @@ class Trial:
         for node in self.nodes:
             (arena.room / "witness" / node).symlink_to(self.vault / node)
         quick = {"interval": "0.05s", "max_interval": "0.05s", "deadline": "20s"}
-        settings = {"nodes": chosen, "polling": quick, "a0cli": {"call_timeout": "3s"}, **overrides}
-        self.fleet_yaml = self.appliances.fleet_yaml(self.room / "fleet.yaml", **settings)
+        self._settings = {"nodes": chosen, "polling": quick, "a0cli": {"call_timeout": "3s"}, **overrides}
+        self.fleet_yaml = self.appliances.fleet_yaml(self.room / "fleet.yaml", **self._settings)
         self.disk = Disk(self.vault, self.room / "disk")
         self.cut = False  # whether the power was cut once: the log of the disk begins anew with that
         self.spoilt = False  # whether verified bytes were destroyed, or another backup came, and is to be retrieved
@@ -72,6 +78,14 @@ class Trial:
     def node(self) -> str:
         [node] = self.nodes
         return node
+
+    def seal(self) -> None:
+        """From now on each backup has a password of its own, sealed to the arena's recovery key."""
+        public = self.arena.recovery_key.public_key()
+        spki = serialization.PublicFormat.SubjectPublicKeyInfo
+        (self.room / "recovery.pub.pem").write_bytes(public.public_bytes(serialization.Encoding.PEM, spki))
+        settings = self._settings | {"password": {"sealed_to": "recovery.pub.pem"}}
+        self.fleet_yaml = self.appliances.fleet_yaml(self.fleet_yaml, **settings)
 
     def start(self, *arguments: str, **environment: str) -> Run:
         """Start `a0backup run` on the trial's disk."""
@@ -110,6 +124,7 @@ class Trial:
         return [
             *lies,
             *self._lost(kept),
+            *self._never_to_be_opened(tree),
             *self._not_durable_when_deleted(),
             *self._two_at_once(),
             *self._fetched_twice(),
@@ -144,6 +159,42 @@ class Trial:
                 if md5 not in held:
                     lost.append(f"{node}: {kind} {md5} is on the node no more, and nobody deleted it")
         return lost
+
+    def _never_to_be_opened(self, tree: Tree) -> list[str]:
+        """Return each backup, on its node or in the vault, whose password is kept nowhere.
+
+        Looked at is what the runs themselves started: the node's record has a fingerprint of each password.
+        """
+        found = []
+        for node in self.nodes:
+            started = {call["password"] for call in self.appliances.calls(node) if call["password"]}
+            made = {(e["kind"], e["md5"]): e["password"] for e in self.appliances.events(node) if e["md5"]}
+            kept: dict[str, set[str]] = {"": {fingerprint(PASSWORD)}}
+            for place, content in tree.items():
+                name = place.rpartition("/")[2]
+                if not place.startswith(f"{node}/") or not name.endswith(".json") or not isinstance(content, bytes):
+                    continue
+                if "/passwords/" in place and not name.startswith("."):
+                    kept[""] |= self._unsealed(json.loads(content)["sealed"])
+                elif name == "manifest.json" and "quarantine" not in place:
+                    manifest = json.loads(content)
+                    password = manifest["encryption"]["password"]
+                    shared = {fingerprint(PASSWORD)} if password["mode"] == "shared" else set()
+                    kept[manifest["artifact"]["md5"]] = self._unsealed(password["sealed"]) | shared
+            for (kind, md5), password in made.items():
+                held = self.appliances.holds(node, kind)
+                if password not in started:
+                    continue
+                if md5 in kept and password not in kept[md5]:
+                    found.append(f"{node}: the password of the {kind} {md5} is not in its manifest")
+                if held is not None and held["md5"] == md5 and password not in kept.get(md5, set()) | kept[""]:
+                    found.append(f"{node}: the password of the {kind} {md5}, which is on the node, is not in the vault")
+        return found
+
+    def _unsealed(self, sealed: list[dict[str, str]]) -> set[str]:
+        """Return the fingerprints of the sealed passwords."""
+        boxes = (base64.b64decode(entry["box"]) for entry in sealed)
+        return {fingerprint(self.arena.recovery_key.decrypt(box, OAEP).decode()) for box in boxes}
 
     def _not_durable_when_deleted(self) -> list[str]:
         """Return each deletion at whose instant a power cut would have taken the artifact."""
@@ -218,7 +269,7 @@ class Trial:
         return found + [f"a process is left: {words}" for words in self.processes()]
 
     def _leftovers(self) -> list[Path]:
-        patterns = ("*/journal-*.json", "*/work/*", "*/.*.partial", "*/*/.*.partial", "*/quarantine/*/.*.partial")
+        patterns = ("*/journal-*.json", "*/work/*", "*/passwords/*", "*/.*.partial", "*/*/.*.partial", "*/quarantine/*/.*.partial")
         found = [path for pattern in patterns for path in self.vault.glob(pattern)]
         folders = (path for path in self.vault.glob("*/*Z-*") if path.is_dir())
         return found + [path for path in folders if not (path / "manifest.json").exists()]

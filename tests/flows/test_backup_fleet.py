@@ -58,6 +58,7 @@ def test_every_step_is_recorded_under_the_name_of_its_node_and_none_is_rolled_ba
         "await-backup-a0-1",
         "retrieve-backup-a0-1",
         "verify-backup-a0-1",
+        "inspect-backup-a0-1",
         "store-backup-a0-1",
         "delete-backup-a0-1",
         "confirm-delete-backup-a0-1",

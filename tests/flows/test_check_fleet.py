@@ -49,6 +49,39 @@ def test_a_missing_password_is_known_before_the_night(
     assert "A0_BACKUP_PASSWORD" in run.flow_run.state.message
 
 
+def test_a_recovery_key_that_cannot_be_read_is_known_before_the_night(
+    engine: str, appliances: SimulatedFleet, fleet_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from a0backup.recovery import make_pair
+    from flows.check_fleet import check_fleet
+
+    monkeypatch.delenv("A0_BACKUP_PASSWORD")
+    sealed = fleet_yaml.read_text().replace('env: "A0_BACKUP_PASSWORD"', "sealed_to: recovery.pub.pem")
+    fleet_yaml.write_text(sealed)
+    run = run_and_read(check_fleet, fleet=fleet_yaml)
+    assert run.flow_run.state.name == "Failed"
+    assert f"recovery key {fleet_yaml.parent}/recovery.pub.pem: there is no such file" in run.flow_run.state.message
+    away = fleet_yaml.parent / "a stick"
+    away.mkdir()
+    key = make_pair(away / "recovery.key.pem", fleet_yaml.parent / "recovery.pub.pem", "a long passphrase")
+    run = run_and_read(check_fleet, fleet=fleet_yaml)
+    assert run.flow_run.state.name == "Completed"
+    assert key.fingerprint in " ".join(log.message for log in run.logs)
+
+
+def test_what_is_no_problem_yet_is_warned_of_and_the_check_completes(
+    engine: str, appliances: SimulatedFleet, fleet_yaml: Path
+) -> None:
+    from a0backup.fleet import KEYSTREAM_REUSE
+    from flows.check_fleet import check_fleet
+
+    run = run_and_read(check_fleet, fleet=fleet_yaml)
+    assert run.flow_run.state.name == "Completed"
+    assert [log.message for log in run.logs].count(KEYSTREAM_REUSE) == 1
+    [markdown] = [artifact.data for artifact in run.artifacts if artifact.key == "check-report"]
+    assert markdown.count("an installation cannot be fully recovered from it") == 3
+
+
 def test_a_secret_block_is_where_a_password_may_come_from(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:

@@ -1,0 +1,19 @@
+"""The shared password of fleet.yaml, loaded inside the step that uses it.
+
+A password is never a parameter, a result or a log line of the engine.
+"""
+
+from prefect.blocks.system import Secret
+
+from a0backup import password
+
+
+async def shared_password(source: password.Source) -> str | None:
+    """Return the password, None where each backup is sealed with one of its own. Raise PasswordError."""
+    return await password.load(source, block=secret_block)
+
+
+async def secret_block(name: str) -> str:
+    """Return the value of the Prefect Secret block *name*."""
+    block: Secret[str] = await Secret.aload(name)
+    return str(block.get())

@@ -1,0 +1,157 @@
+"""docs/restore.md gets every byte back with what it says is needed, by the very commands that stand on it."""
+
+import re
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from a0backup.password import random_password
+from a0backup.vault import Manifest, Vault
+from tests.stored import PASSPHRASE, Keys, store
+
+PAGE = Path(__file__).parents[2] / "docs" / "restore.md"
+# What the page may use; neither Python nor anything of this project is in reach of its commands.
+TOOLS = "openssl sed grep base64 sha256sum md5sum sort cut ls cp mkdir rm shred tar gzip".split()
+SHARED = "Canary7 Pässw0rd"
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return Keys.make(tmp_path_factory.mktemp("offline"), SHARED)
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bin")
+    for tool in TOOLS:
+        found = shutil.which(tool)
+        assert found, tool
+        (folder / tool).symlink_to(found)
+    return folder
+
+
+def blocks(*, but: str) -> list[str]:
+    """Return the runnable blocks of the page in order, without those of the section whose heading holds *but*."""
+    sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    wanted = [section for section in sections if but not in section.partition("\n")[0]]
+    assert len(wanted) == len(sections) - 1
+    return re.findall(r"^<!-- runnable -->\n```sh\n(.*?)^```$", "\n".join(wanted), re.MULTILINE | re.DOTALL)
+
+
+def with_places(block: str, artifact: Path, key: Path) -> str:
+    """Fill in the two places that the reader fills in."""
+    for name, path in {"ARTIFACT": artifact, "KEY": key}.items():
+        block, count = re.subn(rf"^{name}=\S+", f"{name}='{path}'", block, flags=re.MULTILINE)
+        assert count == 1
+    return block
+
+
+def follow(
+    place: Path,
+    tools: Path,
+    vault: Path,
+    manifest: Manifest,
+    key: Path,
+    *,
+    but: str,
+    typed: str,
+    clean_up: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Do what the page says in *place*; keep what it unpacks unless *clean_up*."""
+    first, *rest = blocks(but=but)
+    if not clean_up:
+        rest.pop()
+    script = "\n".join([with_places(first, Vault(vault).artifact(manifest), key), *rest])
+    return subprocess.run(
+        [shutil.which("bash") or "bash", "-e", "-c", script],
+        cwd=place,
+        env={"PATH": str(tools)},
+        input=f"{typed}\n",
+        capture_output=True,
+        text=True,
+    )
+
+
+def unpacked(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def expected(manifest: Manifest, vault: Path, password: str, place: Path) -> dict[str, bytes]:
+    """Return every member's bytes, by Python's own tarfile."""
+    from a0backup.encryption import decryptor
+
+    plain = place / "expected.tar.gz"
+    plain.write_bytes(decryptor(password).update(Vault(vault).artifact(manifest).read_bytes()))
+    with tarfile.open(plain) as tar:
+        members = {member.name: tar.extractfile(member) for member in tar if member.isfile()}
+        return {name: file.read() for name, file in members.items() if file is not None}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "restore").mkdir()
+    return tmp_path / "restore"
+
+
+@pytest.mark.parametrize("recipient", ["recovery", "other"])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_sealed_artifact_is_opened_whole_by_each_recipient_whichever_candidate_it_is(
+    tmp_path: Path, place: Path, tools: Path, keys: Keys, recipient: str, which: int
+) -> None:
+    vault, candidates = tmp_path / "a vault", [random_password() for _ in range(3)]
+    sealed = [box for password in candidates for box in keys.seal(password, "recovery", "other")]
+    manifest = store(vault, candidates[which], sealed=sealed, size=300_000)
+    key = keys.folder / f"{recipient}.key.pem"
+    ended = follow(place, tools, vault, manifest, key, but="3b. Shared", typed=PASSPHRASE)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"password-{which + 1} opens it, the whole file" in ended.stdout
+    assert ended.stdout.count("opens it") == 1
+    assert ended.stdout.count(": OK") == 2
+    assert unpacked(place / "unpacked") == expected(manifest, vault, candidates[which], tmp_path)
+    assert (place / "backup.tar.gz").read_bytes() == (tmp_path / "expected.tar.gz").read_bytes()
+    assert {path.stat().st_mode & 0o077 for path in place.iterdir()} == {0}
+
+
+def test_the_usual_artifact_with_one_key_and_one_candidate_leaves_nothing_behind(
+    tmp_path: Path, place: Path, tools: Path, keys: Keys
+) -> None:
+    password = random_password()
+    manifest = store(tmp_path / "vault", password, sealed=keys.seal(password, "recovery"))
+    key = keys.folder / "recovery.key.pem"
+    vault = tmp_path / "vault"
+    ended = follow(place, tools, vault, manifest, key, but="3b. Shared", typed=PASSPHRASE, clean_up=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "dump/auth0/users.bson" in ended.stdout
+    assert list(place.iterdir()) == []
+
+
+def test_a_shared_artifact_is_opened_whole(tmp_path: Path, place: Path, tools: Path, keys: Keys) -> None:
+    manifest = store(tmp_path / "vault", SHARED)
+    ended = follow(place, tools, tmp_path / "vault", manifest, Path("none"), but="3a. Sealed", typed=SHARED)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "password: shared" in ended.stdout
+    assert unpacked(place / "unpacked") == expected(manifest, tmp_path / "vault", SHARED, tmp_path)
+
+
+def test_a_wrong_password_shows_as_the_page_says(tmp_path: Path, place: Path, tools: Path, keys: Keys) -> None:
+    manifest = store(tmp_path / "vault", SHARED)
+    ended = follow(place, tools, tmp_path / "vault", manifest, Path("none"), but="3a. Sealed", typed="wrong")
+    assert ended.returncode
+    assert "not in gzip format" in ended.stderr
+    assert not (place / "password").exists()
+
+
+def test_a_damaged_artifact_ends_at_its_checksums(tmp_path: Path, place: Path, tools: Path, keys: Keys) -> None:
+    manifest = store(tmp_path / "vault", SHARED)
+    artifact = Vault(tmp_path / "vault").artifact(manifest)
+    artifact.write_bytes(artifact.read_bytes()[:-1])
+    ended = follow(place, tools, tmp_path / "vault", manifest, Path("none"), but="3a. Sealed", typed=SHARED)
+    assert ended.returncode
+    assert "backup.tar.gz.enc: FAILED" in ended.stdout
+
+
+def test_every_block_of_commands_is_run() -> None:
+    assert PAGE.read_text(encoding="utf-8").count("```sh") == len(blocks(but="3a. Sealed")) + 2
