@@ -424,7 +424,8 @@ class BackupRun:
     async def verify(self, found: Found, shared: LoadShared) -> Done:
         """See that the bytes that are here are those of *found*; with a password at hand, read what is in them too.
 
-        Both in one pass over the file; what came of the contents, `inspect` tells. Raise Md5MismatchError, or RetrieveFailedError where a0cli itself said that they are not whole.
+        Both in one pass over the file; what came of the contents, `inspect` tells. Raise Md5MismatchError, or
+        RetrieveFailedError where a0cli itself said that they are not whole.
         """
         self.session.enter("verify")
         wanted, hand = self._md5_of(found), self._in_hand

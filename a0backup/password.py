@@ -46,7 +46,8 @@ def describe(source: Source) -> str:
 async def load(source: Source, *, block: Callable[[str], Awaitable[str]]) -> str | None:
     """Return the shared password from where *source* says; *block* reads a Secret block of the engine by its name.
 
-    None where there is none to be had: each backup is sealed with a password of its own. Raise PasswordError, which never quotes the password, where there is none or a0cli could not take it.
+    None where each backup has a password of its own. Raise PasswordError, which never quotes the password, where there
+    is none or a0cli could not take it.
     """
     if source.sealed_to is not None:
         return None

@@ -122,7 +122,9 @@ PLAIN_ONLY = ("create", "truncate", "write", "chmod")
 
 @matrix
 @in_parts
-@pytest.mark.parametrize("scenario", [plain, foreign, interrupted, unreadable, mismatching, sealed], ids=lambda s: s.__name__)
+@pytest.mark.parametrize(
+    "scenario", [plain, foreign, interrupted, unreadable, mismatching, sealed], ids=lambda s: s.__name__
+)
 def test_a_kill_at_any_change_of_the_vault_loses_nothing(
     arena_: Arena, told: Any, scenario: Scenario, part: int
 ) -> None:
@@ -242,3 +244,7 @@ def test_a_kill_at_the_changes_that_matter_most_loses_nothing(arena_: Arena, tol
     trial = Trial(arena_)
     trial.appliances.tell(trial.node, "backup-delete", "kill_parent", when="before", orphan=0.5, times=1)
     strike(trial, "plain, before backup-delete, whose a0cli lives on", telling, *trial.run())
+    trial = Trial(arena_)
+    sealed(trial)
+    trial.appliances.tell(trial.node, "backup", "kill_parent", when="after", times=1)
+    strike(trial, "sealed, after the start that the password was made for", telling, *trial.run())

@@ -269,7 +269,8 @@ class Trial:
         return found + [f"a process is left: {words}" for words in self.processes()]
 
     def _leftovers(self) -> list[Path]:
-        patterns = ("*/journal-*.json", "*/work/*", "*/passwords/*", "*/.*.partial", "*/*/.*.partial", "*/quarantine/*/.*.partial")
+        patterns = ("*/journal-*.json", "*/work/*", "*/passwords/*", "*/.*.partial", "*/*/.*.partial")
+        patterns += ("*/quarantine/*/.*.partial",)
         found = [path for pattern in patterns for path in self.vault.glob(pattern)]
         folders = (path for path in self.vault.glob("*/*Z-*") if path.is_dir())
         return found + [path for path in folders if not (path / "manifest.json").exists()]
