@@ -234,22 +234,28 @@ def run(fleet_path: Path, as_json: bool, existing: Existing | None, dry_run: boo
 
 
 def _check(fleet_path: Path, nodes: Sequence[str], existing: Existing | None, as_json: bool) -> None:
-    order = [node.name for node in Fleet.load(fleet_path).chosen(nodes)]
+    fleet = Fleet.load(fleet_path)
+    order = [node.name for node in fleet.chosen(nodes)]
     findings: list[report.Finding] = []
+    warnings: list[str] = []
 
     def collect(news: News) -> None:
-        if isinstance(news, Checked):
-            findings.append(news.finding)
+        match news:
+            case Checked():
+                findings.append(news.finding)
+            case Warned():
+                warnings.append(news.text)
 
+    from a0backup.check import fleet_notes
     from deployments.local_run import run_here
 
     with watched_by(collect), terminal.shown(quiet=as_json):
         error = run_here("check-fleet", fleet_path, nodes, existing)
     findings.sort(key=lambda finding: order.index(finding.node))
     if as_json:
-        click.echo(json.dumps(report.check_json(findings), indent=2))
+        click.echo(json.dumps(report.check_json(findings, warnings), indent=2))
     elif findings:
-        click.echo("\n".join(report.check_lines(findings)))
+        click.echo("\n".join(report.check_lines(findings, warnings, fleet_notes(fleet))))
     _exit_with(report.check_exit_code(findings), error)
 
 

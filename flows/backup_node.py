@@ -182,7 +182,7 @@ async def make_and_keep(run: BackupRun) -> None:
 
 
 async def retrieve_verified(run: BackupRun, found: Found, *, ours: bool) -> bool:
-    """Retrieve *found* until its md5 matches, at most `retrieve_attempts` times; return whether it is here and whole."""
+    """Retrieve *found* until its md5 matches, at most `retrieve_attempts` times; return whether that went well."""
     while True:
         try:
             await backup_retrieve(run, found)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from a0backup import password
@@ -49,12 +48,11 @@ async def check_fleet(
     said: Existing | None = None if existing == "as in fleet.yaml" else existing
 
     problems = await password_problems(settings) + await in_thread(fleet_room, settings, chosen)
-    for note in await in_thread(fleet_notes, settings):
-        get_run_logger().info("%s", note)
-    warn(await in_thread(fleet_warnings, settings))
+    notes, warnings = await in_thread(fleet_notes, settings), await in_thread(fleet_warnings, settings)
+    warn(warnings)
     look = partial(finding_of, fleet=settings, existing=said, problems=problems)
     findings = await for_each(chosen, look, at_most=settings.max_parallel)
-    await publish_findings(findings, fleet=str(fleet))
+    await publish_findings(findings, fleet=str(fleet), warnings=warnings, notes=notes)
     bad = [f"{finding.node}: {finding.problems[0]}" for finding in findings if not finding.well]
     if bad:
         raise CheckFailedError(bad)

@@ -1,5 +1,7 @@
 """The report on the run's page: a Markdown artifact to read, a table artifact to sort."""
 
+from collections.abc import Sequence
+
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
 from a0backup import report
@@ -8,7 +10,7 @@ from tasks.step import step
 
 
 @step(name="publish-report", task_run_name="publish-report")
-async def publish_report(outcomes: list[Outcome], fleet: str, warnings: list[str]) -> None:
+async def publish_report(outcomes: list[Outcome], fleet: str, warnings: Sequence[str]) -> None:
     """Put how every node's backup ended on the run's page, and the run's *warnings*."""
     await acreate_markdown_artifact(
         key="backup-report",
@@ -23,11 +25,11 @@ async def publish_report(outcomes: list[Outcome], fleet: str, warnings: list[str
 
 
 @step(name="publish-findings", task_run_name="publish-findings")
-async def publish_findings(findings: list[Finding], fleet: str) -> None:
-    """Put what the check found of every node on the run's page."""
+async def publish_findings(findings: list[Finding], fleet: str, warnings: Sequence[str], notes: Sequence[str]) -> None:
+    """Put what the check found of every node on the run's page, and the fleet's *warnings* and *notes*."""
     await acreate_markdown_artifact(
         key="check-report",
-        markdown=report.check_markdown(findings, fleet=fleet),
+        markdown=report.check_markdown(findings, fleet=fleet, warnings=warnings, notes=notes),
         description="What is on every node, what the next run would do, and what is in its way.",
     )
     await acreate_table_artifact(

@@ -4,9 +4,13 @@ Copied beside a `words.json` and a `node/` folder, and made executable, it is th
 things is a set of templates; what it does is what the page says.
 """
 
+import gzip
 import hashlib
+import io
 import json
+import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -26,6 +30,24 @@ def say(what, **values):
             text = text.replace("{" + key + "}", str(value))
         getattr(sys, stream).write(text)
     sys.exit(words.get("exit", 0))
+
+
+def dump(content):
+    """Return a tar.gz with one member."""
+    packed = io.BytesIO()
+    # Without the time of its making: the same content is the same bytes every night.
+    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+        member = tarfile.TarInfo("dump/users.bson")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content.encode()))
+    return packed.getvalue()
+
+
+def encrypted(plain, password):
+    """Encrypt as the page says that it is opened."""
+    command = ["openssl", "enc", "-aes-256-ctr", "-md", "md5", "-nosalt", "-pass", "stdin", "-in", HOME / "plain"]
+    (HOME / "plain").write_bytes(plain)
+    return subprocess.run(command, input=f"{password}\n".encode(), capture_output=True, check=True).stdout
 
 
 def main(arguments):
@@ -51,7 +73,7 @@ def main(arguments):
         if started.exists():
             say("exists")
         [password] = rest
-        HELD.write_bytes(hashlib.sha256(f"{password}{WORDS.get('content') or time.time_ns()}".encode()).digest() * 4096)
+        HELD.write_bytes(encrypted(dump(str(WORDS.get("content") or time.time_ns())), password))
         started.write_text(str(time.time() + 1))
         say("started")
     if command == "backup-status":

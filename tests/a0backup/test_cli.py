@@ -425,6 +425,76 @@ def test_an_a0cli_that_words_things_in_its_own_way_works_unchanged(
 
 
 @pytest.mark.engine
+def test_from_init_to_drill_three_kinds_are_sealed_and_opened_by_the_recovery_key_alone(
+    engine_server: str, tmp_path: Path
+) -> None:
+    passphrase = ("--passphrase-file", passphrase_file(tmp_path))
+    assert a0backup("init", "--recovery-key", *passphrase, cwd=tmp_path).returncode == 0
+    offline = tmp_path / "offline" / "recovery.key.pem"
+    offline.parent.mkdir()
+    (tmp_path / "recovery.key.pem").rename(offline)
+    with SimulatedFleet(tmp_path / "sim", nodes=1) as appliances:
+        fleet_yaml = appliances.fleet_yaml(
+            tmp_path / "fleet.yaml",
+            password={"sealed_to": "recovery.pub.pem"},
+            kinds=["backup", "backup-sensitive", {"user-export": ["_id", "email"]}],
+        )
+        checked = a0backup("check", "--fleet", fleet_yaml, api=engine_server)
+        ended = a0backup("run", "--fleet", fleet_yaml, api=engine_server)
+        exported = appliances.calls("a0-1", "user-export")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert recovery.load_public(tmp_path / "recovery.pub.pem").fingerprint in checked.stdout
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "warning" not in checked.stdout + ended.stdout
+    assert [call["args"][-1] for call in exported] == ["_id,email"]
+
+    manifests = json.loads(a0backup("list", "--fleet", fleet_yaml, "--json").stdout)
+    assert {manifest["kind"] for manifest in manifests} == {"backup", "backup-sensitive", "user-export"}
+    for manifest in manifests:
+        password = manifest["encryption"]["password"]
+        assert (password["mode"], password["confirmed"], len(password["sealed"])) == ("sealed", True, 1)
+        assert manifest["verified"]["level"] == "contents"
+    boxes = {manifest["encryption"]["password"]["sealed"][0]["box"] for manifest in manifests}
+    assert len(boxes) == 3
+    drilled = a0backup("drill", "--vault", tmp_path / "vault", "--key", offline, *passphrase)
+    assert drilled.returncode == 0, drilled.stdout + drilled.stderr
+    assert drilled.stdout.count("  well: ") == 3
+
+    for manifest in manifests:
+        plain = tmp_path / f"{manifest['kind']}.tar.gz"
+        opened = a0backup(
+            *("decrypt", manifest["id"], "-o", plain, "--fleet", fleet_yaml, "--key", offline, *passphrase)
+        )
+        assert opened.returncode == 0, opened.stderr
+        listed = subprocess.run(["tar", "tzf", plain], capture_output=True, text=True, check=True).stdout
+        assert len(listed.splitlines()) == manifest["verified"]["members"]
+
+
+@pytest.mark.engine
+def test_a_shared_password_is_warned_of_once_in_a_run_and_in_a_check(stored: Path, engine_server: str) -> None:
+    with SimulatedFleet(stored.parent / "again", nodes=2) as appliances:
+        fleet_yaml = appliances.fleet_yaml(stored.parent / "again.yaml", vault="./again-vault")
+        for command in ("check", "run"):
+            ended = a0backup(command, "--fleet", fleet_yaml, api=engine_server)
+            assert ended.returncode == 0, ended.stdout + ended.stderr
+            assert (ended.stdout + ended.stderr).count("one keystream") == 1
+        said = json.loads(a0backup("run", "--fleet", fleet_yaml, "--json", api=engine_server).stdout)
+        assert all("one keystream" in " ".join(outcome["warnings"]) for outcome in said)
+
+
+@pytest.mark.engine
+def test_one_half_of_a_backup_is_warned_of_by_node(engine_server: str, tmp_path: Path) -> None:
+    with SimulatedFleet(tmp_path / "sim", nodes=2) as appliances:
+        both = ["backup", "backup-sensitive"]
+        fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml", kinds=both)
+        appliances.tell("a0-2", "backup-sensitive", "refuse")
+        ended = a0backup("run", "--fleet", fleet_yaml, api=engine_server)
+    assert ended.returncode == 3
+    [half] = [line for line in ended.stdout.splitlines() if "cannot be fully recovered" in line]
+    assert half.startswith("warning: a0-2: ")
+
+
+@pytest.mark.engine
 def test_a_night_whose_bytes_are_those_of_the_night_before_is_an_artifact_of_its_own(
     engine_server: str, tmp_path: Path
 ) -> None:
