@@ -486,22 +486,26 @@ class BackupRun:
         if hand.inspection is None:
             await self._read(self.vault.verified_file(self.node.name, self.kind), shared)
         if hand.inspection is None:
-            if ours:
+            reason = self._journal.not_opened if ours and self._journal else None
+            if ours and not reason:
                 self.note("what is in the artifact was not read: its password is sealed, and not at hand in this run")
-            return Done("no password is at hand; what is in it was not read")
-        error, contents = hand.inspection.error, hand.inspection.contents
-        if contents is not None:
+            if not reason:
+                return Done("no password is at hand; what is in it was not read")
+        elif contents := hand.inspection.contents:
             for oddity in contents.odd:
                 self.note(f"in the artifact: {oddity}")
             return Done(f"opened and read: {contents.members} members, {contents.unpacked_size} bytes unpacked")
-        assert error is not None, "an inspection ends with contents or an error"
-        if ours and self._await.accepted:
-            raise error
+        else:
+            assert hand.inspection.error is not None, "an inspection ends with contents or an error"
+            reason = f"{hand.inspection.error.reason} ({type(hand.inspection.error).__name__})"
+            if ours and self._await.accepted:
+                # The next run may not have the password to find this out again.
+                await self._note_journal(f"not opened: {reason}", not_opened=reason)
+                raise hand.inspection.error
         hand.foreign = True
         if ours and self._existing == "fail":
             await self._forget_journal()
             raise ForeignBackupError(self.node.name, self.kind, shown(found))
-        reason = f"{error.reason} ({type(error).__name__})"
         if ours:
             self.note(f"the start of an earlier run cannot be proven to have made what is there: {reason}")
         return Done(f"not opened: {reason}")
@@ -688,9 +692,9 @@ class BackupRun:
             notes=self.notes,
         )
 
-    async def _note_journal(self, what: str, *, pinned: Pair | None = None) -> None:
+    async def _note_journal(self, what: str, *, pinned: Pair | None = None, not_opened: str | None = None) -> None:
         assert self._journal is not None, "there is a journal while a backup of our own is unfinished"
-        self._journal = self._journal.noted(_now(), what, pinned=pinned)
+        self._journal = self._journal.noted(_now(), what, pinned=pinned, not_opened=not_opened)
         await self.session.on_disk(self._journal_file.write, self._journal)
 
     async def _set_aside_unreadable(self) -> None:

@@ -47,13 +47,16 @@ class Journal(BaseModel):
     started_at: datetime
     seen_before: Pair | None = None
     pinned: Pair | None = None
+    not_opened: str | None = None  # why, where the run that knew its password could not read what is in it
     history: tuple[Entry, ...] = ()
 
-    def noted(self, at: datetime, what: str, *, pinned: Pair | None = None) -> "Journal":
-        """Return this journal with one more entry, and with *pinned* where that is known now."""
+    def noted(self, at: datetime, what: str, *, pinned: Pair | None = None, not_opened: str | None = None) -> "Journal":
+        """Return this journal with one more entry, and with *pinned* and *not_opened* where these are known now."""
         update: dict[str, object] = {"history": (*self.history, Entry(at=at, what=what))}
         if pinned is not None:
             update["pinned"] = pinned
+        if not_opened is not None:
+            update["not_opened"] = not_opened
         return self.model_copy(update=update)
 
 

@@ -273,6 +273,24 @@ async def test_what_failed_is_kept_as_foreign_by_the_next_run_which_makes_a_new_
     desk.is_settled()
 
 
+async def test_what_a_sealed_run_could_not_open_is_no_success_of_the_next_run_that_cannot_try(sealed: Sealed) -> None:
+    desk = sealed.desk
+    desk.tell("backup", "contents", are="cut", times=1)
+    failed = await desk.night(flow_run="run-1")
+    assert isinstance(failed.error, GzipDamagedError)
+    ended = await desk.night(flow_run="run-2")
+    assert ended.error is None
+    spoilt, whole = sorted(desk.stored, key=lambda manifest: manifest.started_at is not None)
+    assert ended.outcome.id == whole.id
+    assert said_of_password(whole) == ("sealed", True)
+    assert said_of_password(spoilt) == ("unknown", False)
+    assert spoilt.id in ended.notes
+    assert "GzipDamagedError" in ended.notes
+    # Whatever can still be got out of it: its password is there.
+    assert len(sealed.passwords(spoilt)) == 1
+    assert sealed.files == []
+
+
 async def test_with_the_policy_to_fail_what_cannot_be_shown_to_be_ours_is_left_on_the_node(desk: Desk) -> None:
     desk.tell("backup", "contents", are="noise", times=1)
     await desk.night(flow_run="run-1")
