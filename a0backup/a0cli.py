@@ -201,7 +201,7 @@ class A0cli:
         self.settings, self.node, self.host, self.port = settings, node, host, port
         self.directory, self.inherit = directory, tuple(inherit)
         self.wordings = replies.Wordings.extended(settings.replies)
-        self._started_with = ""
+        self._known: list[str] = []
         if not _plain(host):
             raise FleetFileError("fleet.yaml", [f"host of node {node}: give a host name or an address"])
 
@@ -257,10 +257,17 @@ class A0cli:
             )
         _require_plain(kind, *arguments)
         style = {"positional": [], "option": ["--password"]}[self.settings.password_style]
-        # From here on the node knows it, and may say it again in any later reply. A short one is not looked for in
-        # those: taken out of the middle of words it would make good replies unreadable.
-        self._started_with = password if len(password) >= _LOOKED_FOR else ""
+        # From here on the node knows it, and may say it again in any later reply.
+        self.know(password)
         return await self._run(kind, [kind, *style, password, *arguments], secret=password)
+
+    def know(self, password: str) -> None:
+        """Remove *password* from every reply from now on.
+
+        A short one is not looked for: taken out of the middle of words it would make good replies unreadable.
+        """
+        if len(password) >= _LOOKED_FOR and password not in self._known:
+            self._known.append(password)
 
     async def retrieve(self, kind: str) -> Printed:
         """Have the node backup written into the private directory, within `retrieve_timeout`."""
@@ -295,7 +302,7 @@ class A0cli:
         secret: str | None = None,
     ) -> Printed:
         limit = self.settings.call_timeout if deadline is None else deadline
-        secret = secret or self._started_with or None
+        hidden = [*self._known, *([secret] if secret and secret not in self._known else [])]
         program = self._program(command)
         target = [] if arguments is None else ["-t", self.host, "-p", str(self.port), *arguments]
         loop = asyncio.get_running_loop()
@@ -347,12 +354,12 @@ class A0cli:
                     _running.discard(process.pid)
             if cancelled is not None:
                 raise cancelled
-            out, err = stdout.text(secret), stderr.text(secret)
+            out, err = stdout.text(hidden), stderr.text(hidden)
             if exit_code is None:
                 reason = f"no end within {limit:g} s (waited for {self.host}:{self.port})"
                 if process.returncode is None:
                     reason += f"; process {process.pid} could not be killed"
-                tail = replies.quote(f"{out}\n{err}", secret=secret)
+                tail = replies.quote(f"{out}\n{err}")
                 raise A0cliTimeoutError(self.node, command, reason, tail=tail)
             return Printed(command, exit_code, out, err, loop.time() - began)
 
@@ -402,16 +409,26 @@ class _Stream(asyncio.Protocol):
         if not self.closed.done():
             self.closed.set_result(None)
 
-    def text(self, secret: str | None) -> str:
-        """Return what was kept, without *secret*."""
+    def text(self, secrets: Sequence[str]) -> str:
+        """Return what was kept, without *secrets*."""
         left_out = self._size - len(self._head) - len(self._tail)
         if not left_out:
-            return replies.redact((self._head + self._tail).decode(errors="replace"), secret)
+            return _without(secrets, (self._head + self._tail).decode(errors="replace"))
         # A secret cut in two would not be recognised: its length is left out on both sides of the cut.
-        margin = replies.longest_form(secret)
+        margin = max((replies.longest_form(secret) for secret in secrets), default=0)
         head, tail = self._head[: max(0, _KEPT - margin)], self._tail[margin:]
-        parts = [replies.redact(part.decode(errors="replace"), secret) for part in (head, tail)]
+        parts = [_without(secrets, part.decode(errors="replace")) for part in (head, tail)]
         return f"{parts[0]}\n[{left_out + 2 * margin} bytes left out]\n{parts[1]}"
+
+
+def _without(secrets: Sequence[str], text: str) -> str:
+    """Return *text* without *secrets*, also where a colour or a control character splits one."""
+    for secret in secrets:
+        text = replies.redact(text, secret)
+        bare = replies.clean(text)
+        if (redacted := replies.redact(bare, secret)) != bare:
+            text = redacted
+    return text
 
 
 async def _pipe(stack: contextlib.AsyncExitStack) -> tuple[_Stream, IO[bytes]]:

@@ -7,7 +7,6 @@ journal and vault say that it is.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,8 +36,9 @@ from a0backup.errors import (
 )
 from a0backup.files import Digests, digests
 from a0backup.fleet import Fleet, Node
-from a0backup.journal import Journal, JournalFile, Pair, pair
+from a0backup.journal import Journal, JournalFile, NotOpened, Pair, pair
 from a0backup.node_session import Done, NodeSession
+from a0backup.password import LoadShared
 from a0backup.reconcile import Action, Plan, may_be, reconcile
 from a0backup.replies import Absent, Found, InProgress, Status, made_nothing, quoted, refusal, shown
 from a0backup.report import Outcome, outcome_of
@@ -59,9 +59,6 @@ MOST_ROUNDS = 20  # a night takes three or four; more is a node that somebody el
 log = logging.getLogger(__name__)
 
 Mode = Literal["shared", "sealed", "unknown"]
-
-# Loads the shared password of fleet.yaml, None where each backup has one of its own; raises PasswordError.
-LoadShared = Callable[[password.Source], Awaitable[str | None]]
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ class _InHand:
     verified: Digests | None = None  # of bytes that match, not stored
     tried: tuple[_Password, ...] = ()  # the passwords that the inspection was given
     inspection: Inspection | None = None  # of those bytes, where a password was at hand
-    foreign: bool = False  # what is in them shows that another made them
+    not_opened: NotOpened | None = None  # why they are kept as nobody's, though the journal calls them ours
     proven: Manifest | None = None  # stored, and read back by this run
 
 
@@ -114,6 +111,7 @@ class BackupRun:
         self._sealed_files = SealedFiles(session.vault.folder(session.node.name), kind)
         self._await = _Await()
         self._started_with: _Password | None = None  # the last start of this run
+        self._starts = 0
         self._in_hand = _InHand()
         self._last_seen: Pair | None = None
         self._asked_again = False
@@ -122,6 +120,7 @@ class BackupRun:
         self._given_up: Found | None = None  # what could not be verified, and is to be replaced
         self._only_bytes_left = False  # of our own backup: the node shows it no more, its verified bytes are here
         self._off_node = False
+        self._shows_nothing = False  # whether the last status said so
         self._rounds = 0
         self._deletion = Deletion(session, kind)
 
@@ -176,6 +175,7 @@ class BackupRun:
         """Return what the node holds now. Raise A0cliError."""
         self.session.enter("backup-status")
         status = await self.session.a0cli.status(self.kind)
+        self._shows_nothing = isinstance(status, Absent)
         if isinstance(status, Found):
             self._last_seen = pair(status) or self._last_seen
         return status
@@ -272,6 +272,7 @@ class BackupRun:
             kind=self.kind,
             flow_run=self.session.flow_run,
             started_at=_now(),
+            sealed=bool(secret.sealed),
             seen_before=self._last_seen or await self.session.on_disk(self._last_stored),
         )
         # Durable before the call: after a crash in it the next run must know that this backup may be ours, and the
@@ -280,6 +281,7 @@ class BackupRun:
             await self.session.on_disk(self._sealed_files.write, self._journal.started_at, secret.sealed)
         await self._note_journal("start intended")
         self._started_with = secret
+        self._starts += 1
         # What was seen and tried so far was about another backup.
         self._await, self._in_hand = _Await(before=self._journal.seen_before), _InHand()
         a0cli = self.session.a0cli
@@ -358,7 +360,7 @@ class BackupRun:
         elif not ours:
             return status
         else:
-            self._raise_if_start_failed()
+            await self._raise_if_start_failed()
         if waited >= deadline:
             raise AwaitDeadlineError(self.node.name, self.kind, deadline, shown(status))
         raise BackupInProgressError(self.node.name, self.kind, waited)
@@ -369,11 +371,14 @@ class BackupRun:
             return False
         return pair(status) == before
 
-    def _raise_if_start_failed(self) -> None:
+    async def _raise_if_start_failed(self) -> None:
         # A start may take effect late, also one whose reply was lost; after `call_timeout` it has not.
         since = time.monotonic() - (self._await.sent_at or self._await.first_look or 0)
         if self._await.seen_in_progress or since >= self.fleet.a0cli.call_timeout:
             gone = "the backup was in progress and then gone; " if self._await.seen_in_progress else ""
+            # What is found there later may be anybody's, and the next run may have no password to tell by.
+            why = NotOpened(reason="its start had shown no effect by then", password_fits=False)
+            await self._note_journal("no effect seen", not_opened=why)
             raise StartFailedError(self.node.name, self.kind, gone + self._await.reply)
 
     # -- keeping -----------------------------------------------------------------------------------------------
@@ -485,30 +490,45 @@ class BackupRun:
         assert hand.verified is not None, "inspect comes after verify"
         if hand.inspection is None:
             await self._read(self.vault.verified_file(self.node.name, self.kind), shared)
-        if hand.inspection is None:
-            reason = self._journal.not_opened if ours and self._journal else None
-            if ours and not reason:
-                self.note("what is in the artifact was not read: its password is sealed, and not at hand in this run")
-            if not reason:
-                return Done("no password is at hand; what is in it was not read")
-        elif contents := hand.inspection.contents:
+        contents = hand.inspection.contents if hand.inspection else None
+        if contents is not None:
             for oddity in contents.odd:
                 self.note(f"in the artifact: {oddity}")
             return Done(f"opened and read: {contents.members} members, {contents.unpacked_size} bytes unpacked")
-        else:
-            assert hand.inspection.error is not None, "an inspection ends with contents or an error"
-            reason = f"{hand.inspection.error.reason} ({type(hand.inspection.error).__name__})"
-            if ours and self._await.accepted:
-                # The next run may not have the password to find this out again.
-                await self._note_journal(f"not opened: {reason}", not_opened=reason)
-                raise hand.inspection.error
-        hand.foreign = True
-        if ours and self._existing == "fail":
+        error = hand.inspection.error if hand.inspection else None
+        why = _why(error) if error else None
+        if ours and error is not None and self._is_of_this_run(error):
+            # The next run may not have the password to find this out again.
+            await self._note_journal("not opened", not_opened=why)
+            raise error
+        if error is None or (ours and self._is_sealed_elsewhere(error)):
+            # What is at hand says nothing of this one.
+            hand.inspection = None
+            why = self._journal.not_opened if ours and self._journal else None
+        if why is None:
+            if ours:
+                self.note("what is in the artifact was not read: its password is sealed, and not at hand in this run")
+            return Done("its password is not at hand; what is in it was not read")
+        hand.not_opened = why
+        if ours and not why.password_fits and self._existing == "fail":
             await self._forget_journal()
             raise ForeignBackupError(self.node.name, self.kind, shown(found))
         if ours:
-            self.note(f"the start of an earlier run cannot be proven to have made what is there: {reason}")
-        return Done(f"not opened: {reason}")
+            self.note(f"what an earlier run started cannot be read to its end, and a new one is made: {why.reason}")
+        return Done(f"not opened: {why.reason}")
+
+    def _is_of_this_run(self, error: ContentsError) -> bool:
+        """Return whether a start of this run made what cannot be opened, for all that can be known."""
+        if self._await.sent_at is None:
+            return False
+        # A lost reply leaves room for somebody else's backup once; a second time in one run it is no chance.
+        return self._await.accepted or error.password_fits or self._starts > 1
+
+    def _is_sealed_elsewhere(self, error: ContentsError) -> bool:
+        """Return whether an earlier run sealed what made it, so that none of the passwords at hand could open it."""
+        if error.password_fits or self._started_with is not None or self._journal is None:
+            return False
+        return self._journal.sealed is True
 
     async def goes_on_after(self, error: A0BackupError, found: Found) -> bool:
         """Return whether another attempt to retrieve is due after *error*; raise it where it was the last one.
@@ -555,6 +575,7 @@ class BackupRun:
             self.note("the bytes that failed verification were not kept in quarantine: the vault's disk is nearly full")
             return
         now = _now()
+        sealed = await self.session.on_disk(self._sealed_files.all)
         reason: dict[str, object] = {
             "node": self.node.name,
             "kind": self.kind,
@@ -562,6 +583,8 @@ class BackupRun:
             "at": f"{now:%Y-%m-%dT%H:%M:%SZ}",
             "reason": error.message(),
             **more,
+            # Its files are removed with the next backup; these bytes may be looked into much later.
+            "sealed": [entry.model_dump() for entry in sealed],
         }
         try:
             await self.session.on_disk(self.vault.quarantine, self.node.name, self.kind, path, reason=reason, now=now)
@@ -572,8 +595,9 @@ class BackupRun:
         """Have the verified bytes in the vault, read back from its disk, with their manifest. Raise VaultError."""
         self.session.enter("store")
         hand = self._in_hand
-        foreign = ours and hand.foreign
-        journal = self._journal if ours and not foreign else None
+        not_opened = hand.not_opened if ours else None
+        # Kept as nobody's: what cannot be opened must not be taken for the outcome of a run that waits meanwhile.
+        journal = self._journal if ours and not_opened is None else None
         cached = hand.proven is not None
         if hand.proven is None:
             assert hand.verified is not None, "store comes after verify"
@@ -595,9 +619,9 @@ class BackupRun:
             self.manifest = stored
             await self._note_journal(f"stored {stored.id}", pinned=pair(found))
         elif not cached:
-            started = "cannot be shown to have started" if foreign else "did not start"
-            self.note(f"a backup that this vault {started} was on the node: kept as {stored.id}")
-            if self._journal is not None and not foreign:
+            whose = "that cannot be opened" if not_opened else "that this vault did not start"
+            self.note(f"a backup {whose} was on the node: kept as {stored.id}")
+            if self._journal is not None and not_opened is None:
                 self.note("it stood in the place of the one that this vault had started, which is gone from the node")
             if self._journal is not None:
                 await self._forget_journal()
@@ -613,15 +637,20 @@ class BackupRun:
             return ManifestPassword(mode=mode, confirmed=True, sealed=opened_by.sealed)
         # Every one that may have made it, whoever it is thought to be of: whatever is left out here is lost at settle.
         candidates = await self.session.on_disk(self._sealed_files.all)
-        for name in await self.session.on_disk(self._sealed_files.unreadable):
-            self.note(f"the sealed password {name} cannot be read; look at it, then remove it")
-        if not ours:
+        unreadable = await self.session.on_disk(self._sealed_files.unreadable)
+        for name in unreadable:
+            self.note(f"the sealed password {name} cannot be read; look at it: put it right from a copy, or remove it")
+        fits = hand.not_opened is not None and hand.not_opened.password_fits
+        if fits and hand.inspection is not None and len(hand.tried) == 1:
+            mode = "sealed" if hand.tried[0].sealed else "shared"
+        elif fits and candidates:
+            mode = "sealed"
+        elif not ours or self._journal is None:
             mode = "unknown"
-        elif candidates:
+        elif self._journal.sealed or (self._journal.sealed is None and candidates):
             mode = "sealed"
         else:
-            # Without a file of its own it was not started with a sealed one.
-            mode = "unknown" if self.fleet.password.sealed_to else "shared"
+            mode = "shared"
         return ManifestPassword(mode=mode, sealed=candidates)
 
     # -- deleting ----------------------------------------------------------------------------------------------
@@ -637,6 +666,7 @@ class BackupRun:
         """Return the status, which does not show *found* any more. Raise DeleteNotConfirmedError, A0cliError."""
         self.session.enter("confirm-delete")
         status = await self._deletion.confirm(found)
+        self._shows_nothing = isinstance(status, Absent)
         if self.manifest is not None and _shows(found, self.manifest):
             self._off_node = True
         if found == self._given_up:
@@ -653,10 +683,16 @@ class BackupRun:
         if self._journal is not None and self._journal.flow_run != self.session.flow_run:
             self.note(f"finished the backup that run {self._journal.flow_run} started at {self._journal.started_at:%c}")
         await self._forget_journal()
-        # Last of all: until then a run that comes after a crash may still need them.
-        await self.session.on_disk(self._sealed_files.remove)
+        # Last of all: until then a run that comes after a crash may still need them. What stands on the node now may
+        # have been made with one of them, by a start that arrived late.
+        if self._shows_nothing:
+            await self.session.on_disk(self._remove_passwords)
         await self._sweep()
         return Done(f"{self.manifest.id} is stored and off the node")
+
+    def _remove_passwords(self) -> None:
+        manifests = self.vault.newest_first(self.node.name, self.kind)
+        self._sealed_files.remove(but=self._sealed_files.only_here(manifests))
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -692,7 +728,9 @@ class BackupRun:
             notes=self.notes,
         )
 
-    async def _note_journal(self, what: str, *, pinned: Pair | None = None, not_opened: str | None = None) -> None:
+    async def _note_journal(
+        self, what: str, *, pinned: Pair | None = None, not_opened: NotOpened | None = None
+    ) -> None:
         assert self._journal is not None, "there is a journal while a backup of our own is unfinished"
         self._journal = self._journal.noted(_now(), what, pinned=pinned, not_opened=not_opened)
         await self.session.on_disk(self._journal_file.write, self._journal)
@@ -720,6 +758,10 @@ class BackupRun:
 
     def _tell(self, step: str, text: str = "", *, watch: Path | None = None, size: int | None = None) -> None:
         progress.tell(progress.Step(self.node.name, self.kind, step, text, watch, size))
+
+
+def _why(error: ContentsError) -> NotOpened:
+    return NotOpened(reason=f"{error.reason} ({type(error).__name__})", password_fits=error.password_fits)
 
 
 def _verified(inspection: Inspection | None) -> Verified:

@@ -14,6 +14,7 @@ from a0backup.a0cli import A0cli, PrivateDirectory
 from a0backup.errors import (
     A0BackupError,
     NodeError,
+    PasswordError,
     RecoveryKeyError,
     UnreachableError,
     VaultFullError,
@@ -23,6 +24,7 @@ from a0backup.files import in_thread
 from a0backup.fleet import KEYSTREAM_REUSE, Existing, Fleet, Node
 from a0backup.journal import Journal, JournalFile
 from a0backup.lock import is_held, read_holder
+from a0backup.password import LoadShared
 from a0backup.reconcile import Action, reconcile
 from a0backup.replies import Status
 from a0backup.report import Finding, halves, human_size
@@ -53,11 +55,17 @@ def told(error: A0BackupError) -> tuple[str, ...]:
 
 
 async def check_node(
-    fleet: Fleet, node: Node, *, existing: Existing | None = None, known: Sequence[str] = ()
+    fleet: Fleet,
+    node: Node,
+    *,
+    existing: Existing | None = None,
+    known: Sequence[str] = (),
+    shared: LoadShared | None = None,
 ) -> Finding:
     """Return what is on the node and what a run would do. Nothing is started, deleted or written, in node or vault.
 
-    *known* are problems of the whole fleet that would make the node's backup fail as well.
+    *known* are problems of the whole fleet that would make the node's backup fail as well; *shared* loads the password
+    that a node may say again.
     """
     problems, warnings = list(known), list[str]()
     status, would, teach, room = "not asked", "nothing", "", ""
@@ -71,6 +79,9 @@ async def check_node(
         with tempfile.TemporaryDirectory(prefix="a0backup-check-") as parent:
             directory = PrivateDirectory.make(Path(parent), node.name, key_dir=fleet.a0cli.key_dir, node=node.name)
             a0cli = A0cli(fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path)
+            with contextlib.suppress(PasswordError):  # told for the whole fleet
+                if shared is not None and (text := await shared(fleet.password)) is not None:
+                    a0cli.know(text)
             await a0cli.update_commands()
             reachable = True
             await a0cli.ping()
@@ -177,6 +188,12 @@ def fleet_warnings(fleet: Fleet) -> tuple[str, ...]:
         )
     if exposed := _open_to_others({fleet.vault: _mode(fleet.vault)}):
         warnings.append(f"the vault can be read by others than its owner: {exposed}; chmod go= {_quoted(fleet.vault)}")
+    for path in fleet.password.sealed_to or ():
+        if _mode(path) & 0o022:
+            warnings.append(
+                f"others can put a key of their own in the place of {path} (mode {stat.S_IMODE(_mode(path)):04o}), to"
+                f" which all later passwords are sealed then; chmod go-w {_quoted(path)}"
+            )
     beside = dict.fromkeys([path.parent for path in fleet.password.sealed_to or ()] + [fleet.vault])
     return (*warnings, *_private_key_warnings(fleet, beside))
 

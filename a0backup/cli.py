@@ -9,6 +9,7 @@ import getpass
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,6 +80,23 @@ def fleet_option(command: F) -> F:
     )(command)
 
 
+def vault_options(command: F) -> F:
+    """--fleet, or the vault itself: for commands that only read it, also on a machine that makes no backups."""
+    return fleet_option(
+        click.option(
+            "--vault",
+            "vault_path",
+            type=click.Path(path_type=Path, file_okay=False, exists=True),
+            help="The vault itself, where there is no fleet.yaml: the private part of a recovery key stays off the"
+            " machine that makes the backups.",
+        )(command)
+    )
+
+
+def _vault_at(fleet_path: Path, vault_path: Path | None) -> Vault:
+    return Vault(vault_path) if vault_path is not None else Vault(Fleet.load(fleet_path).vault)
+
+
 def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs to read.")(command)
 
@@ -136,7 +154,8 @@ def init(path: Path, recovery_key: bool, passphrase_file: Path | None) -> None:
     except OSError as error:
         raise click.UsageError(f"{path} cannot be written: {error.strerror}") from None
     click.echo(f"wrote {path}")
-    click.echo("next: `a0backup init --recovery-key` makes the key pair that seals each backup's password,")
+    beside = "" if path.parent == Path() else f" {shlex.quote(str(path))}"
+    click.echo(f"next: `a0backup init --recovery-key{beside}` makes the key pair that seals each backup's password,")
     click.echo(f"then name your nodes in {path}, then `a0backup check --fleet {path}`")
 
 
@@ -307,15 +326,15 @@ def _status_of(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
 
 
 @cli.command("list")
-@fleet_option
+@vault_options
 @json_option
 @click.argument("nodes", nargs=-1)
-def list_artifacts(fleet_path: Path, as_json: bool, nodes: tuple[str, ...]) -> None:
+def list_artifacts(fleet_path: Path, vault_path: Path | None, as_json: bool, nodes: tuple[str, ...]) -> None:
     """List what is in the vault (of the NODES named), oldest first.
 
     Ends with 4 where a manifest cannot be read or an artifact is missing; `a0backup verify` reads them whole.
     """
-    vault = Vault(Fleet.load(fleet_path).vault)
+    vault = _vault_at(fleet_path, vault_path)
     for node in set(nodes) - set(vault.nodes()):
         raise click.UsageError(f"the vault {vault.root} has no node {node!r}")
     entries = [entry for name in (nodes or [None]) for entry in vault.entries(name)]
@@ -352,12 +371,12 @@ def _visible_flaw(vault: Vault, manifest: Manifest) -> str:
 
 
 @cli.command()
-@fleet_option
+@vault_options
 @json_option
 @click.argument("artifact_id", metavar="ID")
-def show(fleet_path: Path, as_json: bool, artifact_id: str) -> None:
+def show(fleet_path: Path, vault_path: Path | None, as_json: bool, artifact_id: str) -> None:
     """Show the manifest of the artifact ID, where its file is and how to open it without this software."""
-    vault = Vault(Fleet.load(fleet_path).vault)
+    vault = _vault_at(fleet_path, vault_path)
     manifest = _get(vault, artifact_id)
     if as_json:
         click.echo(json.dumps(manifest.to_json(), indent=2))
@@ -381,6 +400,10 @@ def show(fleet_path: Path, as_json: bool, artifact_id: str) -> None:
         rows["sealed to"] = ", ".join(dict.fromkeys(report.plain(entry.recovery_key) for entry in password.sealed))
     for key, value in rows.items():
         click.echo(f"{key:<13} {value}")
+    if len({entry.recovery_key for entry in password.sealed}) < len(password.sealed):
+        click.echo("\na crash left it open which of several sealed passwords opens it: `a0backup drill` finds out with")
+        click.echo("--key recovery.key.pem, and docs/restore.md, step 3a, without this software")
+        return
     if password.sealed:
         click.echo("\nto take its password out with a private recovery key, and list what is in it (docs/restore.md):")
         for command in _unsealing(vault, manifest):
@@ -415,14 +438,14 @@ def _unsealing(vault: Vault, manifest: Manifest) -> Iterator[str]:
 
 
 @cli.command()
-@fleet_option
+@vault_options
 @click.argument("artifact_ids", metavar="[ID]...", nargs=-1)
-def verify(fleet_path: Path, artifact_ids: tuple[str, ...]) -> None:
+def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, ...]) -> None:
     """Read artifacts (all, or those named) again from the disk and compare them with their manifests.
 
     Ends with 4 where one is damaged or missing.
     """
-    vault = Vault(Fleet.load(fleet_path).vault)
+    vault = _vault_at(fleet_path, vault_path)
     entries = [_find(vault, artifact_id) for artifact_id in artifact_ids] if artifact_ids else list(vault.entries())
     if not entries:
         terminal.say(f"the vault {vault.root} holds no artifact yet")
@@ -460,13 +483,6 @@ def opening_options(command: F) -> F:
     for option in reversed(
         (
             click.option(
-                "--vault",
-                "vault_path",
-                type=click.Path(path_type=Path, file_okay=False, exists=True),
-                help="The vault itself, where there is no fleet.yaml: the private part of a recovery key stays off the"
-                " machine that makes the backups.",
-            ),
-            click.option(
                 "--key",
                 type=click.Path(path_type=Path),
                 help="The private part of the recovery key that the password is sealed to.",
@@ -485,6 +501,10 @@ def opening_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+# Whoever has artifact and password wants what is in it; what fleet.yaml allows is about what nodes may do to a run.
+_WHATEVER_IT_IS = ContentsLimits(max_unpacked=10**15, max_ratio=1032)
 
 
 @dataclass(frozen=True)
@@ -520,10 +540,12 @@ class _Opening:
             key = recovery.load_private(self.key, passphrase)
         if self.password_file is not None:
             source = PasswordSource(file=self.password_file)
-        elif all(manifest.encryption.password.sealed for manifest in manifests):
-            return Secrets(key)
-        if source is not None and (source.env or source.file):
+        sealed = [bool(manifest.encryption.password.sealed) for manifest in manifests]
+        if source is not None and (source.env or source.file) and (self.password_file or not all(sealed)):
             return Secrets(key, asyncio.run(password.load(source, block=_no_block)))
+        # One that is not sealed, such as somebody else's, must not keep the others from being opened.
+        if all(sealed) or (key is not None and any(sealed)):
+            return Secrets(key)
         return Secrets(key, _ask("password", "--password-file"))
 
 
@@ -559,7 +581,7 @@ def _at_work(text: str) -> Iterator[None]:
 
 
 @cli.command("drill")
-@fleet_option
+@vault_options
 @opening_options
 @json_option
 @click.argument("artifact_ids", metavar="[ID]...", nargs=-1)
@@ -578,7 +600,7 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
         terminal.say(f"the vault {vault.root} holds no artifact yet")
     readable = [entry for entry in entries if isinstance(entry, Manifest)]
     secrets = opening.secrets(readable, fleet.password if fleet else None) if readable else drill.Secrets()
-    limits = fleet.contents if fleet else ContentsLimits()
+    limits = fleet.contents if fleet else _WHATEVER_IT_IS
     rows: list[dict[str, object]] = []
     codes = {0}
     for number, entry in enumerate(entries, 1):
@@ -604,6 +626,14 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
     sys.exit(max(codes))
 
 
+def _tidy_when_called_off() -> None:
+    """Have SIGTERM and a lost terminal end this process as Ctrl-C does: what is half written is removed then."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # One that is ignored (nohup) stays so.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
 def _newest_of_each(vault: Vault) -> list[Manifest | UnreadableManifest]:
     # By the folder's name, which is all that can be read of some.
     newest = {(entry.id.partition("/")[0], entry.id.partition("Z-")[2]): entry for entry in vault.entries()}
@@ -621,7 +651,7 @@ def _drill_lines(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 @cli.command()
-@fleet_option
+@vault_options
 @opening_options
 @click.option(
     "-o",
@@ -641,17 +671,19 @@ def decrypt(artifact_id: str, target: Path, **options: Any) -> None:
     from a0backup import drill
 
     opening = _Opening(**options)
-    vault, fleet = opening.vault_and_fleet()
+    vault, _ = opening.vault_and_fleet()
     manifest = _get(vault, artifact_id)
     if os.path.lexists(target):
         raise click.UsageError(f"{target} exists already, and nothing is overwritten; name another file")
+    if not target.absolute().parent.is_dir():
+        raise click.UsageError(f"there is no folder {target.parent}; make it first, or name another file")
     secrets = opening.secrets([manifest], None)
-    limits = fleet.contents if fleet else ContentsLimits()
+    _tidy_when_called_off()
     try:
         with _at_work(
             f"reads {manifest.id} to its end, then decrypts it ({report.human_size(manifest.artifact.size)})"
         ):
-            contents = drill.decrypt(vault, manifest, secrets.passwords(manifest), limits, target)
+            contents = drill.decrypt(vault, manifest, secrets.passwords(manifest), _WHATEVER_IT_IS, target)
     except A0BackupError as error:
         hint = drill.remedy(error, manifest)
         terminal.say(f"error: {report.plain(error.message())}" + (f"\nHINT: {report.plain(hint)}" if hint else ""))
@@ -668,7 +700,7 @@ next:
 
 
 @cli.command("handoff")
-@fleet_option
+@vault_options
 @click.option(
     "-o",
     "--output",
@@ -678,15 +710,16 @@ next:
     help="The new folder; one that exists is left alone.",
 )
 @click.argument("artifact_id", metavar="ID")
-def hand_off(fleet_path: Path, artifact_id: str, target: Path) -> None:
+def hand_off(fleet_path: Path, vault_path: Path | None, artifact_id: str, target: Path) -> None:
     """Make the new folder DIR with what a support engineer needs to restore the artifact ID, but no password.
 
     Artifact, checksums, manifest, and how to check and open it. Ends with 4 where the artifact is damaged.
     """
     from a0backup.handoff import handoff
 
-    vault = Vault(Fleet.load(fleet_path).vault)
+    vault = _vault_at(fleet_path, vault_path)
     manifest = _get(vault, artifact_id)
+    _tidy_when_called_off()
     try:
         with _at_work(f"copies {manifest.id} ({report.human_size(manifest.artifact.size)})"):
             handoff(vault, manifest, target)

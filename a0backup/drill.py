@@ -87,11 +87,11 @@ def decrypt(vault: Vault, manifest: Manifest, passwords: Sequence[str], limits: 
     # Before the artifact is read, which may take an hour.
     if os.path.lexists(target):
         raise FileExistsError(17, os.strerror(17), str(target))
-    contents = drill(vault, manifest, passwords, limits)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     with open(aside, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         try:
             os.fchmod(file.fileno(), 0o600)
+            contents = drill(vault, manifest, passwords, limits)
             require_same(manifest, decrypt_file(vault.artifact(manifest), file, passwords[contents.opened_by]))
             file.flush()
             os.fsync(file.fileno())

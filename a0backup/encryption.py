@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
-from a0backup.files import CHUNK, Digests, _raise_if_stopped
+from a0backup.files import CHUNK, Digests, raise_if_stopped
 
 
 def key_and_iv(password: str) -> tuple[bytes, bytes]:
@@ -48,5 +48,5 @@ def decrypt_file(source: Path, target: int | BinaryIO, password: str) -> Digests
             plain = memoryview(cipher.update(chunk))
             while plain:
                 plain = plain[write(plain) :]
-            _raise_if_stopped()
+            raise_if_stopped()
     return Digests(size, md5.hexdigest(), sha256.hexdigest())

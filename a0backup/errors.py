@@ -360,7 +360,12 @@ class Md5MismatchError(NodeError):
 
 
 class ContentsError(NodeError):
-    """The artifact is what the node sent, and still cannot be opened and read to its end."""
+    """The artifact is what the node sent, and still cannot be opened and read to its end.
+
+    *password_fits*: whether the password opened it so far that no other can be meant.
+    """
+
+    password_fits: ClassVar[bool] = True
 
     def __init__(self, node: str, kind: str, reason: str) -> None:
         super().__init__(node, kind, reason)
@@ -373,6 +378,8 @@ class ContentsError(NodeError):
 class WrongPasswordError(ContentsError):
     """What the password makes of the artifact is noise."""
 
+    password_fits = False
+
     def hint(self) -> str:
         return (
             "see that a0cli.password_style fits this a0cli, that the password holds letters and digits only, "
@@ -382,6 +389,8 @@ class WrongPasswordError(ContentsError):
 
 class UnexpectedFormatError(ContentsError):
     """It is something else than an encrypted tar.gz."""
+
+    password_fits = False
 
     def hint(self) -> str:
         return "see whether the appliance was updated; `a0backup show ID` prints how to look at it by hand"

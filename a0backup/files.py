@@ -47,7 +47,8 @@ async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
         raise
 
 
-def _raise_if_stopped() -> None:
+def raise_if_stopped() -> None:
+    """Raise StoppedError where the work in this thread was called off; to be asked every chunk or so."""
     stop = _stopping.get()
     if stop is not None and stop.is_set():
         raise StoppedError
@@ -78,7 +79,7 @@ def digests(path: Path, *, past_cache: bool = False) -> Digests:
             md5.update(chunk)
             sha256.update(chunk)
             size += len(chunk)
-            _raise_if_stopped()
+            raise_if_stopped()
         if past_cache:
             _drop_cached_pages(file.fileno())
     return Digests(size, md5.hexdigest(), sha256.hexdigest())

@@ -35,6 +35,15 @@ class Entry(BaseModel):
     what: str
 
 
+class NotOpened(BaseModel):
+    """Why the run that knew its password could not read a backup to its end, and whether the password fits it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str
+    password_fits: bool
+
+
 class Journal(BaseModel):
     """The record of one node backup that we started and that is not settled yet (schema 1)."""
 
@@ -45,12 +54,15 @@ class Journal(BaseModel):
     kind: str
     flow_run: str
     started_at: datetime
+    sealed: bool | None = None  # whether it was started with a sealed password; not known of earlier versions' ones
     seen_before: Pair | None = None
     pinned: Pair | None = None
-    not_opened: str | None = None  # why, where the run that knew its password could not read what is in it
+    not_opened: NotOpened | None = None
     history: tuple[Entry, ...] = ()
 
-    def noted(self, at: datetime, what: str, *, pinned: Pair | None = None, not_opened: str | None = None) -> "Journal":
+    def noted(
+        self, at: datetime, what: str, *, pinned: Pair | None = None, not_opened: NotOpened | None = None
+    ) -> "Journal":
         """Return this journal with one more entry, and with *pinned* and *not_opened* where these are known now."""
         update: dict[str, object] = {"history": (*self.history, Entry(at=at, what=what))}
         if pinned is not None:

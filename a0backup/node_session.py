@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from a0backup.a0cli import A0cli, PrivateDirectory
-from a0backup.errors import VaultUnusableError
+from a0backup.errors import PasswordError, VaultUnusableError
 from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.lock import node_lock
+from a0backup.password import LoadShared
 from a0backup.progress import Step, tell
 from a0backup.replies import missing_commands, offers_sensitive
 from a0backup.space import release
@@ -78,9 +79,13 @@ class NodeSession:
         """Note the step that is at work, for the report of a failure in it."""
         self.step = step
 
-    async def update_commands(self) -> Done:
+    async def update_commands(self, shared: LoadShared) -> Done:
         """Ask the node which commands it takes. Raise A0cliError."""
         self.enter("update-commands")
+        # A node may say again what another day's run told it. Where there is none, the start says why.
+        with contextlib.suppress(PasswordError):
+            if (text := await shared(self.fleet.password)) is not None:
+                self.a0cli.know(text)
         await self.a0cli.update_commands()
         return Done("the node said which commands it takes")
 
@@ -90,7 +95,7 @@ class NodeSession:
         await self.a0cli.ping()
         listing = (await self.a0cli.commands()).stdout
         self.not_offered = missing_commands(listing, self.fleet.kinds_of(self.node))
-        self.splits = self.splits or (self.node.splits is None and offers_sensitive(listing))
+        self.splits = self.splits or offers_sensitive(listing)
         return Done("PONG")
 
 

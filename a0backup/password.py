@@ -7,6 +7,7 @@ import os
 import secrets
 import stat
 import string
+import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +33,10 @@ class Source(Protocol):
     def sealed_to(self) -> Sequence[Path] | None: ...
 
 
+# Loads the shared password of fleet.yaml, None where each backup has one of its own; raises PasswordError.
+LoadShared = Callable[[Source], Awaitable[str | None]]
+
+
 def describe(source: Source) -> str:
     """Return where the password comes from, for messages."""
     if source.sealed_to is not None:
@@ -43,7 +48,7 @@ def describe(source: Source) -> str:
     return f"Secret block {source.secret_block}"
 
 
-async def load(source: Source, *, block: Callable[[str], Awaitable[str]]) -> str | None:
+async def load(source: Source, *, block: Callable[[str], Awaitable[object]]) -> str | None:
     """Return the shared password from where *source* says; *block* reads a Secret block of the engine by its name.
 
     None where each backup has a password of its own. Raise PasswordError, which never quotes the password, where there
@@ -61,17 +66,19 @@ async def load(source: Source, *, block: Callable[[str], Awaitable[str]]) -> str
         return _checked(_read(Path(source.file), where), where)
     if source.secret_block is None:
         raise PasswordError("fleet.yaml", "it names no source", "name one under `password`")
+    failure = ""
     try:
-        text = await block(source.secret_block)
+        value = await block(source.secret_block)
     except PasswordError:
         raise
     except Exception as error:  # noqa: BLE001 - the engine's many errors may quote what the block holds
-        raise PasswordError(
-            where, f"it cannot be loaded ({type(error).__name__})", f"create the Secret block {source.secret_block}"
-        ) from None
-    if not isinstance(text, str):
+        failure = type(error).__name__
+    # Out here, as an error that is raised in there keeps the other one as its context.
+    if failure:
+        raise PasswordError(where, f"it cannot be loaded ({failure})", f"create the Secret block {source.secret_block}")
+    if not isinstance(value, str):
         raise PasswordError(where, "it does not hold a text", "store the password as a text, not as JSON")
-    return _checked(text, where)
+    return _checked(value, where)
 
 
 def random_password() -> str:
@@ -103,18 +110,17 @@ def _read(path: Path, where: str) -> str:
     octets = octets.removesuffix(b"\n")
     if len(octets) > LONGEST:
         raise PasswordError(where, "it is longer than 4 KiB", remedy)
-    try:
-        return octets.decode()
-    except UnicodeDecodeError:
-        raise PasswordError(where, "it is not UTF-8", remedy) from None
+    text = octets.decode(errors="replace")
+    if text.encode() != octets:
+        raise PasswordError(where, "it is not UTF-8", remedy)
+    return text
 
 
 def _checked(text: str, where: str) -> str:
     """Return *text* if a0cli can take it as a password."""
-    try:
-        octets = text.encode()
-    except UnicodeEncodeError:
-        raise PasswordError(where, "it is not UTF-8", "store the password as UTF-8 text") from None
+    octets = text.encode(errors="replace")
+    if octets.decode() != text:
+        raise PasswordError(where, "it is not UTF-8", "store the password as UTF-8 text")
     reason = (
         "it is empty"
         if not octets
@@ -122,6 +128,9 @@ def _checked(text: str, where: str) -> str:
         if len(octets) > LONGEST
         else "it holds a NUL byte"
         if b"\0" in octets
+        # Whoever types it, or has openssl read it from a file, ends it at the first line.
+        else "it holds a line break or another control character"
+        if any(unicodedata.category(char) == "Cc" for char in text)
         else "it starts with '-', which a0cli would read as an option"
         if octets.startswith(b"-")
         else ""

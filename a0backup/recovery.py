@@ -36,6 +36,7 @@ from a0backup.vault import SealedPassword
 SMALLEST_BITS = 3072
 BITS = 4096
 SHORTEST_PASSPHRASE = 12
+LONGEST_PASSPHRASE = 500  # openssl takes 1,023 bytes
 # What OWASP's Password Storage Cheat Sheet asks of PBKDF2-HMAC-SHA256.
 PASSPHRASE_ROUNDS = 600_000
 MAX_BYTES = 64 << 10
@@ -208,12 +209,15 @@ def make_pair(private: Path, public: Path, passphrase: str) -> RecoveryKey:
     (RFC 8018), which openssl reads. (`BestAvailableEncryption` of cryptography has the same with 2,048 rounds, that is
     300 times fewer guesses to make.)
 
-    Raise RecoveryKeyError for a passphrase under 12 characters, FileExistsError where a file is there already: none is
-    ever overwritten. Raise OSError; neither part is left then.
+    Raise RecoveryKeyError for a passphrase under 12 characters or one that openssl or a person could not enter,
+    FileExistsError where a file is there already: none is ever overwritten. Raise OSError; neither part is left then.
     """
     if len(passphrase) < SHORTEST_PASSPHRASE:
         reason = f"the passphrase has {len(passphrase)} characters, {SHORTEST_PASSPHRASE} are the least"
         raise RecoveryKeyError(str(private), reason, "choose a longer one: several random words are easy to write down")
+    if len(passphrase.encode("utf-8", "surrogateescape")) > LONGEST_PASSPHRASE or not passphrase.isprintable():
+        reason = f"the passphrase has over {LONGEST_PASSPHRASE} bytes, or a character that nobody sees"
+        raise RecoveryKeyError(str(private), reason, "choose one that can be read off a paper and typed")
     key = rsa.generate_private_key(public_exponent=65537, key_size=BITS)
     der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, serialization.NoEncryption())
     _write_new(private, _encrypted_pem(der, passphrase.encode("utf-8", "surrogateescape")))

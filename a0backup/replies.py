@@ -177,14 +177,14 @@ _MOST_LINES = 200
 _MOST_TEXT = 64 * 1024
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Return *text* with colours, control and bidi characters removed; lines are kept, other white space is blanks."""
     text = _ANSI.sub("", text).replace("\r", "\n")
     return "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "" for c in text)
 
 
 def _normal(text: str) -> str:
-    text = " ".join(_clean(text).casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split())
+    text = " ".join(clean(text).casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split())
     text = re.sub(r"\bcan't\b", "cannot", text)
     text = re.sub(r"n't\b", " not", text)
     return text.rstrip(" .!\N{HORIZONTAL ELLIPSIS}")
@@ -224,7 +224,7 @@ def quote(text: str, *, secret: str | None = None, limit: int = 200) -> str:
     The result is at most *limit* characters long.
     """
     # A stray colour may split the secret, and a decoded one may be whole only after cleaning: so on both sides.
-    line = redact(" ".join(_clean(redact(text, secret)).split()), secret)
+    line = redact(" ".join(clean(redact(text, secret)).split()), secret)
     if len(line) <= limit:
         return line
     end = max(0, limit - 3) // 2
@@ -394,7 +394,7 @@ class _Statement:
 
 
 def _statements(text: str, wordings: Wordings) -> Iterator[_Statement]:
-    text = _clean(text)
+    text = clean(text)
     beside, position = [], 0
     while begins := _JSON_BEGINS.search(text, position):
         beside.append(text[position : begins.start()])

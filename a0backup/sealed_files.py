@@ -7,12 +7,13 @@ node's lock; the password itself is never written.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import stat
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from a0backup.errors import VaultUnusableError
 from a0backup.files import fsync_directory, make_new_directory, publish, read_past_cache
-from a0backup.vault import SealedPassword, Time
+from a0backup.vault import Manifest, SealedPassword, Time
 
 MAX_BYTES = 256 << 10
 
@@ -87,11 +88,32 @@ class SealedFiles:
 
     def all(self) -> tuple[SealedPassword, ...]:
         """Return what every readable file holds, oldest first, each once. Raise OSError for an unreadable folder."""
-        return tuple(dict.fromkeys(entry for content in self._contents().values() if content for entry in content))
+        return tuple(dict.fromkeys(entry for each in self._contents().values() if each for entry in each.sealed))
 
     def unreadable(self) -> list[str]:
         """Return the names of the files that cannot be read as one of this kind. Raise OSError."""
         return [path.name for path, content in self._contents().items() if content is None]
+
+    def only_here(self, newest_first: Iterable[Manifest]) -> tuple[SealedPassword, ...]:
+        """Return those that may open a stored artifact which knows nothing of them: none was proven to open it.
+
+        Such a one was stored while the file could not be read. *newest_first*: the manifests of this node and kind.
+        """
+        made = [content for content in self._contents().values() if content]
+        wanted: dict[SealedPassword, None] = {}
+        if not made:
+            return ()
+        oldest = min(content.made_at for content in made)
+        proven: set[SealedPassword] = set()
+        for manifest in itertools.takewhile(lambda manifest: manifest.stored_at >= oldest, newest_first):
+            password = manifest.encryption.password
+            if password.confirmed:
+                proven |= set(password.sealed)
+                continue
+            for content in made:
+                if manifest.stored_at >= content.made_at:
+                    wanted |= dict.fromkeys(entry for entry in content.sealed if entry not in password.sealed)
+        return tuple(entry for entry in wanted if entry not in proven)
 
     def remove(self, but: Sequence[SealedPassword] = ()) -> None:
         """Remove the readable files durably, but those that hold one of *but*. Raise OSError.
@@ -101,13 +123,13 @@ class SealedFiles:
         if not self.folder.is_dir():
             return
         for path, content in self._contents().items():
-            if content is not None and not set(content) & set(but):
+            if content is not None and not set(content.sealed) & set(but):
                 path.unlink(missing_ok=True)
         for path in self.folder.glob(".*.partial"):
             path.unlink(missing_ok=True)
         fsync_directory(self.folder)
 
-    def _contents(self) -> dict[Path, tuple[SealedPassword, ...] | None]:
+    def _contents(self) -> dict[Path, _Content | None]:
         """Return every file of this kind, oldest first, with what it holds; None where it cannot be read as one."""
         try:
             names = sorted(entry.name for entry in os.scandir(self.folder) if self._name.match(entry.name))
@@ -115,7 +137,7 @@ class SealedFiles:
             return {}
         return {self.folder / name: self._read(self.folder / name) for name in names}
 
-    def _read(self, path: Path) -> tuple[SealedPassword, ...] | None:
+    def _read(self, path: Path) -> _Content | None:
         try:
             with open(path, "rb", opener=_neither_link_nor_pipe) as file:
                 octets = file.read(MAX_BYTES + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
@@ -125,7 +147,7 @@ class SealedFiles:
         if (content.node, content.kind) != (self.node, self.kind):
             return None
         well = all(_FINGERPRINT.match(entry.recovery_key) and _BOX.match(entry.box) for entry in content.sealed)
-        return content.sealed if well else None
+        return content if well else None
 
 
 def _neither_link_nor_pipe(path: str, flags: int) -> int:

@@ -36,7 +36,7 @@ from a0backup.journal import Journal, pair
 from a0backup.replies import Absent, Found, Status, quote
 
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 4 << 20
+MAX_MANIFEST_BYTES = 64 << 20  # ten recovery keys and thousands of starts that nobody knows the end of
 FSTAB = Path("/etc/fstab")
 
 _FOLDER = re.compile(r"(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z][a-z-]*)\Z")
@@ -272,13 +272,16 @@ class Vault:
             if isinstance(entry, Manifest) and (kind is None or entry.kind == kind)
         ]
 
-    def newest(self, node: str, kind: str | None = None) -> Manifest | None:
-        """Return the newest readable manifest of that node, and kind if named, without reading the older ones."""
+    def newest_first(self, node: str, kind: str | None = None) -> Iterator[Manifest]:
+        """Yield the readable manifests of that node, and kind if named, each read only when it is wanted."""
         for folder in reversed(self.folders(node)):
             manifest = self._read(folder)
             if isinstance(manifest, Manifest) and kind in (None, manifest.kind):
-                return manifest
-        return None
+                yield manifest
+
+    def newest(self, node: str, kind: str | None = None) -> Manifest | None:
+        """Return the newest readable manifest of that node, and kind if named, without reading the older ones."""
+        return next(self.newest_first(node, kind), None)
 
     def stock(self, node: str) -> Stock:
         """Return the artifacts of *node* that are there now. Raise OSError where its folder cannot be read."""

@@ -21,7 +21,7 @@ from a0backup.report import Finding
 from flows.backup_node import ExistingChoice, now, warn
 from flows.fan_out import for_each
 from tasks.publish_report import publish_findings
-from tasks.shared_password import secret_block
+from tasks.shared_password import secret_block, shared_password
 from tasks.step import step
 
 
@@ -64,7 +64,7 @@ async def check_one_node(
     node: Node, fleet: Fleet, existing: Existing | None, problems: tuple[str, ...]
 ) -> State[Finding]:
     """Look at one node; fail if a backup of it could not be made now, also for *problems* of the whole fleet."""
-    finding = await check_node(fleet, node, existing=existing, known=problems)
+    finding = await check_node(fleet, node, existing=existing, known=problems, shared=shared_password)
     tell(Checked(finding))
     if finding.well:
         return Completed(message=finding.status, data=finding)

@@ -3,6 +3,8 @@
 A password is never a parameter, a result or a log line of the engine.
 """
 
+from typing import Any
+
 from prefect.blocks.system import Secret
 
 from a0backup import password
@@ -13,7 +15,8 @@ async def shared_password(source: password.Source) -> str | None:
     return await password.load(source, block=secret_block)
 
 
-async def secret_block(name: str) -> str:
-    """Return the value of the Prefect Secret block *name*."""
-    block: Secret[str] = await Secret.aload(name)
-    return str(block.get())
+async def secret_block(name: str) -> object:
+    """Return the value of the Prefect Secret block *name*, as it is."""
+    block: Secret[Any] = await Secret.aload(name)
+    # Not get(), which reads a text as JSON where it can: 4711e2026 would become another password.
+    return block.value.get_secret_value()

@@ -3,6 +3,7 @@
 from prefect.client.schemas.objects import State
 
 from a0backup.node_session import Done, NodeSession
+from tasks.shared_password import shared_password
 from tasks.step import begin, ended, reading_step
 
 
@@ -10,4 +11,4 @@ from tasks.step import begin, ended, reading_step
 async def update_commands(session: NodeSession) -> State[Done]:
     """Make the node's commands known in the private directory; without it a0cli has none but its local ones."""
     begin(session.node.name, "", "update-commands")
-    return ended(session.node.name, "", "update-commands", await session.update_commands())
+    return ended(session.node.name, "", "update-commands", await session.update_commands(shared_password))

@@ -25,11 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from a0backup.backup_run import BackupRun, LoadShared
+from a0backup.backup_run import BackupRun
 from a0backup.errors import A0BackupError
 from a0backup.fleet import Existing, Fleet
 from a0backup.node_session import NodeSession, open_node
-from a0backup.password import Source
+from a0backup.password import LoadShared, Source
 from a0backup.reconcile import Action
 from a0backup.replies import Found, Status
 from a0backup.report import Ending, Outcome, outcome_of
@@ -54,6 +54,10 @@ async def again(call: Callable[[], Awaitable[T]], times: int) -> T:
                 raise
         await asyncio.sleep(0.02)
     return await call()
+
+
+async def nothing_shared(source: Source) -> str | None:
+    return None
 
 
 async def make_and_keep(run: BackupRun, after: Hook, password: str = PASSWORD) -> None:
@@ -163,7 +167,7 @@ async def night(
     async with open_node(
         fleet, node, flow_run=flow_run, stored_before=stored_before(fleet, node.name, began), existing=existing
     ) as session:
-        await session.update_commands()
+        await session.update_commands(nothing_shared)
         return await back_up(session, "backup", after)
 
 
@@ -182,7 +186,7 @@ async def whole_night(
         async with open_node(
             fleet, node, flow_run=flow_run, stored_before=stored_before(fleet, node.name, began), existing=existing
         ) as session:
-            await session.update_commands()
+            await session.update_commands(nothing_shared)
             await session.ping()
             for kind in fleet.kinds:
                 nights.append(await back_up(session, kind, lambda stage: None, password))

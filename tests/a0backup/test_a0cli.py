@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from a0backup.a0cli import A0cli, Printed, PrivateDirectory, kill_running, listening
+from a0backup.a0cli import A0cli, Printed, PrivateDirectory, _running, kill_running, listening
 from a0backup.errors import (
     A0cliMissingError,
     A0cliTimeoutError,
@@ -396,6 +396,9 @@ async def test_all_that_runs_can_be_killed_at_once(program: Program) -> None:
     calling = [asyncio.ensure_future(a0cli.call("nslookup", name)) for name in ("one", "two")]
     for name in ("one", "two"):
         await until_written(program.directory / name)
+    # A program may write before the loop has heard that it was started.
+    while len(_running) < 2:  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0)
     kill_running()
     assert [told.exit_code for told in await asyncio.gather(*calling)] == [-signal.SIGKILL] * 2
     kill_running()

@@ -473,6 +473,7 @@ def test_keys_and_vault_that_are_not_there_are_warned_of_by_nobody(sealed: Desk)
 async def test_a_vault_that_others_can_read_is_warned_of_where_it_is_open(desk: Desk) -> None:
     desk.configure(kinds=BOTH)
     desk.store()
+    (desk.folder / "a link").symlink_to("lock")  # whose mode says nothing
     assert (await desk.check()).warnings == ()
     root = desk.fleet.vault
     root.chmod(0o750)

@@ -283,7 +283,7 @@ async def test_what_a_sealed_run_could_not_open_is_no_success_of_the_next_run_th
     spoilt, whole = sorted(desk.stored, key=lambda manifest: manifest.started_at is not None)
     assert ended.outcome.id == whole.id
     assert said_of_password(whole) == ("sealed", True)
-    assert said_of_password(spoilt) == ("unknown", False)
+    assert said_of_password(spoilt) == ("sealed", False)
     assert spoilt.id in ended.notes
     assert "GzipDamagedError" in ended.notes
     # Whatever can still be got out of it: its password is there.

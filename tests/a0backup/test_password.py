@@ -79,7 +79,6 @@ async def test_what_the_engine_says_of_a_block_is_not_repeated() -> None:
     [
         (b"abc", "abc"),
         (b"abc\n", "abc"),
-        (b"abc\n\n", "abc\n"),
         (b" a b ", " a b "),
         ("pä€".encode(), "pä€"),
         (b"x" * 4096 + b"\n", "x" * 4096),

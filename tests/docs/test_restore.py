@@ -14,7 +14,23 @@ from tests.stored import PASSPHRASE, Keys, store
 
 PAGE = Path(__file__).parents[2] / "docs" / "restore.md"
 # What the page may use; neither Python nor anything of this project is in reach of its commands.
-TOOLS = "openssl sed grep base64 sha256sum md5sum sort cut ls cp mkdir rm shred tar gzip".split()
+TOOLS = [
+    "openssl",
+    "sed",
+    "grep",
+    "base64",
+    "sha256sum",
+    "md5sum",
+    "sort",
+    "cut",
+    "ls",
+    "cp",
+    "mkdir",
+    "rm",
+    "shred",
+    "tar",
+    "gzip",
+]
 SHARED = "Canary7 Pässw0rd"
 
 

@@ -99,7 +99,7 @@ def test_a_secret_block_is_where_a_password_may_come_from(
     assert "Secret block" in run_and_read(check_fleet, fleet=fleet_yaml).flow_run.state.message
 
     async def save() -> None:
-        await Secret(value="FromTheBlock1").save(name)
+        await Secret(value="4711e2026").save(name)
 
     asyncio.run(save())
     assert run_and_read(check_fleet, fleet=fleet_yaml).flow_run.state.name == "Completed"
@@ -107,4 +107,4 @@ def test_a_secret_block_is_where_a_password_may_come_from(
     [start] = appliances.calls("a0-1", "backup")
     import hashlib
 
-    assert start["password"] == "sha256:" + hashlib.sha256(b"FromTheBlock1").hexdigest()[:12]
+    assert start["password"] == "sha256:" + hashlib.sha256(b"4711e2026").hexdigest()[:12]

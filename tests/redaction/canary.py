@@ -56,7 +56,7 @@ def search(secrets: Sequence[str], places: Sequence[Path | bytes]) -> list[Hit]:
     Looked through are names, contents, what is packed in them, and each value in the tables of a database. A database
     that is in use, or was left by a crash, is not touched: a copy of it is read. Links are not followed.
     """
-    needles = {}
+    needles: dict[str, bytes] = {}
     for number, secret in enumerate(secrets, 1):
         of_which = f" of secret {number}" if len(secrets) > 1 else ""
         needles |= {f"{form}{of_which}": needle for form, needle in forms(secret).items()}
@@ -109,7 +109,7 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def _base64_at(octets: bytes, offset: int) -> bytes:
-    """Return those digits of base64 that depend on *octets* alone, where *offset* bytes of a group of 3 stand before."""
+    """Return those digits of base64 that depend on *octets* alone, with *offset* bytes of a group of 3 before them."""
     whole = base64.b64encode(bytes(offset) + octets)
     return whole[(0, 2, 3)[offset] : (offset + len(octets)) * 8 // 6]
 
@@ -200,6 +200,7 @@ def _unpacked(name: str, octets: bytes, depth: int = 0) -> Iterator[tuple[str, b
         yield from _unpacked(f"{name}, unpacked", inner, depth + 1)
     for wrapped in _WRAPPED.finditer(octets):
         text = wrapped[0].translate(bytes.maketrans(b"-_", b"+/"), b"\n=")
+        text = text[: len(text) - (len(text) % 4 == 1)]  # a digit too many: it is of what follows
         yield from _unpacked_only(f"{name}, from base64", base64.b64decode(text + b"=" * (-len(text) % 4)), depth + 1)
 
 

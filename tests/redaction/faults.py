@@ -7,6 +7,14 @@ from tests.redaction.room import Room
 SAYS = 'a0cli[2911]: argv: ["backup", {}]'
 OUT: dict[str, Any] = {"stream": "stdout", "forms": ["plain", "json"]}
 ERR: dict[str, Any] = {"stream": "stderr", "forms": ["hex", "url"]}
+NAME: dict[str, Any] = {"stream": "name", "forms": ["plain"]}
+NODES = 16
+# How each node is to end, from a0-1 on, in the lines of the report.
+ENDINGS = [
+    *("stored", "stored", "stored", r"failed \(await\)", r"failed \(await\)", r"failed \(retrieve\)"),
+    *(r"stored, not deleted", r"failed \(await\)", r"failed \(await\)", "stored", r"failed \(inspect\)"),
+    *(r"failed \(inspect\)", "stored", r"failed \(verify\)", r"failed \(await\)", r"failed \(retrieve\)"),
+]
 
 
 def order_faults(room: Room) -> None:
@@ -18,10 +26,10 @@ def order_faults(room: Room) -> None:
     says("a0-5", backup=ERR, backup_status=ERR | {"forms": ["base64", "url-safe base64"], "exit": 1})
     says("a0-6", backup_retrieve=OUT | {"forms": ["shell", "html"], "exit": 1})
     says("a0-7", backup_delete=ERR | {"forms": ["form", "plain"], "exit": 1})
-    says("a0-8", backup=ERR | {"forms": ["plain", "colours"], "text": "permission denied: backup {}", "exit": 1})
+    says("a0-8", backup=ERR | {"forms": ["plain", "repr"], "text": "permission denied: backup {}", "exit": 1})
     says("a0-9", backup=OUT | {"forms": ["plain", "base64"]})
     tell("a0-9", "backup", "hang", ignore_sigterm=True)
-    says("a0-10", backup_status={"in the name": True})
+    says("a0-10", backup_status=NAME)
     tell("a0-11", "backup", "contents", are="noise")
     tell("a0-12", "backup", "contents", are="cut")
     says("a0-13", backup=OUT | {"forms": ["json", "hex"]})
@@ -29,3 +37,6 @@ def order_faults(room: Room) -> None:
     says("a0-14", backup_retrieve=OUT | {"forms": ["plain", "url"]})
     tell("a0-14", "backup-retrieve", "exit", code=3)
     tell("a0-14", "backup-retrieve", "flip")
+    # Its private directory goes, and then all that the vault has of the node.
+    says("a0-15", backup=OUT | {"wrecks": "."})
+    says("a0-16", backup_retrieve=ERR | {"wrecks": "../.."})

@@ -1,53 +1,60 @@
-"""A room in which everything that runs writes below one place, which is searched; who knows the secret lives beside it."""
+"""A room in which all that runs writes below one place, which is searched; whoever knows the secret lives beside it."""
 
 import contextlib
 import json
 import os
-import pty
+import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from a0backup.recovery import load_private
+from deployments.server import own_server, use_api
 from simulator.fleet import SimulatedFleet
 from tests.redaction.canary import Hit, search
+from tests.stored import A0BACKUP, at_terminal
 
-BIN = Path(sys.executable).parent
 PATIENCE = 120.0  # seconds in which a command has surely ended
 PLAIN = "Canary7Password"
 NASTY = "Canary 7'\"\\/%+&<é→>ß"
 
-# Whatever an operator may switch on to see more.
+# Whatever an operator may switch on to see more. Not the logs of the HTTP client and of asyncio on the run's page: with
+# those, Prefect, which logs by means of both, waits for itself for ever.
 LOUD = {
     "PREFECT_DEBUG_MODE": "true",
     "PREFECT_LOGGING_LEVEL": "DEBUG",
     "PREFECT_LOGGING_ROOT_LEVEL": "DEBUG",
     "PREFECT_LOGGING_INTERNAL_LEVEL": "DEBUG",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG",
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "a0backup,asyncio,httpx,httpcore,concurrent",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "a0backup",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",
     "PYTHONASYNCIODEBUG": "1",
 }
 
 
 class Room:
-    """*place* is searched. *beside* has the appliances, the a0cli that talks, and the operator's own keys."""
+    """*place* is searched. *beside* has the appliances, the a0cli that talks, and the operator's own keys.
 
-    def __init__(self, root: Path, nodes: int | Sequence[str]) -> None:
+    *migrated_home* spares the own engine the building of its database.
+    """
+
+    def __init__(self, root: Path, nodes: int, migrated_home: Path) -> None:
         self.place, self.beside = root / "place", root / "beside"
         self.engine = self.place / "state" / "a0backup" / "engine"
         self.appliances = SimulatedFleet(self.beside / "sim", nodes, size=20_000, backup_seconds=0.05)
         for folder in ("home", "state", "config", "cache", "share", "run", "tmp", "terminal", "storage"):
             (self.place / folder).mkdir(parents=True, mode=0o700)
+        shutil.copytree(migrated_home, self.engine)
         (self.beside / "bin").mkdir(parents=True)
+        self.program = [str(A0BACKUP)]
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "XDG_"))}
         self.environment = kept | {
             "HOME": str(self.place / "home"),
@@ -76,43 +83,46 @@ class Room:
                     process.kill()
         self.appliances.__exit__(None, None, None)
 
-    def fleet(self, password: dict[str, Any], **settings: Any) -> None:
-        """Write fleet.yaml; what is quick there, is to fail soon."""
+    def fleet(self, password: dict[str, str], folder: str = ".", **settings: Any) -> None:
+        """Write fleet.yaml, in which what fails is to fail soon."""
         quick = {
             "a0cli": {"path": str(self.beside / "bin" / "a0cli"), "call_timeout": "2s", "retrieve_timeout": "10s"},
             "polling": {"interval": "0.2s", "max_interval": "0.5s", "deadline": "4s"},
             "retrieve_attempts": 2,
         }
-        self.appliances.fleet_yaml(self.place / "fleet.yaml", password=password, **quick | settings)
+        self.appliances.fleet_yaml(self.place / folder / "fleet.yaml", password=password, **quick | settings)
 
-    # -- the operator's sources ------------------------------------------------------------------------------------
+    def password_from(self, source: str, secret: str = PLAIN) -> dict[str, str]:
+        """Return what fleet.yaml says of the password: *secret* now lies in env, file or block, or each is sealed."""
+        match source:
+            case "env":
+                self.environment["A0_BACKUP_PASSWORD"] = secret
+                return {"env": "A0_BACKUP_PASSWORD"}
+            case "file":
+                path = self.beside / "password"
+                path.touch(0o600)
+                path.write_text(secret + "\n", encoding="utf-8")
+                return {"file": str(path)}
+            case "block":
+                from prefect.blocks.system import Secret
 
-    def in_environment(self, secret: str) -> dict[str, str]:
-        self.environment["A0_BACKUP_PASSWORD"] = secret
-        return {"env": "A0_BACKUP_PASSWORD"}
-
-    def in_file(self, secret: str) -> dict[str, str]:
-        path = self.beside / "password"
-        path.touch(0o600)
-        path.write_text(secret + "\n", encoding="utf-8")
-        return {"file": str(path)}
-
-    def sealed(self) -> dict[str, str]:
-        """The private half stays beside the place."""
+                with own_server(self.engine) as api, use_api(api, self.engine):
+                    Secret(value=secret).save("a0-backup-password")  # type: ignore[arg-type]  # it takes any text
+                return {"secret_block": "a0-backup-password"}
         key = rsa.generate_private_key(public_exponent=65537, key_size=3072)
-        pem, no_passphrase = serialization.Encoding.PEM, serialization.NoEncryption()
-        (self.beside / "recovery.key.pem").write_bytes(
-            key.private_bytes(pem, serialization.PrivateFormat.PKCS8, no_passphrase)
-        )
-        (self.place / "recovery.pub.pem").write_bytes(
-            key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-        )
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (self.beside / "recovery.key.pem").write_bytes(private)
+        (self.place / "recovery.pub.pem").write_bytes(public)
         return {"sealed_to": "recovery.pub.pem"}
 
     # -- what the nodes say ----------------------------------------------------------------------------------------
 
     def says(self, node: str, **by_command: dict[str, Any]) -> None:
-        """Have the node's a0cli say the password that it was told last; `backup_status=` is about `backup-status`."""
+        """Have the node's a0cli say the password that this run told it last; `backup_status=` is about `backup-status`.
+
+        With `which`, it is "the first" that this run told it, or the last one "of any run".
+        """
         [port] = [each["port"] for each in self.appliances.nodes if each["name"] == node]
         script = {command.replace("_", "-"): said for command, said in by_command.items()}
         (self.beside / "bin" / f"{port}.json").write_text(json.dumps(script))
@@ -120,7 +130,7 @@ class Room:
     def told(self) -> list[str]:
         """The passwords that the nodes were told, each once."""
         records = [path.read_text(encoding="utf-8") for path in sorted((self.beside / "bin").glob("*.told"))]
-        return list(dict.fromkeys(json.loads(line) for record in records for line in record.splitlines()))
+        return list(dict.fromkeys(json.loads(line)[1] for record in records for line in record.splitlines()))
 
     def environments_of_a0cli(self) -> bytes:
         return (self.beside / "bin" / "environments").read_bytes()
@@ -137,29 +147,13 @@ class Room:
         command.wait()
         return command
 
-    def on_a_terminal(self, *arguments: str, **environment: str) -> int:
+    def on_a_terminal(self, *arguments: str, answers: Sequence[str] = (), **environment: str) -> int:
         """Run it on a pseudo-terminal; what is shown there is searched like all else. Return its exit code."""
         self._count += 1
-        ours, its = pty.openpty()
-        process = subprocess.Popen(
-            [BIN / "a0backup", *arguments],
-            cwd=self.place,
-            env=self.environment | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"} | environment,
-            stdin=its,
-            stdout=its,
-            stderr=its,
-            start_new_session=True,
-        )
-        os.close(its)
-        shown = self.place / "terminal" / f"{self._count}-{arguments[0]}.shown"
-        reader = threading.Thread(target=_copied, args=(ours, shown))
-        reader.start()
-        try:
-            return process.wait(PATIENCE)
-        finally:
-            process.kill()
-            reader.join()
-            os.close(ours)
+        with patch.dict(os.environ, self.environment | {"TERM": "xterm-256color"} | environment, clear=True):
+            code, shown = at_terminal(*arguments, cwd=self.place, answers=answers)
+        (self.place / "terminal" / f"{self._count}-{arguments[0]}.shown").write_text(shown)
+        return code
 
     # -- the search ------------------------------------------------------------------------------------------------
 
@@ -189,7 +183,7 @@ class Command:
         self._files = [said.with_suffix(f".{stream}") for stream in ("out", "err")]
         with self._files[0].open("wb") as out, self._files[1].open("wb") as err:
             self.process = subprocess.Popen(
-                [BIN / "a0backup", *arguments],
+                [*room.program, *arguments],
                 cwd=room.place,
                 env=room.environment | environment,
                 stdin=subprocess.DEVNULL,
@@ -213,16 +207,9 @@ class Command:
         return self.process.returncode
 
     @property
+    def report(self) -> str:
+        return self._files[0].read_text()
+
+    @property
     def said(self) -> str:
         return "".join(path.read_text(errors="replace") for path in self._files)
-
-
-def _copied(terminal: int, path: Path) -> None:
-    with path.open("wb") as file, contextlib.suppress(OSError):  # the other end is closed
-        while octets := os.read(terminal, 1 << 16):
-            file.write(octets)
-
-
-def names(room: Room) -> Iterator[str]:
-    """The nodes, one after the other, for a fault each."""
-    return iter(room.appliances.names)

@@ -10,13 +10,15 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(sys.argv[0]).parent
-FORMS = {
+FORMS: dict[str, Callable[[str], str]] = {
     "plain": str,
     "json": json.dumps,
     "repr": repr,
@@ -35,27 +37,33 @@ FORMS = {
 def main() -> None:
     arguments = sys.argv[1:]
     real = json.loads((HERE / "a0cli.json").read_text())
-    words = list(arguments)
-    port = words[words.index("-p") + 1] if "-p" in words else ""
-    command = next((word for word in words[4:]), "")
-    told = HERE / f"{port}.told"
-    if command in ("backup", "backup-sensitive", "user-export"):
-        with told.open("a", encoding="utf-8") as record:
-            record.write(json.dumps(next(word for word in words[5:] if word != "--password")) + "\n")
-    with (HERE / "environments").open("ab") as record:
-        record.write(b"\0".join(name + b"=" + value for name, value in os.environb.items()) + b"\n")
-    script = HERE / f"{port}.json"
-    said = json.loads(script.read_text()).get(command) if script.exists() else None
-    if said is None or not told.exists():
+    port, command = arguments[3:4], arguments[4:5]  # behind -t HOST -p; no command: it lists those that there are
+    script = HERE / f"{''.join(port)}.json"
+    record = script.with_suffix(".told")
+    if command and command[0] in ("backup", "backup-sensitive", "user-export"):
+        secret = next(word for word in arguments[5:] if word != "--password")
+        with record.open("a", encoding="utf-8") as told:
+            told.write(json.dumps([os.getppid(), secret]) + "\n")
+    with (HERE / "environments").open("ab") as environments:
+        environments.write(b"\0".join(name + b"=" + value for name, value in os.environb.items()) + b"\n")
+    said = json.loads(script.read_text()).get("".join(command), {}) if script.exists() else {}
+    secrets = [json.loads(line) for line in record.read_text().splitlines()] if said and record.exists() else []
+    if said.get("which") != "of any run":
+        secrets = [told for told in secrets if told[0] == os.getppid()]
+    if not secrets:
         os.execv(real, [real, *arguments])
-    secret = json.loads(told.read_text(encoding="utf-8").splitlines()[-1])
-    if said.get("in the name"):
+    secret = secrets[0 if said.get("which") == "the first" else -1][1]
+    if where := said.get("wrecks"):
+        wrecked = Path(where).resolve()
+        shutil.rmtree(wrecked)
+        wrecked.touch()
+    text = " ".join(FORMS[form](secret) for form in said["forms"])
+    if said["stream"] == "name":
         reply = subprocess.run([real, *arguments], stdout=subprocess.PIPE, text=True, check=False)
-        name = json.dumps(f"{secret}.tar.gz")
+        name = json.dumps(f"{text}.tar.gz", ensure_ascii=False).replace("\\u001b", "\x1b")
         sys.stdout.write(re.sub(r'("name": ?)"[^"]*"', lambda found: found[1] + name, reply.stdout))
         sys.exit(reply.returncode)
     stream = {"stdout": sys.stdout, "stderr": sys.stderr}[said["stream"]]
-    text = " ".join(FORMS[form](secret) for form in said["forms"])
     stream.buffer.write((said.get("text", "{}").replace("{}", text) + "\n").encode() * said.get("times", 1))
     stream.flush()
     if said.get("exit") is not None:

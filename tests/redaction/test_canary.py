@@ -32,7 +32,7 @@ FORMS: dict[str, Callable[[str], bytes]] = {
     "JSON in JSON": lambda secret: json.dumps({"said": json.dumps([secret])}).encode(),
     "JSON from JavaScript": lambda secret: json.dumps([secret]).replace("/", "\\/").encode(),
     "repr": lambda secret: repr([secret]).encode(),
-    "repr between quotes": lambda secret: repr(f"it's \"{secret}\"").encode(),
+    "repr between quotes": lambda secret: repr(f'it\'s "{secret}"').encode(),
     "ascii": lambda secret: ascii(secret).encode(),
     "repr of bytes": lambda secret: repr(secret.encode()).encode(),
     "unicode escapes": lambda secret: secret.encode("unicode_escape"),

@@ -1,0 +1,23 @@
+"""`decrypt -o FILE` into a folder that is not there: told only after the whole artifact was read, perhaps an hour
+later.
+"""
+
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from a0backup.cli import cli
+from tests.stored import store
+
+
+def test_a_target_that_cannot_be_made_is_told_before_the_artifact_is_read(tmp_path: Path) -> None:
+    manifest = store(tmp_path / "vault", "Passw0rd")
+    artifact = tmp_path / "vault" / manifest.id / manifest.artifact.file
+    artifact.write_bytes(artifact.read_bytes()[:-1])  # what only a reading can tell
+    password = tmp_path / "password"
+    password.write_text("Passw0rd\n")
+    password.chmod(0o600)
+    target = tmp_path / "not there" / "plain.tar.gz"
+    arguments = ["decrypt", manifest.id, "-o", target, "--vault", tmp_path / "vault", "--password-file", password]
+    ended = CliRunner().invoke(cli, list(map(str, arguments)))
+    assert "not there" in f"{ended.output}{ended.exception}", ended.output

@@ -1,0 +1,30 @@
+"""`a0backup init PATH` prints what to do next; done as printed, the key pair is not where the fleet file looks for
+it.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from a0backup.cli import cli
+from a0backup.fleet import Fleet
+
+
+def test_the_printed_next_steps_lead_to_a_fleet_file_that_finds_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fleets").mkdir()
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("twelve or more\n")
+    passphrase.chmod(0o600)
+    printed = CliRunner().invoke(cli, ["init", "fleets/prod.yaml"]).output
+    command = re.search(r"`a0backup (init --recovery-key[^`]*)`", printed)
+    assert command
+    made = CliRunner().invoke(cli, [*shlex.split(command[1]), "--passphrase-file", str(passphrase)])
+    assert made.exit_code == 0, made.output
+    [public] = Fleet.load(tmp_path / "fleets" / "prod.yaml").password.sealed_to or ()
+    assert public.exists(), (printed, sorted(tmp_path.rglob("*.pem")))
