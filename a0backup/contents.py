@@ -29,7 +29,7 @@ from a0backup.errors import (
 )
 from a0backup.file_formats import looks_like
 from a0backup.files import Digests, raise_if_stopped
-from a0backup.gunzip import gunzip, inflates, may_begin_gzip
+from a0backup.gunzip import gunzip, inflated, may_begin_gzip
 from a0backup.tar_walk import Member, Walked, walk
 
 DEPTH = 8  # the most chunks that wait between two threads
@@ -133,10 +133,9 @@ def _choose(head: bytes, passwords: Sequence[str]) -> int:
         raise Fault(UnexpectedFormatError, f"the file has only {len(head)} bytes")
     opened = [decryptor(password).update(head) for password in passwords]
     looking_right = [i for i, plain in enumerate(opened) if may_begin_gzip(plain)]
-    if len(looking_right) > 1:
-        looking_right = [i for i in looking_right if inflates(opened[i])] or looking_right
     if looking_right:
-        return looking_right[0]
+        # Not the first that is not broken: the flags of a wrong one may announce more header than there is.
+        return max(looking_right, key=lambda i: inflated(opened[i]))
     if what := looks_like(head):
         raise Fault(UnexpectedFormatError, f"the file itself is {what}, not encrypted as the appliance does it")
     for plain in opened:

@@ -26,13 +26,12 @@ def may_begin_gzip(plain: bytes) -> bool:
     return _GZIP.startswith(plain[:3]) and not (len(plain) > 3 and plain[3] & _RESERVED_FLAGS)
 
 
-def inflates(plain: bytes) -> bool:
-    """Tell whether *plain* can be the first bytes of a gzip: what is compressed in them is sound as far as they go."""
+def inflated(plain: bytes) -> int:
+    """Return how many bytes, at most CHUNK, come out of *plain*, a gzip's first bytes; -1 where they are broken."""
     try:
-        isal_zlib.decompressobj(wbits=31).decompress(plain, CHUNK)
+        return len(isal_zlib.decompressobj(wbits=31).decompress(plain, CHUNK))
     except _IsalError:
-        return False
-    return True
+        return -1
 
 
 def gunzip(packed: ByteStream) -> Iterator[bytes]:

@@ -33,7 +33,7 @@ from a0backup.node_session import open_node, stored_now
 from a0backup.report import Ending
 from a0backup.vault import Stock
 from tests.desk import Desk
-from tests.nights import PASSWORD, Night, back_up
+from tests.nights import PASSWORD, Night, back_up, nothing_shared
 
 # -- plain nights ------------------------------------------------------------------------------------------------------
 
@@ -719,7 +719,7 @@ async def in_this_state(desk: Desk, before: Stock, flow_run: str) -> Night:
     """A run that began when *before* was stored."""
     [node] = desk.fleet.nodes
     async with open_node(desk.fleet, node, flow_run=flow_run, stored_before=before) as session:
-        await session.update_commands()
+        await session.update_commands(nothing_shared)
         return await back_up(session, "backup", lambda stage: None)
 
 

@@ -11,6 +11,7 @@ from a0backup.byte_stream import CHUNK, LONGEST_HEADER
 from a0backup.contents import HEAD
 from a0backup.errors import (
     GzipDamagedError,
+    WrongPasswordError,
 )
 from tests.artifacts import (
     END,
@@ -114,3 +115,10 @@ def test_a_damaged_second_gzip_member_is_damage(look: Look) -> None:
     second = bytearray(gzip.compress(TAR[1000:]))
     second[len(second) // 2] ^= 0x40
     refused(look(gzip.compress(TAR[:1000]) + bytes(second)), GzipDamagedError)
+
+
+def test_flags_that_rfc_1952_reserves_are_no_gzip(look: Look) -> None:
+    for flag in (0x20, 0x40, 0x80):
+        second = gzip_header(flag) + gzip.compress(TAR[1000:])[10:]
+        refused(look(gzip.compress(TAR[:1000]) + second), GzipDamagedError, "no gzip")
+        refused(look(gzip_header(flag) + gzip.compress(TAR)[10:]), WrongPasswordError)
