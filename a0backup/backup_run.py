@@ -439,7 +439,9 @@ class BackupRun:
         if hand.verified is not None:
             return Done(f"md5 {wanted} matches", cached=True)
         assert hand.retrieved is not None, "verify comes after retrieve"
-        actual = await self._read(hand.retrieved, shared)
+        hand.tried = await self._at_hand_now(shared)
+        read = self._read_to_its_end(hand.retrieved) if hand.tried else self.session.on_disk(digests, hand.retrieved)
+        actual = await read
         if actual.md5 != wanted and hand.last_reply:
             reason = f"{actual.size} bytes came that are not the node's; a0cli said {hand.last_reply!r}"
             raise RetrieveFailedError(self.node.name, self.kind, hand.attempts, reason)
@@ -450,12 +452,9 @@ class BackupRun:
         hand.verified, hand.retrieved = actual, None
         return Done(f"md5 {wanted} matches")
 
-    async def _read(self, path: Path, shared: LoadShared) -> Digests:
-        """Return the digests of *path*; with a password at hand have its contents inspected in the same pass."""
+    async def _read_to_its_end(self, path: Path) -> Digests:
+        """Return the digests of *path*, its contents inspected in the same pass with the passwords at hand."""
         hand = self._in_hand
-        hand.tried = await self._at_hand_now(shared)
-        if not hand.tried:
-            return await self.session.on_disk(digests, path)
         self._tell("verify", "reads the artifact to its end")
         texts = [secret.text for secret in hand.tried]
         hand.inspection = await self.session.on_disk(
@@ -489,7 +488,10 @@ class BackupRun:
             return Done(f"stored already, {_how_read(hand.proven.verified)}", cached=True)
         assert hand.verified is not None, "inspect comes after verify"
         if hand.inspection is None:
-            await self._read(self.vault.verified_file(self.node.name, self.kind), shared)
+            # Bytes that an earlier run left; without a password there is nothing to read them for.
+            hand.tried = await self._at_hand_now(shared)
+            if hand.tried:
+                await self._read_to_its_end(self.vault.verified_file(self.node.name, self.kind))
         contents = hand.inspection.contents if hand.inspection else None
         if contents is not None:
             for oddity in contents.odd:
