@@ -254,6 +254,18 @@ async def test_what_cannot_be_opened_after_a_start_of_this_run_fails_the_node_wh
         desk.journal.remove()
 
 
+async def test_bytes_that_a_killed_run_left_are_read_to_their_end_by_the_next_with_the_shared_password(
+    desk: Desk,
+) -> None:
+    await desk.killed_after("verify")
+    ended = await desk.night()
+    assert ended.error is None
+    [manifest] = desk.stored
+    assert said_of_password(manifest) == ("shared", True)
+    assert manifest.verified.level == "contents"
+    assert desk.counted("backup-retrieve") == 1
+
+
 async def test_what_failed_is_kept_as_foreign_by_the_next_run_which_makes_a_new_one(desk: Desk) -> None:
     desk.tell("backup", "contents", are="noise", times=1)
     failed = await desk.night(flow_run="run-1")
