@@ -42,7 +42,7 @@ format: setup
 	@$(BIN)/ruff format .
 
 lock:
-	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
 
 clean:
