@@ -11,7 +11,8 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +23,7 @@ from a0backup.a0cli import kill_running
 from a0backup.errors import A0BackupError, EngineError
 from a0backup.fleet import Existing, Fleet
 from a0backup.progress import Checked, Ended, News, watched_by
-from deployments.server import default_home, drained, operators_api, own_server, use_api
+from deployments.server import CREDENTIALS, default_home, drained, operators_api, own_server, served_api, use_api
 
 FLOWS = {
     "backup-fleet": "flows.backup_fleet.backup_fleet",
@@ -58,11 +59,11 @@ def run_here(flow_name: str, fleet: Path, nodes: Sequence[str], existing: Existi
             case Checked():
                 untold.discard(news.finding.node)
 
-    with _interruptible() as interrupt, _engine() as api, watched_by(tick_off):
+    with interruptible() as interrupt, _engine() as api, watched_by(tick_off):
         parameters: dict[str, Any] = {"fleet": fleet.absolute(), "nodes": list(nodes)}
         if existing is not None:
             parameters["existing"] = existing
-        error = _run_in_thread(flow_name, parameters, interrupt)
+        error = run_in_thread(partial(_run_flow, flow_name, parameters), interrupt)
     if error is None or isinstance(error, A0BackupError):
         return error
     if len(untold) == whole:
@@ -101,12 +102,19 @@ def _engine() -> Iterator[str]:
         asyncio.run(_require_answer(api))
         yield api
         return
+    home = default_home()
+    if (api := served_api(home)) is not None:
+        terminal.say(f"engine: {api.removesuffix('/api')} (of the `a0backup serve` that runs on {home})")
+        with use_api(api, home):
+            asyncio.run(_require_answer(api))
+            yield api
+        return
     # Each try doubles the wait, 62 s with the five of the default: on loopback a server that does not answer is gone.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
     terminal.say("engine: starting one of our own for this run ...")
-    home = default_home()
     with own_server(home) as api, use_api(api, home):
         terminal.say(f"engine: {api.removesuffix('/api')} (our own; ends with this run, history kept in {home})")
+        terminal.say(f"        log in to its pages with what stands in {home / CREDENTIALS}")
         yield api
 
 
@@ -125,11 +133,12 @@ async def _require_answer(api: str) -> None:
         raise EngineError(f"the engine at {api} does not answer: {_in_words(error)}", NO_API) from error
 
 
-class _Interrupt:
+class Interrupt:
     """What a signal does: at first nothing but raise, once a flow runs call it off, the second time end at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, last_resort: float) -> None:
         self.received = False
+        self.last_resort = last_resort
         self.call_off: Callable[[], None] | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -137,7 +146,7 @@ class _Interrupt:
             _end_now()
         self.received = True
         terminal.say("interrupted: ends what is running (once more to end at once) ...")
-        timer = threading.Timer(LAST_RESORT, _end_now)
+        timer = threading.Timer(self.last_resort, _end_now)
         timer.daemon = True
         timer.start()
         if self.call_off is None:
@@ -153,8 +162,9 @@ def _end_now() -> None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[_Interrupt]:
-    interrupt = _Interrupt()
+def interruptible(last_resort: float = LAST_RESORT) -> Iterator[Interrupt]:
+    """Take Ctrl-C and SIGTERM while the block runs; *last_resort* seconds after the first the process ends anyway."""
+    interrupt = Interrupt(last_resort)
     former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interrupt
@@ -163,8 +173,11 @@ def _interruptible() -> Iterator[_Interrupt]:
             signal.signal(number, handler)
 
 
-def _run_in_thread(flow_name: str, parameters: dict[str, Any], interrupt: _Interrupt) -> Exception | None:
-    """Run the flow in a thread of its own: in the main thread Prefect would put its SIGTERM handler over ours."""
+def run_in_thread(work: Callable[[], Awaitable[None]], interrupt: Interrupt) -> Exception | None:
+    """Do *work* in a thread of its own: in the main thread Prefect would put its SIGTERM handler over ours.
+
+    Return the error it ended with, None where it ended well. Raise KeyboardInterrupt when called off.
+    """
     ended: list[BaseException | None] = []
     ready = threading.Event()
     handles: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
@@ -174,7 +187,7 @@ def _run_in_thread(flow_name: str, parameters: dict[str, Any], interrupt: _Inter
         assert task is not None
         handles.append((asyncio.get_running_loop(), task))
         ready.set()
-        await _run_flow(flow_name, parameters)
+        await work()
 
     def body() -> None:
         try:

@@ -10,11 +10,12 @@ import contextlib
 import fcntl
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,9 @@ NO_HOME = (
 )
 CRASHED = "The process that ran it ended without saying how; the next start of the engine found it unfinished."
 
+CREDENTIALS = "credentials"
+_SERVED = "served"
+
 _CHILD = Path(__file__).with_name("_server_child.py")
 _PAGE = 200  # the most that the API gives at once
 
@@ -45,7 +49,8 @@ def operators_api() -> str | None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from prefect.settings import get_current_settings
 
-    return get_current_settings().api.url
+    # Set and empty it is, to Prefect, no address either.
+    return get_current_settings().api.url or None
 
 
 def default_home() -> Path:
@@ -57,7 +62,7 @@ def default_home() -> Path:
 
 @contextmanager
 def use_api(api: str, home: Path) -> Iterator[None]:
-    """Make this process, and the ones it starts, use the server at *api*, with results and all else in *home*.
+    """Make this process, and the ones it starts, use our own server at *api*, with results and all else in its *home*.
 
     Works whether Prefect is imported already or not. The operator's own profile does not apply inside the block.
     """
@@ -68,7 +73,7 @@ def use_api(api: str, home: Path) -> Iterator[None]:
         "PREFECT_PROFILE": None,
         "PREFECT_PROFILES_PATH": None,
         "PREFECT_API_KEY": None,
-        "PREFECT_API_AUTH_STRING": None,
+        "PREFECT_API_AUTH_STRING": credentials(home),
         "DO_NOT_TRACK": "1",
     }
     before = {name: os.environ.get(name) for name in changes}
@@ -77,6 +82,60 @@ def use_api(api: str, home: Path) -> Iterator[None]:
         yield
     finally:
         _set_environment(before)
+
+
+def credentials(home: Path) -> str:
+    """Return the ``user:password`` without which our own server in *home* answers nobody; made where there is none.
+
+    Whoever may speak to a server may have its worker run any program, and every user of the machine reaches loopback.
+    Raise EngineError.
+    """
+    path = home / CREDENTIALS
+    with _using(home):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Whole or not there: another process may read it while this one makes it.
+        partial = home / f".{CREDENTIALS}-{secrets.token_hex(8)}"
+        if not path.exists():
+            partial.touch(0o600)
+            partial.write_text(f"a0backup:{secrets.token_urlsafe(32)}\n")
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, path)
+            partial.unlink()
+        return path.read_text().strip()
+
+
+@contextmanager
+def serving(home: Path) -> Iterator[Callable[[str], None]]:
+    """Be the one who serves on *home* while the block runs; what the block is given is to be told the API's address.
+
+    From then on `served_api` gives it to all who ask. Raise EngineError if another serves.
+    """
+    with _using(home):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = _open_lock(home / _SERVED)
+    try:
+        # Whoever asks `served_api` holds it for a moment.
+        _wait_for_lock(fd, fcntl.LOCK_EX, 1.0, f"another `a0backup serve` runs on {home}, and one is enough")
+        os.ftruncate(fd, 0)
+
+        def announce(api: str) -> None:
+            os.pwrite(fd, api.encode(), 0)
+
+        yield announce
+    finally:
+        os.close(fd)
+
+
+def served_api(home: Path) -> str | None:
+    """Return the API address of the `a0backup serve` that runs on *home*; None where none does."""
+    try:
+        fd = os.open(home / _SERVED, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        return None if _locked(fd, fcntl.LOCK_SH) else os.pread(fd, 1024, 0).decode() or None
+    finally:
+        os.close(fd)
 
 
 def _set_environment(changes: dict[str, str | None]) -> None:
@@ -93,23 +152,24 @@ def _set_environment(changes: dict[str, str | None]) -> None:
 
 
 @contextmanager
-def own_server(home: Path | None = None) -> Iterator[str]:
-    """Run a full Prefect server on loopback while the block runs, and give its API address.
+def own_server(home: Path | None = None, *, port: int = 0) -> Iterator[str]:
+    """Run a full Prefect server on *port* of loopback (0: any) while the block runs, and give its API address.
 
     Database, leases, results and log live in *home* (`default_home()` if not given). Several may share one home. The
     first on a home marks the runs that a crash left unfinished there as Crashed. The server ends with the block, and
-    with this process however that ends. Raise EngineError if it does not come up.
+    with this process however that ends. It answers only to the `credentials` of its home. Raise EngineError if it does
+    not come up.
     """
     home = home or default_home()
     with _using(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.chmod(0o700)
     with _presence(home) as presence:
-        server = OwnServer(home)
+        server = OwnServer(home, port)
         try:
             server.start()
             if presence.alone:
-                crash_unfinished(server.api)
+                crash_unfinished(server.api, credentials(home))
             presence.share()
             yield server.api
         finally:
@@ -187,10 +247,10 @@ def _presence(home: Path) -> Iterator[_Presence]:
 
 
 class OwnServer:
-    """A full Prefect server in a process of its own, on a port of 127.0.0.1 that the system chose."""
+    """A full Prefect server in a process of its own, on a port of 127.0.0.1; 0: one that the system chooses."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, port: int = 0) -> None:
+        self.home, self.port = home, port
         self.log_file = home / "server.log"
         self.api = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -199,7 +259,9 @@ class OwnServer:
         """Start it and wait until it answers; raise EngineError, with the end of its log, if it does not."""
         # Bound here and handed over: nobody can take the port in between, and nothing answers on it until it is served.
         with socket.socket() as listener, self._fresh_log() as output, self._serving() as serving:
-            listener.bind(("127.0.0.1", 0))
+            # Else a server that just ended keeps its port for a minute.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._bind(listener)
             port = listener.getsockname()[1]
             self.api = f"http://127.0.0.1:{port}/api"
             self._process = subprocess.Popen(  # noqa: S603 - a fixed list, none of it is input
@@ -220,6 +282,15 @@ class OwnServer:
         except BaseException:
             self.stop()
             raise
+
+    def _bind(self, listener: socket.socket) -> None:
+        try:
+            listener.bind(("127.0.0.1", self.port))
+        except OSError as error:
+            raise EngineError(
+                f"the engine's server cannot have port {self.port} of 127.0.0.1: {error.strerror}",
+                "another server has it, perhaps one of Prefect; end that one or name another --port",
+            ) from error
 
     def stop(self) -> None:
         """End it: gracefully within 5 s, else by force. Nothing of it is left on return."""
@@ -296,6 +367,7 @@ class OwnServer:
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": str(port),
             "PREFECT_UI_URL": f"http://127.0.0.1:{port}",
+            "PREFECT_SERVER_API_AUTH_STRING": credentials(self.home),
             # The UI is copied before it is served, by default into the installed package, which may be read-only.
             "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self.home / "ui"),
             # The default keeps leases in memory: slots of runs that die with the server would never be freed.
@@ -310,8 +382,8 @@ class OwnServer:
         }
 
 
-def crash_unfinished(api: str) -> int:
-    """Mark every run that *api* shows as under way as Crashed, tasks first, and return how many.
+def crash_unfinished(api: str, user_password: str) -> int:
+    """Mark every run that our own server at *api* shows as under way as Crashed, tasks first, and return how many.
 
     Only for one who knows that nothing runs there. Scheduled flow runs stay. Raise EngineError if it cannot be done.
     """
@@ -319,9 +391,10 @@ def crash_unfinished(api: str) -> int:
 
     crashed = 0
     try:
-        with httpx.Client(base_url=api, trust_env=False, timeout=60) as client:
+        user, _, password = user_password.partition(":")
+        with httpx.Client(base_url=api, auth=(user, password), trust_env=False, timeout=60) as client:
             crashed += _crash_all(client, "task_runs", ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"])
-            crashed += _crash_all(client, "flow_runs", ["PENDING", "RUNNING", "CANCELLING"])
+            crashed += _crash_all(client, "flow_runs", ["PENDING", "RUNNING", "PAUSED", "CANCELLING"])
     except httpx.HTTPError as error:
         raise EngineError(f"runs that a crash left unfinished cannot be marked Crashed: {error}") from error
     if crashed:

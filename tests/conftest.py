@@ -123,6 +123,8 @@ def engine_server(migrated_home: Path) -> str:
                 if keeper.poll() is not None or time.monotonic() > deadline:
                     pytest.fail(f"no engine for the tests: {(ROOM / 'keeper.log').read_text()}")
                 time.sleep(0.1)
+    # For the processes that the tests start and tell of the address.
+    os.environ["PREFECT_API_AUTH_STRING"] = (ROOM / "engine" / "credentials").read_text().strip()
     return address.read_text()
 
 
@@ -131,5 +133,5 @@ def engine(engine_server: str) -> Iterator[str]:
     """Make Prefect in this process use the shared server, and give its API address; for tests marked `engine`."""
     from deployments.server import use_api
 
-    with use_api(engine_server, ROOM / "prefect"):
+    with use_api(engine_server, ROOM / "engine"):
         yield engine_server

@@ -23,6 +23,7 @@ import pytest
 from deployments.server import CRASHED
 from simulator.fleet import SimulatedFleet
 from tests.deployments.test_server import eventually
+from tests.login import logged_in, reaching
 
 A0BACKUP = Path(sys.executable).with_name("a0backup")
 STEPS_OF_A_NODE = 12
@@ -56,7 +57,7 @@ class Place:
         return subprocess.Popen(
             [A0BACKUP, *arguments],
             cwd=self.root,
-            env=self.environment | environment,
+            env=self.environment | reaching(environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -278,7 +279,7 @@ def test_the_operators_engine_is_used_and_no_other_is_started(
     assert ended.returncode == 0, ended.stderr
     assert engine_server in ended.stderr
     [manifest] = place.manifests()
-    run = httpx.get(f"{engine_server}/flow_runs/{json.loads(manifest.read_text())['flow_run']}")
+    run = httpx.get(f"{engine_server}/flow_runs/{json.loads(manifest.read_text())['flow_run']}", auth=logged_in())
     assert run.json()["state"]["name"] == "Completed"
     assert not place.engine.exists()
     assert place.left() == []
@@ -323,7 +324,7 @@ class Terminal:
         pid, self._fd = pty.fork()
         if pid == 0:
             os.chdir(place.root)
-            settings = place.environment | {"TERM": "xterm", "COLUMNS": "120", "LINES": "30"} | environment
+            settings = place.environment | {"TERM": "xterm", "COLUMNS": "120", "LINES": "30"} | reaching(environment)
             os.execve(A0BACKUP, [str(A0BACKUP), *arguments], settings)
         self._pid = pid
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -15,7 +15,17 @@ import psutil
 import pytest
 
 from a0backup.errors import EngineError
-from deployments.server import CRASHED, default_home, drained, operators_api, own_server, use_api
+from deployments.server import (
+    CRASHED,
+    default_home,
+    drained,
+    operators_api,
+    own_server,
+    served_api,
+    serving,
+    use_api,
+)
+from tests.login import logged_in
 
 # A process with a server of its own and, on it, a flow whose one task waits.
 HOLDER = """
@@ -58,8 +68,8 @@ def holder(home: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
 def states(api: str, flow_run: str) -> tuple[dict[str, str], list[dict[str, str]]]:
     """The flow run's state and those of its task runs; a task run appears a moment before its state does."""
     of_run = {"flow_runs": {"id": {"any_": [flow_run]}}}
-    (flow,) = httpx.post(f"{api}/flow_runs/filter", json=of_run).raise_for_status().json()
-    tasks = httpx.post(f"{api}/task_runs/filter", json=of_run).raise_for_status().json()
+    (flow,) = httpx.post(f"{api}/flow_runs/filter", json=of_run, auth=logged_in()).raise_for_status().json()
+    tasks = httpx.post(f"{api}/task_runs/filter", json=of_run, auth=logged_in()).raise_for_status().json()
     return flow["state"], [task["state"] for task in tasks if task["state"]]
 
 
@@ -169,3 +179,32 @@ async def test_drained_waits_until_every_task_run_is_recorded(engine: str) -> No
     assert [state["type"] for state in [flow_state, *task_states]] == ["COMPLETED"] * 51
 
     assert not await drained(UUID(flow_run_id), [*ids, uuid4()], deadline=0.5)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_it_answers_nobody_without_the_credentials_that_only_its_owner_can_read(own_home: Path) -> None:
+    path = own_home / "credentials"
+    former = path.read_text()
+    path.unlink()
+    with own_server(own_home) as api:
+        assert path.read_text() != former
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert httpx.post(f"{api}/flow_runs/filter", json={}).status_code == httpx.codes.UNAUTHORIZED
+        user, password = logged_in(own_home)
+        for wrong in ((user, "guess"), ("", ""), (user, password + "x")):
+            assert httpx.post(f"{api}/flow_runs/filter", json={}, auth=wrong).status_code == httpx.codes.UNAUTHORIZED
+        assert httpx.post(f"{api}/flow_runs/filter", json={}, auth=(user, password)).is_success
+    assert not list(own_home.glob(".credentials-*"))
+
+
+def test_what_serves_is_told_for_as_long_as_it_serves_and_only_one_does(tmp_path: Path) -> None:
+    assert served_api(tmp_path) is None
+    with serving(tmp_path) as announce:
+        assert served_api(tmp_path) is None
+        announce("http://127.0.0.1:4200/api")
+        assert served_api(tmp_path) == "http://127.0.0.1:4200/api"
+        with pytest.raises(EngineError, match="another `a0backup serve`"), serving(tmp_path):
+            pass
+        assert served_api(tmp_path) == "http://127.0.0.1:4200/api"
+    assert served_api(tmp_path) is None

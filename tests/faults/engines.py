@@ -18,9 +18,10 @@ import pytest
 
 from a0backup.lock import is_held
 from simulator.fleet import SimulatedFleet
+from tests.deployed import BIN, REPOSITORY, Deployed
 from tests.deployments.test_local_run import Place
-from tests.deployments.test_prefect_yaml import BIN, REPOSITORY, Deployed
 from tests.deployments.test_server import eventually
+from tests.login import reaching
 
 FILE_LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 A_WHILE = 120.0  # for a condition that comes within seconds on an idle machine
@@ -170,7 +171,7 @@ class Running:
             self.process = subprocess.Popen(
                 [BIN / "a0backup", *arguments],
                 cwd=place.root,
-                env=place.environment | environment,
+                env=place.environment | reaching(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

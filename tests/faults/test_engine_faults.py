@@ -18,8 +18,8 @@ import pytest
 
 from a0backup.lock import is_held, read_holder
 from simulator.fleet import SimulatedFleet
+from tests.deployed import BIN, Deployed, PatientClient
 from tests.deployments.test_local_run import STEPS_OF_A_NODE, Place, gone, server_of
-from tests.deployments.test_prefect_yaml import BIN, Deployed, PatientClient
 from tests.faults.engines import (
     A_WHILE,
     FILE_LEASES,
@@ -34,6 +34,7 @@ from tests.faults.engines import (
     worker_of,
 )
 from tests.faults.extent import deep
+from tests.login import logged_in
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, deep]
 
@@ -197,7 +198,7 @@ def test_a_night_whose_lease_a_restarted_server_forgot_is_ended_by_prefect_and_f
 
 def start_nightly(deployed: Deployed) -> str:
     # On a connection of its own: one that was kept may be closed by the server at this very moment.
-    with PatientClient(base_url=deployed.environment["PREFECT_API_URL"], timeout=60) as client:
+    with PatientClient(base_url=deployed.environment["PREFECT_API_URL"], auth=logged_in(), timeout=60) as client:
         nightly = client.get("deployments/name/backup-fleet/nightly").raise_for_status().json()["id"]
         return str(client.post(f"deployments/{nightly}/create_flow_run", json={}).raise_for_status().json()["id"])
 
@@ -376,9 +377,13 @@ def test_a_run_that_waits_for_a_stopped_one_until_its_deadline_fails_and_names_i
 
 def limit_nightly(api: str) -> None:
     """Have the engine run one night at a time, as an operator may want it; our own deployments have no such limit."""
-    found = httpx.get(f"{api}/deployments/name/backup-fleet/nightly", trust_env=False).raise_for_status().json()
+    found = (
+        httpx.get(f"{api}/deployments/name/backup-fleet/nightly", auth=logged_in(), trust_env=False)
+        .raise_for_status()
+        .json()
+    )
     limit = {"concurrency_limit": 1, "concurrency_options": {"collision_strategy": "ENQUEUE"}}
-    httpx.patch(f"{api}/deployments/{found['id']}", json=limit, trust_env=False).raise_for_status()
+    httpx.patch(f"{api}/deployments/{found['id']}", json=limit, auth=logged_in(), trust_env=False).raise_for_status()
 
 
 def test_the_slot_of_a_killed_night_holds_up_no_run_and_the_next_night_has_it_after_some_minutes(

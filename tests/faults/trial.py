@@ -22,6 +22,7 @@ from simulator.artifact import fingerprint
 from simulator.fleet import SimulatedFleet
 from tests.faults.disk import Disk, Tree, read_tree
 from tests.faults.warm import Run, Warm
+from tests.login import reaching
 
 PASSWORD = "Canary7Password"
 OAEP = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
@@ -44,7 +45,7 @@ class Arena:
 @contextmanager
 def arena(room: Path, api: str, nodes: int = 400) -> Iterator[Arena]:
     """Appliances and a warm process on the engine at *api*."""
-    environment = {"PREFECT_API_URL": api, "A0_BACKUP_PASSWORD": PASSWORD}
+    environment = reaching({"PREFECT_API_URL": api, "A0_BACKUP_PASSWORD": PASSWORD})
     environment["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a quarter of the engine's work, and none of what is tried
     (room / "witness").mkdir()
     appliances = SimulatedFleet(room / "sim", nodes, size=20_000, backup_seconds=0.02, vault=room / "witness")
