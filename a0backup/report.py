@@ -6,7 +6,7 @@ Markdown and table rows it is escaped as well. The plain lines may hold `[`: pri
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -152,17 +152,17 @@ def summary(outcomes: Iterable[Outcome]) -> list[str]:
 
 
 def rows(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
-    """Return one row for each outcome, for Prefect's table artifact, whose page shows each cell as Markdown."""
+    """Return one row for each outcome, for Prefect's table artifact."""
     return [
         {
-            "node": escaped(outcome.node),
-            "kind": escaped(outcome.kind),
-            "outcome": escaped(f"{outcome.ending}{_step(outcome)}"),
+            "node": cell(outcome.node),
+            "kind": cell(outcome.kind),
+            "outcome": cell(f"{outcome.ending}{_step(outcome)}"),
             "size": _size(outcome.size),
-            "md5": _code(outcome.md5),
-            "verified": escaped(_verified(outcome)),
             "duration": human_seconds(outcome.seconds),
-            "id": _code(outcome.id),
+            "verified": cell(_verified(outcome)),
+            "id": cell(outcome.id),
+            "md5": cell(outcome.md5),
         }
         for outcome in outcomes
     ]
@@ -201,7 +201,7 @@ def to_json(outcomes: Iterable[Outcome], warnings: Sequence[str] = ()) -> list[d
 def lines(outcomes: Sequence[Outcome], warnings: Sequence[str] = ()) -> list[str]:
     """Return the outcomes as lines for a terminal: the headline, one for each node backup, reasons and notes below.
 
-    The *warnings* of the run come last.
+    The *warnings* of the run come last; one that is about several nodes comes once.
     """
     width = max((len(_who(outcome)) for outcome in outcomes), default=0)
     found = [headline(outcomes)]
@@ -214,7 +214,7 @@ def lines(outcomes: Sequence[Outcome], warnings: Sequence[str] = ()) -> list[str
         if not outcome.well and outcome.hint:
             found.append(f"  HINT: {plain(outcome.hint)}")
         found += [f"  {plain(note)}" for note in outcome.notes]
-    return found + _warning_lines(warnings)
+    return found + _warning_lines(warnings, [outcome.node for outcome in outcomes])
 
 
 def headline(outcomes: Sequence[Outcome]) -> str:
@@ -236,18 +236,19 @@ def headline(outcomes: Sequence[Outcome]) -> str:
 
 
 def markdown(outcomes: Sequence[Outcome], *, fleet: str, warnings: Sequence[str] = ()) -> str:
-    """Return the outcomes as a page: headline, table, the run's *warnings*, then each failure and note in words."""
+    """Return the outcomes as a page: headline, table, each failure in words, the run's *warnings*, notes, artifacts.
+
+    The column on the engine's page is narrow: what is long does not stand in the table.
+    """
     table = _table(
-        ("node", "outcome", "size", "md5", "verified", "duration", "artifact id"),
+        ("node", "outcome", "size", "duration", "verified"),
         (
             (
                 escaped(_who(outcome)),
                 _emphasised(f"{outcome.ending}{_step(outcome)}", outcome.well),
                 _size(outcome.size),
-                _code(outcome.md5),
-                escaped(_verified(outcome)),
                 human_seconds(outcome.seconds),
-                _code(outcome.id),
+                escaped(_verified(outcome)),
             )
             for outcome in outcomes
         ),
@@ -259,7 +260,11 @@ def markdown(outcomes: Sequence[Outcome], *, fleet: str, warnings: Sequence[str]
         if not outcome.well
     ]
     notes = [f"- **{escaped(_who(outcome))}**: {escaped(note)}" for outcome in outcomes for note in outcome.notes]
-    return _page(headline(outcomes), fleet, table, [*_warning_paragraphs(warnings), *failures], notes)
+    kept = [f"- {_code(outcome.id)}, md5 {_code(outcome.md5)}" for outcome in outcomes if outcome.id]
+    if kept:
+        kept = ["Artifacts in the vault:", "\n".join(kept)]
+    said = _warning_paragraphs(warnings, [outcome.node for outcome in outcomes])
+    return _page(headline(outcomes), fleet, table, [*failures, *said], notes, kept)
 
 
 def check_exit_code(findings: Sequence[Finding]) -> int:
@@ -268,16 +273,16 @@ def check_exit_code(findings: Sequence[Finding]) -> int:
 
 
 def check_rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
-    """Return one row for each node checked, for Prefect's table artifact, whose page shows each cell as Markdown."""
+    """Return one row for each node checked, for Prefect's table artifact."""
     return [
         {
-            "node": escaped(finding.node),
+            "node": cell(finding.node),
             "check": _verdict(finding),
-            "status": escaped(finding.status),
-            "would": escaped(finding.would),
-            "room": escaped(finding.room),
-            "problems": escaped("; ".join(map(plain, finding.problems))),
-            "warnings": escaped("; ".join(map(plain, finding.warnings))),
+            "status": cell(finding.status),
+            "would": cell(finding.would),
+            "room": cell(finding.room),
+            "problems": cell("; ".join(map(plain, finding.problems))),
+            "warnings": cell("; ".join(map(plain, finding.warnings))),
         }
         for finding in findings
     ]
@@ -333,7 +338,7 @@ def check_headline(findings: Sequence[Finding]) -> str:
 def check_markdown(
     findings: Sequence[Finding], *, fleet: str, warnings: Sequence[str] = (), notes: Sequence[str] = ()
 ) -> str:
-    """Return the findings as a page: headline, table, the fleet's *warnings*, each node's problems, then notes."""
+    """Return the findings as a page: headline, table, each node's problems, the *warnings*, then notes."""
     table = _table(
         ("node", "check", "on the node", "the next run would", "in the vault"),
         (
@@ -350,18 +355,16 @@ def check_markdown(
     problems = [
         f"**{escaped(finding.node)}**: {escaped(problem)}" for finding in findings for problem in finding.problems
     ]
-    problems += [
-        f"**{escaped(finding.node)}**: warning: {escaped(warning)}"
-        for finding in findings
-        for warning in finding.warnings
-    ]
+    nodes = [finding.node for finding in findings]
+    of_nodes = [f"{finding.node}: {warning}" for finding in findings for warning in finding.warnings]
     lessons = [
         f"- **{escaped(finding.node)}**: if that reply is harmless, teach it in fleet.yaml: {escaped(finding.teach)}"
         for finding in findings
         if finding.teach
     ]
     lessons += [f"- {escaped(note)}" for note in notes]
-    return _page(check_headline(findings), fleet, table, [*_warning_paragraphs(warnings), *problems], lessons)
+    said = _warning_paragraphs([*warnings, *of_nodes], nodes)
+    return _page(check_headline(findings), fleet, table, [*problems, *said], lessons)
 
 
 def human_size(size: int) -> str:
@@ -410,6 +413,17 @@ def escaped(text: str) -> str:
     return re.sub(r"^(\d{0,9})([-+=.)])", r"\1\\\2", shown)
 
 
+def cell(text: str) -> str:
+    """Return the text, made plain, for a cell of Prefect's table artifact.
+
+    One of Prefect's two pages shows a cell as Markdown, the other as it is: only what Markdown would change is escaped.
+    """
+    shown = plain(text)
+    harmless = re.fullmatch(r"(?!\d+[.)]( |$))([A-Za-z0-9][A-Za-z0-9 ,;:()/%'+=?._-]*)?", shown)
+    mark = re.search(r"(?i)://|www\.|(?<![a-z0-9])_|_(?![a-z0-9])", shown)
+    return shown if harmless and not mark else escaped(shown)
+
+
 def _code(text: str) -> str:
     # Ids and sums are of these characters; anything else is not put into a code span, where escapes do not work.
     shown = plain(text)
@@ -424,19 +438,42 @@ def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
 
 
-def _page(head: str, fleet: str, table: list[str], paragraphs: list[str], notes: list[str]) -> str:
+def _page(
+    head: str, fleet: str, table: list[str], paragraphs: list[str], notes: list[str], kept: Sequence[str] = ()
+) -> str:
     parts = [f"**{head}**, fleet {escaped(fleet)}", "\n".join(table)]
     parts += paragraphs
     parts += ["\n".join(notes)] if notes else []
+    parts += kept
     return "\n\n".join(parts) + "\n"
 
 
-def _warning_lines(warnings: Iterable[str]) -> list[str]:
-    return [f"warning: {plain(warning)}" for warning in warnings]
+def _warning_lines(warnings: Iterable[str], nodes: Sequence[str] = ()) -> list[str]:
+    return [": ".join(("warning", *map(plain, parts))) for parts in _merged(warnings, nodes)]
 
 
-def _warning_paragraphs(warnings: Iterable[str]) -> list[str]:
-    return [f"**warning**: {escaped(warning)}" for warning in warnings]
+def _warning_paragraphs(warnings: Iterable[str], nodes: Sequence[str]) -> list[str]:
+    return [": ".join(("**warning**", *map(escaped, parts))) for parts in _merged(warnings, nodes)]
+
+
+def _merged(warnings: Iterable[str], nodes: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return each warning once: of which *nodes* it is where it is of any, and what it says.
+
+    Two texts, each cut by itself: many names must not cut off what is said of them.
+    """
+    known = dict.fromkeys(nodes)
+    about: dict[str, dict[str, None]] = {}
+    for warning in warnings:
+        node, _, text = warning.partition(": ")
+        if node in known:
+            about.setdefault(text, {})[node] = None
+        else:
+            about.setdefault(warning, {})
+    return [(_names(named, len(known)), text) if named else (text,) for text, named in about.items()]
+
+
+def _names(nodes: Collection[str], of: int) -> str:
+    return "every node" if len(nodes) == of > 1 else ", ".join(nodes)
 
 
 def _exit_code(well: Sequence[bool]) -> int:

@@ -3,15 +3,12 @@
 import contextlib
 import os
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from a0backup.progress import Checked, Ended, News, Step, Warned, watched_by
-from a0backup.report import Finding, Outcome, human_seconds, human_size, plain
+from a0backup.progress import Board, Checked, Ended, News, Step, watched_by, who
+from a0backup.report import Finding, Outcome, human_seconds, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,13 +52,13 @@ class _Lines:
     def hear(self, news: News) -> None:
         match news:
             case Step():
-                who = _who(news.node, news.kind)
+                name = who(news.node, news.kind)
                 text = news.text
-                if not text and self._at.get(who) != news.name:
+                if not text and self._at.get(name) != news.name:
                     text = _LONG.get(news.name, "")
-                self._at[who] = news.name
+                self._at[name] = news.name
                 if text:
-                    say(f"{who}  {news.name}: {plain(text)}")
+                    say(f"{name}  {news.name}: {plain(text)}")
             case Ended():
                 say(_ending(news.outcome))
             case Checked():
@@ -73,22 +70,17 @@ def _checked(finding: Finding) -> str:
 
 
 def _ending(outcome: Outcome) -> str:
-    return f"{_who(outcome.node, outcome.kind)}  {outcome.ending} after {human_seconds(outcome.seconds)}"
-
-
-def _who(node: str, kind: str) -> str:
-    return f"{node} {kind}" if kind and kind != "backup" else node
+    return f"{who(outcome.node, outcome.kind)}  {outcome.ending} after {human_seconds(outcome.seconds)}"
 
 
 class _LiveTable:
-    """One row a node: the step it is at, for how long, and how many bytes have come."""
+    """One row a node: the step it is at, for how long, how many bytes have come, and what the step says."""
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._lock = threading.Lock()
-        self._rows: dict[str, tuple[Step | Ended, float]] = {}
+        self._board = Board()
         self._console = Console(stderr=True)
         self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
 
@@ -100,50 +92,23 @@ class _LiveTable:
         self._live.stop()
 
     def hear(self, news: News) -> None:
-        if isinstance(news, Warned):
-            return  # whoever prints the report says it there
+        self._board.hear(news)
+        # What is warned of, whoever prints the report says there.
         if isinstance(news, Checked):
             self._console.print(_checked(news.finding), highlight=False, markup=False)
-            return
-        if isinstance(news, Ended):
-            with self._lock:
-                self._rows.pop(news.outcome.node, None)
+        elif isinstance(news, Ended):
             self._console.print(_ending(news.outcome), highlight=False, markup=False)
-            return
-        with self._lock:
-            former = self._rows.get(news.node)
-            same = former is not None and isinstance(former[0], Step) and former[0].name == news.name
-            # An await is one wait, however often it is asked.
-            self._rows[news.node] = (news, former[1] if former and same else time.monotonic())
 
     def _render(self) -> "Table":
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        with self._lock:
-            rows = list(self._rows.items())
         # Those that have been at their step for longest are the ones to look at.
-        rows.sort(key=lambda row: row[1][1])
+        rows = sorted((row for row in self._board.rows() if not row.ended), key=lambda row: -(row.seconds or 0))
         room = max(self._console.height - 2, 3)
-        for node, (step, since) in rows[:room]:
-            if isinstance(step, Step):
-                elapsed = human_seconds(time.monotonic() - since)
-                table.add_row(Text(node), Text(step.name), Text(elapsed), Text(_bytes(step) or plain(step.text)))
+        for row in rows[:room]:
+            table.add_row(*map(Text, (row.who, row.step, row.duration, row.bytes, plain(row.says))))
         if len(rows) > room:
             table.add_row(Text(f"and {len(rows) - room} more"))
         return table
-
-
-def _bytes(step: Step) -> str:
-    if step.watch is None:
-        return ""
-    size = _largest(step.watch)
-    return f"{human_size(size)} of about {human_size(step.size)}" if step.size else human_size(size)
-
-
-def _largest(directory: Path) -> int:
-    try:
-        return max((path.lstat().st_size for path in directory.glob("*.tar.gz.enc")), default=0)
-    except OSError:
-        return 0

@@ -1,11 +1,12 @@
 """Back up a fleet: every node in parallel, all of them tried, each verified artifact in the vault.
 
-One task per node calls the step tasks. Nothing is cached by the engine (see backup_node). Blocks: the Secret block that
-`password.secret_block` in fleet.yaml names, where it names one.
+One task per node calls the step tasks; with `fan_out: workers`, one run per node does. Nothing is cached by the engine
+(see backup_node). Blocks: the Secret block that `password.secret_block` in fleet.yaml names, where it names one.
 """
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from prefect import flow
 
@@ -16,6 +17,8 @@ from a0backup.node_session import stored_now
 from a0backup.report import Outcome
 from flows.backup_node import ExistingChoice, conclude, now, outcomes_of, warn
 from flows.fan_out import for_each
+from flows.node_runs import outcomes_elsewhere
+from tasks.publish_progress import progress_published
 
 
 @flow(
@@ -28,6 +31,7 @@ async def backup_fleet(
     fleet: Path = Path("fleet.yaml"),
     nodes: list[str] = [],  # noqa: B006 - Prefect shows the default in its form; it is never changed
     existing: ExistingChoice = "as in fleet.yaml",
+    fan_out: Literal["in this run", "workers"] = "in this run",
 ) -> list[Outcome]:
     """Back up the nodes of a fleet file.
 
@@ -36,6 +40,8 @@ async def backup_fleet(
         nodes: Names of the nodes to back up; none named means all of them.
         existing: What to do with a backup on a node that this vault did not start. preserve: keep a copy first.
             replace: delete it unkept. fail: leave the node alone.
+        fan_out: Where each node's backup runs. in this run: in its own process. workers: as a run of its own, on
+            whichever worker of the pool takes it.
     """
     settings = Fleet.load(fleet)
     chosen = settings.chosen(nodes)
@@ -43,4 +49,8 @@ async def backup_fleet(
     warnings = await in_thread(fleet_warnings, settings)
     warn(warnings)
     back_up = partial(outcomes_of, fleet=settings, stored_before=stored_before, existing=existing)
-    return await conclude(await for_each(chosen, back_up, at_most=settings.max_parallel), settings, warnings)
+    if fan_out == "workers":
+        back_up = partial(outcomes_elsewhere, fleet=settings, stored_before=stored_before, existing=existing)
+    async with progress_published(chosen):
+        outcomes = await for_each(chosen, back_up, at_most=settings.max_parallel)
+    return await conclude(outcomes, settings, warnings)

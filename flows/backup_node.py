@@ -31,9 +31,12 @@ from tasks.await_backup import awaiting
 from tasks.backup_delete import backup_delete, confirm_delete
 from tasks.backup_retrieve import backup_retrieve
 from tasks.backup_status import backup_status
+from tasks.hand_over import hand_over
 from tasks.inspect_contents import inspect_contents
 from tasks.ping import ping
+from tasks.publish_progress import progress_published
 from tasks.publish_report import publish_report
+from tasks.slots import slots
 from tasks.start_backup import start_backup
 from tasks.step import step
 from tasks.store_artifact import store_artifact
@@ -66,7 +69,10 @@ async def backup_node(
     stored_before = await in_thread(stored_now, settings, [chosen])
     warnings = await in_thread(fleet_warnings, settings)
     warn(warnings)
-    outcomes = await outcomes_of(chosen, fleet=settings, stored_before=stored_before, existing=existing)
+    async with progress_published([chosen]), slots(node, deadline=settings.lock_deadline):
+        outcomes = await outcomes_of(chosen, fleet=settings, stored_before=stored_before, existing=existing)
+    if runtime.flow_run.parent_flow_run_id:
+        await hand_over(outcomes.all, outcomes.warnings)
     return await conclude([outcomes], settings, warnings)
 
 
@@ -76,6 +82,12 @@ class NodeOutcomes:
     def __init__(self) -> None:
         self.all: list[Outcome] = []
         self.warnings: list[str] = []
+
+    def tell(self) -> None:
+        """Tell whoever watches how they ended."""
+        for outcome in self.all:
+            tell(Ended(outcome))
+        warn(self.warnings)
 
 
 @step(name="backup-node", task_run_name="backup-{node.name}")
@@ -210,9 +222,7 @@ async def outcomes_of(
     except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
         log_failure(error)
         note_failure_of_the_rest(outcomes, node, fleet, error, "engine", seconds=0)
-    for outcome in outcomes.all:
-        tell(Ended(outcome))
-    warn(outcomes.warnings)
+    outcomes.tell()
     return outcomes
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from a0backup import password
@@ -67,8 +68,11 @@ async def check_one_node(
     finding = await check_node(fleet, node, existing=existing, known=problems, shared=shared_password)
     tell(Checked(finding))
     if finding.well:
+        get_run_logger().info("%s: %s; the next run would %s", node.name, finding.status, finding.would)
         return Completed(message=finding.status, data=finding)
-    return Failed(message="; ".join(finding.problems), data=finding)
+    problems_told = "; ".join(finding.problems)
+    get_run_logger().error("%s: %s", node.name, problems_told)
+    return Failed(message=problems_told, data=finding)
 
 
 async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None, problems: tuple[str, ...]) -> Finding:

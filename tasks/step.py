@@ -20,12 +20,14 @@ from prefect.tasks import Task
 
 from a0backup.node_session import Done
 from a0backup.progress import Step, tell
+from tasks import log_lines
 
 JITTER = 0.2
 
 # The core's log lines belong on the run's page; Prefect takes them (PREFECT_LOGGING_EXTRA_LOGGERS) only from a logger
 # that has a level of its own.
 logging.getLogger("a0backup").setLevel(logging.INFO)
+log_lines.install()
 
 # By flow run, the task runs that this process began: the engine records them late, and an engine of our own must not
 # end before it has. Whoever waits for that takes them out.

@@ -1,0 +1,54 @@
+"""What a node's run tells the run that started it, maybe on another machine: through the engine, as an artifact."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+)
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from a0backup.report import Outcome
+from tasks.step import step
+
+KEY = "outcomes-for-the-fleet"
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class HandedOver:
+    """How a node's backups ended, and what was warned of at them."""
+
+    outcomes: list[Outcome]
+    warnings: list[str]
+
+
+_HANDED_OVER = TypeAdapter(HandedOver)
+
+
+@step(name="hand-over", task_run_name="hand-over")
+async def hand_over(outcomes: Sequence[Outcome], warnings: Sequence[str]) -> None:
+    """Leave the outcomes where the run that started this one finds them."""
+    said = HandedOver(list(outcomes), list(warnings))
+    # A type that the UI does not know: it is shown as it is, never as Markdown, which a node's words could abuse.
+    await Artifact(
+        type="a0backup-outcomes",
+        key=KEY,
+        description="How it ended, for the run of the whole fleet.",
+        data=_HANDED_OVER.dump_python(said, mode="json"),
+    ).acreate()
+
+
+async def handed_over(client: PrefectClient, flow_run: UUID) -> HandedOver | None:
+    """Return what the run of that id left; None where it left nothing."""
+    found = await client.read_artifacts(
+        artifact_filter=ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]), key=ArtifactFilterKey(any_=[KEY])
+        ),
+        limit=1,
+    )
+    return _HANDED_OVER.validate_json(str(found[0].data)) if found else None

@@ -1,0 +1,147 @@
+"""The progress of a run on its page: how many nodes have ended, and where each of them is.
+
+Two artifacts, however many nodes there are, updated in place. A backup does not depend on them: each update has little
+time, one that fails is left out, and nothing of this outlives the run.
+"""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import UUID
+
+import httpx
+from prefect import runtime
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
+from prefect.logging import get_run_logger
+
+from a0backup.fleet import Node
+from a0backup.progress import Board, Row, percent_ended, table, watched_by
+from a0backup.report import plain
+
+PACE = 5.0  # seconds between two updates
+PATIENCE = 5.0  # seconds that one may take
+STALE = 60.0  # seconds after which the durations alone are worth an update
+
+PROGRESS, STEPS = "backup-progress", "backup-steps"
+
+
+@asynccontextmanager
+async def progress_published(nodes: Sequence[Node]) -> AsyncIterator[None]:
+    """Have the run's page show where each of *nodes* is for as long as the block runs, and how it ended.
+
+    Where the block is called off, the page keeps showing where they were then.
+    """
+    board = Board([node.name for node in nodes])
+    caller = asyncio.current_task()
+    assert caller is not None
+
+    def pass_on(publisher: asyncio.Task[None]) -> None:
+        # Prefect raises a signal in whatever runs just then; the one to be called off is the caller.
+        if not publisher.cancelled() and publisher.exception() is not None:
+            caller.cancel()
+
+    # No connection is kept: the server closes an idle one after as many seconds as the next update comes.
+    fresh = httpx.Limits(max_keepalive_connections=0)
+    async with get_client(httpx_settings={"limits": fresh}) as client:
+        page = _Page(board, client)
+        with watched_by(board.hear):
+            publisher = asyncio.create_task(page.keep_current())
+            publisher.add_done_callback(pass_on)
+            try:
+                yield
+            finally:
+                publisher.cancel()
+                await asyncio.wait([publisher])
+        await page.update()
+
+
+class _Page:
+    """The two artifacts of the flow run that this is called in."""
+
+    def __init__(self, board: Board, client: PrefectClient) -> None:
+        self._board, self._client = board, client
+        self._flow_run = UUID(str(runtime.flow_run.id))
+        self._log = get_run_logger()
+        self._ids: dict[str | None, UUID] = {}
+        self._shown: list[Row] = []
+        self._shown_at = 0.0
+        self._failing = False
+
+    async def keep_current(self) -> None:
+        """Update them again and again, until called off."""
+        while True:
+            await self.update()
+            await asyncio.sleep(PACE)
+
+    async def update(self) -> None:
+        """Show where the nodes are, if anything has changed. What keeps it from that is logged once, and no error."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                rows = await self._look()
+                anew = [replace(row, seconds=None) for row in rows]
+                if anew == self._shown and time.monotonic() - self._shown_at < STALE:
+                    return
+                await self._show(rows)
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises, the backup does not depend on it
+            if not self._failing:
+                late = f"no answer within {PATIENCE:g} s"
+                why = late if isinstance(error, TimeoutError) else plain(f"{type(error).__name__}: {error}")
+                self._log.warning("the engine does not take the progress of this run; it is tried again (%s)", why)
+            self._failing = True
+            self._ids.clear()  # they may have been deleted
+        else:
+            self._shown, self._shown_at, self._failing = anew, time.monotonic(), False
+
+    async def _look(self) -> list[Row]:
+        # A thread of its own, which nobody waits for: those of the loop are busy with whole artifacts, and a disk that
+        # hangs must not hold up a cancel.
+        disk = ThreadPoolExecutor(1, thread_name_prefix="progress")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(disk, self._board.rows)
+        finally:
+            disk.shutdown(wait=False)
+
+    async def _show(self, rows: list[Row]) -> None:
+        if not self._ids:
+            await self._find()
+        at = f"{datetime.now(UTC):%H:%M:%S} UTC"
+        ended = sum(row.ended for row in rows)
+        steps = Counter("ended" if row.ended else row.step for row in rows)
+        # The run's page shows of each artifact no more than how its description begins.
+        await self._put(PROGRESS, "progress", percent_ended(rows), f"{ended} of {len(rows)} nodes ended, at {at}")
+        nodes_at = ", ".join(f"{count} {step}" for step, count in steps.most_common())
+        await self._put(STEPS, "table", json.dumps(table(rows)), f"{at}: {nodes_at}")
+
+    async def _find(self) -> None:
+        """Find those that an earlier try of this run has made, or an update whose answer did not come."""
+        of_this_run = ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[self._flow_run]), key=ArtifactFilterKey(any_=[PROGRESS, STEPS])
+        )
+        found = await self._client.read_artifacts(
+            artifact_filter=of_this_run, sort=ArtifactSort.CREATED_DESC, limit=10, offset=0
+        )
+        self._ids = {artifact.key: artifact.id for artifact in found}
+
+    async def _put(self, key: str, kind: str, content: object, description: str) -> None:
+        if key in self._ids:
+            # Not the client's update_artifact, which stores each update as an event too, with all of the content.
+            await self._client.request(
+                "PATCH",
+                "/artifacts/{id}",
+                path_params={"id": self._ids[key]},
+                json={"data": content, "description": description},
+            )
+        else:
+            made = await self._client.create_artifact(
+                ArtifactCreate(key=key, type=kind, data=content, description=description, flow_run_id=self._flow_run)
+            )
+            self._ids[key] = made.id
