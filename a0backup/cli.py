@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
 
 import click
 
@@ -43,8 +43,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def main() -> None:
     """Run the command; end with its exit code, an error as a message with what to do next, never as a traceback."""
+    run_in_words(cli)
+
+
+def run_in_words(command: click.Command) -> None:
+    """Run *command*; end the process with its exit code, and with a message in place of a traceback."""
     try:
-        cli.main(standalone_mode=False)
+        command.main(standalone_mode=False)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -121,6 +126,7 @@ def cli() -> None:
       a0backup check      see that every node answers and what a run would do
       a0backup run        back up every node
       a0backup list       see what is in the vault
+      a0backup serve      every night by itself, with pages to look at
 
     \b
     Exit codes: 0 all well, 1 failed, 2 usage or fleet.yaml wrong, 3 some nodes failed,
@@ -169,8 +175,8 @@ def _init_recovery_key(folder: Path, passphrase_file: Path | None) -> None:
     if passphrase_file is not None:
         passphrase = recovery.read_passphrase(passphrase_file)
     else:
-        passphrase = _ask("passphrase of the new private part", "--passphrase-file")
-        if _ask("the same again", "--passphrase-file") != passphrase:
+        passphrase = ask("passphrase of the new private part", "--passphrase-file")
+        if ask("the same again", "--passphrase-file") != passphrase:
             raise click.UsageError("the two passphrases differ; nothing was written")
     key = recovery.make_pair(private, public, passphrase)
     click.echo(
@@ -201,12 +207,20 @@ def print_schema() -> None:
 @fleet_option
 @json_option
 @existing_option
+@click.option("--engine", is_flag=True, help="Look at the engine in place of the nodes: what it lacks for the nights.")
 @click.argument("nodes", nargs=-1)
-def check(fleet_path: Path, as_json: bool, existing: Existing | None, nodes: tuple[str, ...]) -> None:
+def check(fleet_path: Path, as_json: bool, existing: Existing | None, engine: bool, nodes: tuple[str, ...]) -> None:
     """Look at every node (or the NODES named) without touching it: does it answer, what is on it, what would a run do.
 
     For a reply that is not known it prints the line for a0cli.replies in fleet.yaml that teaches it.
+
+    With --engine look at your Prefect server, or the one of a running `a0backup serve`, instead: is all registered, is
+    a worker there, is somebody told of failures. Ends with 1 where a night would not run.
     """
+    if engine:
+        if nodes or existing:
+            raise click.UsageError("--engine looks at no node: give it alone")
+        _check_engine(Fleet.load(fleet_path), as_json)
     _check(fleet_path, nodes, existing, as_json)
 
 
@@ -250,6 +264,34 @@ def run(fleet_path: Path, as_json: bool, existing: Existing | None, dry_run: boo
         elif outcomes:
             click.echo("\n".join(report.lines(outcomes, warnings)))
     _exit_with(report.exit_code(outcomes), error)
+
+
+def _check_engine(fleet: Fleet, as_json: bool) -> NoReturn:
+    from deployments.doctor import Verdict, check_engine
+
+    remarks = check_engine(fleet)
+    if as_json:
+        click.echo(json.dumps([remark.to_json() for remark in remarks], indent=2))
+    else:
+        for remark in remarks:
+            click.echo(f"{remark.verdict:<8} {report.plain(remark.text)}")
+            if remark.hint:
+                click.echo(f"{'':<8} HINT: {remark.hint}")
+    sys.exit(FAILED if any(remark.verdict is Verdict.PROBLEM for remark in remarks) else 0)
+
+
+@cli.command()
+@fleet_option
+@click.option("--port", type=click.IntRange(0, 65535), default=4200, show_default=True, help="Of 127.0.0.1; 0: any.")
+def serve(fleet_path: Path, port: int) -> None:
+    """Serve on this machine until interrupted: a server with pages, the schedules of prefect.yaml, and a worker.
+
+    Registers first what the engine must hold, as `python -m deployments.register` does. The prefect.yaml beside the
+    fleet file counts, else the one that came with this. `a0backup run` and `check` use this server while it runs.
+    """
+    from deployments.serve import serve as serve_all
+
+    serve_all(Fleet.load(fleet_path), port)
 
 
 def _check(fleet_path: Path, nodes: Sequence[str], existing: Existing | None, as_json: bool) -> None:
@@ -536,7 +578,7 @@ class _Opening:
             if self.passphrase_file is not None:
                 passphrase = recovery.read_passphrase(self.passphrase_file)
             elif recovery.wants_passphrase(self.key):
-                passphrase = _ask(f"passphrase of {self.key}", "--passphrase-file")
+                passphrase = ask(f"passphrase of {self.key}", "--passphrase-file")
             key = recovery.load_private(self.key, passphrase)
         if self.password_file is not None:
             source = PasswordSource(file=self.password_file)
@@ -546,14 +588,14 @@ class _Opening:
         # One that is not sealed, such as somebody else's, must not keep the others from being opened.
         if all(sealed) or (key is not None and any(sealed)):
             return Secrets(key)
-        return Secrets(key, _ask("password", "--password-file"))
+        return Secrets(key, ask("password", "--password-file"))
 
 
 async def _no_block(name: str) -> str:
     raise AssertionError("no Secret block is asked for without an engine")
 
 
-def _ask(what: str, option: str) -> str:
+def ask(what: str, option: str) -> str:
     """Ask for a secret at the terminal; it never comes from the arguments or from standard input."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))

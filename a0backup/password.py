@@ -61,9 +61,9 @@ async def load(source: Source, *, block: Callable[[str], Awaitable[object]]) -> 
         text = os.environ.get(source.env)
         if text is None:
             raise PasswordError(where, "it is not set", f"export {source.env} in the environment of the run")
-        return _checked(text, where)
+        return checked(text, where)
     if source.file is not None:
-        return _checked(_read(Path(source.file), where), where)
+        return read_file(Path(source.file), where)
     if source.secret_block is None:
         raise PasswordError("fleet.yaml", "it names no source", "name one under `password`")
     failure = ""
@@ -78,7 +78,12 @@ async def load(source: Source, *, block: Callable[[str], Awaitable[object]]) -> 
         raise PasswordError(where, f"it cannot be loaded ({failure})", f"create the Secret block {source.secret_block}")
     if not isinstance(value, str):
         raise PasswordError(where, "it does not hold a text", "store the password as a text, not as JSON")
-    return _checked(value, where)
+    return checked(value, where)
+
+
+def read_file(path: Path, where: str) -> str:
+    """Return the password in a file that only its owner may read. Raise PasswordError, naming *where* it is."""
+    return checked(_read(path, where), where)
 
 
 def random_password() -> str:
@@ -116,8 +121,8 @@ def _read(path: Path, where: str) -> str:
     return text
 
 
-def _checked(text: str, where: str) -> str:
-    """Return *text* if a0cli can take it as a password."""
+def checked(text: str, where: str) -> str:
+    """Return *text* if a0cli can take it as a password. Raise PasswordError, naming *where* it comes from."""
     octets = text.encode(errors="replace")
     if octets.decode() != text:
         raise PasswordError(where, "it is not UTF-8", "store the password as UTF-8 text")

@@ -1,0 +1,286 @@
+"""`python -m deployments.register`, from the outside, on a server that has nothing yet."""
+
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from deployments.server import own_server
+from tests.deployments.test_server import eventually
+from tests.login import logged_in
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+PASSWORD = "Canary7Password"
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.xdist_group("register")]
+
+
+@pytest.fixture(scope="module")
+def api(migrated_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    home = shutil.copytree(migrated_home, tmp_path_factory.mktemp("register") / "engine")
+    with own_server(home) as api:
+        yield api
+
+
+class Desk:
+    """A folder with a fleet.yaml, and the server to register with, emptied of what others registered."""
+
+    def __init__(self, folder: Path, api: str) -> None:
+        self.folder, self.api = folder, api
+        self.client = httpx.Client(base_url=api, auth=logged_in(), timeout=60)
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
+            "PREFECT_API_URL": api,
+            "PREFECT_API_AUTH_STRING": ":".join(logged_in()),
+            "PREFECT_HOME": str(folder / "prefect"),
+        }
+        self.fleet_yaml()
+
+    def fleet_yaml(self, **settings: object) -> None:
+        nodes = [{"name": f"a0-{number}", "host": f"127.0.0.{number}"} for number in (1, 2)]
+        content = {"vault": "./vault", "password": {"env": "A0_BACKUP_PASSWORD"}, "nodes": nodes} | settings
+        (self.folder / "fleet.yaml").write_text(yaml.safe_dump(content))
+
+    def register(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "deployments.register", *arguments]
+        # A session of its own has no terminal to ask at.
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            start_new_session=True,
+        )
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.get(f"/deployments/name/{name}").raise_for_status().json()
+        return found
+
+    def clear(self) -> None:
+        for what in ("deployments", "automations"):
+            for each in self.client.post(f"/{what}/filter", json={}).raise_for_status().json():
+                self.client.delete(f"/{what}/{each['id']}").raise_for_status()
+        for each in self.client.post("/v2/concurrency_limits/filter", json={}).raise_for_status().json():
+            self.client.delete(f"/v2/concurrency_limits/{each['id']}").raise_for_status()
+        for each in self.client.post("/block_documents/filter", json={}).raise_for_status().json():
+            self.client.delete(f"/block_documents/{each['id']}").raise_for_status()
+        self.client.delete("/work_pools/appliance")
+
+
+@pytest.fixture
+def desk(tmp_path: Path, api: str) -> Iterator[Desk]:
+    desk = Desk(tmp_path, api)
+    try:
+        yield desk
+    finally:
+        desk.clear()
+
+
+def test_what_is_registered_is_all_that_the_fleet_needs_and_a_second_time_changes_nothing(desk: Desk) -> None:
+    dry = desk.register("--dry-run")
+    assert "to make" in dry.stdout
+    assert dry.stdout.endswith("nothing was changed, as this is a dry run\n")
+    assert desk.client.post("/deployments/filter", json={}).json() == []
+    assert desk.client.get("/work_pools/appliance").status_code == httpx.codes.NOT_FOUND
+
+    first = desk.register()
+    assert first.returncode == 0, first.stderr
+    for name in ("appliance", "a0backup-a0-1", "a0backup-a0-2", "backup-fleet/nightly", "backup-node/of-fleet"):
+        [line] = [line for line in first.stdout.splitlines() if f" {name} " in line]
+        assert line.endswith("made"), line
+    assert "nobody is told of failed or late runs" in first.stderr
+
+    second = desk.register()
+    assert "made" not in second.stdout
+    assert "changed" not in second.stdout
+    assert second.stdout.splitlines()[-1].endswith("there")
+    limits = desk.client.post("/v2/concurrency_limits/filter", json={}).json()
+    assert {limit["name"]: limit["limit"] for limit in limits if "deployment" not in limit["name"]} == {
+        "a0backup": 16,
+        "a0backup-a0-1": 1,
+        "a0backup-a0-2": 1,
+    }
+    [zombies] = desk.client.post("/automations/filter", json={}).json()
+    assert zombies["trigger"]["within"] >= 540
+    assert zombies["actions"][0]["state"] == "CRASHED"
+
+
+def test_it_registers_what_prefect_deploy_would(desk: Desk) -> None:
+    shutil.copy(REPOSITORY / "prefect.yaml", desk.folder)
+    for command in (["work-pool", "create", "appliance", "--type", "process"], ["deploy", "--all"]):
+        subprocess.run(
+            [BIN / "prefect", "--no-prompt", *command],
+            cwd=desk.folder,
+            env=desk.environment,
+            check=True,
+            capture_output=True,
+        )
+    said = desk.register("--dry-run").stdout
+    deployments = [line for line in said.splitlines() if line.startswith("deployment")]
+    assert len(deployments) == len(yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"])
+    assert all(line.endswith("  there") for line in deployments), said
+
+
+def test_a_change_in_the_prefect_yaml_beside_the_fleet_file_is_told_and_made_and_a_paused_schedule_stays_paused(
+    desk: Desk,
+) -> None:
+    ours = (REPOSITORY / "prefect.yaml").read_text()
+    assert desk.register().returncode == 0
+    nightly, hourly = desk.deployment("backup-fleet/nightly"), desk.deployment("check-fleet/hourly-check")
+    path = f"/deployments/{hourly['id']}/schedules/{hourly['schedules'][0]['id']}"
+    desk.client.patch(path, json={"active": False}).raise_for_status()
+
+    changed = ours.replace('cron: "0 2 * * *"', 'cron: "15 3 * * *"').replace("Look at every node", "Look at each node")
+    (desk.folder / "prefect.yaml").write_text(changed)
+    said = desk.register().stdout
+    assert 'schedules: ["0 2 * * * Etc/UTC"] -> ["15 3 * * * Etc/UTC"]' in said
+    [schedule] = desk.deployment("backup-fleet/nightly")["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["active"]) == ("15 3 * * *", True)
+    assert desk.deployment("backup-fleet/nightly")["id"] == nightly["id"]
+    assert desk.deployment("check-fleet/hourly-check")["description"].startswith("Look at each node")
+    assert desk.deployment("check-fleet/hourly-check")["schedules"][0]["active"] is False
+
+
+@pytest.mark.parametrize(
+    ("former", "latter", "said"),
+    [
+        ("    description: Back up one", "    colour: blue\n    description: Back up one", "has colour"),
+        ('"0 2 * * *"', '"0 2 * *"', "cron"),
+        ("Etc/UTC", "Etc/Nowhere", "Etc/Nowhere"),
+        ("deployments:", "deployment:", "KeyError"),
+    ],
+)
+def test_a_prefect_yaml_that_cannot_be_registered_is_refused_before_anything_is_changed(
+    desk: Desk, former: str, latter: str, said: str
+) -> None:
+    ours = (REPOSITORY / "prefect.yaml").read_text()
+    assert former in ours
+    (desk.folder / "prefect.yaml").write_text(ours.replace(former, latter))
+    ended = desk.register()
+    assert ended.returncode == 1
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert desk.client.get("/work_pools/appliance").status_code == httpx.codes.NOT_FOUND
+
+
+def test_a_secret_block_comes_from_a_private_file_and_is_never_shown(desk: Desk) -> None:
+    desk.fleet_yaml(password={"secret_block": "a0-password"})
+    missing = desk.register()
+    assert missing.returncode == 2
+    assert "--secret a0-password=FILE" in missing.stderr
+    assert desk.client.get("/work_pools/appliance").status_code == httpx.codes.NOT_FOUND
+
+    file = desk.folder / "password"
+    file.write_text(f"{PASSWORD}\n")
+    file.chmod(0o644)
+    open_to_all = desk.register("--secret", f"a0-password={file}")
+    assert open_to_all.returncode == 1
+    assert "lets others than its owner in" in open_to_all.stderr
+
+    file.chmod(0o600)
+    made = desk.register("--secret", f"a0-password={file}")
+    again = desk.register("--secret", f"a0-password={file}")
+    assert [line.split()[-1] for line in (made.stdout + again.stdout).splitlines() if "secret block" in line] == [
+        "made",
+        "there",
+    ]
+    file.write_text("Another8Password\n")
+    changed = desk.register("--secret", f"a0-password={file}")
+    assert "value: another -> the one given" in changed.stdout
+    assert PASSWORD not in made.stdout + made.stderr + changed.stdout + changed.stderr
+    path = "/block_types/slug/secret/block_documents/name/a0-password"
+    block = desk.client.get(path, params={"include_secrets": True}).raise_for_status().json()
+    assert block["data"]["value"] == "Another8Password"
+    assert desk.register().returncode == 0
+
+
+class Listener(http.server.BaseHTTPRequestHandler):
+    """Takes notifications."""
+
+    def do_POST(self) -> None:
+        self.server.told.append(self.rfile.read(int(self.headers["content-length"])).decode())  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the terminal of the tests clean."""
+
+
+@pytest.fixture
+def told() -> Iterator[tuple[str, list[str]]]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
+        server.told = []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", server.told  # type: ignore[attr-defined]
+        server.shutdown()
+
+
+def test_a_failed_night_is_told_to_the_notification_block_and_one_nodes_part_of_it_is_not(
+    desk: Desk, told: tuple[str, list[str]]
+) -> None:
+    address, messages = told
+    for name, reason in (("custom-webhook/ops", "there is no block"), ("secret/a0-password", "there is no block")):
+        refused = desk.register("--notify", name)
+        assert (refused.returncode, reason in refused.stderr) == (1, True), refused.stderr
+    make = (
+        "from prefect.blocks.notifications import CustomWebhookNotificationBlock as Hook\n"
+        "import sys\n"
+        "Hook(name='ops', url=sys.argv[1], json_data={'text': '{{subject}} | {{body}}'}).save('ops')\n"
+        "from prefect.blocks.system import Secret\n"
+        "Secret(value='x').save('mute')\n"
+    )
+    subprocess.run([sys.executable, "-c", make, address], env=desk.environment, check=True, capture_output=True)
+    mute = desk.register("--notify", "secret/mute")
+    assert (mute.returncode, "cannot send notifications" in mute.stderr) == (1, True), mute.stderr
+
+    registered = desk.register("--notify", "custom-webhook/ops")
+    assert registered.returncode == 0, registered.stderr
+    assert "nobody is told" not in registered.stderr
+    assert "nobody is told" not in desk.register().stderr
+
+    for name, failure in (("backup-node/of-fleet", "one node"), ("backup-fleet/nightly", "2 of 5 node backups failed")):
+        parameters = {"node": "a0-1"} if name.startswith("backup-node") else {}
+        body = {"parameters": parameters, "state": {"type": "RUNNING", "name": "Running"}}
+        run = desk.client.post(f"/deployments/{desk.deployment(name)['id']}/create_flow_run", json=body).json()
+        failed = {"state": {"type": "FAILED", "name": "Failed", "message": failure}}
+        desk.client.post(f"/flow_runs/{run['id']}/set_state", json=failed).raise_for_status()
+    assert eventually(lambda: bool(messages), 60)
+    [message] = messages
+    assert "2 of 5 node backups failed" in message
+    assert "a0backup: " in message
+    assert run["id"] in message
+
+
+def test_a_fleet_in_another_folder_is_not_pushed_aside(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert desk.register().returncode == 0
+    other = Desk(tmp_path_factory.mktemp("other"), desk.api)
+    refused = other.register()
+    assert refused.returncode == 1
+    assert f"is registered for the fleet in {desk.folder}" in refused.stderr
+    assert "prefect deployment delete" in refused.stderr
+
+
+def test_an_engine_that_lets_nobody_in_or_is_not_there_is_said_in_words(desk: Desk) -> None:
+    stranger = desk.register(PREFECT_API_AUTH_STRING="a0backup:guess")
+    assert stranger.returncode == 1
+    assert "HINT: set PREFECT_API_AUTH_STRING" in stranger.stderr
+    nobody = desk.register(PREFECT_API_URL="http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES="0")
+    assert nobody.returncode == 1
+    assert "does not answer" in nobody.stderr
+    none = desk.register(PREFECT_API_URL="", XDG_STATE_HOME=str(desk.folder / "state"))
+    assert none.returncode == 1
+    assert "there is no engine to register with" in none.stderr
+    for ended in (stranger, nobody, none):
+        assert "Traceback" not in ended.stderr
