@@ -1,0 +1,115 @@
+"""A night over two workers, as two machines would run it, on PostgreSQL and Redis."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from simulator.fleet import SimulatedFleet
+from tests.deployments.parts import ENGINE_PARTS, Engine, Part, engine_on_parts, needed
+from tests.deployments.test_server import eventually
+
+NODES = 30
+PASSWORD = "Canary7Password"
+
+
+def register(engine: Engine, folder: Path) -> None:
+    settings = {"PATH": os.defpath, "PREFECT_HOME": str(folder / "prefect")} | engine.worker_settings()
+    command = [sys.executable, "-m", "deployments.register"]
+    ended = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+
+
+def end_zombies_sooner(engine: Engine) -> None:
+    """Have it take 90 s, not nine minutes: what died before it had its node's lock is known by its heartbeats alone."""
+    [zombies] = engine.client.post("automations/filter", json={}).raise_for_status().json()
+    zombies["trigger"]["within"] = 90
+    kept = {key: zombies[key] for key in ("name", "description", "enabled", "trigger", "actions")}
+    engine.client.put(f"automations/{zombies['id']}", json=kept).raise_for_status()
+
+
+def runs_of(worker: Part) -> set[str]:
+    """The flow runs whose processes the worker has."""
+    found = set()
+    for process in psutil.Process(worker.process.pid).children(recursive=True):
+        try:
+            found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+        except psutil.Error:
+            continue
+    return found - {""}
+
+
+def run_of(call: dict[str, str]) -> str:
+    """The flow run that made a call of a0cli: its private directory is named after it."""
+    return Path(call["cwd"]).name[:36]
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_of_30_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stored_once(tmp_path: Path) -> None:
+    needed(*ENGINE_PARTS)
+    operator = tmp_path / "operator"
+    operator.mkdir()
+    vault = operator / "vault"
+    settings = {
+        "A0_BACKUP_PASSWORD": PASSWORD,
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    }
+    with (
+        engine_on_parts(tmp_path / "engine") as engine,
+        SimulatedFleet(tmp_path / "sim", NODES, backup_seconds=3) as appliances,
+    ):
+        appliances.fleet_yaml(operator / "fleet.yaml", max_parallel=6, lock_deadline="5m")
+        register(engine, operator)
+        end_zombies_sooner(engine)
+
+        first = engine.start_worker("one", operator, **settings)
+        nightly = engine.client.get("deployments/name/backup-fleet/nightly").raise_for_status().json()["id"]
+        body = {"parameters": {"fan_out": "workers"}}
+        night = engine.client.post(f"deployments/{nightly}/create_flow_run", json=body).raise_for_status().json()["id"]
+        # So that it is the other worker which dies: who died with it could not start what died too.
+        assert eventually(lambda: night in runs_of(first), 60), first.tail()
+        second = engine.start_worker("two", operator, **settings)
+
+        def stored() -> int:
+            return len(list(vault.glob("*/*/manifest.json")))
+
+        def at_work() -> set[str]:
+            """The runs of the second worker that hold their node."""
+            return runs_of(second) & {run_of(call) for call in appliances.calls()}
+
+        assert eventually(lambda: stored() >= 8 and len(at_work()) >= 2, 300), first.tail() + second.tail()
+        died = runs_of(second)
+        second.kill()
+        assert stored() < NODES - 2
+
+        def state() -> dict[str, str]:
+            found: dict[str, str] = engine.client.get(f"flow_runs/{night}").raise_for_status().json()["state"]
+            return found
+
+        assert eventually(lambda: state()["type"] in ("COMPLETED", "FAILED", "CRASHED"), 600), first.tail()
+        assert state()["type"] == "COMPLETED", state()
+
+        manifests = Counter(path.parent.parent.name for path in vault.glob("*/*/manifest.json"))
+        assert manifests == {f"a0-{number}": 1 for number in range(1, NODES + 1)}
+        assert Counter(call["node"] for call in appliances.calls(command="backup")) == manifests
+        for node in manifests:
+            # The runs that called the node, in the order of their calls: each comes once, and so was alone.
+            runs = [run for run, _ in itertools.groupby(map(run_of, appliances.calls(node)))]
+            assert len(runs) == len(set(runs)), node
+            assert appliances.holds(node) is None
+        # Some nodes were taken over, and those that died are known as dead.
+        assert any(len({run_of(call) for call in appliances.calls(node)}) == 2 for node in manifests)
+        for run in died:
+            assert engine.client.get(f"flow_runs/{run}").json()["state"]["type"] == "CRASHED"
+        [page] = engine.client.post(
+            "artifacts/filter",
+            json={"artifacts": {"flow_run_id": {"any_": [night]}, "key": {"any_": ["backup-report"]}}},
+        ).json()
+        assert f"{NODES} node backups" in page["data"]
