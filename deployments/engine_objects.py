@@ -426,7 +426,8 @@ def automations(notify: Notify | None) -> list[AutomationCore]:
                 posture=Posture.Proactive,
                 match=runs,  # type: ignore[arg-type]  # a dict is what Prefect's own examples give
                 match_related=with_nodes,  # type: ignore[arg-type]
-                after={"prefect.flow-run.heartbeat"},
+                # A run may die before its first heartbeat has arrived.
+                after={"prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
                 expect={"prefect.flow-run.heartbeat"} | ended,
                 for_each={"prefect.resource.id"},
                 threshold=1,

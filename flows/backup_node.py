@@ -67,11 +67,15 @@ async def backup_node(
     settings = Fleet.load(fleet)
     [chosen] = settings.chosen([node])
     stored_before = await in_thread(stored_now, settings, [chosen])
-    warnings = await in_thread(fleet_warnings, settings)
+    of_fleet = bool(runtime.flow_run.parent_flow_run_id)
+    # What is warned of in the fleet file is said once, by the run of the fleet.
+    warnings = [] if of_fleet else await in_thread(fleet_warnings, settings)
     warn(warnings)
-    async with progress_published([chosen]), slots(node, deadline=settings.lock_deadline):
+    # The run of the fleet has waited for its turn already, and takes one that does not begin for dead.
+    deadline = 10.0 if of_fleet else settings.lock_deadline
+    async with progress_published([chosen]), slots(node, deadline=deadline):
         outcomes = await outcomes_of(chosen, fleet=settings, stored_before=stored_before, existing=existing)
-    if runtime.flow_run.parent_flow_run_id:
+    if of_fleet:
         await hand_over(outcomes.all, outcomes.warnings)
     return await conclude([outcomes], settings, warnings)
 
