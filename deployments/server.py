@@ -368,6 +368,10 @@ class OwnServer:
             "PREFECT_SERVER_API_PORT": str(port),
             "PREFECT_UI_URL": f"http://127.0.0.1:{port}",
             "PREFECT_SERVER_API_AUTH_STRING": credentials(self.home),
+            # The default keeps all runs for ever.
+            "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+            "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(90 * 86400),
+            "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P30D",
             # The UI is copied before it is served, by default into the installed package, which may be read-only.
             "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self.home / "ui"),
             # The default keeps leases in memory: slots of runs that die with the server would never be freed.

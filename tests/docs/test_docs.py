@@ -16,7 +16,7 @@ from a0backup.cli import cli
 from simulator.artifact import make
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = ("configuration", "design", "operations", "reliability", "restore")
+DOCS = ("configuration", "design", "hardening", "install", "operations", "reliability", "restore", "upgrade")
 PAGES = ["README.md", "bench/README.md", *(f"docs/{name}.md" for name in DOCS)]
 ROOMS = ("a0backup", "bench", "deployments", "docs", "flows", "simulator", "tasks", "tests")
 

@@ -1,5 +1,6 @@
 """docs/install.md: each way is up by the commands on the page, run as they stand there."""
 
+import base64
 import fcntl
 import os
 import re
@@ -9,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from simulator.fleet import SimulatedFleet
+from tests.deployments.parts import ENGINE_PARTS, filled_settings, needed, postgresql, redis
 from tests.deployments.test_server import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,3 +124,67 @@ def end(process: subprocess.Popen[bytes]) -> None:
         for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
             each.kill()
         process.wait()
+
+
+@pytest.fixture
+def parts_named(operator: Path) -> Iterator[None]:
+    """PostgreSQL and Redis, and the two files of settings as an operator fills them in for one machine without TLS."""
+    needed(*ENGINE_PARTS)
+    with postgresql() as database, redis(operator) as broker:
+        auth = "operator:in-the-test-alone"
+        filled = {
+            "engine": {
+                "PREFECT_SERVER_API_AUTH_STRING": auth,
+                "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": "http://127.0.0.1:4200",
+                "PREFECT_SERVER_UI_API_URL": "http://127.0.0.1:4200/api",
+                "PREFECT_SERVER_DATABASE_PORT": str(database.port),
+                "PREFECT_SERVER_DATABASE_PASSWORD": database.password,
+                "PREFECT_SERVER_ENCRYPTION_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
+                "PREFECT_REDIS_MESSAGING_PORT": str(broker.port),
+                "PREFECT_REDIS_MESSAGING_PASSWORD": broker.password,
+            },
+            "worker": {"PREFECT_API_URL": "http://127.0.0.1:4200/api", "PREFECT_API_AUTH_STRING": auth},
+        }
+        for side, values in filled.items():
+            settings = filled_settings(f"{side}.env.example", values)
+            lines = [f"{name}={value}\n" for name, value in settings.items()]
+            (operator / f"{side}.env").write_text("".join(lines))
+        yield
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_server_with_workers_is_up_by_the_commands_on_the_page_and_gives_each_node_to_a_worker(
+    home: Path, operator: Path, appliances: SimulatedFleet, parts_named: None, tmp_path: Path
+) -> None:
+    [set_up, *_] = blocks("One machine")
+    server, worker, use = blocks("A server and workers")
+    [give_out] = blocks("Many machines")
+    clone, change = Terminal(home, ROOT), f"cd '{operator}'\n"
+    with port_4200():
+        started = [clone.start(set_up + change + server, tmp_path / "server.log")]
+        try:
+            answers = eventually(lambda: answers_at("http://127.0.0.1:4200/api/health"), 240)
+            assert answers, (tmp_path / "server.log").read_text()
+            started.append(clone.start(set_up + change + worker, tmp_path / "worker.log"))
+            working = eventually(lambda: "Worker 'ProcessWorker" in (tmp_path / "worker.log").read_text(), 180)
+            assert working, (tmp_path / "worker.log").read_text()
+            first = clone.run(set_up + change + use, 600)
+            assert "problem" not in first
+            then = clone.run(set_up + change + give_out, 600)
+        finally:
+            for process in reversed(started):
+                end(process)
+    listed = [re.findall(r"^(a0-\d)/\d+T\d+Z-backup ", each, re.MULTILINE) for each in (first, then)]
+    assert listed == [["a0-1", "a0-2"], ["a0-1", "a0-1", "a0-2", "a0-2"]]
+    # One private directory for each run: of the first night both nodes were in one run, of the second in one each.
+    runs = [{Path(call["cwd"]).name[:36] for call in appliances.calls(node, "backup")} for node in ("a0-1", "a0-2")]
+    assert len(runs[0] & runs[1]) == 1
+    assert len(runs[0] | runs[1]) == 3
+
+
+def answers_at(address: str) -> bool:
+    try:
+        return httpx.get(address, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
