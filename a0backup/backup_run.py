@@ -41,7 +41,7 @@ from a0backup.node_session import Done, NodeSession
 from a0backup.password import LoadShared
 from a0backup.reconcile import Action, Plan, may_be, reconcile
 from a0backup.replies import Absent, Found, InProgress, Status, made_nothing, quoted, refusal, shown
-from a0backup.report import Outcome, outcome_of
+from a0backup.report import Outcome, human_size, outcome_of
 from a0backup.sealed_files import SealedFiles
 from a0backup.space import Space, claim, release, space_for
 from a0backup.vault import (
@@ -151,12 +151,14 @@ class BackupRun:
         if self.kind in self.session.not_offered:
             raise RefusedError(self.node.name, self.kind, "the node does not offer this command")
         self.session.enter("reconcile")
-        await self._deletion.look()
         await self.session.on_disk(self._open)
+        await self._deletion.look()
 
     def _open(self) -> None:
         try:
             self._journal = self._journal_file.read()
+            if self._journal is not None:
+                self._deletion.adopt(self._journal)
         except ValueError as error:
             # It stays in its place, and forces the next run too, until what is on the node has been dealt with.
             self._unreadable, self._existing = True, "preserve"
@@ -424,7 +426,7 @@ class BackupRun:
             raise RetrieveFailedError(self.node.name, self.kind, hand.attempts, reason) from error
         hand.last_reply = quoted(printed) if printed.exit_code != 0 else ""
         hand.all_whole = whole and not hand.last_reply
-        return Done(f"retrieved {hand.retrieved.stat().st_size} bytes")
+        return Done(f"retrieved {human_size(hand.retrieved.stat().st_size)}")
 
     async def verify(self, found: Found, shared: LoadShared) -> Done:
         """See that the bytes that are here are those of *found*; with a password at hand, read what is in them too.
@@ -496,7 +498,8 @@ class BackupRun:
         if contents is not None:
             for oddity in contents.odd:
                 self.note(f"in the artifact: {oddity}")
-            return Done(f"opened and read: {contents.members} members, {contents.unpacked_size} bytes unpacked")
+            unpacked = human_size(contents.unpacked_size)
+            return Done(f"opened and read: {contents.members} members, {unpacked} unpacked")
         error = hand.inspection.error if hand.inspection else None
         why = _why(error) if error else None
         if ours and error is not None and self._is_of_this_run(error):
@@ -642,6 +645,8 @@ class BackupRun:
         unreadable = await self.session.on_disk(self._sealed_files.unreadable)
         for name in unreadable:
             self.note(f"the sealed password {name} cannot be read; look at it: put it right from a copy, or remove it")
+        for name in await self.session.on_disk(self._sealed_files.later):
+            self.note(f"the sealed password {name} is of a later version of a0backup: keep it, and use that version")
         fits = hand.not_opened is not None and hand.not_opened.password_fits
         if fits and hand.inspection is not None and len(hand.tried) == 1:
             mode = "sealed" if hand.tried[0].sealed else "shared"

@@ -25,6 +25,7 @@ from a0backup.errors import (
     ArtifactDamagedError,
     CheckFailedError,
     FleetFileError,
+    LaterVersionError,
     RunFailedError,
 )
 from a0backup.fleet import EXAMPLE, ContentsLimits, Existing, Fleet, PasswordSource, schema
@@ -393,13 +394,16 @@ def list_artifacts(fleet_path: Path, vault_path: Path | None, as_json: bool, nod
                 f"{manifest.stored_at:%Y-%m-%dT%H:%M:%SZ}  {manifest.verified.level:<8}  "
                 f"{manifest.encryption.password.mode:<8}  {artifact.md5}"
             )
-    else:
+    elif not entries:
         terminal.say(f"the vault {vault.root} holds no artifact yet; `a0backup run` makes the first")
-    problems = [f"{entry.id}: {entry.reason}" for entry in entries if isinstance(entry, UnreadableManifest)]
+    unread = [entry for entry in entries if isinstance(entry, UnreadableManifest)]
+    for entry in (entry for entry in unread if entry.later):
+        terminal.say(f"not read: {report.plain(entry.id)}: {report.plain(entry.reason)}")
+    problems = [f"{entry.id}: {entry.reason}" for entry in unread if not entry.later]
     problems += [f"{m.id}: {flaw}" for m in manifests if (flaw := _visible_flaw(vault, m))]
     for problem in problems:
         terminal.say(f"damaged: {report.plain(problem)}")
-    sys.exit(DAMAGED if problems else 0)
+    sys.exit(DAMAGED if problems else FAILED if unread else 0)
 
 
 def _visible_flaw(vault: Vault, manifest: Manifest) -> str:
@@ -491,18 +495,21 @@ def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, .
     entries = [_find(vault, artifact_id) for artifact_id in artifact_ids] if artifact_ids else list(vault.entries())
     if not entries:
         terminal.say(f"the vault {vault.root} holds no artifact yet")
-    damaged = 0
+    codes = {0}
     for entry in entries:
         try:
             if isinstance(entry, UnreadableManifest):
-                raise ArtifactDamagedError(entry.id, entry.reason)
+                raise entry.error()
             vault.reread(entry)
+        except LaterVersionError as error:
+            codes.add(FAILED)
+            click.echo(f"{entry.id}  NOT READ: {report.plain(error.message())}")
         except ArtifactDamagedError as error:
-            damaged += 1
+            codes.add(DAMAGED)
             click.echo(f"{entry.id}  DAMAGED: {report.plain(error.message())}")
         else:
             click.echo(f"{entry.id}  well")
-    sys.exit(DAMAGED if damaged else 0)
+    sys.exit(max(codes))
 
 
 def _find(vault: Vault, artifact_id: str) -> Manifest | UnreadableManifest:
@@ -516,8 +523,8 @@ def _find(vault: Vault, artifact_id: str) -> Manifest | UnreadableManifest:
 def _get(vault: Vault, artifact_id: str) -> Manifest:
     found = _find(vault, artifact_id)
     if isinstance(found, UnreadableManifest):
-        terminal.say(f"damaged: {found.id}: {report.plain(found.reason)}")
-        raise click.exceptions.Exit(DAMAGED)
+        terminal.say(f"{'not read' if found.later else 'damaged'}: {found.id}: {report.plain(found.reason)}")
+        raise click.exceptions.Exit(FAILED if found.later else DAMAGED)
     return found
 
 
@@ -648,7 +655,7 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
     for number, entry in enumerate(entries, 1):
         try:
             if isinstance(entry, UnreadableManifest):
-                raise ArtifactDamagedError(entry.id, entry.reason)
+                raise entry.error()
             size = report.human_size(entry.artifact.size)
             with _at_work(f"reads {entry.id} to its end ({size}; {number} of {len(entries)})"):
                 contents = drill.drill(vault, entry, secrets.passwords(entry), limits)

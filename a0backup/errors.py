@@ -15,6 +15,7 @@ A0BackupError
     │   ├── UnreachableError      the node does not answer              (transient)
     │   ├── RefusedError          the node will never take this command
     │   └── UnknownReplyError     a reply that is not understood         (transient)
+    ├── EnrolmentError        the node could not be put into service
     ├── BuildTooOldError      builds before 6868 must not be backed up this way
     ├── LockDeadlineError     another run kept the node for too long
     ├── BackupInProgressError the node is still at it                   (transient)
@@ -35,6 +36,7 @@ A0BackupError
     └── VaultError            the vault cannot keep or give back an artifact
         ├── VaultUnusableError    it cannot be written
         ├── VaultFullError        it has no room for the next artifact
+        ├── LaterVersionError     a later version wrote it, and only that one reads it
         └── ArtifactDamagedError  what is stored is not what its manifest says
 
 Each error carries its fields as ``args`` and so pickles; ``transient`` says whether asking again may help; ``hint``,
@@ -213,6 +215,20 @@ class UnknownReplyError(A0cliError):
 
     def hint(self) -> str:
         return "`a0backup check` prints the line for a0cli.replies in fleet.yaml that teaches this wording"
+
+
+class EnrolmentError(NodeError):
+    """The node could not be put into service: not confirmed, not given the backup role, or its backup not proven."""
+
+    def __init__(self, node: str, reason: str, remedy: str) -> None:
+        super().__init__(node, reason, remedy)
+        self.reason, self.remedy = reason, remedy
+
+    def message(self) -> str:
+        return f"{self.node}: not in service: {self.reason}"
+
+    def hint(self) -> str:
+        return self.remedy
 
 
 class BuildTooOldError(NodeError):
@@ -466,6 +482,13 @@ class VaultFullError(VaultError):
 
     def hint(self) -> str:
         return "make room on the vault's disk, or give the vault a larger one; what is on the node stays there"
+
+
+class LaterVersionError(VaultError):
+    """What is stored was written by a later version of this software, and only that one reads it."""
+
+    def hint(self) -> str:
+        return "it is not damaged: keep it, and use that version"
 
 
 class ArtifactDamagedError(VaultError):

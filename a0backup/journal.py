@@ -9,12 +9,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from a0backup.files import publish, remove_durably
 from a0backup.replies import Found
 
 MAX_BYTES = 256 * 1024
+
+
+def later_schema(error: ValidationError) -> str:
+    """Return in words that what was read is of a later version of this software, or nothing where it is not.
+
+    A file of a schema that is not known here is never damaged, and never to be removed.
+    """
+    for each in error.errors():
+        if each["loc"] == ("schema",) and isinstance(each["input"], int) and each["input"] > 1:
+            return f"has schema {each['input']}, and this a0backup knows 1: a later version wrote it"
+    return ""
 
 
 class Pair(BaseModel):
@@ -58,7 +69,15 @@ class Journal(BaseModel):
     seen_before: Pair | None = None
     pinned: Pair | None = None
     not_opened: NotOpened | None = None
+    # Where an earlier version noted what the mark of a deletion says now. Read, and never written again.
+    deletion_sent_at: datetime | None = Field(default=None, exclude=True)
     history: tuple[Entry, ...] = ()
+
+    @field_validator("not_opened", mode="before")
+    @classmethod
+    def _earlier_reason(cls, value: object) -> object:
+        """Read what an earlier version wrote: the reason alone."""
+        return {"reason": value, "password_fits": False} if isinstance(value, str) else value
 
     def noted(
         self, at: datetime, what: str, *, pinned: Pair | None = None, not_opened: NotOpened | None = None
@@ -93,7 +112,8 @@ class JournalFile:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValidationError as error:
-            raise ValueError(f"{self.path.name} is not a journal: {error.errors()[0]['msg']}") from None
+            reason = later_schema(error) or f"is not a journal: {error.errors()[0]['msg']}"
+            raise ValueError(f"{self.path.name} {reason}") from None
 
     def write(self, journal: Journal) -> None:
         """Replace the journal by *journal*, durably, before the caller goes on. Raise OSError."""

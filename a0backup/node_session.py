@@ -13,7 +13,7 @@ from a0backup.fleet import Existing, Fleet, Node
 from a0backup.lock import node_lock
 from a0backup.password import LoadShared
 from a0backup.progress import Step, tell
-from a0backup.replies import missing_commands, offers_sensitive
+from a0backup.replies import missing_commands, offered_commands, offers_backup, offers_sensitive
 from a0backup.space import release
 from a0backup.vault import Stock, Vault
 
@@ -61,7 +61,9 @@ class NodeSession:
         self.a0cli = A0cli(
             fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path, inherit=[lock]
         )
+        self.offered: frozenset[str] | None = None  # the commands that the node lists; None where that is not read
         self.not_offered: list[str] = []  # kinds whose command the node does not list
+        self.has_role: bool | None = None  # whether it lists `backup`; None where that is not read
         self.splits = bool(node.splits)  # whether its build keeps the encryption keys out of `backup`
         self.step = "check"
 
@@ -93,10 +95,15 @@ class NodeSession:
         """See that the node answers, and which of the kinds it does not offer. Raise A0cliError."""
         self.enter("ping")
         await self.a0cli.ping()
+        await self.note_offered()
+        return Done("PONG")
+
+    async def note_offered(self) -> None:
+        """Note which commands the last update_commands brought. Raise A0cliError."""
         listing = (await self.a0cli.commands()).stdout
+        self.offered, self.has_role = offered_commands(listing), offers_backup(listing)
         self.not_offered = missing_commands(listing, self.fleet.kinds_of(self.node))
         self.splits = self.splits or offers_sensitive(listing)
-        return Done("PONG")
 
 
 @contextlib.asynccontextmanager

@@ -144,6 +144,13 @@ _REFUSED = re.compile(
 _THERE = r"(?:in progress|under ?way|exists?|running|started|present|stored|there)"
 _ALREADY_THERE = re.compile(rf"\balready\b[^.;]*\b{_THERE}\b|\b{_THERE}\b[^.;]*\balready\b")
 
+# What set-as-backup is told of a device or a folder in its way: not documented either, counts only with an exit code.
+_IN_THE_WAY = re.compile(
+    r"\b(?:no|invalid|unknown|bad|wrong) (?:such )?(?:block )?device\b|\bno such file\b"
+    r"|\bdevice\b[^.;]* (?:not (?:found|exist|there|available|valid|usable)|does not exist|busy|in use|mounted)\b"
+    r"|\bfolder exists\b|\buse (?:the )?force\b"
+)
+
 # Words that keep a reply from being believed, wherever they stand beside the message.
 _FAILURE_WORD = re.compile(
     r"(?<!\bno )(?<!\b0 )(?:\b[a-z]*error|\bfail(?:ed|ure|s)?|\bfatal|\b[a-z]*exception|\bdenied|\brefused|\brejected"
@@ -569,6 +576,13 @@ def made_nothing(printed: "Printed", said: A0cliError) -> bool:
     return isinstance(said, RefusedError) or bool(_ALREADY_THERE.search(_normal(f"{printed.stdout}\n{printed.stderr}")))
 
 
+def gave_no_role(printed: "Printed", said: A0cliError) -> bool:
+    """Return whether a set-as-backup, whose `refusal` is *said*, failed and says so: refused, a folder, no device."""
+    if printed.exit_code == 0 or isinstance(said, UnreachableError):
+        return False
+    return made_nothing(printed, said) or bool(_IN_THE_WAY.search(_normal(f"{printed.stdout}\n{printed.stderr}")))
+
+
 def teach(printed: "Printed", wordings: Wordings | None = None) -> str:
     """Return the line for fleet.yaml that would teach the wording of an unknown reply.
 
@@ -635,6 +649,15 @@ def missing_commands(listing: str, kinds: Sequence[str]) -> list[str]:
     """
     offered = offered_commands(listing)
     return [] if offered is None else [kind for kind in kinds if kind not in offered]
+
+
+def offers_backup(listing: str) -> bool | None:
+    """Return whether what `a0cli` alone lists shows that the node takes a backup: from build 6868 on, its role.
+
+    None where the listing is not read.
+    """
+    offered = offered_commands(listing)
+    return None if offered is None else "backup" in offered
 
 
 def offers_sensitive(listing: str) -> bool:

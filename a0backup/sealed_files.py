@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from a0backup.errors import VaultUnusableError
 from a0backup.files import fsync_directory, make_new_directory, publish, read_past_cache
+from a0backup.journal import later_schema
 from a0backup.vault import Manifest, SealedPassword, Time
 
 MAX_BYTES = 256 << 10
@@ -92,7 +93,11 @@ class SealedFiles:
 
     def unreadable(self) -> list[str]:
         """Return the names of the files that cannot be read as one of this kind. Raise OSError."""
-        return [path.name for path, content in self._contents().items() if content is None]
+        return [path.name for path, content in self._contents().items() if content is None and not self._later(path)]
+
+    def later(self) -> list[str]:
+        """Return the names of the files that a later version wrote, and only that one reads. Raise OSError."""
+        return [path.name for path, content in self._contents().items() if content is None and self._later(path)]
 
     def only_here(self, newest_first: Iterable[Manifest]) -> tuple[SealedPassword, ...]:
         """Return those that may open a stored artifact which knows nothing of them: none was proven to open it.
@@ -137,11 +142,23 @@ class SealedFiles:
             return {}
         return {self.folder / name: self._read(self.folder / name) for name in names}
 
+    def _later(self, path: Path) -> bool:
+        try:
+            _Content.model_validate_json(self._octets(path))
+        except ValidationError as error:
+            return bool(later_schema(error))
+        except OSError:
+            return False
+        return False
+
+    def _octets(self, path: Path) -> bytes:
+        with open(path, "rb", opener=_neither_link_nor_pipe) as file:
+            octets = file.read(MAX_BYTES + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+        return octets if len(octets) <= MAX_BYTES else b""
+
     def _read(self, path: Path) -> _Content | None:
         try:
-            with open(path, "rb", opener=_neither_link_nor_pipe) as file:
-                octets = file.read(MAX_BYTES + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
-            content = _Content.model_validate_json(octets if len(octets) <= MAX_BYTES else b"")
+            content = _Content.model_validate_json(self._octets(path))
         except (OSError, ValidationError):
             return None
         if (content.node, content.kind) != (self.node, self.kind):

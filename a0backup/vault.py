@@ -21,7 +21,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from a0backup.errors import ArtifactDamagedError, VaultUnusableError
+from a0backup.errors import ArtifactDamagedError, LaterVersionError, VaultUnusableError
 from a0backup.files import (
     Digests,
     digests,
@@ -32,7 +32,7 @@ from a0backup.files import (
     publish,
     read_past_cache,
 )
-from a0backup.journal import Journal, pair
+from a0backup.journal import Journal, later_schema, pair
 from a0backup.replies import Absent, Found, Status, quote
 
 MANIFEST = "manifest.json"
@@ -177,10 +177,16 @@ def _is_mounted(place: Path) -> bool:
 
 
 class UnreadableManifest(_Part):
-    """A manifest that is there and cannot be read as one."""
+    """A manifest that is there and cannot be read as one; *later*: because a later version wrote it."""
 
     id: str
     reason: str
+    later: bool = False
+
+    def error(self) -> LaterVersionError | ArtifactDamagedError:
+        """Return the error that says so; what a later version wrote is not damaged."""
+        kind = LaterVersionError if self.later else ArtifactDamagedError
+        return kind(self.id, self.reason)
 
 
 class Stock(NamedTuple):
@@ -324,6 +330,8 @@ class Vault:
         try:
             manifest = Manifest.model_validate_json(content)
         except ValidationError as error:
+            if later := later_schema(error):
+                return UnreadableManifest(id=place, reason=f"{MANIFEST} {later}", later=True)
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             return UnreadableManifest(id=place, reason=quote(f"{MANIFEST}: {where}: {first['msg']}"))

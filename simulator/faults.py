@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 KINDS = {"backup": "Backup", "backup-sensitive": "Sensitive backup", "user-export": "User export"}
-ANY = ("start", "status", "retrieve", "delete", "other")
+ANY = ("start", "status", "retrieve", "delete", "role", "other")
 
 
 class OrderError(ValueError):
@@ -33,7 +33,7 @@ FAULTS = {
     "latency": Fault(ANY, {"seconds": 1.0}),
     "hang": Fault(ANY, {"ignore_sigterm": False}),
     "duration": Fault(("start",), {"seconds": 60.0}),
-    "late": Fault(("start", "delete"), {"seconds": 2.0, "reply": "lost"}, {"reply": ("lost", "hang", "ok")}),
+    "late": Fault(("start", "delete", "role"), {"seconds": 2.0, "reply": "lost"}, {"reply": ("lost", "hang", "ok")}),
     "drip": Fault(("retrieve",), {"bytes_per_second": 65536}),
     # the transfer
     "drop": Fault(("retrieve",), {"fraction": 0.5}),
@@ -59,7 +59,7 @@ FAULTS = {
         {"stdout": "", "stderr": "", "exit": None, "when": None},
         {"when": (None, "done", "refused", "found", "absent", "in progress")},
         {
-            "done": ("start", "retrieve", "delete", "other"),
+            "done": ("start", "retrieve", "delete", "role", "other"),
             "found": ("status",),
             "absent": ("status", "retrieve", "delete"),
             "in progress": ("status",),
@@ -80,6 +80,7 @@ FAULTS = {
     "replaced": Fault(("status", "retrieve"), {"password": "laid by another hand"}),
     "taken": Fault(("status", "retrieve")),
     "no_role": Fault(("node",)),
+    "backup_folder": Fault(("node",)),
     "unreachable": Fault(("node",), {"seconds": None}),
 }
 
@@ -90,9 +91,11 @@ def kind_of(command: str) -> str:
 
 
 def group_of(command: str) -> str:
-    """Return start, status, retrieve or delete for the commands of a kind, other for the rest."""
+    """Return start, status, retrieve or delete for the commands of a kind, role or other for the rest."""
     if command in KINDS:
         return "start"
+    if command == "set-as-backup":
+        return "role"
     return command.rpartition("-")[2] if kind_of(command) in KINDS else "other"
 
 

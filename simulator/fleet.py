@@ -122,9 +122,22 @@ class SimulatedFleet:
         held: dict[str, Any] | None = self.order("holds", node=node, kind=kind)
         return held
 
-    def put(self, node: str, *, password: str, kind: str = "backup", size: int | None = None) -> dict[str, Any]:
-        """Lay a finished backup on the node that no call of ours started, and return what it is."""
-        held: dict[str, Any] = self.order("put", node=node, kind=kind, password=password, size=size)
+    def put(
+        self,
+        node: str,
+        *,
+        password: str,
+        kind: str = "backup",
+        size: int | None = None,
+        file: Path | None = None,
+        name: str = "",
+    ) -> dict[str, Any]:
+        """Lay a finished backup on the node that no call of ours started, and return what it is.
+
+        With *file* it is those bytes, under *name*.
+        """
+        said = {"size": size} if file is None else {"file": str(file), "name": name}
+        held: dict[str, Any] = self.order("put", node=node, kind=kind, password=password, **said)
         return held
 
     def remove(self, node: str, kind: str = "backup") -> None:

@@ -232,9 +232,24 @@ class Appliances:
             if call.group == "delete":
                 self.discard(node.appliance, call.kind, call.pid)
             return Reply("done", f"{KINDS[call.kind]} {call.group}d")
-        if command == "set-as-backup":
-            node.rules.clear("no_role")
+        if call.group == "role":
+            return self.give_role(call, *given)
         return Reply("done", {"ping": "PONG", "update-commands": "Commands updated"}.get(command, "OK"))
+
+    def give_role(self, call: Call, device: str, force: str = "") -> Reply:
+        """Give the node the backup role; its page refuses that where a backup folder exists, unless force is true."""
+        node, appliance = call.node, call.node.appliance
+        if not device.startswith("/dev/"):
+            return Reply("refused", f"{device}: no such device", exit=1)
+        folder = bool(appliance.held) or node.rules.has("backup_folder") or not node.rules.has("no_role")
+        if folder and force != "true":
+            return Reply("refused", "A backup folder already exists", exit=1)
+        # The new folder is an empty one.
+        for kind in list(appliance.held):
+            self.discard(appliance, kind, call.pid)
+        node.rules.clear("no_role")
+        node.rules.clear("backup_folder")
+        return Reply("done", "OK")
 
     def start(self, call: Call) -> Reply:
         node, appliance, kind = call.node, call.node.appliance, call.kind
@@ -286,6 +301,13 @@ class Appliances:
         return await asyncio.to_thread(
             make, path, kind=kind, seed=seed, size=size, password=password, stopped=self.stopping.is_set, spoilt=spoilt
         )
+
+    def copied(self, appliance: Appliance, kind: str, file: Path, settings: dict[str, Any]) -> Artifact:
+        """Return the bytes of *file* as a finished backup of the name and password that an order gives."""
+        path = appliance.folder / f"{kind}-{next(appliance.serial)}.tar.gz.enc"
+        path.write_bytes(file.read_bytes())
+        md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        return Artifact(settings["name"], md5, path.stat().st_size, path, fingerprint(settings["password"]))
 
     def discard(self, appliance: Appliance, kind: str, pid: int | None) -> None:
         """Take away what *appliance* holds: deleted by the a0cli *pid* or, without one, removed by hand."""
@@ -452,7 +474,8 @@ class Appliances:
         if call.key not in {_key_fingerprint(path.read_bytes()) for path in (self.state / "keys").glob("*.pub")}:
             self.record(call, "refused", 1)
             return await send(out="", err="error: this key is not known to the node\n", exit=1)
-        done = Reply("done", f"{KINDS.get(call.kind)} {'in progress' if call.group == 'start' else 'deleted'}")
+        words = {"start": "in progress", "delete": "deleted"}
+        done = Reply("done", f"{KINDS[call.kind]} {words[call.group]}" if call.group in words else "OK")
         if late := call.met("late"):
             self.spawn(self.later(late["seconds"], call))
             told = self.worded(call, done)
@@ -589,11 +612,14 @@ class Appliances:
         if verb == "put":
             if kind in appliance.held or kind in appliance.making:
                 raise OrderError(f"{node.name} already holds or makes a {kind}")
-            size = settings.get("size") or self.size
-            appliance.making[kind] = self.spawn(
-                self.backup(appliance, kind, settings["password"], size=size, seconds=0, pid=None)
-            )
-            await appliance.making[kind]
+            if file := settings.get("file"):
+                self.lay(appliance, kind, self.copied(appliance, kind, Path(file), settings))
+            else:
+                size = settings.get("size") or self.size
+                appliance.making[kind] = self.spawn(
+                    self.backup(appliance, kind, settings["password"], size=size, seconds=0, pid=None)
+                )
+                await appliance.making[kind]
         if verb == "remove" and kind in appliance.held:
             self.discard(appliance, kind, None)
         held = appliance.held.get(kind)

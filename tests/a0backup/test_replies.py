@@ -21,10 +21,12 @@ from a0backup.replies import (
     Meaning,
     Status,
     Wordings,
+    gave_no_role,
     made_nothing,
     meaning,
     missing_commands,
     offered_commands,
+    offers_backup,
     offers_sensitive,
     quote,
     read_ping,
@@ -571,6 +573,29 @@ def test_a_start_made_nothing_only_where_it_failed_and_says_so(said: str, exit_c
     assert made_nothing(reply, refused) is nothing
 
 
+@pytest.mark.parametrize(
+    ("said", "exit_code", "nothing"),
+    [
+        ('{"message":"A backup folder already exists"}', 1, True),
+        ("Error: backup folder exists, use force", 1, True),
+        ("Error: /dev/sdz: no such device", 1, True),
+        ("device /dev/sdb is busy", 1, True),
+        ("/dev/sdb: No such file or directory", 1, True),
+        ("error: unknown command `set-as-backup'", 1, True),
+        ("Das geht nicht", 1, True),
+        ("device /dev/sdb is busy", 0, False),
+        ("formatting the device", 1, False),
+        ("Error: connect ECONNREFUSED", 1, False),
+        ("Error: socket hang up", 1, False),
+        ("", 1, False),
+    ],
+)
+def test_a_role_was_not_given_only_where_that_failed_and_says_so(said: str, exit_code: int, nothing: bool) -> None:
+    reply = Printed("set-as-backup", exit_code, "", said, 0.1)
+    taught = Wordings.extended({"refused": ["Das geht nicht"]})
+    assert gave_no_role(reply, refusal(reply, node="a0-1", command="set-as-backup", wordings=taught)) is nothing
+
+
 LISTING = """
   Usage: a0cli [options] <command>
 
@@ -592,8 +617,14 @@ def test_what_a_node_does_not_list_is_missing() -> None:
     assert offers_sensitive(LISTING + "    backup-sensitive <password>  the keys\n")
 
 
+def test_a_node_has_the_backup_role_if_it_lists_backup_itself() -> None:
+    assert offers_backup(LISTING) is True
+    assert offers_backup(LISTING.replace("    backup <password>", "    export <password>")) is False
+
+
 @pytest.mark.parametrize("text", ["", "backup, backup-sensitive, ping, nslookup", '{"commands": ["backup-sensitive"]}'])
 def test_a_listing_in_another_form_proves_nothing(text: str) -> None:
     assert missing_commands(text, ["backup", "backup-sensitive"]) == []
     assert offered_commands(text) is None
     assert not offers_sensitive(text)
+    assert offers_backup(text) is None

@@ -14,6 +14,7 @@ from a0backup.report import (
     Ending,
     Finding,
     Outcome,
+    cell,
     check_exit_code,
     check_json,
     check_lines,
@@ -177,14 +178,12 @@ def test_the_page_reads_well() -> None:
         f"""\
 **4 node backups: 1 stored, 3 failed (1 unreachable, 1 stored but not deleted on the node)**, fleet /etc/fleet.yaml
 
-| node | outcome | size | md5 | verified | duration | artifact id |
-| --- | --- | --- | --- | --- | --- | --- |
-| a0-1 | stored | 734.0 MB | `{MD5}` | contents: 12 members, 2.9 GB unpacked | 2 min 05 s \
-| `a0-1/20261123T020000Z-backup` |
-| a0-2 | **failed (verify)** |  |  |  | 1 min 01 s |  |
-| a0-3 | **unreachable (check)** |  |  |  | 5.0 s |  |
-| a0-4 backup-sensitive | **stored, not deleted on the node (delete)** | 10 B | `{MD5}` \
-| md5 only, password not proven | 30 s | `a0-4/20261123T020000Z-backup-sensitive` |
+| node | outcome | size | duration | verified |
+| --- | --- | --- | --- | --- |
+| a0-1 | stored | 734.0 MB | 2 min 05 s | contents: 12 members, 2.9 GB unpacked |
+| a0-2 | **failed (verify)** |  | 1 min 01 s |  |
+| a0-3 | **unreachable (check)** |  | 5.0 s |  |
+| a0-4 backup-sensitive | **stored, not deleted on the node (delete)** | 10 B | 30 s | md5 only, password not proven |
 
 **a0-2 (verify)**: md5 mismatch: the node says aa, the retrieved bytes have bb
 
@@ -195,6 +194,11 @@ def test_the_page_reads_well() -> None:
 **a0-4 backup-sensitive (delete)**: still there
 
 - **a0-4 backup-sensitive**: a backup of our own was gone
+
+Artifacts in the vault:
+
+- `a0-1/20261123T020000Z-backup`, md5 `{MD5}`
+- `a0-4/20261123T020000Z-backup-sensitive`, md5 `{MD5}`
 """
     )
 
@@ -217,7 +221,7 @@ def test_the_terminal_lines_read_well_and_keep_ids_whole() -> None:
 
 def test_rows_and_json_have_the_same_keys_for_every_outcome() -> None:
     assert {tuple(row) for row in rows(MIXED)} == {
-        ("node", "kind", "outcome", "size", "md5", "verified", "duration", "id")
+        ("node", "kind", "outcome", "size", "duration", "verified", "id", "md5")
     }
     assert len({tuple(row) for row in to_json(MIXED)}) == 1
     assert rows(MIXED)[0]["verified"] == "contents: 12 members, 2.9 GB unpacked"
@@ -249,9 +253,36 @@ def test_rows_and_json_have_the_same_keys_for_every_outcome() -> None:
 
 def test_the_warnings_of_a_run_are_in_every_form_of_its_report() -> None:
     assert lines([GOOD], ["one | half"])[-1] == "warning: one | half"
-    assert "\n\n**warning**: one \\| half\n\n**a0-2 (verify)**" in markdown(MIXED, fleet="f", warnings=["one | half"])
+    assert "still there\n\n**warning**: one \\| half\n\n- **a0-4" in markdown(MIXED, fleet="f", warnings=["one | half"])
     assert [row["warnings"] for row in to_json(MIXED, ["one | half"])] == [["one | half"]] * 4
     assert "warning" not in markdown(MIXED, fleet="f") + "".join(lines(MIXED))
+
+
+def test_what_is_said_of_several_nodes_is_said_once() -> None:
+    said = ["the fleet", "a0-1: one half", "a0-3: one half", "a0-1: odd", "a0-9: one half"]
+    expected = ["the fleet", "a0-1, a0-3: one half", "a0-1: odd", "a0-9: one half"]
+    assert lines(MIXED, said)[-4:] == [f"warning: {warning}" for warning in expected]
+    assert lines([GOOD, AWAY], said[1:3])[-1] == "warning: every node: one half"
+    assert lines([GOOD], said[1:2])[-1] == "warning: a0-1: one half"
+    many = [replace(GOOD, node=f"node-{number}") for number in range(1000)]
+    page = markdown([*many, AWAY], fleet="f", warnings=[f"{outcome.node}: one half" for outcome in many])
+    assert "…: one half\n" in page
+    assert page.count("one half") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0-1/20261123T020000Z-backup",
+        "my_node.2",
+        MD5,
+        "52.0 GB free, the last backup took 1.0 GB",
+        "failed (verify)",
+        "",
+    ],
+)
+def test_usual_text_stands_in_a_table_artifact_without_any_markup(text: str) -> None:
+    assert cell(text) == text
 
 
 def test_what_the_manifest_says_of_the_contents_is_in_the_outcome() -> None:
@@ -355,7 +386,7 @@ def only_text(text: str) -> None:
     blocks = {"paragraph", "table", "thead", "tbody", "tr", "th", "td", "bullet_list", "list_item", "blockquote"}
     allowed |= {f"{block}_{end}" for block in blocks for end in ("open", "close")}
     for page, columns, body in (
-        (markdown(hostile(text), fleet=text, warnings=[text]), 7, len(Ending)),
+        (markdown(hostile(text), fleet=text, warnings=[text]), 5, len(Ending)),
         (check_markdown(findings(text), fleet=text, warnings=[text], notes=[text]), 5, 3),
     ):
         tokens = rendered(page)
@@ -367,8 +398,8 @@ def only_text(text: str) -> None:
         assert not any(unicodedata.category(c)[0] == "C" for c in page if c != "\n")
         page.encode()
     for row in (*rows(hostile(text)), *check_rows(findings(text))):
-        for cell in row.values():
-            assert {token.type for token in rendered(str(cell))} <= allowed - {"blockquote_open", "bullet_list_open"}
+        for value in row.values():
+            assert {token.type for token in rendered(str(value))} <= allowed - {"blockquote_open", "bullet_list_open"}
     shown = [*lines(hostile(text), [text]), *check_lines(findings(text), [text], [text]), *summary(hostile(text))]
     shown += [str(value) for row in (*rows(hostile(text)), *check_rows(findings(text))) for value in row.values()]
     shown += [json.dumps([to_json(hostile(text), [text]), check_json(findings(text), [text])], ensure_ascii=False)]
@@ -482,7 +513,7 @@ def test_a_warning_leaves_a_node_well_and_is_shown_below_it() -> None:
         "warning: the same password",
     ]
     page = check_markdown([warned], fleet="f", warnings=["the same password"], notes=["sealed to k.pem"])
-    assert page.endswith("\n\n**warning**: the same password\n\n**a0-1**: warning: one \\| half\n\n- sealed to k.pem\n")
+    assert page.endswith("\n\n**warning**: the same password\n\n**warning**: a0-1: one \\| half\n\n- sealed to k.pem\n")
     assert check_rows([warned])[0]["warnings"] == "one \\| half"
     assert check_json([warned], ["the same password"])[0]["warnings"] == ["one | half", "the same password"]
     assert check_exit_code([warned]) == 0

@@ -203,7 +203,7 @@ GOOD = {
         "{",
         "[" * 100_000,
         "null",
-        json.dumps(GOOD | {"schema": 2}),
+        json.dumps(GOOD | {"schema": 0}),
         json.dumps(GOOD | {"node": "a0-2"}),
         json.dumps(GOOD | {"kind": "backup-sensitive"}),
         json.dumps(GOOD | {"made_at": "2026-11-23T02:00:00"}),

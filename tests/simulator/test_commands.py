@@ -218,7 +218,8 @@ def test_a_wrong_number_of_arguments_is_refused(desk: "Desk", args: list[str]) -
 
 
 @pytest.mark.parametrize(
-    "args", [["set-as-backup", "/dev/sdb"], ["re-ip", "10.0.0.1"], ["nslookup", "localhost"], ["test-port", "h", "1"]]
+    "args",
+    [["set-as-backup", "/dev/sdb", "true"], ["re-ip", "10.0.0.1"], ["nslookup", "localhost"], ["test-port", "h", "1"]],
 )
 def test_the_other_documented_commands_are_there(desk: "Desk", args: list[str]) -> None:
     assert desk.run(*args).returncode == 0

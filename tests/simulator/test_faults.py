@@ -282,9 +282,35 @@ def test_a_node_that_forgot_its_role_neither_offers_nor_takes_a_backup(desk: "De
     assert (refused.returncode, refused.stderr) == (1, '{"message":"This node is not a backup node"}\n')
     desk.run("update-commands")
     assert "unknown command `backup'" in desk.run("backup", "Passw0rd").stderr
-    desk.run("set-as-backup", "/dev/sdb", "true")
+    assert desk.run("set-as-backup", "/dev/sdb").returncode == 0
     desk.run("update-commands")
     assert desk.run("backup", "Passw0rd").returncode == 0
+
+
+def test_a_backup_folder_is_in_the_way_of_the_role_until_it_is_forced_and_emptied(desk: "Desk") -> None:
+    desk.put()
+    desk.tell(None, "no_role")
+    desk.tell(None, "backup_folder")
+    refused = desk.run("set-as-backup", "/dev/sdb")
+    assert (refused.returncode, refused.stderr) == (1, '{"message":"A backup folder already exists"}\n')
+    assert desk.run("set-as-backup", "/dev/sdb", "true").stdout == '{"message":"OK"}'
+    assert desk.holds() is None
+    assert [event["event"] for event in desk.events()] == ["complete", "deleted"]
+    assert desk.run("set-as-backup", "/dev/sdb").returncode == 1
+
+
+def test_a_device_that_is_none_is_refused(desk: "Desk") -> None:
+    desk.tell(None, "no_role")
+    refused = desk.run("set-as-backup", "sdb")
+    assert (refused.returncode, refused.stderr) == (1, '{"message":"sdb: no such device"}\n')
+
+
+def test_the_role_can_be_late(desk: "Desk", until: Until) -> None:
+    desk.tell(None, "no_role")
+    desk.tell("set-as-backup", "late", seconds=0.5, reply="ok")
+    assert desk.run("set-as-backup", "/dev/sdb").stdout == '{"message":"OK"}'
+    assert desk.run("backup", "Passw0rd").returncode == 1
+    until(lambda: desk.run("backup", "Passw0rd").returncode == 0)
 
 
 def test_an_unreachable_node_refuses_connections_until_it_is_forgotten(desk: "Desk") -> None:

@@ -1,0 +1,124 @@
+"""Put a new node into service: look at it, have a person confirm, give it the backup role, prove its first backup.
+
+While the confirmation is waited for, no lock is held and nothing is changed on the node. Nothing is cached by the
+engine (see backup_node). Blocks: the Secret block that `password.secret_block` in fleet.yaml names, where it names one.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+from prefect import flow, runtime
+from prefect.client.schemas.objects import State
+from prefect.flow_runs import apause_flow_run
+from prefect.input import RunInput
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled, Completed
+from pydantic import Field
+
+from a0backup.check import fleet_warnings
+from a0backup.enrolment import Device, Plan, Role
+from a0backup.errors import EnrolmentError
+from a0backup.files import in_thread
+from a0backup.fleet import Fleet, Node
+from a0backup.node_session import NodeSession, open_node, stored_now
+from a0backup.report import Outcome
+from flows.backup_node import conclude, outcomes_of, warn
+from tasks.look_at_node import look_at_node
+from tasks.ping import ping
+from tasks.prove_artifact import prove_artifact
+from tasks.publish_plan import publish_plan
+from tasks.publish_progress import progress_published
+from tasks.set_as_backup import set_as_backup
+from tasks.slots import slots
+from tasks.update_commands import update_commands
+
+CONFIRMED_WITHIN = 3600  # seconds: whoever started it is still there
+LOOKS_EVERY = 5  # seconds from one question whether it is confirmed to the next
+
+
+class Confirmation(RunInput):
+    """What whoever starts the run is asked before anything is changed on the node."""
+
+    decision: Literal["go ahead", "change nothing"] = Field(
+        title="Decision",
+        description="go ahead: do what stands above. change nothing: end this run and leave the node as it is.",
+    )
+
+
+@flow(
+    name="enrol-node",
+    flow_run_name="enrol-{node}",
+    description=(
+        "Put a new node into service: look at it, ask for a confirmation here, give it the backup role, make its first"
+        " backup and prove that it opens."
+    ),
+    persist_result=False,
+)
+async def enrol_node(node: str, device: Device, fleet: Path = Path("fleet.yaml"), force: bool = False) -> State[None]:
+    """Put the node of that name into service.
+
+    Args:
+        node: The node's name in the fleet file, such as a0-1.
+        device: The device on the node that is to hold its backups and nothing else, such as /dev/sdb.
+        fleet: The fleet file, as a path on the machine that runs this.
+        force: Give the role also where a backup folder exists on the node; what is in that folder is lost.
+    """
+    settings = Fleet.load(fleet)
+    [chosen] = settings.chosen([node])
+    role = Role(device, force)
+
+    async with connected(chosen, settings) as session:
+        seen = await look_at_node(session)
+    plan = Plan(chosen, role, seen)
+    await publish_plan(plan)
+
+    if not await confirmed(plan):
+        return Cancelled(message=f"{node}: called off at the confirmation; nothing was changed on it")
+
+    async with connected(chosen, settings) as session:
+        await set_as_backup(session, role, confirmed=seen)
+    for outcome in await first_backup(chosen, settings):
+        await prove_artifact(node, outcome.id, settings)
+    return Completed(message=f"{node} is in service: its first backup is stored and proven to open")
+
+
+@asynccontextmanager
+async def connected(node: Node, fleet: Fleet) -> AsyncIterator[NodeSession]:
+    """Hold the node's lock while the block runs; it has answered by then and said which commands it takes."""
+    async with open_node(fleet, node, flow_run=str(runtime.flow_run.id), stored_before=None) as session:
+        await update_commands(session)
+        await ping(session)
+        yield session
+
+
+async def confirmed(plan: Plan) -> bool:
+    """Return whether a person says so in the UI. Raise EnrolmentError where nobody says anything within an hour."""
+    minutes = f"{CONFIRMED_WITHIN / 60:.0f} minutes"
+    get_run_logger().info("%s: to be confirmed within %s: press Resume on this page", plan.node.name, minutes)
+    asked = Confirmation.with_initial_data(description=plan.question())
+    # A key of its own: with Prefect's, which counts from one, a retry would meet the answer to the run's first try.
+    key = f"confirmation-{uuid.uuid4()}"
+    try:
+        async with asyncio.timeout(CONFIRMED_WITHIN):
+            # The engine's own deadline comes later: past it, the engine puts a message of its own in the place of ours.
+            answer = await apause_flow_run(
+                wait_for_input=asked, timeout=CONFIRMED_WITHIN + 60, poll_interval=LOOKS_EVERY, key=key
+            )
+    except TimeoutError:
+        reason = f"nobody confirmed it within {minutes}; nothing was changed on the node"
+        raise EnrolmentError(plan.node.name, reason, "start it again, and confirm it on the run's page") from None
+    return answer.decision == "go ahead"
+
+
+async def first_backup(node: Node, fleet: Fleet) -> list[Outcome]:
+    """Return the stored artifacts of the node's first backup, one for each kind. Raise RunFailedError."""
+    stored_before = await in_thread(stored_now, fleet, [node])
+    warnings = await in_thread(fleet_warnings, fleet)
+    warn(warnings)
+    async with progress_published([node]), slots(node.name, deadline=fleet.lock_deadline):
+        outcomes = await outcomes_of(node, fleet=fleet, stored_before=stored_before, existing="as in fleet.yaml")
+    return await conclude([outcomes], fleet, warnings)
