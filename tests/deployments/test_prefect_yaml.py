@@ -31,9 +31,9 @@ def flow_of(deployment: dict[str, Any]) -> Any:
 @each_deployment
 def test_every_entrypoint_loads_and_takes_the_parameters_given(deployment: dict[str, Any]) -> None:
     flow = flow_of(deployment)
-    given = dict(deployment["parameters"])
-    if deployment["name"] == "single-node":  # the one thing that whoever starts it must say
-        given["node"] = "a0-1"
+    # What whoever starts it must say.
+    asked = {"single-node": ["node"], "of-fleet": ["node"], "enrol": ["node", "device"]}
+    given = deployment["parameters"] | dict.fromkeys(asked.get(deployment["name"], []), "/dev/sdb")
     assert flow.validate_parameters(given).keys() == flow.parameters.properties.keys()
     assert deployment["enforce_parameter_schema"] is True
 
@@ -43,14 +43,16 @@ def test_every_parameter_is_typed_and_described_and_offers_its_choices(deploymen
     for name, parameter in flow_of(deployment).parameters.properties.items():
         assert parameter["description"].endswith("."), name
         assert "type" in parameter, name
-    choices = flow_of(deployment).parameters.properties["existing"]["enum"]
-    assert choices == ["as in fleet.yaml", "preserve", "replace", "fail"]
+    if deployment["name"] != "enrol":
+        choices = flow_of(deployment).parameters.properties["existing"]["enum"]
+        assert choices == ["as in fleet.yaml", "preserve", "replace", "fail"]
 
 
 @each_deployment
 def test_every_deployment_is_described_tagged_and_in_the_pool(deployment: dict[str, Any]) -> None:
     assert deployment["description"].endswith(".")
-    assert "a0backup" in deployment["tags"]
+    # One node's part of a night is not told of on top of the night's own.
+    assert ("a0backup" if deployment["name"] != "of-fleet" else "a0backup-node") in deployment["tags"]
     # The lease of a limit crashes a healthy run where the server is restarted meanwhile: none on what backs up.
     assert ("concurrency_limit" in deployment) is (deployment["name"] == "hourly-check")
     assert deployment["work_pool"]["name"] == "appliance"
@@ -59,9 +61,10 @@ def test_every_deployment_is_described_tagged_and_in_the_pool(deployment: dict[s
         assert schedule["timezone"] in zoneinfo.available_timezones()
 
 
-def test_the_night_and_the_hourly_check_are_scheduled_and_the_single_node_is_not() -> None:
+def test_the_night_and_the_hourly_check_are_scheduled_and_what_is_started_by_hand_is_not() -> None:
     crons = {each["name"]: [schedule["cron"] for schedule in each.get("schedules", [])] for each in DEPLOYMENTS}
-    assert crons == {"nightly": ["0 2 * * *"], "hourly-check": ["30 * * * *"], "single-node": []}
+    scheduled = {"nightly": ["0 2 * * *"], "hourly-check": ["30 * * * *"]}
+    assert crons == {"single-node": [], "of-fleet": [], "enrol": []} | scheduled
 
 
 @pytest.fixture
@@ -89,7 +92,8 @@ def test_the_deployments_run_for_real_under_a_worker_and_what_it_leaves_is_finis
     vault = deployed.folder / "vault"
     assert sorted(path.parent.parent.name for path in vault.glob("*/*/manifest.json")) == ["a0-1", "a0-2"]
     artifacts = deployed.filter("artifacts", night)
-    assert {artifact["key"] for artifact in artifacts} == {"backup-report", "backup-table"}
+    report, progress = {"backup-report", "backup-table"}, {"backup-progress", "backup-steps"}
+    assert {artifact["key"] for artifact in artifacts} == report | progress
     # The flow's process sends the last of its log after its final state.
     assert eventually(lambda: any(line.startswith("a0-1: nothing is on the node") for line in deployed.log_of(night)))
 
