@@ -122,7 +122,7 @@ async def _late(client: "PrefectClient") -> AsyncIterator[Remark]:
     runs = await client.read_flow_runs(flow_run_filter=late)
     if runs:
         names = ", ".join(run.name for run in runs[:5])
-        yield Remark(Verdict.WARNING, f"{len(runs)} runs are late: {names}", "is a worker running, and is it free?")
+        yield Remark(Verdict.WARNING, f"late runs ({len(runs)}): {names}", "is a worker running, and is it free?")
 
 
 async def _server(client: "PrefectClient") -> AsyncIterator[Remark]:
