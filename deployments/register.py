@@ -102,7 +102,7 @@ def engine_in_use() -> Iterator[str]:
             home = default_home()
             api = served_api(home)
             if api is None:
-                raise EngineError("there is no engine to register with", NO_ENGINE)
+                raise EngineError("no engine is named, and no `a0backup serve` runs", NO_ENGINE)
             stack.enter_context(use_api(api, home))
         yield api
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import OrchestrationResult
@@ -98,9 +99,17 @@ async def _end_of(client: PrefectClient, run: FlowRun, node: Node, fleet: Fleet)
     """Return the final state of *run*: its own, or the one that it is given where it can come to no end by itself."""
     lock = Vault(fleet.vault).folder(node.name) / "lock"
     shown = ""
-    since = last_alive = time.monotonic()
+    since = last_alive = answered = time.monotonic()
     while True:
-        state = (await client.read_flow_run(run.id)).state
+        try:
+            state = (await client.read_flow_run(run.id)).state
+        except httpx.HTTPError:
+            # The run goes on without the engine, and so does the wait for it: as long as for a lock.
+            if time.monotonic() - answered > fleet.lock_deadline:
+                raise
+            await asyncio.sleep(POLL)
+            continue
+        answered = time.monotonic()
         assert state is not None, "a run has had a state since it was made"
         if state.is_final():
             return state

@@ -281,6 +281,6 @@ def test_an_engine_that_lets_nobody_in_or_is_not_there_is_said_in_words(desk: De
     assert "does not answer" in nobody.stderr
     none = desk.register(PREFECT_API_URL="", XDG_STATE_HOME=str(desk.folder / "state"))
     assert none.returncode == 1
-    assert "there is no engine to register with" in none.stderr
+    assert "no engine is named, and no `a0backup serve` runs" in none.stderr
     for ended in (stranger, nobody, none):
         assert "Traceback" not in ended.stderr
