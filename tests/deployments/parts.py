@@ -11,6 +11,7 @@ Engine, services and workers are what the systemd units start; their settings ar
 worker.env.example. All of it ends with the block, and with the test's process however that ends.
 """
 
+import base64
 import os
 import pwd
 import random
@@ -146,7 +147,7 @@ class Part:
         with self.process.stdin as stdin:
             stdin.write(said)
 
-    def wait_until(self, ready: Callable[[], bool], seconds: float = 60) -> None:
+    def wait_until(self, ready: Callable[[], bool], seconds: float = 180) -> None:
         """Wait until *ready* says so; fail the test, with the end of the log, if it does not."""
         deadline = time.monotonic() + seconds
         while not ready():
@@ -286,6 +287,7 @@ class Engine:
                 "PREFECT_SERVER_API_PORT": str(self.port),
                 "PREFECT_SERVER_DATABASE_PORT": str(database.port),
                 "PREFECT_SERVER_DATABASE_PASSWORD": database.password,
+                "PREFECT_SERVER_ENCRYPTION_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
                 "PREFECT_REDIS_MESSAGING_PORT": str(broker.port),
                 "PREFECT_REDIS_MESSAGING_PASSWORD": broker.password,
                 **settings,

@@ -1,0 +1,151 @@
+"""compose.yaml and the Dockerfile: what they say, held against the units; there is no Docker here to run them."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deployments.parts import UNITS, Unit, example_settings, unit_lines
+
+REPOSITORY = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "deployments/compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = (REPOSITORY / "deployments/Dockerfile").read_text()
+WORKER = "${A0BACKUP_WORKER:-worker}"
+
+each_service = pytest.mark.parametrize("name", SERVICES)
+
+
+@pytest.mark.parametrize("name", ["migrate", "server", "services", "worker"])
+def test_a_service_runs_what_its_unit_runs(name: str, tmp_path: Path) -> None:
+    program, *arguments = Unit.read(f"a0backup-{name}", tmp_path, H=WORKER).commands[-1]
+    assert SERVICES[name]["command"] == [Path(program).name, *arguments]
+
+
+def test_what_the_migration_checks_first_is_checked_here_too(tmp_path: Path) -> None:
+    [check, _] = Unit.read("a0backup-migrate", tmp_path).commands
+    settings = SERVICES["settings"]
+    assert [*settings["entrypoint"], *(word.strip() for word in settings["command"])] == check
+    assert SERVICES["migrate"]["depends_on"]["settings"] == {"condition": "service_completed_successfully"}
+
+
+def test_nothing_of_the_engine_starts_before_the_migration_has_ended_well() -> None:
+    for name in ("server", "services"):
+        assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    for name in ("worker", "caddy"):
+        assert SERVICES[name]["depends_on"]["server"] == {"condition": "service_healthy"}
+
+
+def test_a_worker_that_is_stopped_ends_its_runs_as_its_unit_does() -> None:
+    stops = [value.removeprefix("-").split() for key, value in unit_lines("a0backup-worker") if key == "ExecStop"]
+    in_unit = [[Path(program).name, *words[:-2]] for program, *words in stops]
+    assert [hook["command"][:-2] for hook in SERVICES["worker"]["pre_stop"]] == in_unit
+    # The runs, by the command that Prefect's process worker starts them with.
+    from prefect.runner import _starter_engine
+
+    assert {hook["command"][-1] for hook in SERVICES["worker"]["pre_stop"]} == {"prefect.engine"}
+    assert '"-m", "prefect.engine"' in Path(_starter_engine.__file__).read_text()
+    grace = dict(unit_lines("a0backup-worker"))["TimeoutStopSec"]
+    assert SERVICES["worker"]["stop_grace_period"] == f"{grace}s"
+
+
+@each_service
+def test_every_container_is_locked_down(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert int(service["user"].partition(":")[0]) > 0
+    assert service["pids_limit"] > 0
+    assert service["mem_limit"]
+    assert not service.get("privileged")
+    assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "caddy" else [])
+
+
+def test_the_proxy_alone_can_be_reached_from_outside() -> None:
+    assert {name: service["ports"] for name, service in SERVICES.items() if "ports" in service} == {
+        "caddy": ["443:443"]
+    }
+    assert not [name for name, service in SERVICES.items() if service.get("network_mode") == "host"]
+    assert {name for name, network in COMPOSE["networks"].items() if network.get("internal")} == {"back", "api"}
+    outside = {name for name, service in SERVICES.items() if "outside" in service.get("networks", [])}
+    assert outside == {"caddy", "services", "worker"}
+    assert SERVICES["postgres"]["networks"] == SERVICES["redis"]["networks"] == ["back"]
+
+
+def test_the_worker_alone_sees_the_vault_and_writes_to_nothing_else() -> None:
+    bound = {
+        name: {volume["target"]: volume.get("read_only", False) for volume in service.get("volumes", [])}
+        for name, service in SERVICES.items()
+        if isinstance(next(iter(service.get("volumes", [])), None), dict)
+    }
+    assert bound == {
+        "worker": {
+            "/srv/a0backup": True,
+            "/srv/a0backup/vault": False,
+            "/etc/a0backup/runs": True,
+            "/opt/a0cli": True,
+        },
+        "caddy": {"/etc/caddy/Caddyfile": True, "/data": False},
+    }
+    assert "docker.sock" not in (REPOSITORY / "deployments/compose.yaml").read_text()
+
+
+@each_service
+def test_no_secret_stands_in_clear(name: str) -> None:
+    for variable, value in SERVICES[name].get("environment", {}).items():
+        if re.search("PASSWORD|SECRET|AUTH|TOKEN|KEY", variable):
+            assert variable.endswith("_FILE"), variable
+            assert value.startswith("/run/secrets/")
+    assert {secret["file"].rpartition("/")[0] for secret in COMPOSE["secrets"].values()} == {"/etc/a0backup"}
+
+
+def test_what_is_set_here_over_the_files_is_only_where_things_are() -> None:
+    over = SERVICES["server"]["environment"]
+    assert set(over) == {
+        "PREFECT_SERVER_DATABASE_HOST",
+        "PREFECT_REDIS_MESSAGING_HOST",
+        "PREFECT_SERVER_API_HOST",
+    }
+    assert over.keys() <= example_settings("engine.env.example").keys()
+    assert set(SERVICES["worker"]["environment"]) == {"PREFECT_API_URL"}
+
+
+@each_service
+def test_what_lasts_and_listens_is_asked_for_its_health(name: str) -> None:
+    assert ("healthcheck" in SERVICES[name]) is (name in ("postgres", "redis", "server", "caddy"))
+
+
+@each_service
+def test_every_image_is_pinned_to_a_release(name: str) -> None:
+    assert re.fullmatch(r"[a-z0-9]+:\d+\.\d+(\.\d+)?(-bookworm)?", SERVICES[name]["image"])
+
+
+def test_the_image_is_built_from_the_lock_on_a_pinned_base_for_a_user_without_rights() -> None:
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    assert SERVICES["worker"]["image"] == f"a0backup:{version}"
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert bases == ["python:3.11.13-slim-bookworm"] * 2
+    assert "pip download --quiet --require-hashes --only-binary :all:" in DOCKERFILE
+    assert "--no-index" in DOCKERFILE
+    assert re.findall(r"^USER (\S+)", DOCKERFILE, re.MULTILINE) == [SERVICES["worker"]["user"]]
+    assert not re.search(r"COPY.*(key|a0cli|password|\.env)", DOCKERFILE)
+
+
+def test_what_the_build_sees_is_named_piece_by_piece() -> None:
+    lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    packages = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {f"!{package}/**" for package in packages["packages"]} <= set(rules)
+    # The container's `python -m deployments.register` looks for it beside itself.
+    assert "!prefect.yaml" in rules
+    assert "mv prefect.yaml deployments/" in DOCKERFILE
+
+
+def test_each_unit_of_the_engine_and_the_worker_has_its_service() -> None:
+    units = {path.stem.removeprefix("a0backup-") for path in UNITS.glob("a0backup-*.service")}
+    assert units == set(SERVICES) - {"postgres", "redis", "settings", "caddy"}
