@@ -255,7 +255,7 @@ def markdown(outcomes: Sequence[Outcome], *, fleet: str, warnings: Sequence[str]
     )
     failures = [
         f"**{escaped(_who(outcome) + _step(outcome))}**: {escaped(_reason(outcome))}"
-        + (f"\n\n> {escaped(outcome.hint)}" if outcome.hint else "")
+        + (f"\n\nHINT: {escaped(outcome.hint)}" if outcome.hint else "")
         for outcome in outcomes
         if not outcome.well
     ]

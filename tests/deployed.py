@@ -110,6 +110,17 @@ class Deployed:
     def state(self, run: str) -> str:
         return str(self.get(f"flow_runs/{run}")["state"]["name"])
 
+    def cancel_all(self) -> None:
+        """Cancel whatever is under way, and wait until nothing is."""
+
+        def under_way(*states: str) -> list[str]:
+            wanted = {"flow_runs": {"state": {"type": {"any_": states}}}}
+            return [run["id"] for run in self._api.post("flow_runs/filter", json=wanted).raise_for_status().json()]
+
+        for run in under_way("PENDING", "RUNNING"):
+            self.set_state(run, type="CANCELLING", name="Cancelling")
+        assert eventually(lambda: not under_way("PENDING", "RUNNING", "CANCELLING"), 60)
+
     def ends_as(self, state: str, run: str, seconds: float = 60) -> bool:
         final = ("Completed", "Failed", "Crashed", "Cancelled")
         eventually(lambda: self.state(run) in final, seconds)

@@ -187,7 +187,7 @@ def test_the_page_reads_well() -> None:
 
 **a0-2 (verify)**: md5 mismatch: the node says aa, the retrieved bytes have bb
 
-> the node keeps its backup
+HINT: the node keeps its backup
 
 **a0-3 (check)**: ping: connection refused
 

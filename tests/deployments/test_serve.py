@@ -170,7 +170,7 @@ def test_where_it_is_killed_its_server_ends_and_its_run_goes_on_and_the_next_ser
         for orphan in orphans:
             with contextlib.suppress(psutil.NoSuchProcess):
                 orphan.kill()
-    # Its run has gone on without it. What that stored before the next began is one more; what later, the outcome of both.
+    # Its run has gone on without it: what it stored before the next began is one more, what later the outcome of both.
     made = len(appliances.calls("a0-1", "backup"))
     assert made == len(list((place.root / "vault/a0-1").glob("*/manifest.json"))) in (1, 2)
 

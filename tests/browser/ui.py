@@ -1,0 +1,173 @@
+"""Prefect's pages as a person uses them: what is clicked, and what is then to be seen."""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import BrowserContext, Locator, expect, sync_playwright
+
+CHROMIUM = Path("/usr/bin/chromium")
+SCREENSHOTS = Path(__file__).parents[2] / "docs" / "screenshots"
+ARGUMENTS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+A_WHILE = 60_000.0  # milliseconds in which what is awaited comes also on a busy machine
+RUN_PAGE = re.compile(r"/runs/flow-run/([0-9a-f-]{36})")
+
+expect.set_options(timeout=A_WHILE)
+
+
+@contextmanager
+def browser(user_data: Path) -> Iterator[BrowserContext]:
+    """A headless Chromium that knows nothing yet."""
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            user_data, executable_path=CHROMIUM, args=ARGUMENTS, viewport={"width": 1400, "height": 900}
+        )
+        context.set_default_timeout(A_WHILE)
+        try:
+            yield context
+        finally:
+            context.close()
+
+
+class UI:
+    """The pages of the server at *address*, in the one tab of *context*."""
+
+    def __init__(self, context: BrowserContext, address: str) -> None:
+        self.address = address
+        self.page = context.pages[0]
+        self.main = self.page.get_by_role("main")
+        self.report = self.main.get_by_test_id("markdown-display")
+
+    def log_in(self, user: str, password: str) -> None:
+        """Open the server's first page, and say who it is where that is asked."""
+        self.page.goto(self.address)
+        asked, let_in = self.page.get_by_placeholder("admin:pass"), self.page.get_by_role("link", name="Deployments")
+        expect(asked.or_(let_in)).to_be_visible()
+        if asked.is_visible():
+            asked.fill(f"{user}:{password}")
+            self.page.get_by_role("button", name="Login").click()
+        expect(let_in).to_be_visible()
+
+    def screenshot(self, name: str) -> None:
+        """Keep what is to be seen now as docs/screenshots/NAME.png, where A0BACKUP_SCREENSHOTS=1 asks for it."""
+        if os.environ.get("A0BACKUP_SCREENSHOTS") == "1":
+            SCREENSHOTS.mkdir(exist_ok=True)
+            self.page.mouse.move(0, 0)
+            self.page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled")
+
+    # -- deployments -----------------------------------------------------------------------------------------------
+
+    def open_deployment(self, name: str) -> None:
+        self.page.get_by_role("link", name="Deployments", exact=True).first.click()
+        self.main.get_by_role("link", name=name, exact=True).click()
+        expect(self.page.get_by_role("button", name="Run", exact=True)).to_be_visible()
+
+    def open_form(self, name: str) -> None:
+        """Open the form of a custom run."""
+        self.open_deployment(name)
+        self.page.get_by_role("button", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Custom run").click()
+        expect(self.page.get_by_role("button", name="Submit")).to_be_visible()
+
+    def field(self, label: str) -> Locator:
+        return self.main.get_by_label(label, exact=True)
+
+    def choices(self, label: str) -> list[str]:
+        """What the select of that label offers; leaves it open."""
+        self.main.get_by_role("button", name=f"Select {label}").click()
+        expect(self.page.get_by_role("listbox")).to_be_visible()
+        return self.page.get_by_role("option").all_inner_texts()
+
+    def choose(self, text: str) -> None:
+        """Take one of the choices that are open."""
+        self.page.get_by_role("option", name=text, exact=True).click()
+
+    def submit(self) -> str:
+        """Submit the form and go to the page of the run, whose id is returned."""
+        self.page.get_by_role("button", name="Submit").click()
+        return self.follow_to_run()
+
+    def quick_run(self, name: str) -> str:
+        """Run the deployment as it is and go to the page of the run, whose id is returned."""
+        self.open_deployment(name)
+        self.page.get_by_role("button", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Quick run").click()
+        return self.follow_to_run()
+
+    def follow_to_run(self) -> str:
+        # What it says is there for some seconds only, over other things: read rather than clicked.
+        path = self.page.get_by_role("link", name="View run").last.get_attribute("href")
+        found = RUN_PAGE.search(path or "")
+        assert found is not None, path
+        self.open_run(found[1])
+        return found[1]
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    def open_run(self, run: str, tab: str = "Logs") -> None:
+        self.page.goto(f"{self.address}/v2/runs/flow-run/{run}?tab={tab.replace(' ', '')}")
+        expect(self.tab(tab)).to_have_attribute("aria-selected", "true")
+
+    def tab(self, name: str) -> Locator:
+        return self.main.get_by_role("tab", name=name, exact=True)
+
+    def open_tab(self, name: str) -> Locator:
+        """Open a tab of the page and return what is in it."""
+        self.tab(name).click()
+        return self.main.get_by_role("tabpanel", name=name, exact=True)
+
+    def sees_state(self, state: str) -> None:
+        """Wait until the run's page, which is open, shows that state."""
+        expect(self.main.get_by_text(state, exact=True).first).to_be_visible()
+
+    def from_menu(self, item: str, confirm: str) -> None:
+        """Take an item of the run's menu, and confirm it."""
+        self.main.get_by_role("button", name="Open menu").first.click()
+        self.page.get_by_role("menuitem", name=item, exact=True).click()
+        self.page.get_by_role("alertdialog").get_by_role("button", name=confirm, exact=True).click()
+
+    def graph_is_painted(self) -> None:
+        """Wait until the canvas of the run's graph has bars of a state's colour in it."""
+        canvas = self.main.locator("canvas").first
+        expect(canvas).to_be_visible()
+        self.page.wait_for_function(_HAS_GREEN, arg=canvas.element_handle())
+
+    def open_artifact(self, key: str) -> None:
+        """From the run's page, open the newest artifact of that key."""
+        self.open_tab("Artifacts").get_by_role("link", name=key).first.click()
+        self.page.wait_for_url(re.compile(f"/artifacts/key/{key}"))
+        self.main.locator("a[href*='/artifacts/artifact/']").first.click()
+        self.page.wait_for_url(re.compile("/artifacts/artifact/"))
+        expect(self.tab("Artifact")).to_be_visible()
+
+    def reload_until(self, place: Locator, text: str | re.Pattern[str]) -> None:
+        """Load the page again until *place* has the text: Prefect's pages of artifacts do not renew themselves."""
+        deadline = time.monotonic() + A_WHILE / 1000
+        while True:
+            self.page.reload()
+            try:
+                expect(place).to_contain_text(text, timeout=3000)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return
+
+
+# Of the 200 pixels that a bar of a step that went well has at the least.
+_HAS_GREEN = """async canvas => {
+    const image = await createImageBitmap(canvas)
+    const copy = new OffscreenCanvas(image.width, image.height).getContext('2d')
+    copy.drawImage(image, 0, 0)
+    const bytes = copy.getImageData(0, 0, image.width, image.height).data
+    let green = 0
+    for (let i = 0; i < bytes.length; i += 4)
+        green += bytes[i] < 80 && bytes[i + 1] > 130 && bytes[i + 2] < 110 && bytes[i + 3] > 200
+    return green > 200
+}"""

@@ -1,0 +1,84 @@
+"""What the engine says of a run's steps in its log reads like the rest of it."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from simulator.fleet import SimulatedFleet
+from tests.flows.conftest import Recorded, recorded, run_and_read
+
+pytestmark = pytest.mark.engine
+
+
+def lines(run: Recorded) -> list[str]:
+    return [log.message for log in run.logs]
+
+
+def test_foreseen_errors_are_told_in_words_each_with_what_comes_next(
+    engine: str, appliances: SimulatedFleet, fleet_yaml: Path
+) -> None:
+    from flows.backup_fleet import backup_fleet
+
+    appliances.tell("a0-1", "backup", "duration", seconds=1.5)
+    appliances.tell("a0-2", "backup-retrieve", "flip")
+    appliances.tell("a0-3", None, "unreachable")
+    run = run_and_read(backup_fleet, fleet=fleet_yaml)
+    assert run.flow_run.state.name == "Failed"
+    said = lines(run)
+    for pattern in (
+        r"a0-1: backup still in progress after \d s; asks again in \d\.\d s",
+        r"a0-3: update-commands: the node does not answer \(.*\); tries again in \d\.\d s \(1 of 3\)",
+        r"a0-2: md5 mismatch in 3 attempts: .*",
+        r"a0-2: md5 mismatch in 3 attempts: .*\nHINT: .*",
+        r"2 of 3 node backups failed: a0-2 .*; a0-3 .*",
+    ):
+        assert any(re.fullmatch(pattern, line) for line in said), (pattern, said)
+    whole = "\n".join(said)
+    for word in ("Traceback", "NoneType", "Task run failed", "Finished in state", "Error("):
+        assert word not in whole, word
+    # Once where it is met, once where the node's backup fails with it, and in the run's last line.
+    assert whole.count("md5 mismatch in 3 attempts") == 3
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(engine: str) -> None:
+    from prefect import flow
+
+    from tasks.step import step
+
+    @step(name="surprise")
+    async def surprise() -> None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    @flow(name="surprised", persist_result=False)
+    async def surprised() -> None:
+        await surprise()
+
+    whole = "\n".join(lines(run_and_read(surprised)))
+    assert whole.count("Traceback") == 2  # the step's and the flow's
+    assert "raise ZeroDivisionError" in whole
+
+
+def test_a_step_that_is_called_off_with_its_run_is_no_crash(
+    engine: str, appliances: SimulatedFleet, fleet_yaml: Path
+) -> None:
+    from flows.backup_fleet import backup_fleet
+    from tasks.step import task_runs
+
+    appliances.tell("a0-1", "backup-retrieve", "hang")
+    task_runs.clear()
+
+    async def cancelled() -> Recorded:
+        run: asyncio.Task[Any] = asyncio.create_task(backup_fleet(fleet=fleet_yaml, nodes=["a0-1"]))
+        while not appliances.calls("a0-1", "backup-retrieve"):  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(0.05)
+        run.cancel()
+        await asyncio.wait([run])
+        return await recorded(UUID([*task_runs][-1]))
+
+    of_steps = [log.message for log in asyncio.run(cancelled()).logs if log.name == "prefect.task_runs"]
+    assert of_steps.count("called off") == 2  # the retrieval, and the node
+    assert not [line for line in of_steps if "Crash" in line]
