@@ -158,7 +158,7 @@ def test_a_server_with_workers_is_up_by_the_commands_on_the_page_and_gives_each_
     home: Path, operator: Path, appliances: SimulatedFleet, parts_named: None, tmp_path: Path
 ) -> None:
     [set_up, *_] = blocks("One machine")
-    server, worker, use = blocks("A server and workers")
+    server, services, worker, use = blocks("A server and workers")
     [give_out] = blocks("Many machines")
     clone, change = Terminal(home, ROOT), f"cd '{operator}'\n"
     with port_4200():
@@ -166,6 +166,7 @@ def test_a_server_with_workers_is_up_by_the_commands_on_the_page_and_gives_each_
         try:
             answers = eventually(lambda: answers_at("http://127.0.0.1:4200/api/health"), 240)
             assert answers, (tmp_path / "server.log").read_text()
+            started.append(clone.start(set_up + change + services, tmp_path / "services.log"))
             started.append(clone.start(set_up + change + worker, tmp_path / "worker.log"))
             working = eventually(lambda: "Worker 'ProcessWorker" in (tmp_path / "worker.log").read_text(), 180)
             assert working, (tmp_path / "worker.log").read_text()
