@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from prefect.exceptions import TerminationSignal
+
 from a0backup.fleet import Node
 
 R = TypeVar("R")
@@ -21,6 +23,12 @@ async def for_each(nodes: Sequence[Node], work: Callable[[Node], Awaitable[R]], 
         async with slots:
             return await work(node)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(in_turn(node)) for node in nodes]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(in_turn(node)) for node in nodes]
+    except BaseExceptionGroup as raised:
+        # Prefect raises a signal in whatever runs just then. In a group it would take it for a crash, not for a cancel.
+        if signals := raised.subgroup(TerminationSignal):
+            raise signals.exceptions[0] from None
+        raise
     return [task.result() for task in tasks]

@@ -13,7 +13,10 @@ from a0backup.report import human_seconds
 _AGAIN = "Task run failed with %s: %r - Retry %s/%s will start %s"
 _FAILED = "Task run failed with exception: "
 _FLOW_FAILED = "Encountered exception during execution: "
-_CALLED_OFF = "Crash detected! Execution was cancelled by the runtime environment."
+_CALLED_OFF = (
+    "Crash detected! Execution was cancelled by the runtime environment.",
+    "Crash detected! Execution was aborted by a termination signal.",
+)
 # Each says again what the line before it said.
 _REPEATS = ("Finished in state ", "Task run failed with state: ")
 _REPEATS_OF_FLOW = ('Finished in state Failed("Flow run encountered an exception', "Finished in state Running(")
@@ -30,7 +33,7 @@ class Readable(logging.Filter):
             _tell_of_a_retry(record, *record.args)
         elif text.startswith((_FAILED, _FLOW_FAILED)):
             _tell_of_a_failure(record, of_flow=of_flow)
-        elif text == _CALLED_OFF and not of_flow:
+        elif text in _CALLED_OFF and not of_flow:
             record.msg = "called off"
             _make_warning(record)
         return not text.startswith(_REPEATS_OF_FLOW if of_flow else _REPEATS)

@@ -92,6 +92,10 @@ def served(place: Place) -> Iterator[Served]:
 def test_it_runs_what_is_started_lets_a_run_by_hand_use_its_server_and_calls_off_what_runs_when_it_is_stopped(
     served: Served, place: Place, appliances: SimulatedFleet
 ) -> None:
+    # The schedules of prefect.yaml are served, too.
+    wanted = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    coming = lambda: served.client.post("flow_runs/filter", json=wanted).raise_for_status().json()  # noqa: E731
+    assert eventually(lambda: len({run["deployment_id"] for run in coming()}) == 2, 60), coming()
     night = served.start("backup-fleet/nightly", fan_out="workers")
     by_hand = place.run("check", "a0-1")
     assert by_hand.returncode == 0, by_hand.stderr
