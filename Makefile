@@ -14,12 +14,13 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-# Hashes for everything that is installed, build backend included; nothing is built in isolation behind them.
+# Hashes for everything that is installed, build backend included; nothing is built in isolation behind them. The lock is
+# whole, so nothing is left to resolve: pip would look for newer versions where a package is asked for with its extras.
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("a0backup needs Python 3.11 or later, this is " + sys.version.split()[0] + "; say: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
@@ -43,7 +44,7 @@ format: setup
 
 lock:
 	uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 --generate-hashes \
-		--no-strip-extras --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
+		--no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
