@@ -353,7 +353,10 @@ def check_markdown(
         ),
     )
     problems = [
-        f"**{escaped(finding.node)}**: {escaped(problem)}" for finding in findings for problem in finding.problems
+        # A hint belongs to the problem above it.
+        escaped(problem) if problem.startswith("HINT: ") else f"**{escaped(finding.node)}**: {escaped(problem)}"
+        for finding in findings
+        for problem in finding.problems
     ]
     nodes = [finding.node for finding in findings]
     of_nodes = [f"{finding.node}: {warning}" for finding in findings for warning in finding.warnings]

@@ -502,6 +502,11 @@ def test_a_check_is_reported_with_the_line_that_teaches_a_wording() -> None:
     assert check_json([UNKNOWN])[0]["teach"] == 'a0cli: {replies: {absent: ["Nix da"]}}'
 
 
+def test_the_hint_of_a_problem_stands_below_it() -> None:
+    page = check_markdown([replace(GONE, problems=("ping: connection refused", "HINT: check the port"))], fleet="f")
+    assert page.endswith("\n\n**a0-3**: ping: connection refused\n\nHINT: check the port\n")
+
+
 def test_a_warning_leaves_a_node_well_and_is_shown_below_it() -> None:
     warned = replace(WELL, warnings=("one | half",))
     assert check_lines([warned], ["the same password"], ["sealed to k.pem"]) == [

@@ -31,7 +31,8 @@ def deployed(
     home = Path(shutil.copytree(migrated_home, tmp_path_factory.mktemp("engine") / "home"))
     # Its path is on the pages, and on their pictures.
     folder = Path(tempfile.mkdtemp(dir=os.environ["A0BACKUP_TEST_ROOM"], prefix="operator-"))
-    appliances_of_module.fleet_yaml(folder / "fleet.yaml")
+    # Short: a start waits that long for what an earlier run may have sent.
+    appliances_of_module.fleet_yaml(folder / "fleet.yaml", a0cli={"call_timeout": "4s"})
     with own_server(home) as api, deployed_in(folder, api) as place:
         night = place.run("backup-fleet/nightly").raise_for_status().json()["id"]
         assert place.ends_as("Completed", night, 120)

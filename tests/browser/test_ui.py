@@ -34,7 +34,7 @@ def test_the_form_says_what_each_field_is_which_choices_there_are_and_what_is_wr
     expect(ui.field("fleet (Optional)")).to_have_value("fleet.yaml")
 
     ui.page.get_by_role("button", name="Submit").click()
-    expect(ui.main.get_by_text("'node' is a required property")).to_be_visible()
+    expect(ui.main.get_by_text("'node' is a required property", exact=True)).to_be_visible()
 
     assert ui.choices("existing") == ["as in fleet.yaml", "preserve", "replace", "fail"]
     ui.choose("preserve")
@@ -126,7 +126,7 @@ def test_a_retry_of_a_run_that_failed_after_it_had_stored_finds_the_retrieve_ste
     ui: UI, deployed: Deployed, appliances: SimulatedFleet
 ) -> None:
     # Slow, so that what the node refuses after that is the status before the deletion.
-    appliances.tell("a0-4", "backup-retrieve", "drip", bytes_per_second=500_000)
+    appliances.tell("a0-4", "backup-retrieve", "drip", bytes_per_second=1_000_000)
     run = deployed.run("backup-node/single-node", node="a0-4").raise_for_status().json()["id"]
     assert eventually(lambda: is_retrieved(deployed, "a0-4"), 60)
     appliances.tell("a0-4", "backup-status", "refuse")

@@ -59,6 +59,8 @@ class UI:
         if os.environ.get("A0BACKUP_SCREENSHOTS") == "1":
             SCREENSHOTS.mkdir(exist_ok=True)
             self.page.mouse.move(0, 0)
+            # What was said of something else is gone after some seconds.
+            expect(self.page.get_by_role("region", name="Notifications").get_by_role("listitem")).to_have_count(0)
             self.page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled")
 
     # -- deployments -----------------------------------------------------------------------------------------------
