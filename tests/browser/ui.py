@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,23 +92,29 @@ class UI:
 
     def submit(self) -> str:
         """Submit the form and go to the page of the run, whose id is returned."""
-        self.page.get_by_role("button", name="Submit").click()
-        return self.follow_to_run()
+        return self._start(lambda: self.page.get_by_role("button", name="Submit").click())
 
     def quick_run(self, name: str) -> str:
         """Run the deployment as it is and go to the page of the run, whose id is returned."""
         self.open_deployment(name)
-        self.page.get_by_role("button", name="Run", exact=True).click()
-        self.page.get_by_role("menuitem", name="Quick run").click()
-        return self.follow_to_run()
 
-    def follow_to_run(self) -> str:
-        # What it says is there for some seconds only, over other things: read rather than clicked.
-        path = self.page.get_by_role("link", name="View run").last.get_attribute("href")
-        found = RUN_PAGE.search(path or "")
-        assert found is not None, path
-        self.open_run(found[1])
-        return found[1]
+        def ask() -> None:
+            self.page.get_by_role("button", name="Run", exact=True).click()
+            self.page.get_by_role("menuitem", name="Quick run").click()
+
+        return self._start(ask)
+
+    def _start(self, ask: Callable[[], None]) -> str:
+        # The link to the run is there for some seconds only: what the page was answered says the same.
+        for _ in range(10):
+            with self.page.expect_response(re.compile("/create_flow_run$")) as answer:
+                ask()
+            # Where the server's database is busy (503), a person clicks again.
+            if answer.value.status != 503:
+                break
+        run = str(answer.value.json()["id"])
+        self.open_run(run)
+        return run
 
     # -- runs ------------------------------------------------------------------------------------------------------
 

@@ -129,7 +129,7 @@ def test_the_image_is_built_from_the_lock_on_a_pinned_base_for_a_user_without_ri
     assert SERVICES["worker"]["image"] == f"a0backup:{version}"
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert bases == ["python:3.11.13-slim-bookworm"] * 2
-    assert "pip download --quiet --require-hashes --only-binary :all:" in DOCKERFILE
+    assert "pip download --quiet --no-deps --require-hashes --only-binary :all:" in DOCKERFILE
     assert "--no-index" in DOCKERFILE
     assert re.findall(r"^USER (\S+)", DOCKERFILE, re.MULTILINE) == [SERVICES["worker"]["user"]]
     assert not re.search(r"COPY.*(key|a0cli|password|\.env)", DOCKERFILE)

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from deployments.server import own_server
+from tests.deployed import PatientClient
 from tests.deployments.test_server import eventually
 from tests.login import logged_in
 
@@ -37,7 +38,7 @@ class Desk:
 
     def __init__(self, folder: Path, api: str) -> None:
         self.folder, self.api = folder, api
-        self.client = httpx.Client(base_url=api, auth=logged_in(), timeout=60)
+        self.client = PatientClient(base_url=api, auth=logged_in(), timeout=60)
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
             "PREFECT_API_URL": api,
             "PREFECT_API_AUTH_STRING": ":".join(logged_in()),

@@ -15,6 +15,7 @@ import pytest
 from a0backup.lock import is_held
 from deployments.server import own_server, served_api
 from simulator.fleet import SimulatedFleet
+from tests.deployed import PatientClient
 from tests.deployments.test_local_run import Place, gone, server_of
 from tests.deployments.test_server import eventually
 from tests.login import logged_in
@@ -47,7 +48,7 @@ class Served:
         assert eventually(lambda: "serving at" in self.said or self.process.poll() is not None, 180), self.said
         api = served_api(self.place.engine)
         assert api is not None, self.said
-        self.client = httpx.Client(base_url=api, auth=logged_in(self.place.engine), timeout=60)
+        self.client = PatientClient(base_url=api, auth=logged_in(self.place.engine), timeout=60)
 
     def start(self, deployment: str, **parameters: object) -> str:
         found = self.client.get(f"deployments/name/{deployment}").raise_for_status().json()["id"]

@@ -86,7 +86,7 @@ class Room:
     def fleet(self, password: dict[str, str], folder: str = ".", **settings: Any) -> None:
         """Write fleet.yaml, in which what fails is to fail soon."""
         quick = {
-            "a0cli": {"path": str(self.beside / "bin" / "a0cli"), "call_timeout": "2s", "retrieve_timeout": "10s"},
+            "a0cli": {"path": str(self.beside / "bin" / "a0cli"), "call_timeout": "4s", "retrieve_timeout": "10s"},
             "polling": {"interval": "0.2s", "max_interval": "0.5s", "deadline": "4s"},
             "retrieve_attempts": 2,
         }
