@@ -28,7 +28,7 @@ demo: setup
 	@$(BIN)/a0backup demo
 
 test: setup
-	@$(BIN)/python -m pytest -n 4 --dist worksteal
+	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-faults: setup
 	@A0BACKUP_FAULTS=1 $(BIN)/python -m pytest -n 3 --dist worksteal tests/faults

@@ -35,7 +35,7 @@ def deployed(
     appliances_of_module.fleet_yaml(folder / "fleet.yaml", a0cli={"call_timeout": "4s"})
     with own_server(home) as api, deployed_in(folder, api) as place:
         night = place.run("backup-fleet/nightly").raise_for_status().json()["id"]
-        assert place.ends_as("Completed", night, 120)
+        assert place.ends_as("Completed", night, 300)
         yield place
 
 

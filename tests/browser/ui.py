@@ -15,7 +15,7 @@ ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-A_WHILE = 60_000.0  # milliseconds in which what is awaited comes also on a busy machine
+A_WHILE = 120_000.0  # milliseconds in which what is awaited comes also on a busy machine
 RUN_PAGE = re.compile(r"/runs/flow-run/([0-9a-f-]{36})")
 
 expect.set_options(timeout=A_WHILE)
