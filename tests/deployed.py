@@ -25,7 +25,14 @@ BIN = Path(sys.executable).parent
 
 
 class PatientClient(httpx.Client):
-    """Asks again where the server says that its database is busy (503), as Prefect's own client does."""
+    """Asks again where the server says that its database is busy (503), as Prefect's own client does.
+
+    It keeps no connection: the server closes an idle one after as many seconds as a client would use it again.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        fresh = httpx.Limits(max_keepalive_connections=0)
+        super().__init__(timeout=60, trust_env=False, limits=fresh, **options)
 
     def request(self, *arguments: Any, **options: Any) -> httpx.Response:
         answers = [super().request(*arguments, **options)]
@@ -43,9 +50,7 @@ class Deployed:
     """prefect.yaml deployed from a folder with a fleet.yaml, as an operator would, and a worker there."""
 
     def __init__(self, folder: Path, api: str) -> None:
-        # No connection is kept: the server closes an idle one after as many seconds as the client would use it again.
-        fresh = httpx.Limits(max_keepalive_connections=0)
-        self.folder, self._api = folder, PatientClient(base_url=api, auth=logged_in(), timeout=60, limits=fresh)
+        self.folder, self._api = folder, PatientClient(base_url=api, auth=logged_in())
         self.environment = os.environ | {
             "PREFECT_API_URL": api,
             "PREFECT_API_AUTH_STRING": ":".join(logged_in()),

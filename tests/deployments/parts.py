@@ -12,6 +12,7 @@ worker.env.example. All of it ends with the block, and with the test's process h
 """
 
 import base64
+import contextlib
 import os
 import pwd
 import random
@@ -33,6 +34,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+
+from tests.deployed import PatientClient
 
 REPOSITORY = Path(__file__).parents[2]
 UNITS = REPOSITORY / "deployments" / "systemd"
@@ -166,6 +169,20 @@ class Part:
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-4000:]
 
+    def stand_still(self) -> None:
+        """Stop it and all that it started, until `go_on`."""
+        waiting = [psutil.Process(self.process.pid)]
+        while waiting:
+            process = waiting.pop()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # Before its children are read: one that stands still starts no more.
+                process.suspend()
+                waiting += process.children()
+
+    def go_on(self) -> None:
+        for process in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
+            process.resume()
+
     def kill(self) -> None:
         """End it, and all that it started, as a machine that loses its power does."""
         self._sweep(self.process.kill, 0)
@@ -277,7 +294,7 @@ class Engine:
         password = secrets.token_hex(12)
         self.auth = f"operator:{password}"
         # The API, with the auth string and a CSRF token; once the engine is there.
-        self.client = httpx.Client(base_url=self.api, auth=("operator", password), trust_env=False, timeout=60)
+        self.client = PatientClient(base_url=self.api, auth=("operator", password))
         self._settings = filled_settings(
             "engine.env.example",
             {

@@ -133,7 +133,7 @@ def test_a_worker_gets_through(proxy: Proxy, tmp_path: Path) -> None:
     settings = proxy.settings(TMPDIR=str(tmp_path))
     worker = Part(command, tmp_path / "worker.log", folder=tmp_path, environment=settings, polite=signal.SIGTERM)
     context = ssl.create_default_context(cafile=str(proxy.authority))
-    with PatientClient(base_url=proxy.url, auth=logged_in(), verify=context, trust_env=False, timeout=30) as client:
+    with PatientClient(base_url=proxy.url, auth=logged_in(), verify=context) as client:
 
         def online() -> bool:
             workers = client.post(f"/api/work_pools/{pool}/workers/filter", json={})

@@ -24,6 +24,7 @@ import pytest
 
 from deployments.server import OwnServer
 from simulator.fleet import REPOSITORY, SimulatedFleet
+from tests.deployed import PatientClient
 from tests.deployments.parts import Part, found, free_port, needed
 from tests.deployments.test_server import eventually
 from tests.login import logged_in
@@ -70,7 +71,7 @@ class Home:
         server.start()
         self.api = server.api
         try:
-            with httpx.Client(base_url=server.api, auth=logged_in(self.path), trust_env=False, timeout=60) as client:
+            with PatientClient(base_url=server.api, auth=logged_in(self.path)) as client:
                 yield client
         finally:
             server.stop()

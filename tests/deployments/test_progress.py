@@ -38,8 +38,10 @@ def artifact(place: Place, key: str) -> Any:
         [(found,)] = database.execute("select data from artifact where key = ?", [key]).fetchall()
     finally:
         database.close()
-    content = json.loads(found)
-    return json.loads(content) if isinstance(content, str) else content
+    # A bare number is kept as one, whatever else as a JSON text of what the artifact is, which may be one itself.
+    while isinstance(found, str):
+        found = json.loads(found)
+    return found
 
 
 def test_the_page_of_an_engine_of_our_own_has_the_progress_too(place: Place, appliances: SimulatedFleet) -> None:

@@ -38,7 +38,7 @@ class Desk:
 
     def __init__(self, folder: Path, api: str) -> None:
         self.folder, self.api = folder, api
-        self.client = PatientClient(base_url=api, auth=logged_in(), timeout=60)
+        self.client = PatientClient(base_url=api, auth=logged_in())
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
             "PREFECT_API_URL": api,
             "PREFECT_API_AUTH_STRING": ":".join(logged_in()),

@@ -48,7 +48,7 @@ class Served:
         assert eventually(lambda: "serving at" in self.said or self.process.poll() is not None, 180), self.said
         api = served_api(self.place.engine)
         assert api is not None, self.said
-        self.client = PatientClient(base_url=api, auth=logged_in(self.place.engine), timeout=60)
+        self.client = PatientClient(base_url=api, auth=logged_in(self.place.engine))
 
     def start(self, deployment: str, **parameters: object) -> str:
         found = self.client.get(f"deployments/name/{deployment}").raise_for_status().json()["id"]

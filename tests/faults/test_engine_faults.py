@@ -197,8 +197,7 @@ def test_a_night_whose_lease_a_restarted_server_forgot_is_ended_by_prefect_and_f
 
 
 def start_nightly(deployed: Deployed) -> str:
-    # On a connection of its own: one that was kept may be closed by the server at this very moment.
-    with PatientClient(base_url=deployed.environment["PREFECT_API_URL"], auth=logged_in(), timeout=60) as client:
+    with PatientClient(base_url=deployed.environment["PREFECT_API_URL"], auth=logged_in()) as client:
         nightly = client.get("deployments/name/backup-fleet/nightly").raise_for_status().json()["id"]
         return str(client.post(f"deployments/{nightly}/create_flow_run", json={}).raise_for_status().json()["id"])
 
