@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from prefect import flow
+from prefect import flow, runtime
 
 from a0backup.check import fleet_warnings
 from a0backup.files import in_thread
@@ -48,9 +48,15 @@ async def backup_fleet(
     stored_before = await in_thread(stored_now, settings, chosen)
     warnings = await in_thread(fleet_warnings, settings)
     warn(warnings)
-    back_up = partial(outcomes_of, fleet=settings, stored_before=stored_before, existing=existing)
+    back_up = partial(
+        outcomes_of,
+        fleet=settings,
+        flow_run=str(runtime.flow_run.id),
+        stored_before=stored_before,
+        existing=existing,
+    )
     if fan_out == "workers":
-        back_up = partial(outcomes_elsewhere, fleet=settings, stored_before=stored_before, existing=existing)
+        back_up = partial(outcomes_elsewhere, fleet=settings, existing=existing)
     async with progress_published(chosen):
         outcomes = await for_each(chosen, back_up, at_most=settings.max_parallel)
     return await conclude(outcomes, settings, warnings)

@@ -67,14 +67,22 @@ async def backup_node(
     settings = Fleet.load(fleet)
     [chosen] = settings.chosen([node])
     stored_before = await in_thread(stored_now, settings, [chosen])
-    of_fleet = bool(runtime.flow_run.parent_flow_run_id)
+    night = runtime.flow_run.parent_flow_run_id
+    of_fleet = night is not None
     # What is warned of in the fleet file is said once, by the run of the fleet.
     warnings = [] if of_fleet else await in_thread(fleet_warnings, settings)
     warn(warnings)
     # The run of the fleet has waited for its turn already, and takes one that does not begin for dead.
     deadline = 10.0 if of_fleet else settings.lock_deadline
     async with progress_published([chosen]), slots(node, deadline=deadline):
-        outcomes = await outcomes_of(chosen, fleet=settings, stored_before=stored_before, existing=existing)
+        # By the id of the fleet's run: what one run of a node has settled is so for each that comes after it, too.
+        outcomes = await outcomes_of(
+            chosen,
+            fleet=settings,
+            flow_run=night or str(runtime.flow_run.id),
+            stored_before=stored_before,
+            existing=existing,
+        )
     if of_fleet:
         await hand_over(outcomes.all, outcomes.warnings)
     return await conclude([outcomes], settings, warnings)
@@ -212,13 +220,13 @@ async def retrieve_verified(run: BackupRun, found: Found, *, ours: bool) -> bool
 
 
 async def outcomes_of(
-    node: Node, *, fleet: Fleet, stored_before: Mapping[str, Stock], existing: ExistingChoice
+    node: Node, *, fleet: Fleet, flow_run: str, stored_before: Mapping[str, Stock], existing: ExistingChoice
 ) -> NodeOutcomes:
     """Return how the node's backups ended, also where the engine itself failed at it.
 
-    *stored_before*: by node, the artifacts that were there when the run began; what is stored later is its outcome.
+    *flow_run*: whose work it is; what that run has stored before is not made again. *stored_before*: by node, the
+    artifacts that were there when it began; what another run stores later is its outcome.
     """
-    flow_run = str(runtime.flow_run.id)
     said: Existing | None = None if existing == "as in fleet.yaml" else existing
     outcomes = NodeOutcomes()
     try:

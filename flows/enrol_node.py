@@ -120,5 +120,11 @@ async def first_backup(node: Node, fleet: Fleet) -> list[Outcome]:
     warnings = await in_thread(fleet_warnings, fleet)
     warn(warnings)
     async with progress_published([node]), slots(node.name, deadline=fleet.lock_deadline):
-        outcomes = await outcomes_of(node, fleet=fleet, stored_before=stored_before, existing="as in fleet.yaml")
+        outcomes = await outcomes_of(
+            node,
+            fleet=fleet,
+            flow_run=str(runtime.flow_run.id),
+            stored_before=stored_before,
+            existing="as in fleet.yaml",
+        )
     return await conclude([outcomes], fleet, warnings)

@@ -1,8 +1,8 @@
 """One node's backup as a run of its own, on whichever worker takes it; the vault and the engine are all that is shared.
 
 The run that started it waits for its end, and starts another where its machine died. The engine tells that after some
-minutes (Crashed), the vault sooner: nobody holds the lock of the node that a run is at work on. What is stored by then
-is not made twice.
+minutes (Crashed), the vault sooner: nobody holds the lock of the node that a run is at work on. What is settled by then
+is not made twice: all runs of a node work under the id of the run that started them.
 """
 
 import asyncio
@@ -22,11 +22,9 @@ from prefect.states import Cancelling, Crashed
 from a0backup.errors import EngineError
 from a0backup.files import in_thread
 from a0backup.fleet import Fleet, Node
-from a0backup.journal import JournalFile
 from a0backup.lock import is_held
 from a0backup.progress import Step, tell
-from a0backup.report import Outcome, outcome_of
-from a0backup.vault import Stock, Vault
+from a0backup.vault import Vault
 from flows.backup_node import ExistingChoice, NodeOutcomes, log_failure, note_failure_of_the_rest
 from tasks.hand_over import HandedOver, handed_over
 
@@ -41,14 +39,12 @@ STARTS_WITHIN = 600.0
 CALLED_OFF_WITHIN = 5.0
 
 
-async def outcomes_elsewhere(
-    node: Node, *, fleet: Fleet, stored_before: Mapping[str, Stock], existing: ExistingChoice
-) -> NodeOutcomes:
+async def outcomes_elsewhere(node: Node, *, fleet: Fleet, existing: ExistingChoice) -> NodeOutcomes:
     """Return how the node's backups ended, also where no run of it came to an end."""
     outcomes = NodeOutcomes()
     start = time.monotonic()
     try:
-        said = await run_elsewhere(node, fleet, existing, stored_before.get(node.name))
+        said = await run_elsewhere(node, fleet, existing)
         outcomes.all, outcomes.warnings = said.outcomes, said.warnings
     except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
         log_failure(error)
@@ -57,7 +53,7 @@ async def outcomes_elsewhere(
     return outcomes
 
 
-async def run_elsewhere(node: Node, fleet: Fleet, existing: ExistingChoice, stored_before: Stock | None) -> HandedOver:
+async def run_elsewhere(node: Node, fleet: Fleet, existing: ExistingChoice) -> HandedOver:
     """Return how the backups of *node* ended in a run made from the deployment `backup-node/of-fleet`.
 
     Raise EngineError where no worker takes it up, or no run of it comes to an end of its own.
@@ -77,8 +73,6 @@ async def run_elsewhere(node: Node, fleet: Fleet, existing: ExistingChoice, stor
             last = f"{state.name}: {state.message or 'no reason given'}"
             if state.type is not StateType.CRASHED:
                 raise EngineError(f"the run {run.name} ended without a backup: {last}", f"see its log: run {run.id}")
-            if settled := await in_thread(_settled, fleet, node, stored_before):
-                return HandedOver(settled, [])
     raise EngineError(
         f"{RUNS} runs for the node ended without a word, the last as {last}", "see the logs of the workers' machines"
     )
@@ -142,18 +136,3 @@ async def _crash(client: PrefectClient, run: UUID, why: str) -> State:
 async def _call_off(client: PrefectClient, run: UUID) -> None:
     async with asyncio.timeout(CALLED_OFF_WITHIN):
         await client.set_flow_run_state(run, Cancelling())
-
-
-def _settled(fleet: Fleet, node: Node, stored_before: Stock | None) -> list[Outcome]:
-    """Return the outcomes of a run that died after its work was done; none where anything is left to do."""
-    if stored_before is None:
-        return []
-    vault = Vault(fleet.vault)
-    outcomes = []
-    for kind in fleet.kinds_of(node):
-        manifest = vault.stored_since(node.name, kind, stored_before)
-        if manifest is None or JournalFile(vault.folder(node.name), kind).path.exists():
-            return []
-        note = "its run died after the backup was settled, and could not say so itself"
-        outcomes.append(outcome_of(node.name, kind, seconds=0, manifest=manifest, off_node=True, notes=[note]))
-    return outcomes

@@ -1,5 +1,6 @@
 """A night over two workers, as two machines would run it, on PostgreSQL and Redis."""
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -37,17 +38,19 @@ def end_zombies_sooner(engine: Engine) -> None:
 def runs_of(worker: Part) -> set[str]:
     """The flow runs whose processes the worker has."""
     found = set()
-    for process in psutil.Process(worker.process.pid).children(recursive=True):
-        try:
+    for process in processes_of(worker):
+        with contextlib.suppress(psutil.Error):
             found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
-        except psutil.Error:
-            continue
     return found - {""}
 
 
-def run_of(call: dict[str, str]) -> str:
-    """The flow run that made a call of a0cli: its private directory is named after it."""
-    return Path(call["cwd"]).name[:36]
+def processes_of(worker: Part) -> list[psutil.Process]:
+    return psutil.Process(worker.process.pid).children(recursive=True)
+
+
+def session_of(call: dict[str, str]) -> str:
+    """Which run of the node made a call of a0cli: each has a private directory of its own."""
+    return Path(call["cwd"]).name
 
 
 @pytest.mark.engine
@@ -82,21 +85,34 @@ def test_of_30_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stor
             return len(list(vault.glob("*/*/manifest.json")))
 
         def at_work() -> set[str]:
-            """The nodes of which a run of the second worker is in the middle."""
-            runs = runs_of(second)
+            """The nodes of which a run of the second worker is in the middle, with nothing stored yet."""
+            its_own = {process.pid for process in processes_of(second)}
             locks = [
                 lock
                 for lock in vault.glob("*/lock")
-                if is_held(lock) and (holder := read_holder(lock)) and holder.run in runs
+                if is_held(lock) and (holder := read_holder(lock)) and holder.pid in its_own
             ]
-            return {lock.parent.name for lock in locks if (lock.parent / "journal-backup.json").exists()}
+            begun = {lock.parent for lock in locks if (lock.parent / "journal-backup.json").exists()}
+            return {folder.name for folder in begun if not list(folder.glob("*/manifest.json"))}
 
         def pending() -> int:
             wanted = {"flow_runs": {"state": {"type": {"any_": ["PENDING"]}}}}
             return len(engine.client.post("flow_runs/filter", json=wanted).raise_for_status().json())
 
-        # One that its worker took up and did not start yet is found dead after ten minutes: too long for this test.
-        assert eventually(lambda: stored() >= 8 and at_work() and pending() == 0, 900), first.tail() + second.tail()
+        def caught() -> bool:
+            """Whether it stands still now, in the middle of nodes.
+
+            One that its worker took up and did not start yet is found dead after ten minutes: too long for this test.
+            """
+            if stored() < 8 or not at_work() or pending():
+                return False
+            second.stand_still()
+            if at_work() and not pending():
+                return True
+            second.go_on()
+            return False
+
+        assert eventually(caught, 900), first.tail() + second.tail()
         died, left_behind = runs_of(second), at_work()
         second.kill()
         assert stored() < NODES - 2
@@ -113,13 +129,12 @@ def test_of_30_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stor
         assert Counter(call["node"] for call in appliances.calls(command="backup")) == manifests
         for node in manifests:
             # The runs that called the node, in the order of their calls: each comes once, and so was alone.
-            runs = [run for run, _ in itertools.groupby(map(run_of, appliances.calls(node)))]
+            runs = [run for run, _ in itertools.groupby(map(session_of, appliances.calls(node)))]
             assert len(runs) == len(set(runs)), node
             assert appliances.holds(node) is None
         # Those in the middle were taken over, and the runs that died are known as dead.
-        assert left_behind
         for node in left_behind:
-            assert len({run_of(call) for call in appliances.calls(node)}) == 2, node
+            assert len({session_of(call) for call in appliances.calls(node)}) == 2, node
         for run in died:
             assert engine.client.get(f"flow_runs/{run}").json()["state"]["type"] == "CRASHED"
         [page] = engine.client.post(
