@@ -632,13 +632,25 @@ def test_a_mount_point_where_nothing_is_mounted_is_told_from_one_where_something
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
-def test_a_directory_that_is_bound_from_the_same_disk_is_mounted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mounts", "mounted"),
+    [
+        ([("data", "my disk")], True),  # of another directory of the same disk
+        ([("my disk", "my disk")], False),  # onto itself, as systemd does with each of ReadWritePaths
+        ([("data", "my disk"), ("my disk", "my disk")], True),
+        ([(".", "."), ("my disk", "my disk")], False),
+    ],
+)
+def test_a_directory_that_is_bound_is_mounted_unless_it_is_bound_onto_itself(
+    tmp_path: Path, mounts: list[tuple[str, str]], mounted: bool
+) -> None:
     for name in ("data", "my disk"):
         (tmp_path / name).mkdir()
     (tmp_path / "fstab").write_text(f"{tmp_path}/data {tmp_path}/my\\040disk none bind 0 0\n")
     question = "from a0backup.vault import *; print(unmounted(Path('my disk/vault').absolute(), fstab=Path('fstab')))"
     # In a mount name space of its own, which ends with it.
-    script = f'cd "$0" && "$1" -c "{question}" && mount --bind data "my disk" && "$1" -c "{question}"'
+    binds = " && ".join(f'mount --bind "$0/{what}" "$0/{where}"' for what, where in mounts)
+    script = f'cd "$0" && "$1" -c "{question}" && {binds} && cd "$0" && "$1" -c "{question}"'
     told = subprocess.run(
         ["unshare", "-m", "sh", "-c", script, str(tmp_path), sys.executable],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
@@ -646,7 +658,7 @@ def test_a_directory_that_is_bound_from_the_same_disk_is_mounted(tmp_path: Path)
         text=True,
         check=True,
     )
-    assert told.stdout.splitlines() == [str(tmp_path / "my disk"), "None"]
+    assert told.stdout.splitlines() == [str(tmp_path / "my disk"), "None" if mounted else str(tmp_path / "my disk")]
 
 
 def test_a_vault_that_went_away_is_not_made_anew_by_what_is_kept_aside(room: Room, tmp_path: Path) -> None:
