@@ -17,7 +17,7 @@ from a0backup.node_session import stored_now
 from a0backup.report import Outcome
 from flows.backup_node import ExistingChoice, conclude, now, outcomes_of, warn
 from flows.fan_out import for_each
-from flows.node_runs import outcomes_elsewhere
+from flows.node_runs import NodeRuns
 from tasks.publish_progress import progress_published
 
 
@@ -48,15 +48,12 @@ async def backup_fleet(
     stored_before = await in_thread(stored_now, settings, chosen)
     warnings = await in_thread(fleet_warnings, settings)
     warn(warnings)
-    back_up = partial(
-        outcomes_of,
-        fleet=settings,
-        flow_run=str(runtime.flow_run.id),
-        stored_before=stored_before,
-        existing=existing,
+    flow_run = str(runtime.flow_run.id)
+    back_up = (
+        NodeRuns(settings, existing).outcomes
+        if fan_out == "workers"
+        else partial(outcomes_of, fleet=settings, flow_run=flow_run, stored_before=stored_before, existing=existing)
     )
-    if fan_out == "workers":
-        back_up = partial(outcomes_elsewhere, fleet=settings, existing=existing)
     async with progress_published(chosen):
         outcomes = await for_each(chosen, back_up, at_most=settings.max_parallel)
     return await conclude(outcomes, settings, warnings)

@@ -7,9 +7,10 @@ is not made twice: all runs of a node work under the id of the run that started 
 
 import asyncio
 import time
-from collections.abc import Mapping
-from typing import Any
-from uuid import UUID
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
@@ -17,6 +18,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import OrchestrationResult
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.logging import get_run_logger
 from prefect.states import Cancelling, Crashed
 
 from a0backup.errors import EngineError
@@ -24,7 +26,7 @@ from a0backup.files import in_thread
 from a0backup.fleet import Fleet, Node
 from a0backup.lock import is_held
 from a0backup.progress import Step, tell
-from a0backup.vault import Vault
+from a0backup.vault import Manifest, Vault
 from flows.backup_node import ExistingChoice, NodeOutcomes, log_failure, note_failure_of_the_rest
 from tasks.hand_over import HandedOver, handed_over
 
@@ -37,102 +39,160 @@ GONE_AFTER = 60.0
 # From a worker's taking it up to its first sign; an image may have to be fetched meanwhile.
 STARTS_WITHIN = 600.0
 CALLED_OFF_WITHIN = 5.0
+# An answer that took longer came after the engine had been away.
+AWAY = 10.0
+# NFS shows a new directory after as many seconds at the latest, where it is not set otherwise (acdirmax of nfs(5)).
+SHOWN_WITHIN = 60.0
+
+T = TypeVar("T")
 
 
-async def outcomes_elsewhere(node: Node, *, fleet: Fleet, existing: ExistingChoice) -> NodeOutcomes:
-    """Return how the node's backups ended, also where no run of it came to an end."""
-    outcomes = NodeOutcomes()
-    start = time.monotonic()
-    try:
-        said = await run_elsewhere(node, fleet, existing)
-        outcomes.all, outcomes.warnings = said.outcomes, said.warnings
-    except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
-        log_failure(error)
-        note_failure_of_the_rest(outcomes, node, fleet, error, "engine", seconds=time.monotonic() - start)
-    outcomes.tell()
-    return outcomes
+class NodeRuns:
+    """The runs of one night, each for one node."""
 
+    def __init__(self, fleet: Fleet, existing: ExistingChoice) -> None:
+        self._fleet, self._existing = fleet, existing
+        self._vault = Vault(fleet.vault)
+        self._at_work = time.monotonic()  # when one of them was last seen to be: until then the others may have to wait
 
-async def run_elsewhere(node: Node, fleet: Fleet, existing: ExistingChoice) -> HandedOver:
-    """Return how the backups of *node* ended in a run made from the deployment `backup-node/of-fleet`.
-
-    Raise EngineError where no worker takes it up, or no run of it comes to an end of its own.
-    """
-    parameters = {"node": node.name, "fleet": str(fleet.path), "existing": existing}
-    last = ""
-    async with get_client() as client:
-        for _ in range(RUNS):
-            run = await _start(parameters)
-            try:
-                state = await _end_of(client, run, node, fleet)
-            except asyncio.CancelledError:
-                await asyncio.shield(_call_off(client, run.id))
-                raise
-            if (said := await handed_over(client, run.id)) is not None:
-                return said
-            last = f"{state.name}: {state.message or 'no reason given'}"
-            if state.type is not StateType.CRASHED:
-                raise EngineError(f"the run {run.name} ended without a backup: {last}", f"see its log: run {run.id}")
-    raise EngineError(
-        f"{RUNS} runs for the node ended without a word, the last as {last}", "see the logs of the workers' machines"
-    )
-
-
-async def _start(parameters: Mapping[str, str]) -> FlowRun:
-    try:
-        return await arun_deployment(
-            OF_FLEET, parameters=dict(parameters), flow_run_name=f"backup-{parameters['node']}", timeout=0
-        )
-    except ObjectNotFound:
-        raise EngineError(
-            f"there is no deployment {OF_FLEET}", "`python -m deployments.register` makes what `workers` needs"
-        ) from None
-
-
-async def _end_of(client: PrefectClient, run: FlowRun, node: Node, fleet: Fleet) -> State:
-    """Return the final state of *run*: its own, or the one that it is given where it can come to no end by itself."""
-    lock = Vault(fleet.vault).folder(node.name) / "lock"
-    shown = ""
-    since = last_alive = answered = time.monotonic()
-    while True:
+    async def outcomes(self, node: Node) -> NodeOutcomes:
+        """Return how the backups of *node* ended, also where no run of it came to an end."""
+        outcomes = NodeOutcomes()
+        start = time.monotonic()
         try:
-            state = (await client.read_flow_run(run.id)).state
-        except httpx.HTTPError:
-            # The run goes on without the engine, and so does the wait for it: as long as for a lock.
-            if time.monotonic() - answered > fleet.lock_deadline:
-                raise
-            await asyncio.sleep(POLL)
-            continue
-        answered = time.monotonic()
-        assert state is not None, "a run has had a state since it was made"
-        if state.is_final():
-            return state
-        if state.name != shown:
-            shown, since = str(state.name), time.monotonic()
-            tell(Step(node.name, "", "elsewhere", f"{shown.lower()}, as run {run.name}"))
-        for_so_long = time.monotonic() - since
-        if state.type is StateType.SCHEDULED and for_so_long > fleet.lock_deadline:
-            await _call_off(client, run.id)
+            said = await self.run(node)
+            outcomes.all, outcomes.warnings = said.outcomes, said.warnings
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
+            log_failure(error)
+            note_failure_of_the_rest(outcomes, node, self._fleet, error, "engine", seconds=time.monotonic() - start)
+        outcomes.tell()
+        return outcomes
+
+    async def run(self, node: Node) -> HandedOver:
+        """Return how the backups of *node* ended in a run made from the deployment `backup-node/of-fleet`.
+
+        Raise EngineError where no worker takes it up, no run of it comes to an end of its own, or what one says is not
+        so.
+        """
+        last = ""
+        async with get_client() as client:
+            for _ in range(RUNS):
+                run = await self._start(node)
+                try:
+                    state = await self._end_of(client, run, node)
+                    said = await self._patiently(partial(handed_over, client, run.id))
+                except asyncio.CancelledError:
+                    await asyncio.shield(_call_off(client, run))
+                    raise
+                if said is not None:
+                    await self._verify(said, run, node)
+                    return said
+                last = f"{state.name}: {state.message or 'no reason given'}"
+                if state.type is StateType.CANCELLED:
+                    raise EngineError(
+                        f"the run {run.name} was cancelled", f"`a0backup list {node.name}` shows what is stored"
+                    )
+        raise EngineError(
+            f"{RUNS} runs for the node ended without a word, the last as {last}", "see their logs, and their machines'"
+        )
+
+    async def _start(self, node: Node) -> FlowRun:
+        make = partial(
+            arun_deployment,
+            OF_FLEET,
+            parameters={"node": node.name, "fleet": str(self._fleet.path), "existing": self._existing},
+            flow_run_name=f"backup-{node.name}",
+            timeout=0,
+            # Whoever asks again does not get a second one.
+            idempotency_key=str(uuid4()),
+        )
+        try:
+            return await self._patiently(make)
+        except ObjectNotFound:
             raise EngineError(
-                f"no worker took up the run {run.name} within {for_so_long:.0f} s", "is a worker of the pool running?"
+                f"there is no deployment {OF_FLEET}", "`python -m deployments.register` makes what `workers` needs"
+            ) from None
+
+    async def _end_of(self, client: PrefectClient, run: FlowRun, node: Node) -> State:
+        """Return the final state of *run*: its own, or the one that it is given where it can come to none by itself."""
+        lock = self._vault.folder(node.name) / "lock"
+        shown = ""
+        since = last_alive = time.monotonic()
+        while True:
+            asked = time.monotonic()
+            state = (await self._patiently(partial(client.read_flow_run, run.id))).state
+            now = time.monotonic()
+            assert state is not None, "a run has had a state since it was made"
+            if state.is_final():
+                return state
+            if now - asked > AWAY:
+                # What the run did meanwhile, the engine has yet to hear.
+                since = last_alive = now
+            if state.name != shown:
+                shown, since = str(state.name), now
+                tell(Step(node.name, "", "elsewhere", f"{shown.lower()}, as run {run.name}"))
+            if state.type is not StateType.SCHEDULED:
+                self._at_work = now
+            elif (idle := now - max(since, self._at_work)) > self._fleet.lock_deadline:
+                await _call_off(client, run)
+                raise EngineError(
+                    f"no worker took up the run {run.name} within {idle:.0f} s", "is a worker of the pool running?"
+                )
+            if state.type is StateType.PENDING and now - since > STARTS_WITHIN:
+                return await _crash(client, run.id, f"its worker has not started it within {STARTS_WITHIN:.0f} s")
+            if state.type is not StateType.RUNNING or await in_thread(is_held, lock):
+                last_alive = now
+            elif now - last_alive > GONE_AFTER:
+                return await _crash(client, run.id, "its process is gone: nobody holds the node's lock")
+            await asyncio.sleep(POLL)
+
+    async def _verify(self, said: HandedOver, run: FlowRun, node: Node) -> None:
+        """Raise EngineError where *said* is not about *node*, or an artifact is not in the vault that is known here."""
+        told = [(outcome.node, outcome.kind) for outcome in said.outcomes]
+        if told != [(node.name, kind) for kind in self._fleet.kinds_of(node)]:
+            raise EngineError(
+                f"the run {run.name} tells of {', '.join(map('/'.join, told)) or 'nothing'}, and not of what fleet.yaml"
+                " wants here",
+                "have the same fleet.yaml on every machine",
             )
-        if state.type is StateType.PENDING and for_so_long > STARTS_WITHIN:
-            return await _crash(client, run.id, f"its worker has not started it within {STARTS_WITHIN:.0f} s")
-        if state.type is not StateType.RUNNING or await in_thread(is_held, lock):
-            last_alive = time.monotonic()
-        elif time.monotonic() - last_alive > GONE_AFTER:
-            return await _crash(client, run.id, "its process is gone: nobody holds the node's lock")
-        await asyncio.sleep(POLL)
+        for outcome in said.outcomes:
+            if outcome.id and not await self._is_here(outcome.id):
+                raise EngineError(
+                    f"{outcome.id}, which the run {run.name} has stored, is not in the vault {self._fleet.vault}",
+                    "have the same vault mounted on every machine",
+                )
+
+    async def _is_here(self, artifact_id: str) -> bool:
+        """Return whether the vault has it, once this machine must know: a network's file system may show it late."""
+        deadline = time.monotonic() + SHOWN_WITHIN
+        while not isinstance(await in_thread(self._vault.get, artifact_id), Manifest):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(POLL)
+        return True
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return what *ask* returns, asked again while the engine is away: its runs go on, and are waited for."""
+        deadline = time.monotonic() + self._fleet.lock_deadline
+        while True:
+            try:
+                return await ask()
+            except (httpx.TransportError, httpx.HTTPStatusError) as error:
+                refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
+                if refused or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(POLL)
 
 
 async def _crash(client: PrefectClient, run: UUID, why: str) -> State:
-    answer: OrchestrationResult[Any] = await client.set_flow_run_state(
-        run, Crashed(message=f"{why}; the night starts another for its node")
-    )
+    answer: OrchestrationResult[Any] = await client.set_flow_run_state(run, Crashed(message=why))
     # The engine may have heard of its end meanwhile.
     return answer.state if answer.state is not None and answer.state.is_final() else Crashed(message=why)
 
 
-async def _call_off(client: PrefectClient, run: UUID) -> None:
-    async with asyncio.timeout(CALLED_OFF_WITHIN):
-        await client.set_flow_run_state(run, Cancelling())
+async def _call_off(client: PrefectClient, run: FlowRun) -> None:
+    try:
+        async with asyncio.timeout(CALLED_OFF_WITHIN):
+            await client.set_flow_run_state(run.id, Cancelling())
+    except Exception as error:  # noqa: BLE001 - whatever it is: why the run is called off must not be lost
+        get_run_logger().warning("the run %s could not be called off, and may go on: %r", run.name, error)

@@ -1,21 +1,27 @@
 """A node's backup as a run of its own: what the night does where that run is not taken up, not started, or dies."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import psutil
 import pytest
+from pydantic import TypeAdapter
 
-from a0backup.errors import EngineError
+from a0backup.errors import EngineError, RefusedError
 from a0backup.fleet import Fleet
-from deployments.server import own_server
+from a0backup.report import Ending, Outcome, outcome_of
+from deployments.server import own_server, use_api
 from simulator.fleet import SimulatedFleet
 from tests.deployed import Deployed, deployed_in
 from tests.deployments.test_server import eventually
+from tests.faults.engines import operators_server
 
 pytestmark = pytest.mark.engine
 
@@ -44,7 +50,7 @@ def nobody(engine: str, appliances: SimulatedFleet, fleet_yaml: Path, monkeypatc
 
 class Nobody:
     def __init__(self, fleet: Fleet, deployment: str) -> None:
-        self._fleet, self.deployment = fleet, deployment
+        self.fleet, self.deployment = fleet, deployment
 
     async def register(self) -> None:
         from prefect.client.orchestration import get_client
@@ -53,12 +59,15 @@ class Nobody:
             flow = await client.create_flow_from_name("backup-node")
             await client.create_deployment(flow, self.deployment)
 
-    async def refused(self) -> EngineError:
-        """What the night says of a node for which no run comes to an end."""
-        from flows.node_runs import run_elsewhere
+    def night(self) -> Any:
+        from flows.node_runs import NodeRuns
 
+        return NodeRuns(self.fleet, "as in fleet.yaml")
+
+    async def refused(self) -> EngineError:
+        """What the night says of a node for which no run comes to a good end."""
         with pytest.raises(EngineError) as raised:
-            await run_elsewhere(self._fleet.node("a0-1"), self._fleet, "as in fleet.yaml")
+            await self.night().run(self.fleet.node("a0-1"))
         return raised.value
 
     async def runs(self) -> list[Any]:
@@ -70,17 +79,27 @@ class Nobody:
             return await client.read_flow_runs(deployment_filter=wanted)
 
     @asynccontextmanager
-    async def takes_up(self) -> AsyncIterator[None]:
-        """Be a worker on a machine that dies before it starts what it took up."""
+    async def worker(self, work: Callable[[Any, Any], Awaitable[None]], at_once: int = 10) -> AsyncIterator[None]:
+        """Take up the runs, *at_once* at a time, as a worker would, and do *work* for each with the engine's client."""
         from prefect.client.orchestration import get_client
         from prefect.states import Pending
 
-        async def take_up() -> None:
+        async def do(run: Any) -> None:
             async with get_client() as client:
+                await client.set_flow_run_state(run.id, Pending())
+                await work(client, run)
+
+        async def take_up() -> None:
+            done = set()
+            async with asyncio.TaskGroup() as group:
+                tasks: list[asyncio.Task[None]] = []
                 while True:
-                    for run in await self.runs():
-                        if run.state.is_scheduled():
-                            await client.set_flow_run_state(run.id, Pending())
+                    with suppress(httpx.TransportError):  # an engine that is away is asked again, as workers do
+                        for run in await self.runs():
+                            busy = sum(not task.done() for task in tasks)
+                            if run.id not in done and run.state.is_scheduled() and busy < at_once:
+                                done.add(run.id)
+                                tasks.append(group.create_task(do(run)))
                     await asyncio.sleep(0.1)
 
         worker = asyncio.create_task(take_up())
@@ -90,6 +109,28 @@ class Nobody:
             worker.cancel()
             with suppress(asyncio.CancelledError):
                 await worker
+
+    async def hand_over(self, client: Any, run: Any, outcomes: list[Outcome]) -> None:
+        """End *run* well, with *outcomes* as what it says of its node."""
+        from prefect.client.schemas.actions import ArtifactCreate
+        from prefect.states import Completed, Running
+
+        from tasks.hand_over import KEY
+
+        said = {"outcomes": [json.loads(TypeAdapter(Outcome).dump_json(each)) for each in outcomes], "warnings": []}
+        await client.create_artifact(
+            ArtifactCreate(key=KEY, type="a0backup-outcomes", data=json.dumps(said), flow_run_id=run.id)
+        )
+        await client.set_flow_run_state(run.id, Running())
+        await client.set_flow_run_state(run.id, Completed())
+
+
+async def nothing(client: Any, run: Any) -> None:
+    """What becomes of a run whose worker dies when it has taken it up."""
+
+
+def failed(node: str, kind: str = "backup") -> Outcome:
+    return outcome_of(node, kind, seconds=1, error=RefusedError(node, kind, "no"), step="ping")
 
 
 async def test_a_run_that_no_worker_takes_up_is_called_off_and_the_report_says_so(nobody: Nobody) -> None:
@@ -105,12 +146,63 @@ async def test_a_run_that_its_worker_does_not_start_is_given_up_and_made_again_t
 ) -> None:
     monkeypatch.setattr("flows.node_runs.STARTS_WITHIN", 0.5)
     await nobody.register()
-    async with nobody.takes_up():
+    async with nobody.worker(nothing):
         error = await nobody.refused()
     assert "3 runs for the node ended without a word" in str(error)
     runs = await nobody.runs()
     assert [run.state.name for run in runs] == ["Crashed"] * 3
     assert "its worker has not started it" in runs[0].state.message
+
+
+async def test_a_run_waits_for_as_long_as_others_of_the_night_are_at_work(nobody: Nobody) -> None:
+    await nobody.register()
+
+    async def takes_long(client: Any, run: Any) -> None:
+        await asyncio.sleep(1.5 * nobody.fleet.lock_deadline)
+        await nobody.hand_over(client, run, [failed(run.parameters["node"])])
+
+    night = nobody.night()
+    async with nobody.worker(takes_long, at_once=1):
+        said = await asyncio.gather(*(night.run(nobody.fleet.node(name)) for name in ("a0-1", "a0-2", "a0-3")))
+    assert [each.outcomes[0].node for each in said] == ["a0-1", "a0-2", "a0-3"]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "says"),
+    [
+        ([], "tells of nothing"),
+        ([failed("a0-2")], "tells of a0-2/backup"),
+        ([failed("a0-1"), failed("a0-1", "user-export")], "tells of a0-1/backup, a0-1/user-export"),
+        ([replace(failed("a0-1"), id="a0-1/2026-01-01T00-00-00Z-backup", ending=Ending.STORED)], "is not in the vault"),
+    ],
+)
+async def test_what_a_run_says_is_not_believed_where_it_is_not_of_its_node_or_not_in_the_vault(
+    nobody: Nobody, outcomes: list[Outcome], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.node_runs.SHOWN_WITHIN", 0.2)
+    await nobody.register()
+    async with nobody.worker(lambda client, run: nobody.hand_over(client, run, outcomes)):
+        error = await nobody.refused()
+    assert says in str(error)
+    assert "on every machine" in str(error)
+
+
+@pytest.mark.slow
+async def test_an_engine_that_is_away_when_a_run_is_to_be_made_is_waited_for(
+    own_home: Path, appliances: SimulatedFleet, fleet_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appliances.fleet_yaml(fleet_yaml, lock_deadline="2m")
+    nobody = Nobody(Fleet.load(fleet_yaml), "nobodys")
+    monkeypatch.setattr("flows.node_runs.OF_FLEET", "backup-node/nobodys")
+    monkeypatch.setattr("flows.node_runs.POLL", 0.1)
+    with operators_server(own_home) as server, use_api(server.api, own_home):
+        await nobody.register()
+        server.kill()
+        async with nobody.worker(lambda client, run: nobody.hand_over(client, run, [failed("a0-1")])):
+            night = asyncio.create_task(nobody.night().run(nobody.fleet.node("a0-1")))
+            await asyncio.to_thread(server.start)
+            said = await night
+        assert len(said.outcomes) == len(await nobody.runs()) == 1
 
 
 async def test_where_nothing_is_registered_the_hint_says_how(nobody: Nobody) -> None:
