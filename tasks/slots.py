@@ -22,17 +22,31 @@ def limit_of(node: str) -> str:
 
 @contextlib.asynccontextmanager
 async def slots(node: str, *, deadline: float) -> AsyncIterator[None]:
-    """Hold the node's slot and one of all nodes' while the block runs; without them after *deadline* seconds."""
+    """Hold the node's slot and one of all nodes' while the block runs; without them after *deadline* seconds.
+
+    Whatever the engine says to either end of it raises nothing: the block's work counts.
+    """
+    # Not strict, and no end of the run where the engine was away when a lease was due: the lock holds anyway.
+    held = concurrency(
+        [ALL_NODES, limit_of(node)],
+        timeout_seconds=deadline,
+        lease_duration=LEASE,
+        raise_on_lease_renewal_failure=False,
+    )
     async with contextlib.AsyncExitStack() as stack:
         try:
-            # Not strict, and no end of the run where the engine was away when a lease was due: the lock holds anyway.
-            held = concurrency(
-                [ALL_NODES, limit_of(node)],
-                timeout_seconds=deadline,
-                lease_duration=LEASE,
-                raise_on_lease_renewal_failure=False,
-            )
             await stack.enter_async_context(held)
         except TimeoutError:
             get_run_logger().warning("%s: no slot of the engine within %.0f s; goes on without", node, deadline)
+        except Exception as error:  # noqa: BLE001 - an engine that is away or at fault must not stop a backup
+            get_run_logger().warning("%s: no slot of the engine (%r); goes on without", node, error)
+        release = stack.pop_all()
+    try:
         yield
+    finally:
+        try:
+            await release.aclose()
+        except Exception as error:  # noqa: BLE001 - nor one that is at fault when the backup is stored
+            get_run_logger().warning(
+                "%s: its slots were not given back (%r); the engine takes them within %.0f s", node, error, LEASE
+            )

@@ -1,0 +1,31 @@
+"""The engine's slots: what becomes of a run whose engine is away when they are asked for or given back."""
+
+from pathlib import Path
+
+import pytest
+
+from deployments.server import use_api
+from tests.faults.engines import operators_server
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+async def test_an_engine_that_is_away_for_a_moment_keeps_no_run_from_its_work_nor_from_its_end(own_home: Path) -> None:
+    from prefect import flow
+
+    from tasks.slots import slots
+
+    with operators_server(own_home) as server, use_api(server.api, own_home):
+        done = []
+
+        @flow
+        async def works() -> None:
+            async with slots("a0-1", deadline=5):
+                server.kill()
+                done.append("with slots, which are to be given back while the engine is away")
+            async with slots("a0-2", deadline=5):
+                done.append("without, as the engine is away")
+            server.start()
+
+        await works()
+    assert len(done) == 2
