@@ -189,7 +189,7 @@ def _row(node: str, place: _Place, now: float) -> Row:
             step=", ".join(dict.fromkeys(_ending(outcome) for outcome in bad or place.outcomes)),
             seconds=sum(outcome.seconds for outcome in place.outcomes),
             retrieved=sum(sizes) if sizes else place.retrieved,
-            says="; ".join(dict.fromkeys(outcome.reason.removeprefix(f"{node}: ") for outcome in bad)),
+            says="; ".join(dict.fromkeys(outcome.why for outcome in bad)),
             ended=True,
         )
     if place.step is None:

@@ -57,6 +57,11 @@ class Outcome:
         """Whether the artifact is stored and the node is free for its next backup."""
         return self.ending is Ending.STORED
 
+    @property
+    def why(self) -> str:
+        """The reason without the node and the step that it begins with: they stand beside it wherever it is shown."""
+        return self.reason.removeprefix(f"{self.node}: ").removeprefix(f"{self.step}: ")
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -499,8 +504,7 @@ def _step(outcome: Outcome) -> str:
 
 
 def _plain_reason(outcome: Outcome) -> str:
-    # The errors of a node begin with its name, which stands before the reason already.
-    return plain(outcome.reason.removeprefix(f"{outcome.node}: "))
+    return plain(outcome.why)
 
 
 def _reason(outcome: Outcome) -> str:

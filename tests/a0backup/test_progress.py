@@ -120,7 +120,7 @@ def test_a_node_that_has_ended_says_how_and_why(board: Board) -> None:
             "step": "unreachable (ping)",
             "for": "1 min 01 s",
             "retrieved": "",
-            "note": "ping: the node does not answer",
+            "note": "the node does not answer",
         },
     ]
 
