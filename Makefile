@@ -1,4 +1,5 @@
 # make setup   a virtual environment with the `a0backup` command in it
+# make install the same for a machine that makes backups: without the tools of development
 # make demo    a simulated three-node fleet, backed up for real
 # make test    every test, with a short selection of the kills
 # make test-faults  every kill and fault, and the table of what was tried
@@ -10,19 +11,32 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-faults lint format lock clean
+.PHONY: setup install demo test test-faults lint format lock clean
 
 setup: $(STAMP)
 
 # Hashes for everything that is installed, build backend included; nothing is built in isolation behind them. The lock is
 # whole, so nothing is left to resolve: pip would look for newer versions where a package is asked for with its extras.
-$(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("a0backup needs Python 3.11 or later, this is " + sys.version.split()[0] + "; say: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(STAMP): requirements.lock pyproject.toml | $(BIN)/pip
 	@echo "installing into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	@touch $@
+
+# Not python: Debian without python3-venv leaves that behind, and no pip.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("a0backup needs Python 3.11 or later, this is " + sys.version.split()[0] + "; say: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv --clear $(VENV)
+
+# As the image: all that the lock names is checked by its hash, and what the package asks for installed from that alone; by
+# force, so that an older lock can be gone back to. Then the package as `setup` leaves it, beside its prefect.yaml.
+install: | $(BIN)/pip
+	@echo "installing into $(VENV) ..."
+	@rm -rf $(VENV)/wheels
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: --dest $(VENV)/wheels -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-index --find-links $(VENV)/wheels hatchling ".[server,docker,kubernetes]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	@rm -r $(VENV)/wheels
 
 demo: setup
 	@$(BIN)/a0backup demo

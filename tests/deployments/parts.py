@@ -301,6 +301,7 @@ class Engine:
                 "PREFECT_SERVER_API_AUTH_STRING": self.auth,
                 "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": self.url,
                 "PREFECT_SERVER_UI_API_URL": self.api,
+                "PREFECT_UI_URL": self.url,
                 "PREFECT_SERVER_API_PORT": str(self.port),
                 "PREFECT_SERVER_DATABASE_PORT": str(database.port),
                 "PREFECT_SERVER_DATABASE_PASSWORD": database.password,

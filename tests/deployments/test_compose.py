@@ -1,14 +1,20 @@
 """compose.yaml and the Dockerfile: what they say, held against the units; there is no Docker here to run them."""
 
 import re
+import shlex
+import signal
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import psutil
 import pytest
 import yaml
 
-from tests.deployments.parts import UNITS, Unit, example_settings, unit_lines
+from tests.deployments.parts import UNITS, Unit, example_settings, needed, unit_lines
+from tests.deployments.test_server import eventually
 
 REPOSITORY = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "deployments/compose.yaml").read_text())
@@ -39,17 +45,37 @@ def test_nothing_of_the_engine_starts_before_the_migration_has_ended_well() -> N
         assert SERVICES[name]["depends_on"]["server"] == {"condition": "service_healthy"}
 
 
+def hook() -> list[str]:
+    """What is run in the worker's container before it is stopped."""
+    [only] = SERVICES["worker"]["pre_stop"]
+    command: list[str] = only["command"]
+    return command
+
+
 def test_a_worker_that_is_stopped_ends_its_runs_as_its_unit_does() -> None:
     stops = [value.removeprefix("-").split() for key, value in unit_lines("a0backup-worker") if key == "ExecStop"]
-    in_unit = [[Path(program).name, *words[:-2]] for program, *words in stops]
-    assert [hook["command"][:-2] for hook in SERVICES["worker"]["pre_stop"]] == in_unit
+    in_unit = [shlex.join([Path(program).name, *words[:-2]]) for program, *words in stops]
+    assert [part in hook()[-1] for part in in_unit] == [True, True]
     # The runs, by the command that Prefect's process worker starts them with.
     from prefect.runner import _starter_engine
 
-    assert {hook["command"][-1] for hook in SERVICES["worker"]["pre_stop"]} == {"prefect.engine"}
     assert '"-m", "prefect.engine"' in Path(_starter_engine.__file__).read_text()
+    assert set(re.findall(r"--full '(.*?)'", hook()[-1])) == {"[p]refect.engine"}
     grace = dict(unit_lines("a0backup-worker"))["TimeoutStopSec"]
     assert SERVICES["worker"]["stop_grace_period"] == f"{grace}s"
+    assert f"timeout {grace} " in hook()[-1]
+
+
+def test_a_stop_waits_for_the_runs_and_goes_well_also_where_there_is_none() -> None:
+    needed("pkill", "pidwait")
+    # Not a name that others on this machine have.
+    name = f"refect-{uuid4()}"
+    command = [word.replace("refect.engine", name) for word in hook()]
+    assert subprocess.run(command, timeout=30).returncode == 0
+    with subprocess.Popen(["bash", "-c", f"exec -a p{name} sleep 60"]) as run:
+        assert eventually(lambda: f"p{name}" in psutil.Process(run.pid).cmdline(), 30)
+        assert subprocess.run(command, timeout=30).returncode == 0
+        assert run.wait(10) == -signal.SIGTERM
 
 
 @each_service
@@ -91,6 +117,8 @@ def test_the_worker_alone_sees_the_vault_and_writes_to_nothing_else() -> None:
         },
         "caddy": {"/etc/caddy/Caddyfile": True, "/data": False},
     }
+    [vault] = [volume for volume in SERVICES["worker"]["volumes"] if volume["target"] == "/srv/a0backup/vault"]
+    assert vault["bind"] == {"create_host_path": False}
     assert "docker.sock" not in (REPOSITORY / "deployments/compose.yaml").read_text()
 
 
@@ -112,6 +140,11 @@ def test_what_is_set_here_over_the_files_is_only_where_things_are() -> None:
     }
     assert over.keys() <= example_settings("engine.env.example").keys()
     assert set(SERVICES["worker"]["environment"]) == {"PREFECT_API_URL"}
+
+
+def test_no_later_command_needs_a_variable_that_was_there_at_the_first() -> None:
+    text = (REPOSITORY / "deployments/compose.yaml").read_text()
+    assert [name for name in re.findall(r"\$\{(.*?)\}", text) if ":-" not in name] == []
 
 
 @each_service

@@ -69,6 +69,23 @@ def test_a_unit_writes_to_the_vault_and_its_own_state_at_most(name: str) -> None
     assert settings(name).get("ReadWritePaths") == (None if name in ENGINE else "/srv/a0backup/vault")
 
 
+@each_unit
+def test_a_unit_that_writes_to_the_vault_starts_with_what_is_mounted_there_and_not_without(name: str) -> None:
+    # ReadWritePaths makes a mount of its own of the folder, so a run cannot see that the file server's is missing.
+    assert settings(name).get("RequiresMountsFor") == settings(name).get("ReadWritePaths")
+
+
+@each_unit
+def test_nobody_else_can_lay_settings_of_prefects_into_the_home_that_a_unit_gives_it(name: str) -> None:
+    [home] = [
+        value.removeprefix("PREFECT_HOME=")
+        for key, value in unit_lines(name)
+        if key == "Environment" and value.startswith("PREFECT_HOME=")
+    ]
+    state = Path("/var/lib") / settings(name)["StateDirectory"]
+    assert Path(home).is_relative_to(state)
+
+
 def test_the_engine_is_another_user_than_the_worker_and_does_not_see_its_processes() -> None:
     assert {settings(name)["User"] for name in ENGINE} == {"prefect"}
     assert {settings(name)["ProtectProc"] for name in ENGINE} == {"invisible"}
@@ -85,6 +102,11 @@ def test_one_unit_migrates_and_the_others_wait_for_it() -> None:
     for name in ENGINE[1:]:
         assert settings(name)["Requires"] == "a0backup-migrate.service"
         assert "a0backup-migrate.service" in settings(name)["After"].split()
+
+
+def test_what_waited_in_vain_for_a_migration_is_started_by_one_that_went_well_later() -> None:
+    started = settings("a0backup-migrate")["ExecStartPost"].split()
+    assert started == ["-+/bin/systemctl", "start", "--no-block", *(f"{name}.service" for name in ENGINE[1:])]
 
 
 def checked(environment: dict[str, str], tmp_path: Path) -> tuple[int, str]:
@@ -136,6 +158,22 @@ print(json.dumps([name for name in json.loads(sys.argv[1]) if name not in known]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert printed.returncode == 0, printed.stderr
     assert json.loads(printed.stdout) == []
+
+
+def test_a_notification_ends_with_a_link_to_the_run(tmp_path: Path) -> None:
+    program = """
+import uuid
+from prefect.server.events.jinja_filters import ui_url
+from prefect.server.schemas.core import FlowRun
+print(ui_url({}, FlowRun(id=uuid.UUID(int=7), flow_id=uuid.uuid4())))
+"""
+    example = example_settings("engine.env.example")
+    given = {name: value.replace(PLACEHOLDER, "backup.example.com") for name, value in example.items()}
+    environment = {"PATH": os.defpath, "PREFECT_HOME": str(tmp_path), **given}
+    command = [str(BIN / "python"), "-c", program]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    link = "https://backup.example.com/runs/flow-run/00000000-0000-0000-0000-000000000007"
+    assert (printed.stdout.strip(), printed.returncode) == (link, 0), printed.stderr
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import re
 import runpy
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,42 @@ def test_each_command_that_a_page_runs_is_there(page: str):
 def test_the_readme_names_only_make_targets_that_are_there():
     targets = set(re.findall(r"^([a-z]+):", text_of("Makefile"), re.MULTILINE))
     assert {"demo", "test", "setup"} <= set(re.findall(r"make ([a-z]+)(?=`|\s+#)", text_of("README.md"))) <= targets
+
+
+def test_make_replaces_an_environment_that_was_left_without_pip(tmp_path: Path):
+    # As Debian without python3-venv leaves it: `make setup` would take it for done.
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
+    command = ["make", "-f", ROOT / "Makefile", f"PYTHON={sys.executable}", ".venv/bin/pip"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, made.stderr
+    version = subprocess.run([tmp_path / ".venv/bin/python", "-m", "pip", "--version"], capture_output=True, text=True)
+    assert str(tmp_path) in version.stdout
+
+
+def test_what_production_is_installed_with_is_what_the_image_is_built_with():
+    ours, theirs = text_of("Makefile"), text_of("deployments/Dockerfile")
+    for words in (
+        "--no-deps --require-hashes --only-binary :all:",
+        "--no-index --find-links",
+        '.[server,docker,kubernetes]"',
+    ):
+        assert words in ours
+        assert words in theirs
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_gives_prefect_a_home_that_others_can_make_first(page: str):
+    # Its profiles.toml can name a program for Prefect to start.
+    assert re.findall(r"PREFECT_HOME=[\"']?/(?:var/)?tmp", text_of(page)) == []
+
+
+def test_an_upgrade_stops_the_migration_before_it_starts_what_waits_for_it():
+    commands = re.findall(r"^systemctl (stop|start) (.*)$", text_of("docs/upgrade.md"), re.MULTILINE)
+    [stop, start, *_] = commands
+    assert (stop[0], start[0]) == ("stop", "start")
+    assert "a0backup-migrate" in stop[1].split()
+    assert "a0backup-server" in start[1].split()
 
 
 def test_the_openssl_line_of_the_readme_lists_an_artifact(tmp_path: Path):

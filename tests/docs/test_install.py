@@ -137,6 +137,7 @@ def parts_named(operator: Path) -> Iterator[None]:
                 "PREFECT_SERVER_API_AUTH_STRING": auth,
                 "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": "http://127.0.0.1:4200",
                 "PREFECT_SERVER_UI_API_URL": "http://127.0.0.1:4200/api",
+                "PREFECT_UI_URL": "http://127.0.0.1:4200",
                 "PREFECT_SERVER_DATABASE_PORT": str(database.port),
                 "PREFECT_SERVER_DATABASE_PASSWORD": database.password,
                 "PREFECT_SERVER_ENCRYPTION_KEY": base64.urlsafe_b64encode(os.urandom(32)).decode(),
@@ -178,10 +179,64 @@ def test_a_server_with_workers_is_up_by_the_commands_on_the_page_and_gives_each_
                 end(process)
     listed = [re.findall(r"^(a0-\d)/\d+T\d+Z-backup ", each, re.MULTILINE) for each in (first, then)]
     assert listed == [["a0-1", "a0-2"], ["a0-1", "a0-1", "a0-2", "a0-2"]]
-    # One private directory for each run: of the first night both nodes were in one run, of the second in one each.
-    runs = [{Path(call["cwd"]).name[:36] for call in appliances.calls(node, "backup")} for node in ("a0-1", "a0-2")]
+    # Each run is a process of its own: of the first night both nodes were in one run, of the second in one each.
+    runs = [{call["ppid"] for call in appliances.calls(node, "backup")} for node in ("a0-1", "a0-2")]
     assert len(runs[0] & runs[1]) == 1
     assert len(runs[0] | runs[1]) == 3
+
+
+def written_with_passwords(section: str) -> str:
+    """Return the page's lines that fill in the two files of settings, as a shell reads them."""
+    [text] = re.findall(rf"^### {section}\n(.*?)(?=^##|\Z)", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    [lines] = re.findall(r"^(site=.*?^SED\n.*?^SED\n)", text, re.MULTILINE | re.DOTALL)
+    return f"{lines})\n"
+
+
+@pytest.mark.parametrize("section", ["With systemd", "With Docker Compose"])
+def test_the_passwords_are_made_once_and_no_process_has_one_in_its_arguments(section: str, tmp_path: Path) -> None:
+    script = written_with_passwords(section).replace("/etc/a0backup", str(tmp_path))
+    # -x says each command with its arguments; what is not a program of its own shows in no list of processes.
+    command = ["bash", "-x", "-c", script]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert made.returncode == 0, made.stderr
+    files = {name: tmp_path / f"{name}.env" for name in ("engine", "worker")}
+    engine, worker = [
+        dict(line.split("=", 1) for line in file.read_text().splitlines() if line[:1] not in ("", "#"))
+        for file in files.values()
+    ]
+    assert not [name for name, value in [*engine.items(), *worker.items()] if "REPLACE-ME" in value]
+    assert engine["PREFECT_SERVER_API_AUTH_STRING"] == worker["PREFECT_API_AUTH_STRING"]
+    assert engine["PREFECT_UI_URL"] == "https://backup.example.com"
+    assert worker["PREFECT_API_URL"] == "https://backup.example.com/api"
+    assert [file.stat().st_mode & 0o777 for file in files.values()] == [0o600, 0o600]
+
+    own = [engine[name] for name in engine if name.endswith(("PASSWORD", "ENCRYPTION_KEY"))]
+    passwords = {*own, worker["PREFECT_API_AUTH_STRING"].removeprefix("operator:")}
+    assert len(passwords) == 4
+    ran = [line for line in made.stderr.splitlines() if re.match(r"\++ (?!\w+=)", line)]
+    assert any("sed -f -" in line for line in ran)
+    assert not [line for line in ran if any(password in line for password in passwords)]
+
+    before = {name: file.read_bytes() for name, file in files.items()}
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (again.returncode, again.stdout) == (1, "made already\n")
+    assert {name: file.read_bytes() for name, file in files.items()} == before
+
+
+def test_every_file_of_settings_that_compose_reads_is_made_on_the_page() -> None:
+    compose = (ROOT / "deployments/compose.yaml").read_text()
+    named = set(re.findall(r"(?:path|file): (/etc/a0backup/[\w./-]+)", compose))
+    assert "/etc/a0backup/caddy.env" in named
+    assert [
+        file for file in named if f">{file}\n" not in PAGE.read_text() and f">{file} <<" not in PAGE.read_text()
+    ] == []
+
+
+def test_the_auth_string_goes_to_kubernetes_without_the_newline_behind_it(tmp_path: Path) -> None:
+    [pipe] = re.findall(r"^(sed .*\|)\n\s+kubectl", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    (tmp_path / "worker.env").write_text("A=b\nPREFECT_API_AUTH_STRING=operator:x=y\nDO_NOT_TRACK=1\n")
+    script = pipe.replace("/etc/a0backup", str(tmp_path)) + " cat"
+    assert subprocess.run(["bash", "-c", script], capture_output=True, timeout=30).stdout == b"operator:x=y"
 
 
 def answers_at(address: str) -> bool:
