@@ -216,7 +216,7 @@ def check(fleet_path: Path, as_json: bool, existing: Existing | None, engine: bo
     For a reply that is not known it prints the line for a0cli.replies in fleet.yaml that teaches it.
 
     With --engine look at your Prefect server, or the one of a running `a0backup serve`, instead: is all registered, is
-    a worker there, is somebody told of failures. Ends with 1 where a night would not run.
+    a run scheduled and a worker there, is somebody told of failures. Ends with 1 where a night would not run.
     """
     if engine:
         if nodes or existing:

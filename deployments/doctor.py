@@ -1,8 +1,10 @@
 """`a0backup check --engine`: what the engine lacks for the night to come, and what should not stay as it is."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -13,8 +15,20 @@ from deployments.register import NO_NOTIFICATION, engine_client, engine_in_use
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+    from deployments.engine_objects import Thing
 
 REGISTER = "`python -m deployments.register` puts it right"
+# Those whose runs are backups, by Prefect's names.
+_BACKUPS = ("backup-fleet", "backup-node")
+# The server's scheduler goes round every minute.
+_SCHEDULED_WITHIN = timedelta(minutes=2)
+# As Prefect's foreman judges (server/services/foreman.py), which is not there to set OFFLINE where services are down.
+_MISSED_HEARTBEATS, _HEARTBEAT_SECONDS = 3, 30
+# From a worker's taking a run up to its first sign; an image may have to be fetched meanwhile.
+_STARTS_WITHIN = timedelta(minutes=10)
+_SWITCH_ON = "switch it on in the UI"
 _MEMORY = "prefect.server.concurrency.lease_storage.memory"
 
 
@@ -46,16 +60,29 @@ def check_engine(fleet: Fleet) -> list[Remark]:
 
 
 async def _all(fleet: Fleet) -> list[Remark]:
+    from deployments.engine_objects import wanted
+
+    things = wanted(fleet)
     async with engine_client() as client:
-        looks = (_registered(client, fleet), _workers(client), _switched_off(client), _late(client), _server(client))
+        # By the server's clock, which set the times that are looked at: a machine whose own is wrong sees no dead.
+        answer = await client.request("GET", "/health")
+        now = parsedate_to_datetime(answer.headers["date"])
+        looks = (
+            _registered(client, things),
+            _workers(client, now),
+            _coming(client, things, now),
+            _switched_off(client),
+            _stuck(client, now),
+            _server(client),
+        )
         return [remark for look in looks async for remark in look]
 
 
-async def _registered(client: "PrefectClient", fleet: Fleet) -> AsyncIterator[Remark]:
-    from deployments.engine_objects import TELL_OF_FAILED, wanted
+async def _registered(client: "PrefectClient", things: "Sequence[Thing]") -> AsyncIterator[Remark]:
+    from deployments.engine_objects import TELL_OF_FAILED
 
     there = 0
-    for thing in wanted(fleet):
+    for thing in things:
         try:
             change = await thing.compare(client)
         except EngineError as error:
@@ -73,7 +100,7 @@ async def _registered(client: "PrefectClient", fleet: Fleet) -> AsyncIterator[Re
         yield Remark(Verdict.WARNING, NO_NOTIFICATION)
 
 
-async def _workers(client: "PrefectClient") -> AsyncIterator[Remark]:
+async def _workers(client: "PrefectClient", now: datetime) -> AsyncIterator[Remark]:
     from prefect.exceptions import ObjectNotFound
 
     from deployments.engine_objects import POOL
@@ -84,8 +111,17 @@ async def _workers(client: "PrefectClient") -> AsyncIterator[Remark]:
         return  # said above
     if pool.is_paused:
         yield Remark(Verdict.PROBLEM, f"the work pool {POOL} is paused", f"`prefect work-pool resume {POOL}`")
-    workers = await client.read_workers_for_work_pool(POOL)
-    online = sorted(worker.name for worker in workers if worker.status == "ONLINE")
+    if (await client.read_work_queue(pool.default_queue_id)).is_paused:
+        hint = f"`prefect work-queue resume default --pool {POOL}`"
+        yield Remark(Verdict.PROBLEM, f"the work queue default of the pool {POOL} is paused", hint)
+    online = sorted(
+        worker.name
+        for worker in await client.read_workers_for_work_pool(POOL)
+        if worker.status == "ONLINE"
+        and worker.last_heartbeat_time is not None
+        and (now - worker.last_heartbeat_time).total_seconds()
+        <= (worker.heartbeat_interval_seconds or _HEARTBEAT_SECONDS) * _MISSED_HEARTBEATS
+    )
     if online:
         yield Remark(Verdict.WELL, f"workers of the pool {POOL}: {', '.join(online)}")
     else:
@@ -93,36 +129,75 @@ async def _workers(client: "PrefectClient") -> AsyncIterator[Remark]:
         yield Remark(Verdict.PROBLEM, f"no worker of the pool {POOL} is online, so nothing runs", hint)
 
 
-async def _switched_off(client: "PrefectClient") -> AsyncIterator[Remark]:
-    from deployments.engine_objects import NODE_TAG, WATCHED_TAG
+async def _coming(client: "PrefectClient", things: "Sequence[Thing]", now: datetime) -> AsyncIterator[Remark]:
+    """Look for the next run of each deployment that prefect.yaml gives a schedule, whatever may keep it away."""
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.exceptions import ObjectNotFound
 
-    for deployment in await client.read_deployments():
-        if not {WATCHED_TAG, NODE_TAG} & set(deployment.tags):
-            continue
-        if deployment.paused or not all(schedule.active for schedule in deployment.schedules):
-            yield Remark(Verdict.WARNING, f"the schedule of {deployment.name} is paused", "switch it on in the UI")
+    from deployments.engine_objects import Deployment
+
+    scheduled = [
+        thing
+        for thing in things
+        if isinstance(thing, Deployment) and any(schedule.active for schedule in thing.entry.schedules)
+    ]
+    for thing in scheduled:
+        try:
+            found = await client.read_deployment_by_name(thing.name)
+        except ObjectNotFound:
+            continue  # said above
+        to_come = FlowRunFilter.model_validate(
+            {
+                "deployment_id": {"any_": [found.id]},
+                "state": {"name": {"any_": ["Scheduled"]}},
+                # The scheduler's own tag: a run that a person has set for tomorrow says nothing of the days after.
+                "tags": {"all_": ["auto-scheduled"]},
+                "next_scheduled_start_time": {"after_": now},
+            }
+        )
+        on = [] if found.paused else [schedule for schedule in found.schedules if schedule.active]
+        changed = any(each.updated and now - each.updated < _SCHEDULED_WITHIN for each in (found, *on))
+        name = thing.entry.name
+        if await client.read_flow_runs(flow_run_filter=to_come, limit=1):
+            if len(on) < sum(schedule.active for schedule in thing.entry.schedules):
+                yield Remark(Verdict.WARNING, f"a schedule of {name} is paused", _SWITCH_ON)
+        elif not on and thing.flow.name not in _BACKUPS:
+            yield Remark(Verdict.WARNING, f"the schedule of {name} is paused", _SWITCH_ON)
+        elif on and changed:
+            hint = "the server does so within a minute: look again"
+            yield Remark(Verdict.WARNING, f"no run of {name} is scheduled yet, as it was changed just now", hint)
+        else:
+            hint = "is its schedule on in the UI, and the deployment itself? do the server's services run?"
+            yield Remark(Verdict.PROBLEM, f"no run of {name} is scheduled, so none comes by itself", hint)
+    if not any(thing.flow.name in _BACKUPS for thing in scheduled):
+        hint = "give a deployment such as nightly an active schedule, as ours has"
+        yield Remark(Verdict.PROBLEM, "prefect.yaml schedules no backup", hint)
+
+
+async def _switched_off(client: "PrefectClient") -> AsyncIterator[Remark]:
     for automation in await client.read_automations():
         if automation.name.startswith("a0backup: ") and not automation.enabled:
-            yield Remark(Verdict.WARNING, f"the automation {automation.name!r} is off", "switch it on in the UI")
+            yield Remark(Verdict.WARNING, f"the automation {automation.name!r} is off", _SWITCH_ON)
 
 
-async def _late(client: "PrefectClient") -> AsyncIterator[Remark]:
-    from prefect.client.schemas.filters import (
-        FlowRunFilter,
-        FlowRunFilterState,
-        FlowRunFilterStateName,
-        FlowRunFilterTags,
-    )
+async def _stuck(client: "PrefectClient", now: datetime) -> AsyncIterator[Remark]:
+    from prefect.client.schemas.filters import FlowRunFilter
 
     from deployments.engine_objects import WATCHED_TAG
 
-    late = FlowRunFilter(
-        state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Late"])), tags=FlowRunFilterTags(all_=[WATCHED_TAG])
-    )
-    runs = await client.read_flow_runs(flow_run_filter=late)
-    if runs:
-        names = ", ".join(run.name for run in runs[:5])
-        yield Remark(Verdict.WARNING, f"late runs ({len(runs)}): {names}", "is a worker running, and is it free?")
+    async def ours(**state: list[str]) -> "list[FlowRun]":
+        wanted = {"state": {key: {"any_": values} for key, values in state.items()}, "tags": {"all_": [WATCHED_TAG]}}
+        return await client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted))
+
+    def names(runs: "list[FlowRun]") -> str:
+        return f"({len(runs)}): {', '.join(run.name for run in runs[:5])}"
+
+    if late := await ours(name=["Late"]):
+        yield Remark(Verdict.WARNING, f"late runs {names(late)}", "is a worker running, and is it free?")
+    pending = await ours(type=["PENDING"])
+    if stuck := [run for run in pending if run.state and now - run.state.timestamp > _STARTS_WITHIN]:
+        hint = "their worker or its machine died: give them the state Crashed in the UI; the next run goes on there"
+        yield Remark(Verdict.WARNING, f"runs that a worker took up and did not start {names(stuck)}", hint)
 
 
 async def _server(client: "PrefectClient") -> AsyncIterator[Remark]:
@@ -131,7 +206,7 @@ async def _server(client: "PrefectClient") -> AsyncIterator[Remark]:
 
     theirs = await client.api_version()
     if theirs != prefect.__version__:
-        hint = "upgrade the server first, then what speaks to it (docs/operations.md)"
+        hint = "upgrade the server first, then what speaks to it (docs/upgrade.md)"
         yield Remark(Verdict.WARNING, f"the server is Prefect {theirs}, this is {prefect.__version__}", hint)
     settings: dict[str, Any] = (await client.request("GET", "/admin/settings")).raise_for_status().json()["server"]
     local = urlsplit(str(client.api_url)).hostname in ("127.0.0.1", "localhost", "::1")

@@ -4,11 +4,13 @@ Each knows how it should be, reads how the server has it, and can make it so:
 
     things = wanted(fleet, notify=None, secrets={}, pool_type=None)
     async with get_client() as client:
-        for change in [await thing.put_right(client) for thing in things]: ...
+        changes = [await thing.compare(client) for thing in things]
+        for thing in things: await thing.put(client)
 """
 
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,10 +26,12 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy, Concurrency
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.actions import ActionTypes, ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, ScriptError
+from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.importtools import import_object
-from pydantic import SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 from a0backup.errors import EngineError
 from a0backup.fleet import Fleet
@@ -87,13 +91,6 @@ class Thing(ABC):
             if there.get(key) != value
         )
         return Change(self.kind, self.name, "to change" if details else "there", details)
-
-    async def put_right(self, client: PrefectClient) -> Change:
-        """Do what is to be done, and return what that was."""
-        change = await self.compare(client)
-        if change.verdict != "there":
-            await self.put(client)
-        return change
 
 
 def _short(value: object) -> str:
@@ -183,20 +180,84 @@ class SecretBlock(Thing):
         return {"value": "the one given" if block.value.get_secret_value() == self.value else "another"}
 
     async def put(self, client: PrefectClient) -> None:
-        if self.value is None:
-            raise EngineError(
-                f"there is no Secret block {self.name}, which fleet.yaml names for the password",
-                f"run this on a terminal, which asks for it, or give --secret {self.name}=FILE",
-            )
+        assert self.value is not None, "whoever registers has a value first"
         block: Secret[str] = Secret(value=SecretStr(self.value))
         await block.asave(self.name, overwrite=True, client=client)
+
+
+class _Strict(BaseModel):
+    # What is not honoured is refused, never dropped: a schedule that nobody meant is worse than none.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorkPool(_Strict):
+    """Where the runs of a deployment go, and what their jobs are given."""
+
+    name: str
+    job_variables: dict[str, Any] = {}
+
+
+class Schedule(CronSchedule):
+    """When a deployment runs by itself; not at all while it is not *active*."""
+
+    timezone: str = Field(min_length=1)
+    day_or: Literal[True] = True
+    active: bool = True
+
+
+class RunsAtOnce(_Strict):
+    """How many runs of a deployment may be under way, and what becomes of one more."""
+
+    limit: int = Field(ge=1)
+    collision_strategy: ConcurrencyLimitStrategy
+
+
+class Entry(_Strict):
+    """A deployment as prefect.yaml has it: the keys of Prefect's own that are honoured here."""
+
+    name: str
+    description: str
+    entrypoint: str
+    tags: list[str]
+    parameters: dict[str, Any]
+    enforce_parameter_schema: bool
+    work_pool: WorkPool
+    schedules: list[Schedule] = []
+    concurrency_limit: RunsAtOnce | None = None
+
+    @field_validator("entrypoint")
+    @classmethod
+    def _leads_to_a_flow(cls, entrypoint: str) -> str:
+        try:
+            flow = import_object(entrypoint)
+        except (ImportError, AttributeError, TypeError, ValueError, SyntaxError, ScriptError) as error:
+            raise ValueError(f"{entrypoint} cannot be loaded: {type(error).__name__}: {error}") from None
+        if not isinstance(flow, Flow):
+            raise ValueError(f"{entrypoint} is no flow")
+        return entrypoint
+
+    @field_validator("parameters")
+    @classmethod
+    def _are_the_flows(cls, parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "entrypoint" in info.data:  # else that is the error
+            known = parameter_schema(import_object(info.data["entrypoint"])).properties
+            if unknown := parameters.keys() - known.keys():
+                raise ValueError(f"the flow has no {', '.join(sorted(unknown))}; it takes {', '.join(known)}")
+        return parameters
+
+
+class _PrefectYaml(_Strict):
+    name: Any = None
+    prefect_version: Any = Field(None, alias="prefect-version")
+    definitions: Any = None
+    deployments: list[Entry] = Field(strict=True)
 
 
 @dataclass
 class Deployment(Thing):
     """A deployment of prefect.yaml, for the fleet file in *folder*; taken from another one's only if it *may_move*."""
 
-    entry: Mapping[str, Any]
+    entry: Entry
     folder: Path
     fleet_name: str
     may_move: bool = False
@@ -204,23 +265,24 @@ class Deployment(Thing):
     name: str = ""
 
     def __post_init__(self) -> None:
-        self.flow = import_object(self.entry["entrypoint"])
-        self.name = f"{self.flow.name}/{self.entry['name']}"
+        self.flow: Flow[..., Any] = import_object(self.entry.entrypoint)
+        self.name = f"{self.flow.name}/{self.entry.name}"
+        self._off = {_in_words(each) for each in self.entry.schedules if not each.active}
 
     def wanted(self) -> dict[str, Any]:
         entry = self.entry
-        limit = entry.get("concurrency_limit")
+        limit = entry.concurrency_limit
         return {
-            "entrypoint": entry["entrypoint"],
-            "description": entry["description"],
-            "tags": sorted(entry["tags"]),
-            "parameters": {**entry["parameters"], "fleet": self.fleet_name},
+            "entrypoint": entry.entrypoint,
+            "description": entry.description,
+            "tags": sorted(entry.tags),
+            "parameters": {**entry.parameters, "fleet": self.fleet_name},
             "form": {k: v for k, v in parameter_schema(self.flow).model_dump_for_openapi().items() if v != {}},
-            "form is enforced": entry["enforce_parameter_schema"],
-            "work pool": entry["work_pool"]["name"],
-            "job variables": entry["work_pool"].get("job_variables", {}),
-            "schedules": sorted(f"{each['cron']} {each['timezone']}" for each in entry.get("schedules", [])),
-            "limit": {"limit": limit["limit"], "strategy": limit["collision_strategy"]} if limit else None,
+            "form is enforced": entry.enforce_parameter_schema,
+            "work pool": entry.work_pool.name,
+            "job variables": entry.work_pool.job_variables,
+            "schedules": sorted(self._shown(each, each.active) for each in entry.schedules),
+            "limit": {"limit": limit.limit, "strategy": limit.collision_strategy} if limit else None,
             "folder": str(self.folder),
         }
 
@@ -239,7 +301,7 @@ class Deployment(Thing):
             "form is enforced": found.enforce_parameter_schema,
             "work pool": found.work_pool_name,
             "job variables": found.job_variables,
-            "schedules": sorted(_in_words(each.schedule) for each in found.schedules),
+            "schedules": sorted(self._shown(each.schedule, each.active) for each in found.schedules),
             "limit": {"limit": limit.limit, "strategy": options.collision_strategy} if limit and options else None,
             "folder": _folder_of(found.pull_steps),
         }
@@ -256,7 +318,7 @@ class Deployment(Thing):
         limit = wanted["limit"]
         await client.create_deployment(
             flow_id=await client.create_flow(self.flow),
-            name=self.entry["name"],
+            name=self.entry.name,
             entrypoint=wanted["entrypoint"],
             description=wanted["description"],
             tags=wanted["tags"],
@@ -267,16 +329,14 @@ class Deployment(Thing):
             job_variables=wanted["job variables"],
             schedules=[
                 DeploymentScheduleCreate(
-                    schedule=CronSchedule(cron=each["cron"], timezone=each["timezone"]),
+                    schedule=CronSchedule(cron=each.cron, timezone=each.timezone),
                     # A person who paused it in the UI had a reason.
-                    active=f"{each['cron']} {each['timezone']}" not in paused,
+                    active=each.active and _in_words(each) not in paused,
                 )
-                for each in self.entry.get("schedules", [])
+                for each in self.entry.schedules
             ],
             concurrency_limit=limit["limit"] if limit else None,
-            concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(limit["strategy"]))
-            if limit
-            else None,
+            concurrency_options=ConcurrencyOptions(collision_strategy=limit["strategy"]) if limit else None,
             pull_steps=[{_SET_FOLDER: {"directory": wanted["folder"]}}],
         )
 
@@ -286,6 +346,11 @@ class Deployment(Thing):
         except ObjectNotFound:
             return set()
         return {_in_words(each.schedule) for each in found.schedules if not each.active}
+
+    def _shown(self, schedule: object, active: bool) -> str:
+        """Return the schedule in words; that it is off where prefect.yaml says so, not where a person paused it."""
+        words = _in_words(schedule)
+        return words if active or words not in self._off else f"{words}, off"
 
 
 _SET_FOLDER = "prefect.deployments.steps.set_working_directory"
@@ -386,27 +451,35 @@ def prefect_yaml(folder: Path) -> Path:
     raise EngineError(f"there is no prefect.yaml in {folder}", "copy the one of the repository there")
 
 
-_NEEDED = {"name", "description", "entrypoint", "tags", "parameters", "enforce_parameter_schema", "work_pool"}
-_KNOWN = _NEEDED | {"schedules", "concurrency_limit"}
-
-
-def read_deployments(path: Path) -> list[dict[str, Any]]:
-    """Return the deployments of a prefect.yaml. Raise EngineError where it says what cannot be registered here."""
+def read_deployments(path: Path) -> list[Entry]:
+    """Return the deployments of prefect.yaml. Raise EngineError, which names deployment and key, for what is wrong."""
+    content: object = None
     try:
-        entries: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
-        for entry in entries:
-            missing, unknown = _NEEDED - entry.keys(), entry.keys() - _KNOWN
-            if missing or unknown:
-                what = f"lacks {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(unknown))}"
-                raise EngineError(
-                    f"{path}: the deployment {entry.get('name')} {what}",
-                    f"known are {', '.join(sorted(_KNOWN))}; `prefect deploy --all` takes all that Prefect has",
-                )
-            for schedule in entry.get("schedules", []):
-                CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = _PrefectYaml.model_validate(content).deployments
+    except ValidationError as error:
+        wrong = "; ".join(_in_place(content, each) for each in error.errors(include_url=False))
+        raise EngineError(
+            f"{path}: {wrong}", "compare it with ours; `prefect deploy --all` takes all that Prefect has"
+        ) from None
+    except (OSError, yaml.YAMLError, ValueError) as error:
         raise EngineError(f"{path} cannot be used: {type(error).__name__}: {error}", "compare it with ours") from error
+    names = Counter(f"{import_object(entry.entrypoint).name}/{entry.name}" for entry in entries)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise EngineError(f"{path}: the deployment {twice[0]} is there twice", "give each a name of its own")
     return entries
+
+
+def _in_place(content: Any, detail: ErrorDetails) -> str:
+    """Return what is wrong, after the name of its deployment and the key in it."""
+    where, parts = list(detail["loc"]), []
+    if len(where) > 1 and where[0] == "deployments":
+        entry, where = content["deployments"][where[1]], where[2:]
+        parts.append(f"the deployment {entry.get('name') if isinstance(entry, dict) else entry}")
+    if where:
+        parts.append(".".join(str(each) for each in where))
+    said = {"extra_forbidden": "is not known here", "missing": "is missing"}.get(detail["type"], detail["msg"])
+    return ": ".join([*parts, said.removeprefix("Value error, ")])
 
 
 def automations(notify: Notify | None) -> list[AutomationCore]:
@@ -426,8 +499,9 @@ def automations(notify: Notify | None) -> list[AutomationCore]:
                 posture=Posture.Proactive,
                 match=runs,  # type: ignore[arg-type]  # a dict is what Prefect's own examples give
                 match_related=with_nodes,  # type: ignore[arg-type]
-                # A run may die before its first heartbeat has arrived.
-                after={"prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
+                # A run may die before its first heartbeat, which comes with Running: the time runs from when a worker
+                # takes it up.
+                after={"prefect.flow-run.Pending", "prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
                 expect={"prefect.flow-run.heartbeat"} | ended,
                 for_each={"prefect.resource.id"},
                 threshold=1,

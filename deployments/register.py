@@ -31,7 +31,7 @@ NO_ENGINE = (
 )
 NO_NOTIFICATION = (
     "nobody is told of failed or late runs: make a notification block in the UI (Blocks, such as Slack Webhook), then"
-    " run this with --notify SLUG/NAME, such as slack-webhook/ops"
+    " run `python -m deployments.register --notify SLUG/NAME`, such as slack-webhook/ops"
 )
 
 NO_LOGIN = "set PREFECT_API_AUTH_STRING to the user:password that the server was started with"
@@ -132,7 +132,12 @@ async def register(
         changes = [await thing.compare(client) for thing in things]
         to_do = [] if dry_run else [t for t, change in zip(things, changes, strict=True) if change.verdict != "there"]
         for thing in to_do:
-            if isinstance(thing, SecretBlock) and thing.value is None and asked is not None:
+            if isinstance(thing, SecretBlock) and thing.value is None:
+                if asked is None:
+                    raise EngineError(
+                        f"there is no Secret block {thing.name}, which fleet.yaml names for the password",
+                        "start this once on a terminal, which asks for it",
+                    )
                 thing.value = asked(thing.name)
         for thing in to_do:
             await thing.put(client)

@@ -3,14 +3,24 @@
 import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+import pytest_asyncio
+import yaml
+from prefect.client.orchestration import PrefectClient
 
-from tests.deployments.test_register import Desk, api, desk
+from a0backup.fleet import Fleet
+from deployments import doctor
+from deployments.doctor import Remark, Verdict
+from deployments.engine_objects import wanted
+from tests.deployments.test_register import REPOSITORY, Desk, api, desk
 from tests.deployments.test_server import eventually
+from tests.login import logged_in
 
 BIN = Path(sys.executable).parent
 __all__ = ["api", "desk"]  # the fixtures
@@ -42,6 +52,7 @@ def test_what_is_missing_another_or_switched_off_is_found_until_all_is_well(desk
 
     assert desk.register().returncode == 0
     assert remarks(desk, "problem") == ["no worker of the pool appliance is online, so nothing runs"]
+    assert eventually(lambda: "scheduled yet" not in str(remarks(desk, "warning")), 60)
     [unheard] = remarks(desk, "warning")
     assert "nobody is told of failed or late runs" in unheard
 
@@ -60,18 +71,22 @@ def test_what_is_missing_another_or_switched_off_is_found_until_all_is_well(desk
         limits = desk.client.post("/v2/concurrency_limits/filter", json={}).json()
         [of_all] = [limit["id"] for limit in limits if limit["name"] == "a0backup"]
         desk.client.patch(f"/v2/concurrency_limits/{of_all}", json={"limit": 3}).raise_for_status()
-        nightly = desk.deployment("backup-fleet/nightly")
-        path = f"/deployments/{nightly['id']}/schedules/{nightly['schedules'][0]['id']}"
-        desk.client.patch(path, json={"active": False}).raise_for_status()
+        for name in ("backup-fleet/nightly", "check-fleet/hourly-check"):
+            found = desk.deployment(name)
+            path = f"/deployments/{found['id']}/schedules/{found['schedules'][0]['id']}"
+            desk.client.patch(path, json={"active": False}).raise_for_status()
         [automation] = desk.client.post("/automations/filter", json={}).json()
         desk.client.patch(f"/automations/{automation['id']}", json={"enabled": False}).raise_for_status()
         desk.client.patch("/work_pools/appliance", json={"is_paused": True}).raise_for_status()
+        desk.client.patch("/work_pools/appliance/queues/default", json={"is_paused": True}).raise_for_status()
         assert set(remarks(desk, "problem")) == {
             "the limit a0backup is another: limit: 3 -> 16",
             "the work pool appliance is paused",
+            "the work queue default of the pool appliance is paused",
+            "no run of nightly is scheduled, so none comes by itself",
         }
         warned = remarks(desk, "warning")
-        assert "the schedule of nightly is paused" in warned
+        assert "the schedule of hourly-check is paused" in warned
         assert "the automation 'a0backup: end zombie runs' is off" in warned
         assert check(desk).returncode == 1
     finally:
@@ -94,3 +109,96 @@ def test_a_run_that_no_worker_takes_is_named_as_late(desk: Desk) -> None:
     desk.client.post(f"/flow_runs/{made['id']}/set_state", json={**late, "force": True}).raise_for_status()
     assert "late runs (1): forgotten" in remarks(desk, "warning")
     assert desk.client.delete(f"/flow_runs/{made['id']}").status_code == httpx.codes.NO_CONTENT
+
+
+@pytest_asyncio.fixture
+async def client(desk: Desk) -> AsyncIterator[PrefectClient]:
+    async with PrefectClient(desk.api, auth_string=":".join(logged_in())) as client:
+        yield client
+
+
+async def coming(desk: Desk, client: PrefectClient, **later: float) -> list[tuple[Verdict, str]]:
+    """What is said of the runs to come, *later* than now."""
+    things = wanted(Fleet.load(desk.folder / "fleet.yaml"))
+    looked = doctor._coming(client, things, datetime.now(UTC) + timedelta(**later))
+    return [(remark.verdict, remark.text) async for remark in looked]
+
+
+def schedules(desk: Desk, **crons: str) -> None:
+    """Put a prefect.yaml beside fleet.yaml, with these schedules and no other."""
+    content = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+    for entry in content["deployments"]:
+        cron = crons.get(entry["name"].replace("-", "_"))
+        entry["schedules"] = [{"cron": cron, "timezone": "Etc/UTC"}] if cron else []
+    (desk.folder / "prefect.yaml").write_text(yaml.safe_dump(content))
+
+
+async def test_a_backup_that_nothing_schedules_is_a_problem_and_one_registered_just_now_is_not(
+    desk: Desk, client: PrefectClient
+) -> None:
+    # Prefect schedules nothing that is more than 100 days ahead.
+    far = f"0 2 1 {(datetime.now(UTC) + timedelta(days=180)).month} *"
+    schedules(desk, nightly=far, hourly_check=far)
+    assert await coming(desk, client) == []  # what is missing is said already
+    assert desk.register().returncode == 0
+    yet = "is scheduled yet, as it was changed just now"
+    none = "is scheduled, so none comes by itself"
+    assert await coming(desk, client) == [
+        (Verdict.WARNING, f"no run of nightly {yet}"),
+        (Verdict.WARNING, f"no run of hourly-check {yet}"),
+    ]
+    assert await coming(desk, client, minutes=3) == [
+        (Verdict.PROBLEM, f"no run of nightly {none}"),
+        (Verdict.PROBLEM, f"no run of hourly-check {none}"),
+    ]
+    for name in ("backup-fleet/nightly", "check-fleet/hourly-check"):
+        path = f"/deployments/{desk.deployment(name)['id']}"
+        desk.client.patch(path, json={"paused": True}).raise_for_status()
+    assert await coming(desk, client) == [
+        (Verdict.PROBLEM, f"no run of nightly {none}"),
+        (Verdict.WARNING, "the schedule of hourly-check is paused"),
+    ]
+
+
+async def test_a_run_that_a_person_has_set_for_later_is_no_schedule(desk: Desk, client: PrefectClient) -> None:
+    far = f"0 2 1 {(datetime.now(UTC) + timedelta(days=180)).month} *"
+    schedules(desk, nightly=far)
+    assert desk.register().returncode == 0
+    later = {"scheduled_time": (datetime.now(UTC) + timedelta(days=1)).isoformat()}
+    body = {"state": {"type": "SCHEDULED", "name": "Scheduled", "state_details": later}}
+    nightly = desk.deployment("backup-fleet/nightly")["id"]
+    made = desk.client.post(f"/deployments/{nightly}/create_flow_run", json=body).raise_for_status().json()
+    assert [verdict for verdict, _ in await coming(desk, client, minutes=3)] == [Verdict.PROBLEM]
+    desk.client.delete(f"/flow_runs/{made['id']}").raise_for_status()
+
+
+async def test_a_prefect_yaml_that_schedules_no_backup_is_a_problem(desk: Desk, client: PrefectClient) -> None:
+    schedules(desk, hourly_check="30 * * * *")
+    assert await coming(desk, client) == [(Verdict.PROBLEM, "prefect.yaml schedules no backup")]
+
+
+async def test_a_worker_is_online_for_as_long_as_its_heartbeats_say_so(desk: Desk, client: PrefectClient) -> None:
+    assert desk.register().returncode == 0
+    await client.send_worker_heartbeat("appliance", "one", heartbeat_interval_seconds=30)
+
+    async def said(**later: float) -> list[Remark]:
+        return [remark async for remark in doctor._workers(client, datetime.now(UTC) + timedelta(**later))]
+
+    assert [remark.text for remark in await said()] == ["workers of the pool appliance: one"]
+    # Its state is ONLINE still: where the server's services are down, nothing sets another.
+    assert [remark.verdict for remark in await said(seconds=95)] == [Verdict.PROBLEM]
+
+
+async def test_a_run_whose_worker_died_before_it_began_is_named(desk: Desk, client: PrefectClient) -> None:
+    assert desk.register().returncode == 0
+    nightly = desk.deployment("backup-fleet/nightly")["id"]
+    # As a worker sets it when it has taken a run up.
+    body = {"name": "taken", "state": {"type": "PENDING", "name": "Submitting"}}
+    made = desk.client.post(f"/deployments/{nightly}/create_flow_run", json=body).raise_for_status().json()
+
+    async def said(**later: float) -> list[str]:
+        return [remark.text async for remark in doctor._stuck(client, datetime.now(UTC) + timedelta(**later))]
+
+    assert await said() == []
+    assert await said(minutes=11) == ["runs that a worker took up and did not start (1): taken"]
+    desk.client.delete(f"/flow_runs/{made['id']}").raise_for_status()

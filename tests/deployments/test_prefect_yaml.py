@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import zoneinfo
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import psutil
 import pytest
 import yaml
 
+from a0backup.errors import EngineError
 from a0backup.lock import is_held
+from deployments.engine_objects import Deployment, read_deployments
 from simulator.fleet import SimulatedFleet
 from tests.deployed import BIN, REPOSITORY, Deployed, deployed_in
 from tests.deployments.test_local_run import gone
@@ -65,6 +67,90 @@ def test_the_night_and_the_hourly_check_are_scheduled_and_what_is_started_by_han
     crons = {each["name"]: [schedule["cron"] for schedule in each.get("schedules", [])] for each in DEPLOYMENTS}
     scheduled = {"nightly": ["0 2 * * *"], "hourly-check": ["30 * * * *"]}
     assert crons == {"single-node": [], "of-fleet": [], "enrol": []} | scheduled
+
+
+def read(tmp_path: Path, **changes: Any) -> list[Any]:
+    """Read a prefect.yaml whose deployment nightly has these *changes*."""
+    content = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+    content["deployments"][0] |= changes
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(content))
+    return read_deployments(tmp_path / "prefect.yaml")
+
+
+EVERY_NIGHT = {"cron": "0 2 * * *", "timezone": "Etc/UTC"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"colour": "blue"}, "colour: is not known here"),
+        ({"schedules": [EVERY_NIGHT | {"activ": False}]}, "schedules.0.activ: is not known here"),
+        ({"schedules": [EVERY_NIGHT | {"parameters": {"nodes": ["a0-1"]}}]}, "schedules.0.parameters: is not known"),
+        ({"schedules": [EVERY_NIGHT | {"slug": "x"}]}, "schedules.0.slug: is not known here"),
+        ({"schedules": [EVERY_NIGHT | {"day_or": False}]}, "schedules.0.day_or: "),
+        ({"schedules": [{"cron": "0 2 * * *"}]}, "schedules.0.timezone: is missing"),
+        ({"schedules": [EVERY_NIGHT | {"cron": "61 2 * * *"}]}, "schedules.0.cron: Invalid cron string"),
+        (
+            {"schedules": [EVERY_NIGHT | {"timezone": "Mars/Base"}]},
+            'schedules.0.timezone: Invalid timezone: "Mars/Base"',
+        ),
+        ({"schedules": None}, "schedules: "),
+        ({"work_pool": "appliance"}, "work_pool: "),
+        ({"work_pool": {"name": "appliance", "work_queue_name": "urgent"}}, "work_pool.work_queue_name: is not known"),
+        ({"concurrency_limit": 1}, "concurrency_limit: "),
+        ({"concurrency_limit": {"limit": 1}}, "concurrency_limit.collision_strategy: is missing"),
+        ({"parameters": None}, "parameters: "),
+        ({"parameters": {"fanout": "workers"}}, "parameters: the flow has no fanout; it takes fleet, nodes"),
+        ({"tags": None}, "tags: "),
+        ({"entrypoint": "flows.nope.x"}, "entrypoint: flows.nope.x cannot be loaded: ModuleNotFoundError"),
+        ({"entrypoint": "flows.backup_fleet.x"}, "entrypoint: flows.backup_fleet.x cannot be loaded: AttributeError"),
+        ({"entrypoint": "flows.backup_fleet.Path"}, "entrypoint: flows.backup_fleet.Path is no flow"),
+        ({"entrypoint": "flows/nope.py:x"}, "entrypoint: flows/nope.py:x cannot be loaded"),
+        ({"entrypoint": "..x"}, "entrypoint: ..x cannot be loaded"),
+    ],
+)
+def test_what_would_not_be_honoured_is_refused_by_deployment_and_key(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(EngineError) as refused:
+        read(tmp_path, **changes)
+    assert f"{tmp_path / 'prefect.yaml'}: the deployment nightly: {said}" in refused.value.message()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda content: content["deployments"].append(content["deployments"][0]),
+            "backup-fleet/nightly is there twice",
+        ),
+        (lambda content: content["deployments"].append("nightly"), "the deployment nightly: "),
+        (lambda content: content["deployments"][0].pop("name"), "the deployment None: name: is missing"),
+        (lambda content: content["deployments"][0].update({1: 2}), "the deployment nightly: 1: "),
+        (lambda content: content.update(deployments={"nightly"}), "prefect.yaml: deployments: "),
+        (lambda content: content.update(pull=[]), "prefect.yaml: pull: is not known here"),
+        (lambda content: content.pop("deployments"), "prefect.yaml: deployments: is missing"),
+        (lambda content: content.clear(), "prefect.yaml: deployments: is missing"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_in_words(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    content = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+    change(content)
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(EngineError) as refused:
+        read_deployments(tmp_path / "prefect.yaml")
+    assert said in refused.value.message()
+    (tmp_path / "prefect.yaml").write_text("")
+    with pytest.raises(EngineError, match=r"prefect.yaml: Input should be"):
+        read_deployments(tmp_path / "prefect.yaml")
+
+
+def test_a_schedule_that_is_not_active_is_registered_as_off(tmp_path: Path) -> None:
+    entries = read(tmp_path, schedules=[EVERY_NIGHT | {"active": False}, EVERY_NIGHT | {"cron": "0 4 * * *"}])
+    registered = Deployment(entries[0], tmp_path, "fleet.yaml").wanted()
+    assert registered["schedules"] == ["0 2 * * * Etc/UTC, off", "0 4 * * * Etc/UTC"]
 
 
 @pytest.fixture

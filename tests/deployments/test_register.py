@@ -102,6 +102,7 @@ def test_what_is_registered_is_all_that_the_fleet_needs_and_a_second_time_change
         [line] = [line for line in first.stdout.splitlines() if f" {name} " in line]
         assert line.endswith("made"), line
     assert "nobody is told of failed or late runs" in first.stderr
+    assert "run `python -m deployments.register --notify SLUG/NAME`" in first.stderr
 
     second = desk.register()
     assert "made" not in second.stdout
@@ -115,6 +116,8 @@ def test_what_is_registered_is_all_that_the_fleet_needs_and_a_second_time_change
     }
     [zombies] = desk.client.post("/automations/filter", json={}).json()
     assert zombies["trigger"]["within"] >= 540
+    # Also of a run whose worker died between taking it up and starting it.
+    assert "prefect.flow-run.Pending" in zombies["trigger"]["after"]
     assert zombies["actions"][0]["state"] == "CRASHED"
 
 
@@ -153,14 +156,19 @@ def test_a_change_in_the_prefect_yaml_beside_the_fleet_file_is_told_and_made_and
     assert desk.deployment("check-fleet/hourly-check")["description"].startswith("Look at each node")
     assert desk.deployment("check-fleet/hourly-check")["schedules"][0]["active"] is False
 
+    off = changed.replace('cron: "15 3 * * *"', 'cron: "15 3 * * *"\n        active: false')
+    (desk.folder / "prefect.yaml").write_text(off)
+    said = desk.register().stdout
+    assert 'schedules: ["15 3 * * * Etc/UTC"] -> ["15 3 * * * Etc/UTC, off"]' in said
+    assert desk.deployment("backup-fleet/nightly")["schedules"][0]["active"] is False
+    assert "changed" not in desk.register().stdout
+
 
 @pytest.mark.parametrize(
     ("former", "latter", "said"),
     [
-        ("    description: Back up one", "    colour: blue\n    description: Back up one", "has colour"),
-        ('"0 2 * * *"', '"0 2 * *"', "cron"),
-        ("Etc/UTC", "Etc/Nowhere", "Etc/Nowhere"),
-        ("deployments:", "deployment:", "KeyError"),
+        ('"0 2 * * *"', '"0 2 * *"', "prefect.yaml: the deployment nightly: schedules.0.cron: Invalid cron string"),
+        ("name: nightly", "name: nightly: x", "prefect.yaml cannot be used"),
     ],
 )
 def test_a_prefect_yaml_that_cannot_be_registered_is_refused_before_anything_is_changed(
@@ -205,6 +213,22 @@ def test_a_secret_block_comes_from_a_private_file_and_is_never_shown(desk: Desk)
     block = desk.client.get(path, params={"include_secrets": True}).raise_for_status().json()
     assert block["data"]["value"] == "Another8Password"
     assert desk.register().returncode == 0
+
+
+def test_nothing_is_changed_where_the_value_of_the_secret_block_is_missing_and_nobody_can_be_asked(desk: Desk) -> None:
+    desk.fleet_yaml(password={"secret_block": "a0-password"})
+    # As `a0backup serve` does without a terminal.
+    serves = (
+        "import asyncio, pathlib\n"
+        "from a0backup.fleet import Fleet\n"
+        "from deployments.register import register\n"
+        "asyncio.run(register(Fleet.load(pathlib.Path('fleet.yaml'))))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", serves], cwd=desk.folder, env=desk.environment, capture_output=True, text=True
+    )
+    assert "EngineError: there is no Secret block a0-password" in ended.stderr
+    assert desk.client.get("/work_pools/appliance").status_code == httpx.codes.NOT_FOUND
 
 
 class Listener(http.server.BaseHTTPRequestHandler):
