@@ -28,9 +28,9 @@ def register(engine: Engine, folder: Path) -> None:
 
 
 def end_zombies_sooner(engine: Engine) -> None:
-    """Have it take 90 s, not nine minutes."""
+    """Have it take two and a half minutes, not nine."""
     [zombies] = engine.client.post("automations/filter", json={}).raise_for_status().json()
-    zombies["trigger"]["within"] = 90
+    zombies["trigger"]["within"] = 150
     kept = {key: zombies[key] for key in ("name", "description", "enabled", "trigger", "actions")}
     engine.client.put(f"automations/{zombies['id']}", json=kept).raise_for_status()
 
@@ -81,6 +81,10 @@ def test_of_30_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stor
         assert eventually(lambda: night in runs_of(first), 60), first.tail()
         second = engine.start_worker("two", operator, **settings)
 
+        def state_of(run: str) -> dict[str, str]:
+            found: dict[str, str] = engine.client.get(f"flow_runs/{run}").raise_for_status().json()["state"]
+            return found
+
         def stored() -> int:
             return len(list(vault.glob("*/*/manifest.json")))
 
@@ -95,34 +99,24 @@ def test_of_30_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stor
             begun = {lock.parent for lock in locks if (lock.parent / "journal-backup.json").exists()}
             return {folder.name for folder in begun if not list(folder.glob("*/manifest.json"))}
 
-        def pending() -> int:
-            wanted = {"flow_runs": {"state": {"type": {"any_": ["PENDING"]}}}}
-            return len(engine.client.post("flow_runs/filter", json=wanted).raise_for_status().json())
-
         def caught() -> bool:
-            """Whether it stands still now, in the middle of nodes.
-
-            One that its worker took up and did not start yet is found dead after ten minutes: too long for this test.
-            """
-            if stored() < 8 or not at_work() or pending():
+            """Whether it stands still now, in the middle of nodes."""
+            if stored() < 8 or not at_work():
                 return False
             second.stand_still()
-            if at_work() and not pending():
+            if at_work():
                 return True
             second.go_on()
             return False
 
         assert eventually(caught, 900), first.tail() + second.tail()
-        died, left_behind = runs_of(second), at_work()
+        died = {run for run in runs_of(second) if state_of(run)["type"] in ("PENDING", "RUNNING")}
+        left_behind = at_work()
         second.kill()
         assert stored() < NODES - 2
 
-        def state() -> dict[str, str]:
-            found: dict[str, str] = engine.client.get(f"flow_runs/{night}").raise_for_status().json()["state"]
-            return found
-
-        assert eventually(lambda: state()["type"] in ("COMPLETED", "FAILED", "CRASHED"), 900), first.tail()
-        assert state()["type"] == "COMPLETED", state()
+        assert eventually(lambda: state_of(night)["type"] in ("COMPLETED", "FAILED", "CRASHED"), 900), first.tail()
+        assert state_of(night)["type"] == "COMPLETED", state_of(night)
 
         manifests = Counter(path.parent.parent.name for path in vault.glob("*/*/manifest.json"))
         assert manifests == {f"a0-{number}": 1 for number in range(1, NODES + 1)}
@@ -136,7 +130,7 @@ def test_of_30_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stor
         for node in left_behind:
             assert len({session_of(call) for call in appliances.calls(node)}) == 2, node
         for run in died:
-            assert engine.client.get(f"flow_runs/{run}").json()["state"]["type"] == "CRASHED"
+            assert state_of(run)["type"] == "CRASHED"
         [page] = engine.client.post(
             "artifacts/filter",
             json={"artifacts": {"flow_run_id": {"any_": [night]}, "key": {"any_": ["backup-report"]}}},

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from a0backup.errors import EngineError, RefusedError
 from a0backup.fleet import Fleet
+from a0backup.lock import read_holder
 from a0backup.report import Ending, Outcome, outcome_of
 from deployments.server import own_server, use_api
 from simulator.fleet import SimulatedFleet
@@ -212,27 +213,29 @@ async def test_where_nothing_is_registered_the_hint_says_how(nobody: Nobody) -> 
 
 
 @pytest.mark.slow
-def test_what_a_run_has_settled_before_it_died_is_not_made_again(
+def test_what_a_run_has_settled_is_not_made_again_by_the_next_nor_by_a_retry_of_the_night(
     deployed: Deployed, appliances: SimulatedFleet
 ) -> None:
     appliances.tell("a0-1", "backup-sensitive-retrieve", "hang", times=1)
-    night = deployed.run("backup-fleet/nightly", nodes=["a0-1"], fan_out="workers").raise_for_status().json()["id"]
+    appliances.tell("a0-2", "ping", "refuse")
+    night = deployed.run("backup-fleet/nightly", nodes=["a0-1", "a0-2"], fan_out="workers").raise_for_status()
+    run = night.json()["id"]
     assert eventually(lambda: bool(appliances.calls("a0-1", "backup-sensitive-retrieve")), 90)
-    [dies] = [process for process in processes_of_runs(deployed) if process.environ()["PREFECT__FLOW_RUN_ID"] != night]
+    holder = read_holder(deployed.folder / "vault/a0-1/lock")
+    assert holder is not None
+    dies = psutil.Process(holder.pid)
     for process in [*dies.children(recursive=True), dies]:
         process.kill()
 
-    assert deployed.ends_as("Completed", night, 180)
-    assert len(appliances.calls("a0-1", "backup")) == 1
-    assert len(appliances.calls("a0-1", "backup-sensitive")) == 1
-    stored = [path.parent.name.split("-")[-1] for path in deployed.folder.glob("vault/a0-1/*/manifest.json")]
-    assert sorted(stored) == ["backup", "sensitive"]
+    assert deployed.ends_as("Failed", run, 180)
+    assert "a0-2" in deployed.get(f"flow_runs/{run}")["state"]["message"]
+    appliances.forget()
+    deployed.set_state(run, type="SCHEDULED", name="AwaitingRetry")
+    assert eventually(lambda: deployed.state(run) not in ("Failed", "AwaitingRetry"), 60)
+    assert deployed.ends_as("Completed", run, 180)
 
-
-def processes_of_runs(place: Deployed) -> list[psutil.Process]:
-    """The processes that the worker started, one for each run that it has."""
-    return [
-        process
-        for process in psutil.Process(place.worker.pid).children()
-        if process.environ().get("PREFECT__FLOW_RUN_ID")
-    ]
+    for node in ("a0-1", "a0-2"):
+        assert len(appliances.calls(node, "backup")) == 1
+        assert len(appliances.calls(node, "backup-sensitive")) == 1
+        stored = [path.parent.name.split("-")[-1] for path in deployed.folder.glob(f"vault/{node}/*/manifest.json")]
+        assert sorted(stored) == ["backup", "sensitive"]
