@@ -35,10 +35,8 @@ LAST_RESORT = 8.0  # seconds from the first signal to the end of the process, wh
 DRAIN_INTERRUPTED = 4.0
 DRAIN_GONE = 1.0  # the flow's end has waited for the engine already
 API_DEADLINE = 10.0
-NO_API = (
-    "start that server or correct the address: `prefect config view --show-sources` shows where it comes from;"
-    " where none is set, a server of our own is used"
-)
+NO_API = "start that server or correct the address: `prefect config view --show-sources` shows where it comes from"
+OR_OUR_OWN = f"{NO_API}; where none is set, a server of our own is used"
 
 
 def run_here(flow_name: str, fleet: Path, nodes: Sequence[str], existing: Existing | None) -> Exception | None:
@@ -67,7 +65,7 @@ def run_here(flow_name: str, fleet: Path, nodes: Sequence[str], existing: Existi
     if error is None or isinstance(error, A0BackupError):
         return error
     if len(untold) == whole:
-        raise EngineError(f"the engine at {api} did not run the flow: {_in_words(error)}", NO_API) from error
+        raise EngineError(f"the engine at {api} did not run the flow: {_in_words(error)}", OR_OUR_OWN) from error
     if not untold and _is_of_the_engine(error):
         terminal.say(f"the engine at {api} failed; its page does not show how the run ended: {_in_words(error)}")
         return None
@@ -128,9 +126,9 @@ async def _require_answer(api: str) -> None:
         async with asyncio.timeout(API_DEADLINE), get_client() as client:
             error = await client.api_healthcheck()
     except TimeoutError:
-        raise EngineError(f"the engine at {api} did not answer within {API_DEADLINE:.0f} s", NO_API) from None
+        raise EngineError(f"the engine at {api} did not answer within {API_DEADLINE:.0f} s", OR_OUR_OWN) from None
     if isinstance(error, httpx.TransportError | httpx.InvalidURL):
-        raise EngineError(f"the engine at {api} does not answer: {_in_words(error)}", NO_API) from error
+        raise EngineError(f"the engine at {api} does not answer: {_in_words(error)}", OR_OUR_OWN) from error
 
 
 class Interrupt:

@@ -11,17 +11,20 @@ import fcntl
 import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from a0backup.errors import EngineError
+from a0backup.files import publish
 
 if TYPE_CHECKING:
     import httpx
@@ -75,13 +78,29 @@ def use_api(api: str, home: Path) -> Iterator[None]:
         "PREFECT_API_KEY": None,
         "PREFECT_API_AUTH_STRING": credentials(home),
         "DO_NOT_TRACK": "1",
+        **_past_the_proxy(),
     }
+    with environment(changes):
+        yield
+
+
+@contextmanager
+def environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Have these variables in the environment inside the block, or none of that name; Prefect takes notice of them."""
     before = {name: os.environ.get(name) for name in changes}
     _set_environment(changes)
     try:
         yield
     finally:
         _set_environment(before)
+
+
+def _past_the_proxy() -> dict[str, str]:
+    """Return the variables that keep requests to loopback from the operator's proxy: they show the credentials."""
+    found = {name: os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")}
+    # Where both are set, who asks prefers the one or the other; where one is, it must not be hidden by ours.
+    theirs = {name: value or found["no_proxy"] or found["NO_PROXY"] for name, value in found.items()}
+    return {name: value if value.strip() == "*" else f"{value},127.0.0.1".lstrip(",") for name, value in theirs.items()}
 
 
 def credentials(home: Path) -> str:
@@ -93,15 +112,18 @@ def credentials(home: Path) -> str:
     path = home / CREDENTIALS
     with _using(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Whole or not there: another process may read it while this one makes it.
-        partial = home / f".{CREDENTIALS}-{secrets.token_hex(8)}"
         if not path.exists():
-            partial.touch(0o600)
-            partial.write_text(f"a0backup:{secrets.token_urlsafe(32)}\n")
+            # Whole or not there: another process may read it while this one makes it.
+            partial = home / f".{CREDENTIALS}-{secrets.token_hex(8)}"
+            publish(partial, f"a0backup:{secrets.token_urlsafe(32)}\n".encode())
             with contextlib.suppress(FileExistsError):
                 os.link(partial, path)
             partial.unlink()
-        return path.read_text().strip()
+        user_password = path.read_text().strip()
+    if not all(user_password.partition(":")):
+        # With an empty password the server would let everybody in.
+        raise EngineError(f"{path} holds no user:password", "delete it: the next start makes another")
+    return user_password
 
 
 @contextmanager
@@ -127,18 +149,19 @@ def serving(home: Path) -> Iterator[Callable[[str], None]]:
 
 
 def served_api(home: Path) -> str | None:
-    """Return the API address of the `a0backup serve` that runs on *home*; None where none does."""
-    try:
-        fd = os.open(home / _SERVED, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
+    """Return the API address of the `a0backup serve` that runs on *home*; None where none does. Raise EngineError."""
+    with _using(home):
+        try:
+            fd = os.open(home / _SERVED, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
     try:
         return None if _locked(fd, fcntl.LOCK_SH) else os.pread(fd, 1024, 0).decode() or None
     finally:
         os.close(fd)
 
 
-def _set_environment(changes: dict[str, str | None]) -> None:
+def _set_environment(changes: Mapping[str, str | None]) -> None:
     for name, value in changes.items():
         if value is None:
             os.environ.pop(name, None)
@@ -160,18 +183,31 @@ def own_server(home: Path | None = None, *, port: int = 0) -> Iterator[str]:
     with this process however that ends. It answers only to the `credentials` of its home. Raise EngineError if it does
     not come up.
     """
-    home = home or default_home()
+    with lasting_server(home or default_home(), port, new_credentials=False) as server:
+        yield server.api
+
+
+@contextmanager
+def lasting_server(home: Path, port: int, *, new_credentials: bool = True) -> Iterator["OwnServer"]:
+    """The same, giving the server itself, for one on a port that is known before and after.
+
+    Whoever listens there while nobody serves hears the credentials, from a browser or from a run that goes on: the
+    first on a home makes *new_credentials*.
+    """
     with _using(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.chmod(0o700)
     with _presence(home) as presence:
+        if presence.alone and new_credentials:
+            with _using(home):
+                (home / CREDENTIALS).unlink(missing_ok=True)
         server = OwnServer(home, port)
         try:
             server.start()
             if presence.alone:
                 crash_unfinished(server.api, credentials(home))
             presence.share()
-            yield server.api
+            yield server
         finally:
             server.stop()
 
@@ -307,6 +343,32 @@ class OwnServer:
             process.kill()
             process.wait()
 
+    async def ended(self) -> EngineError:
+        """Wait until the server, once started, has ended by itself, and return an error that says how."""
+        import asyncio
+
+        assert self._process is not None, "it was started"
+        process, loop = self._process, asyncio.get_running_loop()
+        code: asyncio.Future[int] = loop.create_future()
+
+        def tell(said: int) -> None:
+            if not code.done():
+                code.set_result(said)
+
+        def wait() -> None:
+            said = process.wait()
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+                loop.call_soon_threadsafe(tell, said)
+
+        # A daemon: one that nobody waits for any more must not hold up the end of this process.
+        threading.Thread(target=wait, daemon=True).start()
+        how = await code
+        words = signal.Signals(-how).name if how < 0 else f"exit code {how}"
+        return EngineError(
+            f"the engine's server has ended ({words}){self._log_tail()}",
+            "start it again: what ran is then shown as Crashed, and the next run goes on where that one was",
+        )
+
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
         import httpx
 
@@ -361,6 +423,7 @@ class OwnServer:
         """Return this process's environment with none of the operator's Prefect settings: they mean another server."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         return kept | {
+            **_past_the_proxy(),
             "DO_NOT_TRACK": "1",
             "PREFECT_HOME": str(self.home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -137,7 +137,7 @@ def own(place: Place, migrated_home: Path) -> Iterator[Place]:
             continue
 
 
-def server_of(process: subprocess.Popen[str]) -> psutil.Process | None:
+def server_of(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> psutil.Process | None:
     for child in psutil.Process(process.pid).children():
         if any("_server_child" in word for word in child.cmdline()):
             return child

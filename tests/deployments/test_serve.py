@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -20,6 +21,7 @@ from tests.deployments.test_local_run import Place, gone, server_of
 from tests.deployments.test_server import eventually
 from tests.login import logged_in
 
+REPOSITORY = Path(__file__).parents[2]
 A0BACKUP = Path(sys.executable).with_name("a0backup")
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -28,13 +30,13 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 class Served:
     """An `a0backup serve` with the state folder of *place*, on a port of its own choice."""
 
-    def __init__(self, place: Place, *arguments: str) -> None:
+    def __init__(self, place: Place, *arguments: str, **environment: str) -> None:
         self.place, self.log = place, place.root / "serve.log"
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [A0BACKUP, "serve", "--port", "0", *arguments],
                 cwd=place.root,
-                env=place.environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"},
+                env=place.environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"} | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -45,7 +47,7 @@ class Served:
         return self.log.read_text(errors="replace")
 
     def wait(self) -> None:
-        assert eventually(lambda: "serving at" in self.said or self.process.poll() is not None, 180), self.said
+        assert eventually(lambda: "Ctrl-C ends it" in self.said or self.process.poll() is not None, 180), self.said
         api = served_api(self.place.engine)
         assert api is not None, self.said
         self.client = PatientClient(base_url=api, auth=logged_in(self.place.engine))
@@ -57,6 +59,21 @@ class Served:
 
     def state(self, run: str) -> str:
         return str(self.client.get(f"flow_runs/{run}").raise_for_status().json()["state"]["name"])
+
+    def runs(self, deployment: str) -> list[dict[str, Any]]:
+        """Those that a worker has taken up, oldest first."""
+        wanted = {
+            "deployments": {"name": {"any_": [deployment]}},
+            "flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}},
+            "sort": "EXPECTED_START_TIME_ASC",
+        }
+        found: list[dict[str, Any]] = self.client.post("flow_runs/filter", json=wanted).raise_for_status().json()
+        return found
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 130, self.said
+        assert "Traceback" not in self.said
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -117,8 +134,7 @@ def test_it_runs_what_is_started_lets_a_run_by_hand_use_its_server_and_calls_off
     server = server_of(served.process)
     assert server is not None
     children = psutil.Process(served.process.pid).children(recursive=True)
-    served.process.send_signal(signal.SIGTERM)
-    assert served.process.wait(60) == 130
+    served.stop()
     assert all(gone(process) for process in [server, *children])
     assert not is_held(vault / "a0-1/lock")
     assert served_api(place.engine) is None
@@ -143,7 +159,8 @@ def test_a_night_over_workers_that_is_cancelled_cancels_the_run_of_each_node(
 
     def states() -> list[str]:
         runs = served.client.post("flow_runs/filter", json={}).raise_for_status().json()
-        return [run["state_name"] for run in runs if run["state_type"] != "SCHEDULED"]
+        # Not those of the schedules, of which one may be due in the middle of the test.
+        return [run["state_name"] for run in runs if not run["auto_scheduled"]]
 
     assert eventually(lambda: states() == ["Cancelled"] * 3, 90), states()
     assert not any(is_held(place.root / f"vault/{node}/lock") for node in ("a0-1", "a0-2"))
@@ -163,9 +180,11 @@ def test_where_it_is_killed_its_server_ends_and_its_run_goes_on_and_the_next_ser
     assert eventually(lambda: gone(server), 20)
     appliances.forget()
 
-    again = Served(place)
+    # On the same port, where what goes on still speaks to it.
+    again = Served(place, "--port", str(served.client.base_url.port))
     try:
         again.wait()
+        assert again.client.auth != served.client.auth
         assert again.state(run) == "Crashed"
         following = again.start("backup-node/single-node", node="a0-1")
         assert eventually(lambda: again.state(following) in ("Completed", "Failed"), 180), again.said
@@ -189,3 +208,103 @@ def test_a_port_that_another_server_has_is_named(place: Place) -> None:
     assert refused.returncode == 1
     assert f"cannot have port {port} of 127.0.0.1" in refused.stderr
     assert "name another --port" in refused.stderr
+
+
+def every_minute(place: Place) -> None:
+    """Have the night begin each minute, by a prefect.yaml of the place's own."""
+    ours = (REPOSITORY / "prefect.yaml").read_text()
+    assert ours.count('cron: "0 2 * * *"') == 1
+    (place.root / "prefect.yaml").write_text(ours.replace('cron: "0 2 * * *"', 'cron: "* * * * *"'))
+
+
+@pytest.mark.parametrize("fan_out", ["in this run", "workers"])
+def test_a_stop_gives_back_what_a_schedule_started_and_the_next_start_goes_on_with_it(
+    place: Place, appliances: SimulatedFleet, fan_out: str
+) -> None:
+    every_minute(place)
+    text = (place.root / "prefect.yaml").read_text()
+    (place.root / "prefect.yaml").write_text(text.replace("fan_out: in this run", f"fan_out: {fan_out}"))
+    appliances.tell("a0-1", "backup-retrieve", "hang", ignore_sigterm=True)
+    first = Served(place)
+    second: Served | None = None
+    try:
+        first.wait()
+        assert eventually(lambda: bool(first.runs("nightly")), 100), first.said
+        # One night is enough: those that have not begun are deleted.
+        deployment = first.client.get("deployments/name/backup-fleet/nightly").raise_for_status().json()["id"]
+        first.client.patch(f"deployments/{deployment}", json={"paused": True}).raise_for_status()
+        [night] = [run["id"] for run in first.runs("nightly")]
+        assert eventually(lambda: bool(appliances.calls("a0-1", "backup-retrieve")), 150), first.said
+        assert eventually(lambda: len(place.stored()) == 1, 60), first.said
+        by_hand = first.start("backup-node/single-node", node="a0-1")
+        assert eventually(lambda: first.state(by_hand) == "Running", 60), first.said
+        first.stop()
+
+        appliances.forget()
+        second = Served(place)
+        second.wait()
+        assert second.state(by_hand) == "Cancelled"
+        assert second.state(night) in ("Scheduled", "Late", "Pending", "Running", "Completed")
+        assert eventually(lambda: second.state(night) in ("Completed", "Failed"), 180), second.said
+        assert second.state(night) == "Completed", second.said
+        # What the night had stored before is its own: it did not make it twice.
+        assert [len(appliances.calls(node, "backup")) for node in appliances.names] == [1, 1]
+        assert sorted(place.stored()) == appliances.names
+        second.stop()
+    finally:
+        first.end()
+        if second is not None:
+            second.end()
+
+
+def test_where_its_server_dies_it_ends_soon_and_says_so(
+    served: Served, place: Place, appliances: SimulatedFleet
+) -> None:
+    appliances.tell("a0-1", "backup-retrieve", "hang")
+    served.start("backup-node/single-node", node="a0-1")
+    assert eventually(lambda: bool(appliances.calls("a0-1", "backup-retrieve")), 90), served.said
+    orphans = psutil.Process(served.process.pid).children(recursive=True)
+    try:
+        server = server_of(served.process)
+        assert server is not None
+        server.kill()
+        assert served.process.wait(10) == 1
+        assert "error: the engine's server has ended (SIGKILL)" in served.said
+        assert "HINT: start it again" in served.said
+    finally:
+        for orphan in orphans:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                orphan.kill()
+
+
+def test_a_proxy_and_what_others_have_in_the_temporary_folder_are_not_in_its_way(
+    place: Place, appliances: SimulatedFleet
+) -> None:
+    folder = place.root / "of-all"
+    folder.mkdir()
+    # Another user's it would be: nobody else can use it.
+    (folder / "runner_storage").touch()
+    left = place.engine / "tmp" / "prefect-workspace-attempt-former"
+    left.mkdir(parents=True)
+    in_the_way = {"TMPDIR": str(folder), "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    served = Served(place, **in_the_way)
+    try:
+        served.wait()
+        assert not left.exists()
+        run = served.start("backup-node/single-node", node="a0-1")
+        assert eventually(lambda: served.state(run) in ("Completed", "Failed", "Crashed"), 180), served.said
+        assert served.state(run) == "Completed", served.said
+        assert (place.engine / "tmp").stat().st_mode & 0o777 == 0o700
+        served.stop()
+        assert [path.name for path in folder.iterdir()] == ["runner_storage"]
+    finally:
+        served.end()
+
+
+def test_it_says_who_does_not_use_it(place: Place) -> None:
+    served = Served(place, PREFECT_API_URL="http://127.0.0.1:9/api")
+    try:
+        assert eventually(lambda: "a0backup run" in served.said or served.process.poll() is not None, 180), served.said
+        assert "`a0backup run` and `check` use http://127.0.0.1:9/api, which your environment" in served.said
+    finally:
+        served.end()

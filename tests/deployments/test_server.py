@@ -1,10 +1,13 @@
 import asyncio
+import http.server
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +20,10 @@ import pytest
 from a0backup.errors import EngineError
 from deployments.server import (
     CRASHED,
+    credentials,
     default_home,
     drained,
+    lasting_server,
     operators_api,
     own_server,
     served_api,
@@ -157,6 +162,68 @@ def test_the_operators_api_is_the_one_that_prefect_resolves(tmp_path: Path) -> N
     assert "PREFECT_API_URL" not in os.environ
 
 
+@pytest.fixture
+def proxy() -> Iterator[tuple[str, list[str]]]:
+    """A proxy that lets nobody through: its address, and all that it was asked for."""
+    asked: list[str] = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(403)
+
+        do_POST = do_CONNECT = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
+async def test_our_own_server_is_not_spoken_to_through_the_proxy_of_the_company(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: tuple[str, list[str]], name: str
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    address, asked = proxy
+    for each in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, address)
+    with use_api("http://127.0.0.1:9/api", tmp_path):
+        async with get_client() as client:
+            assert isinstance(await client.api_healthcheck(), httpx.ConnectError)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("theirs", "lower", "upper"),
+    [
+        ({}, "127.0.0.1", "127.0.0.1"),
+        ({"NO_PROXY": ".corp"}, ".corp,127.0.0.1", ".corp,127.0.0.1"),
+        ({"no_proxy": "a", "NO_PROXY": "b"}, "a,127.0.0.1", "b,127.0.0.1"),
+        ({"no_proxy": "*"}, "*", "*"),
+    ],
+)
+def test_what_the_company_keeps_from_its_proxy_stays_kept_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: dict[str, str], lower: str, upper: str
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, value)
+    with use_api("http://127.0.0.1:9/api", tmp_path):
+        assert (os.environ["no_proxy"], os.environ["NO_PROXY"]) == (lower, upper)
+        # What the client of events asks.
+        assert urllib.request.proxy_bypass("127.0.0.1:9")
+    assert {name: os.environ[name] for name in ("no_proxy", "NO_PROXY") if name in os.environ} == theirs
+
+
 @pytest.mark.engine
 async def test_drained_waits_until_every_task_run_is_recorded(engine: str) -> None:
     from prefect import flow, task
@@ -208,3 +275,36 @@ def test_what_serves_is_told_for_as_long_as_it_serves_and_only_one_does(tmp_path
             pass
         assert served_api(tmp_path) == "http://127.0.0.1:4200/api"
     assert served_api(tmp_path) is None
+
+
+@pytest.mark.parametrize("left", ["", "\n", "a0backup:", ":secret", "secret"])
+def test_credentials_that_let_everybody_in_are_not_taken(tmp_path: Path, left: str) -> None:
+    (tmp_path / "credentials").write_text(left)
+    with pytest.raises(EngineError, match="holds no user:password") as raised:
+        credentials(tmp_path)
+    assert "delete it" in raised.value.hint()
+
+
+def test_a_home_that_cannot_be_looked_into_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match="cannot be used"):
+        served_api(tmp_path / "file" / "engine")
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+async def test_a_lasting_server_has_new_credentials_unless_it_shares_its_home_and_says_how_it_ended(
+    own_home: Path,
+) -> None:
+    former = credentials(own_home)
+    with lasting_server(own_home, 0) as server:
+        assert (new := credentials(own_home)) != former
+        with lasting_server(own_home, 0):
+            assert credentials(own_home) == new
+        ended = asyncio.create_task(server.ended())
+        await asyncio.sleep(0)
+        assert not ended.done()
+        (process,) = servers(psutil.Process())
+        process.kill()
+        error = await asyncio.wait_for(ended, 10)
+        assert str(error).startswith(f"the engine's server has ended (SIGKILL); {own_home}/server.log ends:\n")
