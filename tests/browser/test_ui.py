@@ -60,6 +60,7 @@ def test_a_custom_run_of_one_node_is_started_watched_and_leaves_its_report(
     ui.sees_state("Completed")
     ui.graph_is_painted()
     expect(ui.main.get_by_role("log")).to_contain_text("a0-1: nothing is on the node: start a backup")
+    ui.newest_first("Finished in state Completed()")
     ui.screenshot("run-graph")
     expect(ui.open_tab("Task Runs").get_by_role("link", name="store-backup-a0-1")).to_be_visible()
     ui.open_artifact("backup-report")
@@ -79,7 +80,6 @@ def test_a_night_shows_its_progress_while_it_runs_and_ends_when_it_is_cancelled(
     ui.open_run(run, "Artifacts")
     ui.reload_until(ui.main, "2 of 4 nodes ended, at ")
     ui.graph_is_painted()
-    ui.screenshot("run-progress")
     ui.open_artifact("backup-steps")
     steps = ui.main.get_by_role("table")
     ui.reload_until(steps, re.compile(r"\d [kM]B of about \d"))
@@ -97,9 +97,41 @@ def test_a_night_shows_its_progress_while_it_runs_and_ends_when_it_is_cancelled(
     ui.sees_state("Cancelled")
     ui.graph_is_painted()
     expect(ui.main.get_by_role("link", name="retrieve-backup-a0-2")).to_be_visible()
-    ui.screenshot("run-cancelled")
     ui.open_artifact("backup-steps")
     expect(steps.get_by_role("row", name="a0-2")).to_contain_text("retrieve")
+
+    appliances.forget()
+    night = deployed.run("backup-fleet/nightly").raise_for_status().json()["id"]
+    assert deployed.ends_as("Completed", night, 120)
+
+
+def test_a_run_that_was_cancelled_shows_where_and_the_next_one_goes_on_with_its_backup(
+    ui: UI, deployed: Deployed, appliances: SimulatedFleet
+) -> None:
+    before = len(appliances.calls("a0-2", "backup"))
+    appliances.tell("a0-2", "backup-retrieve", "drip", bytes_per_second=40_000)
+    run = deployed.run("backup-node/single-node", node="a0-2").raise_for_status().json()["id"]
+    assert eventually(lambda: is_retrieved(deployed, "a0-2"), 60)
+    ui.open_run(run)
+    ui.from_menu("Cancel", confirm="Cancel Flow Run")
+    ui.sees_state("Cancelled")
+    ui.open_run(run, "Task Runs")
+    retrieval = ui.main.get_by_role("listitem").filter(has_text="retrieve-backup-a0-2").first
+    ui.reload_until(retrieval, "Crashed")
+    ui.open_run(run)
+    ui.sees_state("Cancelled")
+    ui.graph_is_painted()
+    ui.newest_first("Flow run was cancelled.")
+    expect(ui.main.get_by_role("log")).to_contain_text("called off")
+    ui.screenshot("run-cancelled")
+
+    appliances.forget()
+    following = deployed.run("backup-node/single-node", node="a0-2").raise_for_status().json()["id"]
+    assert deployed.ends_as("Completed", following)
+    ui.open_run(following, "Artifacts")
+    ui.open_artifact("backup-report")
+    expect(ui.report).to_contain_text(f"finished the backup that run {run} started")
+    assert len(appliances.calls("a0-2", "backup")) == before + 1
 
 
 def test_the_report_of_a_night_names_who_failed_and_why_and_fits_its_page(
@@ -114,10 +146,8 @@ def test_the_report_of_a_night_names_who_failed_and_why_and_fits_its_page(
     expect(ui.report).to_contain_text("4 node backups: 3 stored, 1 failed (1 unreachable)")
     expect(ui.report).to_contain_text("HINT: check host, port")
     # Nothing of the table is hidden beside the page's own column.
-    table = ui.report.get_by_role("table").bounding_box()
-    beside = ui.main.get_by_text("Flow Run", exact=True).first.bounding_box()
-    assert table is not None
-    assert beside is not None
+    table = ui.drawn(ui.report.get_by_role("table"))
+    beside = ui.drawn(ui.main.get_by_text("Flow Run", exact=True).first)
     assert table["x"] + table["width"] <= beside["x"]
     ui.screenshot("report")
 

@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import BrowserContext, Locator, expect, sync_playwright
+from playwright.sync_api import BrowserContext, FloatRect, Locator, expect, sync_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 SCREENSHOTS = Path(__file__).parents[2] / "docs" / "screenshots"
+TAKING_PICTURES = os.environ.get("A0BACKUP_SCREENSHOTS") == "1"
 ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
+# Where pictures are taken, as wide as shows the note of a node that does not answer, and no line of a log cut in half.
+VIEWPORT = {"width": 1840, "height": 1060} if TAKING_PICTURES else {"width": 1400, "height": 900}
 A_WHILE = 120_000.0  # milliseconds in which what is awaited comes also on a busy machine
 RUN_PAGE = re.compile(r"/runs/flow-run/([0-9a-f-]{36})")
 
@@ -26,7 +29,7 @@ def browser(user_data: Path) -> Iterator[BrowserContext]:
     """A headless Chromium that knows nothing yet."""
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            user_data, executable_path=CHROMIUM, args=ARGUMENTS, viewport={"width": 1400, "height": 900}
+            user_data, executable_path=CHROMIUM, args=ARGUMENTS, viewport=VIEWPORT
         )
         context.set_default_timeout(A_WHILE)
         try:
@@ -56,12 +59,22 @@ class UI:
 
     def screenshot(self, name: str) -> None:
         """Keep what is to be seen now as docs/screenshots/NAME.png, where A0BACKUP_SCREENSHOTS=1 asks for it."""
-        if os.environ.get("A0BACKUP_SCREENSHOTS") == "1":
+        if TAKING_PICTURES:
             SCREENSHOTS.mkdir(exist_ok=True)
             self.page.mouse.move(0, 0)
             # What was said of something else is gone after some seconds.
             expect(self.page.get_by_role("region", name="Notifications").get_by_role("listitem")).to_have_count(0)
-            self.page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled")
+            (SCREENSHOTS / f"{name}.png").write_bytes(self._once_still())
+
+    def _once_still(self) -> bytes:
+        # A graph moves into its place for a while after it was painted.
+        deadline = time.monotonic() + A_WHILE / 1000
+        picture, former = self.page.screenshot(animations="disabled"), b""
+        while picture != former:
+            assert time.monotonic() < deadline, "the page does not come to rest"
+            self.page.wait_for_timeout(1000)
+            picture, former = self.page.screenshot(animations="disabled"), picture
+        return picture
 
     # -- deployments -----------------------------------------------------------------------------------------------
 
@@ -140,6 +153,14 @@ class UI:
         self.page.get_by_role("menuitem", name=item, exact=True).click()
         self.page.get_by_role("alertdialog").get_by_role("button", name=confirm, exact=True).click()
 
+    def newest_first(self, line: str) -> None:
+        """Have the run's log, which is open, begin with its last line, which is *line*."""
+        order = self.main.get_by_role("combobox").filter(has_text=re.compile("Oldest|Newest"))
+        order.click()
+        self.page.get_by_role("option", name="Newest to oldest", exact=True).click()
+        order.blur()
+        expect(self.main.get_by_role("log").get_by_role("listitem").first).to_contain_text(line)
+
     def graph_is_painted(self) -> None:
         """Wait until the canvas of the run's graph has bars of a state's colour in it."""
         canvas = self.main.locator("canvas").first
@@ -153,6 +174,14 @@ class UI:
         self.main.locator("a[href*='/artifacts/artifact/']").first.click()
         self.page.wait_for_url(re.compile("/artifacts/artifact/"))
         expect(self.tab("Artifact")).to_be_visible()
+
+    def drawn(self, place: Locator) -> FloatRect:
+        """Where *place* stands on the page: it has no box while the page draws it anew."""
+        deadline = time.monotonic() + A_WHILE / 1000
+        while (box := place.bounding_box()) is None:
+            assert time.monotonic() < deadline, f"{place} is not drawn"
+            self.page.wait_for_timeout(100)
+        return box
 
     def reload_until(self, place: Locator, text: str | re.Pattern[str]) -> None:
         """Load the page again until *place* has the text: Prefect's pages of artifacts do not renew themselves."""
