@@ -34,7 +34,7 @@ class Readable(logging.Filter):
         elif text.startswith((_FAILED, _FLOW_FAILED)):
             _tell_of_a_failure(record, of_flow=of_flow)
         elif text in _CALLED_OFF and not of_flow:
-            record.msg = "called off"
+            record.msg = f"{getattr(record, 'task_run_name', 'a step')}: called off"
             _make_warning(record)
         return not text.startswith(_REPEATS_OF_FLOW if of_flow else _REPEATS)
 

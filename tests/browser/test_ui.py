@@ -122,7 +122,7 @@ def test_a_run_that_was_cancelled_shows_where_and_the_next_one_goes_on_with_its_
     ui.sees_state("Cancelled")
     ui.graph_is_painted()
     ui.newest_first("Flow run was cancelled.")
-    expect(ui.main.get_by_role("log")).to_contain_text("called off")
+    expect(ui.main.get_by_role("log")).to_contain_text("retrieve-backup-a0-2: called off")
     ui.screenshot("run-cancelled")
 
     appliances.forget()
