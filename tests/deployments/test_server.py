@@ -117,6 +117,24 @@ def test_it_serves_api_and_ui_from_a_private_home_and_outlives_a_stop_of_the_ser
 
 @pytest.mark.engine
 @pytest.mark.slow
+def test_while_nothing_runs_it_sleeps(own_home: Path) -> None:
+    """Otherwise `a0backup serve` takes a core of the machine, night and day."""
+
+    def sleeps_mostly(server: psutil.Process) -> bool:
+        # Not by the time that it is given: a process that would go on is no sleeper, however busy the machine is.
+        looks = []
+        for _ in range(100):
+            looks.append(server.status())
+            time.sleep(0.02)
+        return looks.count(psutil.STATUS_SLEEPING) > len(looks) / 2
+
+    with own_server(own_home):
+        (server,) = servers(psutil.Process())
+        assert eventually(lambda: sleeps_mostly(server), 60)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
 def test_what_a_crash_left_running_is_crashed_by_the_next_start_and_not_by_a_second_server(own_home: Path) -> None:
     with holder(own_home) as (process, api, flow_run):
         assert eventually(lambda: [state["type"] for state in states(api, flow_run)[1]] == ["RUNNING"])
