@@ -430,6 +430,8 @@ class OwnServer:
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": str(port),
             "PREFECT_UI_URL": f"http://127.0.0.1:{port}",
+            # As engine.env.example: longer than clients keep a connection, or one is used that is just being closed.
+            "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "75",
             "PREFECT_SERVER_API_AUTH_STRING": credentials(self.home),
             # The default keeps all runs for ever.
             "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
