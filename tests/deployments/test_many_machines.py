@@ -127,6 +127,7 @@ def test_of_30_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stor
             assert len(runs) == len(set(runs)), node
             assert appliances.holds(node) is None
         # Those in the middle were taken over, and the runs that died are known as dead.
+        assert left_behind
         for node in left_behind:
             assert len({session_of(call) for call in appliances.calls(node)}) == 2, node
         for run in died:

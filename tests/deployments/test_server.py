@@ -1,6 +1,8 @@
 import asyncio
+import http.client
 import http.server
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -113,6 +115,21 @@ def test_it_serves_api_and_ui_from_a_private_home_and_outlives_a_stop_of_the_ser
         process.kill()
         process.wait()
         assert eventually(lambda: not server.is_running())
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_it_keeps_an_idle_connection_for_longer_than_those_who_ask_would_use_it(own_home: Path) -> None:
+    with own_server(own_home) as api:
+        url = httpx.URL(api)
+        connection = http.client.HTTPConnection(url.host, url.port)
+        try:
+            connection.request("GET", f"{url.path}/health")
+            assert connection.getresponse().read() == b"true"
+            # Prefect's own client uses it for 5 s. What is closed can be read from.
+            assert select.select([connection.sock], [], [], 8) == ([], [], [])
+        finally:
+            connection.close()
 
 
 @pytest.mark.engine
