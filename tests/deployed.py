@@ -17,11 +17,22 @@ from typing import Any
 import httpx
 import psutil
 
+from a0backup.vault import Vault
 from tests.deployments.test_server import eventually
 from tests.login import logged_in
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+
+
+def left_at_work(vault: Path) -> list[Path]:
+    """What runs have left of their work below *vault*, of any node."""
+    return [left for node in vault.glob("*") for left in Vault(vault).work(node.name).glob("*")]
+
+
+def kill_with_all_it_started(process: psutil.Process) -> None:
+    for each in [*process.children(recursive=True), process]:
+        each.kill()
 
 
 class PatientClient(httpx.Client):
@@ -79,9 +90,8 @@ class Deployed:
             )
 
     def end(self) -> None:
-        for process in [psutil.Process(self.worker.pid)] if self.worker.poll() is None else []:
-            for each in [*process.children(recursive=True), process]:
-                each.kill()
+        if self.worker.poll() is None:
+            kill_with_all_it_started(psutil.Process(self.worker.pid))
         self.worker.wait()
         self._api.close()
 

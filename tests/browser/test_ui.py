@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from a0backup.lock import is_held
+from a0backup.vault import Vault
 from simulator.fleet import SimulatedFleet
 from tests.browser.ui import UI
 from tests.deployed import Deployed
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 def is_retrieved(deployed: Deployed, node: str) -> bool:
     """Whether bytes of the node's backup are arriving just now."""
-    return bool([*deployed.folder.glob(f"vault/{node}/work/*/*.tar.gz.enc")])
+    return bool([*Vault(deployed.folder / "vault").work(node).glob("*/*.tar.gz.enc")])
 
 
 def test_the_form_says_what_each_field_is_which_choices_there_are_and_what_is_wrong(

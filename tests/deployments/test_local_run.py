@@ -22,6 +22,7 @@ import pytest
 
 from deployments.server import CRASHED
 from simulator.fleet import SimulatedFleet
+from tests.deployed import left_at_work
 from tests.deployments.test_server import eventually
 from tests.login import logged_in, reaching
 
@@ -114,7 +115,7 @@ class Place:
         return sorted(self.root.glob("vault/*/*/manifest.json"))
 
     def work_left(self) -> list[Path]:
-        return [*self.root.glob("vault/*/work/*"), *self.root.glob("vault/*/journal*")]
+        return [*left_at_work(self.root / "vault"), *self.root.glob("vault/*/journal*")]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from a0backup.vault import Vault
 from simulator.fleet import SimulatedFleet
 from tests.deployments.test_local_run import Place, Terminal
 from tests.deployments.test_server import eventually
@@ -73,7 +74,7 @@ def test_an_engine_that_goes_away_in_the_middle_keeps_no_node_from_being_stored(
         # Without its client's own retries: those of the flow's end take a minute.
         run = Running(place, "run", "run", PREFECT_API_URL=server.api, PREFECT_CLIENT_MAX_RETRIES="0")
         assert eventually(lambda: bool(appliances.calls("a0-2", "backup-delete")), 60)
-        assert eventually(lambda: bool(list(place.root.glob("vault/a0-1/work/*/*.enc"))), 60)
+        assert eventually(lambda: bool(list(Vault(place.root / "vault").work("a0-1").glob("*/*.enc"))), 60)
         server.kill()
         assert run.exit_code(120) == 0, run.err
     assert sorted(place.stored()) == ["a0-1", "a0-2"]

@@ -16,12 +16,11 @@ import pytest
 from a0backup.lock import is_held
 from deployments.server import own_server, served_api
 from simulator.fleet import SimulatedFleet
-from tests.deployed import PatientClient
+from tests.deployed import REPOSITORY, PatientClient, kill_with_all_it_started
 from tests.deployments.test_local_run import Place, gone, server_of
 from tests.deployments.test_server import eventually
 from tests.login import logged_in
 
-REPOSITORY = Path(__file__).parents[2]
 A0BACKUP = Path(sys.executable).with_name("a0backup")
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -77,8 +76,7 @@ class Served:
 
     def end(self) -> None:
         if self.process.poll() is None:
-            for each in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
-                each.kill()
+            kill_with_all_it_started(psutil.Process(self.process.pid))
             self.process.wait()
 
 

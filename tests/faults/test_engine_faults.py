@@ -18,7 +18,7 @@ import pytest
 
 from a0backup.lock import is_held, read_holder
 from simulator.fleet import SimulatedFleet
-from tests.deployed import BIN, Deployed, PatientClient
+from tests.deployed import BIN, Deployed, PatientClient, left_at_work
 from tests.deployments.test_local_run import STEPS_OF_A_NODE, Place, gone, server_of
 from tests.faults.engines import (
     A_WHILE,
@@ -223,7 +223,7 @@ def assert_nothing_runs(deployed: Deployed) -> None:
 
 def assert_folder_is_clean(deployed: Deployed) -> None:
     assert_nothing_runs(deployed)
-    assert [*deployed.folder.glob("vault/*/work/*"), *deployed.folder.glob("vault/*/journal*")] == []
+    assert [*left_at_work(deployed.folder / "vault"), *deployed.folder.glob("vault/*/journal*")] == []
 
 
 # -- its database ------------------------------------------------------------------------------------------------------
@@ -468,7 +468,7 @@ def fail_to_start(place: Place, appliances: SimulatedFleet) -> str:
     assert "HINT: " in run.err
     assert appliances.calls() == []
     assert place.left() == []
-    assert not list(place.root.glob("vault/*/work/*"))
+    assert not left_at_work(place.root / "vault")
     return run.err
 
 

@@ -20,7 +20,7 @@ from a0backup.lock import read_holder
 from a0backup.report import Ending, Outcome, outcome_of
 from deployments.server import own_server, use_api
 from simulator.fleet import SimulatedFleet
-from tests.deployed import Deployed, deployed_in
+from tests.deployed import Deployed, deployed_in, kill_with_all_it_started
 from tests.deployments.test_server import eventually
 from tests.faults.engines import operators_server
 
@@ -223,9 +223,7 @@ def test_what_a_run_has_settled_is_not_made_again_by_the_next_nor_by_a_retry_of_
     assert eventually(lambda: bool(appliances.calls("a0-1", "backup-sensitive-retrieve")), 90)
     holder = read_holder(deployed.folder / "vault/a0-1/lock")
     assert holder is not None
-    dies = psutil.Process(holder.pid)
-    for process in [*dies.children(recursive=True), dies]:
-        process.kill()
+    kill_with_all_it_started(psutil.Process(holder.pid))
 
     assert deployed.ends_as("Failed", run, 180)
     assert "a0-2" in deployed.get(f"flow_runs/{run}")["state"]["message"]
