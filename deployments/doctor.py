@@ -26,8 +26,6 @@ _BACKUPS = ("backup-fleet", "backup-node")
 _SCHEDULED_WITHIN = timedelta(minutes=2)
 # As Prefect's foreman judges (server/services/foreman.py), which is not there to set OFFLINE where services are down.
 _MISSED_HEARTBEATS, _HEARTBEAT_SECONDS = 3, 30
-# From a worker's taking a run up to its first sign; an image may have to be fetched meanwhile.
-_STARTS_WITHIN = timedelta(minutes=10)
 _SWITCH_ON = "switch it on in the UI"
 _MEMORY = "prefect.server.concurrency.lease_storage.memory"
 
@@ -184,6 +182,7 @@ async def _stuck(client: "PrefectClient", now: datetime) -> AsyncIterator[Remark
     from prefect.client.schemas.filters import FlowRunFilter
 
     from deployments.engine_objects import WATCHED_TAG
+    from flows.node_runs import STARTS_WITHIN
 
     async def ours(**state: list[str]) -> "list[FlowRun]":
         wanted = {"state": {key: {"any_": values} for key, values in state.items()}, "tags": {"all_": [WATCHED_TAG]}}
@@ -195,7 +194,7 @@ async def _stuck(client: "PrefectClient", now: datetime) -> AsyncIterator[Remark
     if late := await ours(name=["Late"]):
         yield Remark(Verdict.WARNING, f"late runs {names(late)}", "is a worker running, and is it free?")
     pending = await ours(type=["PENDING"])
-    if stuck := [run for run in pending if run.state and now - run.state.timestamp > _STARTS_WITHIN]:
+    if stuck := [run for run in pending if run.state and (now - run.state.timestamp).total_seconds() > STARTS_WITHIN]:
         hint = "their worker or its machine died: give them the state Crashed in the UI; the next run goes on there"
         yield Remark(Verdict.WARNING, f"runs that a worker took up and did not start {names(stuck)}", hint)
 

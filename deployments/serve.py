@@ -155,7 +155,9 @@ async def _call_off_all() -> "list[FlowRun]":
                     runs = await _under_way(client)
         # The processes have seconds to end; that the worker then takes longer to say so must not hold up the stop.
         for run in await _under_way(client):
-            await _force(client, run, Cancelled(message="called off, as `a0backup serve` ended"))
+            await client.set_flow_run_state(
+                run.id, Cancelled(message="called off, as `a0backup serve` ended"), force=True
+            )
     return called_off
 
 
@@ -178,11 +180,7 @@ async def _give_back(called_off: "list[FlowRun]") -> None:
                     scheduled_time=DateTime.now("UTC") + BACK_IN,
                     message="called off, as `a0backup serve` ended; goes on with its next start",
                 )
-                await _force(client, run, goes_on)
-
-
-async def _force(client: "PrefectClient", run: "FlowRun", state: "State[Any]") -> None:
-    await client.set_flow_run_state(run.id, state, force=True)
+                await client.set_flow_run_state(run.id, goes_on, force=True)
 
 
 async def _under_way(client: "PrefectClient") -> "list[FlowRun]":

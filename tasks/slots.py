@@ -33,19 +33,18 @@ async def slots(node: str, *, deadline: float) -> AsyncIterator[None]:
         lease_duration=LEASE,
         raise_on_lease_renewal_failure=False,
     )
-    async with contextlib.AsyncExitStack() as stack:
-        try:
-            await stack.enter_async_context(held)
-        except TimeoutError:
-            get_run_logger().warning("%s: no slot of the engine within %.0f s; goes on without", node, deadline)
-        except Exception as error:  # noqa: BLE001 - an engine that is away or at fault must not stop a backup
-            get_run_logger().warning("%s: no slot of the engine (%r); goes on without", node, error)
-        release = stack.pop_all()
+    entered = contextlib.AsyncExitStack()
+    try:
+        await entered.enter_async_context(held)
+    except TimeoutError:
+        get_run_logger().warning("%s: no slot of the engine within %.0f s; goes on without", node, deadline)
+    except Exception as error:  # noqa: BLE001 - an engine that is away or at fault must not stop a backup
+        get_run_logger().warning("%s: no slot of the engine (%r); goes on without", node, error)
     try:
         yield
     finally:
         try:
-            await release.aclose()
+            await entered.aclose()
         except Exception as error:  # noqa: BLE001 - nor one that is at fault when the backup is stored
             get_run_logger().warning(
                 "%s: its slots were not given back (%r); the engine takes them within %.0f s", node, error, LEASE

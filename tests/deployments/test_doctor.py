@@ -23,6 +23,8 @@ from tests.deployments.test_server import eventually
 from tests.login import logged_in
 
 BIN = Path(sys.executable).parent
+# Prefect schedules nothing that is more than 100 days ahead.
+FAR = f"0 2 1 {(datetime.now(UTC) + timedelta(days=180)).month} *"
 __all__ = ["api", "desk"]  # the fixtures
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -136,9 +138,7 @@ def schedules(desk: Desk, **crons: str) -> None:
 async def test_a_backup_that_nothing_schedules_is_a_problem_and_one_registered_just_now_is_not(
     desk: Desk, client: PrefectClient
 ) -> None:
-    # Prefect schedules nothing that is more than 100 days ahead.
-    far = f"0 2 1 {(datetime.now(UTC) + timedelta(days=180)).month} *"
-    schedules(desk, nightly=far, hourly_check=far)
+    schedules(desk, nightly=FAR, hourly_check=FAR)
     assert await coming(desk, client) == []  # what is missing is said already
     assert desk.register().returncode == 0
     yet = "is scheduled yet, as it was changed just now"
@@ -161,8 +161,7 @@ async def test_a_backup_that_nothing_schedules_is_a_problem_and_one_registered_j
 
 
 async def test_a_run_that_a_person_has_set_for_later_is_no_schedule(desk: Desk, client: PrefectClient) -> None:
-    far = f"0 2 1 {(datetime.now(UTC) + timedelta(days=180)).month} *"
-    schedules(desk, nightly=far)
+    schedules(desk, nightly=FAR)
     assert desk.register().returncode == 0
     later = {"scheduled_time": (datetime.now(UTC) + timedelta(days=1)).isoformat()}
     body = {"state": {"type": "SCHEDULED", "name": "Scheduled", "state_details": later}}

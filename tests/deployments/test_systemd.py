@@ -71,7 +71,7 @@ def test_a_unit_writes_to_the_vault_and_its_own_state_at_most(name: str) -> None
 
 @each_unit
 def test_a_unit_that_writes_to_the_vault_starts_with_what_is_mounted_there_and_not_without(name: str) -> None:
-    # ReadWritePaths makes a mount of its own of the folder, so a run cannot see that the file server's is missing.
+    # A run refuses a folder that ReadWritePaths alone makes a mount of; with the file server's it need not.
     assert settings(name).get("RequiresMountsFor") == settings(name).get("ReadWritePaths")
 
 
