@@ -115,9 +115,10 @@ class SealedFiles:
             if password.confirmed:
                 proven |= set(password.sealed)
                 continue
+            known = set(password.sealed)
             for content in made:
                 if manifest.stored_at >= content.made_at:
-                    wanted |= dict.fromkeys(entry for entry in content.sealed if entry not in password.sealed)
+                    wanted |= dict.fromkeys(entry for entry in content.sealed if entry not in known)
         return tuple(entry for entry in wanted if entry not in proven)
 
     def remove(self, but: Sequence[SealedPassword] = ()) -> None:
