@@ -444,7 +444,7 @@ class OwnServer:
             # One transaction per state, the default, takes 40 s for the states of 1,200 task runs; these take 3 s.
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
-            # Prefect 3.8.8 takes whole seconds of it: below one it would flush without a pause, on a whole core.
+            # Prefect takes whole seconds of it: below one it would flush without a pause, on a whole core.
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
             "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "200",
             "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
