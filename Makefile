@@ -1,8 +1,10 @@
 # make setup   a virtual environment with the `a0backup` command in it
 # make install the same for a machine that makes backups: without the tools of development
 # make demo    a simulated three-node fleet, backed up for real
-# make test    every test, with a short selection of the kills
+# make test    the tests to run before every commit
+# make test-all     every test, with real servers and browser, and how much of the core they cover
 # make test-faults  every kill and fault, and the table of what was tried
+# make mutants      breaks the modules that decide, line by line: a test must notice
 # make lint    ruff, format check and mypy
 # make lock    resolve the dependencies anew (needs uv)
 
@@ -11,7 +13,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup install demo test test-faults lint format lock clean
+# Of pytest-xdist. Most tests wait for processes, so that more of them than cores keep the cores busy.
+WORKERS ?= 4
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: setup install demo test test-rest test-all test-faults mutants lint format lock clean
 
 setup: $(STAMP)
 
@@ -42,10 +48,19 @@ demo: setup
 	@$(BIN)/a0backup demo
 
 test: setup
-	@$(BIN)/python -m pytest -n 3 --dist worksteal
+	@$(PYTEST) --extent quick
+
+# What `test-all` runs on top of `test`.
+test-rest: setup
+	@$(PYTEST) --extent rest
+
+test-all: setup
+	@rm -f .coverage .coverage.*
+	@$(BIN)/coverage run -m pytest -n $(WORKERS) --dist worksteal; status=$$?; \
+		$(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
 
 test-faults: setup
-	@A0BACKUP_FAULTS=1 $(BIN)/python -m pytest -n 3 --dist worksteal tests/faults
+	@A0BACKUP_FAULTS=1 $(PYTEST) tests/faults tests/redaction
 
 lint: setup
 	@$(BIN)/ruff check .
@@ -61,4 +76,4 @@ lock:
 		--no-annotate --no-header --upgrade -q -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* mutants

@@ -166,7 +166,7 @@ class SimulatedFleet:
                 "retrieve_timeout": "2m",
             },
             "password": {"env": "A0_BACKUP_PASSWORD"},
-            "polling": {"interval": "1s", "max_interval": "2s", "deadline": "1m"},
+            "polling": {"interval": "0.2s", "max_interval": "0.5s", "deadline": "1m"},
             "lock_deadline": "30s",
             "nodes": self.nodes,
         }

@@ -6,6 +6,7 @@ All of it lives in one temporary room per session, shared by the workers of pyte
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.support.extent import Extent, add_option
+from tests.support.patience import measure, patience
 
 _ROOM = "A0BACKUP_TEST_ROOM"
 # The workers of pytest-xdist inherit it from the process that was started first, which is the one to remove it.
@@ -35,6 +39,13 @@ os.environ |= {
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
     "XDG_STATE_HOME": str(ROOM / "state"),
 }
+measure()
+
+for _number in (signal.SIGINT, signal.SIGHUP):
+    # Started in the background, all of this ignores them, and so would the programs whose interrupts are tested. What
+    # a handler takes, a program that is started does not inherit: it is only this process that goes on ignoring it.
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 # Holds the server that all tests share for as long as anyone has the named pipe open for writing.
 _KEEPER = """
@@ -50,7 +61,12 @@ with own_server(home) as api:
 """
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_option(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Extent(config))
     if _first:
         os.mkfifo(ROOM / "lifeline", 0o600)
         globals()["_lifeline"] = os.open(ROOM / "lifeline", os.O_RDWR)
@@ -62,7 +78,7 @@ def pytest_unconfigure() -> None:
     os.close(globals()["_lifeline"])
     with _started(ROOM / "keeper.pid") as keeper:
         if keeper is not None:
-            keeper.wait(30)
+            keeper.wait(patience(30))
     shutil.rmtree(ROOM)
 
 
@@ -118,7 +134,7 @@ def engine_server(migrated_home: Path) -> str:
                     start_new_session=True,
                 )
             (ROOM / "keeper.pid").write_text(str(keeper.pid))
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + patience(120)
             while not address.exists():
                 if keeper.poll() is not None or time.monotonic() > deadline:
                     pytest.fail(f"no engine for the tests: {(ROOM / 'keeper.log').read_text()}")

@@ -18,8 +18,8 @@ import httpx
 import psutil
 
 from a0backup.vault import Vault
-from tests.deployments.test_server import eventually
-from tests.login import logged_in
+from tests.support.login import logged_in
+from tests.support.patience import eventually, patience
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -43,7 +43,7 @@ class PatientClient(httpx.Client):
 
     def __init__(self, **options: Any) -> None:
         fresh = httpx.Limits(max_keepalive_connections=0)
-        super().__init__(timeout=60, trust_env=False, limits=fresh, **options)
+        super().__init__(timeout=patience(60), trust_env=False, limits=fresh, **options)
 
     def request(self, *arguments: Any, **options: Any) -> httpx.Response:
         answers = [super().request(*arguments, **options)]
@@ -77,7 +77,7 @@ class Deployed:
     def prefect(self, *arguments: str) -> None:
         command = [BIN / "prefect", "--no-prompt", *arguments]
         ended = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=patience(120)
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
 

@@ -14,6 +14,7 @@ from a0backup.journal import JournalFile
 from a0backup.vault import Manifest, Vault
 from simulator.fleet import SimulatedFleet
 from tests.nights import REPOSITORY, Night, night
+from tests.support.patience import patience
 
 
 def killed_after(stage: str, fleet_file: str) -> None:
@@ -96,7 +97,7 @@ class Desk:
             shutil.copytree(self.simulated.key_dir, place)
             self.by_hand("update-commands")
         call = [self.simulated.a0cli, "-t", self.node["host"], "-p", str(self.node["port"]), *command]
-        subprocess.run(call, cwd=place, check=True, capture_output=True, timeout=60)
+        subprocess.run(call, cwd=place, check=True, capture_output=True, timeout=patience(60))
 
     async def night(self, **said: Any) -> Night:
         return await night(self.fleet, **said)

@@ -3,7 +3,7 @@
 ended = await night(fleet)                    # in this process
 with Runs(room) as runs:                      # each in a process of its own, which may be killed
     run = runs.start(fleet_file, flow_run="run-1")
-    print(run.wait(60))
+    print(run.wait(patience(60)))
 """
 
 import asyncio
@@ -34,6 +34,7 @@ from a0backup.reconcile import Action
 from a0backup.replies import Found, Status
 from a0backup.report import Ending, Outcome, outcome_of
 from a0backup.vault import Stock, Vault
+from tests.support.patience import patience
 
 PASSWORD = "Passw0rd"
 REPOSITORY = Path(__file__).parents[1]
@@ -263,7 +264,7 @@ class Runs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # The end of its stdin makes it kill its runs and end.
-        self._warm.communicate(timeout=30)
+        self._warm.communicate(timeout=patience(30))
 
     def start(self, fleet_file: Path, *, attach: Path | None = None, **said: object) -> Running:
         """Start `whole_night` with *said* in a process of its own; *attach*: to that control file of the disk."""
@@ -273,7 +274,7 @@ class Runs:
         assert self._warm.stdin is not None
         self._warm.stdin.write(json.dumps(order, default=str).encode() + b"\n")
         self._warm.stdin.flush()
-        return Running(self, int(self._line(30)["started"]), report)
+        return Running(self, int(self._line(patience(30))["started"]), report)
 
     def _line(self, seconds: float) -> dict[str, int]:
         """Return the next 'started', noting what ended meanwhile; without one until then, raise TimeoutError."""
@@ -296,7 +297,7 @@ class Runs:
         raise TimeoutError(f"nothing from the warm process for {seconds:.0f} s")
 
     def _status_of(self, pid: int, seconds: float) -> int:
-        ends = time.monotonic() + seconds
+        ends = time.monotonic() + patience(seconds)
         try:
             while pid not in self._ended:
                 self._line(ends - time.monotonic())

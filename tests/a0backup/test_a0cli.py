@@ -37,6 +37,7 @@ from a0backup.files import digests
 from a0backup.fleet import Fleet
 from a0backup.replies import Absent, Found, InProgress, missing_commands
 from simulator.fleet import SimulatedFleet
+from tests.support.patience import patience
 
 SECRET = "S3cret 'Pa\"ss/w0rd+&"
 
@@ -107,7 +108,7 @@ async def until_written(path: Path) -> str:
     def read() -> str:
         return path.read_text() if path.exists() else ""
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         while not (text := read()):  # noqa: ASYNC110 - another process makes it true
             await asyncio.sleep(0.01)
     return text
@@ -465,7 +466,7 @@ async def test_all_kinds_are_started_shown_retrieved_and_deleted(
     for kind in fleet.kinds_of(node):
         assert await a0cli.status(kind) == Absent()
         assert (await a0cli.start(kind, "Passw0rd", *fleet.arguments(kind))).exit_code == 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(20)):
             while not isinstance(status := await a0cli.status(kind), Found):
                 assert status == InProgress()
         directory.clear_retrieved()

@@ -135,11 +135,11 @@ async def test_with_the_policy_to_fail_a_backup_of_somebody_else_in_progress_fai
 
 async def test_our_own_await_begins_anew_after_that_for_somebody_else(desk: Desk) -> None:
     """Neither its deadline nor what it saw in progress is that of the other's backup."""
-    desk.configure(polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": "4s"})
-    desk.tell("backup", "duration", seconds=2.5, times=1)
+    desk.configure(polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": "2s"})
+    desk.tell("backup", "duration", seconds=1.2, times=1)
     desk.by_hand("backup", "their own")
-    desk.tell("backup", "late", seconds=1.5, reply="ok", times=1)
-    desk.tell("backup", "duration", seconds=1, times=1)
+    desk.tell("backup", "late", seconds=0.8, reply="ok", times=1)
+    desk.tell("backup", "duration", seconds=0.5, times=1)
     ended = await desk.night()
     assert ended.error is None
     desk.is_settled()
@@ -587,8 +587,8 @@ async def test_a_start_that_takes_effect_late_is_waited_for(desk: Desk) -> None:
 
 
 async def test_a_start_without_an_end_that_takes_effect_after_its_deadline_is_waited_for(desk: Desk) -> None:
-    desk.configure(a0cli={"call_timeout": "4s"})
-    desk.tell("backup", "late", seconds=4.6, reply="hang", times=1)
+    desk.configure(a0cli={"call_timeout": "1.5s"})
+    desk.tell("backup", "late", seconds=2, reply="hang", times=1)
     assert (await desk.night()).outcome.ending is Ending.STORED
     assert desk.counts == (1, 1, 1)
 
@@ -641,6 +641,7 @@ async def test_a_backup_that_is_never_finished_fails_at_the_deadline_and_is_gone
 
 
 async def test_a_deletion_that_was_acknowledged_and_not_done_fails_and_the_next_run_does_it_first(desk: Desk) -> None:
+    desk.configure(a0cli={"call_timeout": "1.5s"})  # how long it may take effect, and the next start waits twice that
     desk.tell("backup-delete", "false_delete", times=1)
     failed = await desk.night(flow_run="run-1")
     assert isinstance(failed.error, DeleteNotConfirmedError)
@@ -661,6 +662,7 @@ async def test_a_deletion_whose_reply_was_lost_is_judged_by_its_effect(desk: Des
 
 
 async def test_nothing_is_deleted_where_the_status_before_it_fails(desk: Desk) -> None:
+    desk.configure(a0cli={"call_timeout": "1.5s"})  # the next start waits twice as long for a deletion to arrive
     ended = await desk.night(after=lambda s: desk.tell("backup-status", "bad_json", times=1) if s == "store" else None)
     assert isinstance(ended.error, UnknownReplyError)
     assert ended.error.transient, "asking again may help, and begins with a status again"
@@ -673,8 +675,8 @@ async def test_nothing_is_deleted_where_the_status_before_it_fails(desk: Desk) -
 
 async def test_a_deletion_that_takes_effect_late_is_waited_for(desk: Desk) -> None:
     """Otherwise it would meet the next backup."""
-    desk.configure(a0cli={"call_timeout": "3s"})
-    desk.tell("backup-delete", "late", seconds=1.5, reply="lost", times=1)
+    desk.configure(a0cli={"call_timeout": "1.5s"})
+    desk.tell("backup-delete", "late", seconds=0.7, reply="lost", times=1)
     assert (await desk.night(flow_run="run-1")).outcome.ending is Ending.STORED
     assert desk.holds is None
     assert desk.counts == (1, 1, 1)
@@ -682,17 +684,17 @@ async def test_a_deletion_that_takes_effect_late_is_waited_for(desk: Desk) -> No
 
 @pytest.mark.parametrize("ours", [True, False])
 async def test_a_deletion_that_a_killed_run_sent_does_not_meet_the_next_backup(desk: Desk, ours: bool) -> None:
-    desk.configure(a0cli={"call_timeout": "3s"})
+    desk.configure(a0cli={"call_timeout": "1.5s"})
     if not ours:
         desk.put()
-    desk.tell("backup-delete", "late", seconds=2.5, reply="lost", times=1)
+    desk.tell("backup-delete", "late", seconds=1.2, reply="lost", times=1)
     await desk.killed_after("delete")
     [sent] = desk.simulated.calls(desk.name, "backup-delete")
     if ours:
         assert (await desk.night(flow_run="run-2")).outcome.ending is Ending.STORED
     desk.tell("backup-retrieve", "drop")
     await desk.night(flow_run="run-3")
-    while time.time() < sent["time"] + 3:
+    while time.time() < sent["time"] + 1.5:
         await asyncio.sleep(0.1)
     held = desk.holds
     assert held is not None

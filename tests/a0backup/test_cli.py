@@ -1,7 +1,6 @@
 """The `a0backup` command from the outside: as a process, by what it prints and how it ends."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,27 +13,7 @@ from a0backup import recovery
 from a0backup.fleet import Fleet
 from simulator.fleet import SimulatedFleet
 from tests.stored import PASSPHRASE, at_terminal
-
-A0BACKUP = Path(sys.executable).with_name("a0backup")
-PASSWORD = "Canary7Password"
-
-
-def a0backup(*arguments: object, api: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "A0_BACKUP_PASSWORD": PASSWORD}
-    if api:
-        environment["PREFECT_API_URL"] = api
-    command = [str(A0BACKUP), *map(str, arguments)]
-    # Without a terminal: nobody is there to be asked.
-    return subprocess.run(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        cwd=cwd,
-        start_new_session=True,
-    )
+from tests.support.command import PASSWORD, a0backup
 
 
 @pytest.fixture(scope="module")
@@ -272,9 +251,9 @@ def test_status_shows_the_last_artifact_and_a_free_lock(stored: Path) -> None:
     assert rows[0]["last"].startswith("a0-1/")
 
 
-def test_status_shows_a_deletion_that_is_not_confirmed(stored: Path) -> None:
-    (stored.parent / "vault" / "a0-1" / "deleting-backup.json").write_text("{}")
-    rows = json.loads(a0backup("status", "--fleet", stored, "--json").stdout)
+def test_status_shows_a_deletion_that_is_not_confirmed(copied: Path) -> None:
+    (copied.parent / "vault" / "a0-1" / "deleting-backup.json").write_text("{}")
+    rows = json.loads(a0backup("status", "--fleet", copied, "--json").stdout)
     assert rows[0]["journal"] == "a deletion was sent and is not confirmed; the next start lets it arrive first"
     assert rows[1]["journal"] is None
 
@@ -283,6 +262,7 @@ def test_status_shows_a_deletion_that_is_not_confirmed(stored: Path) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_of_twenty_nodes_three_fail_and_seventeen_are_stored(engine_server: str, tmp_path: Path) -> None:
     with SimulatedFleet(tmp_path / "sim", nodes=20) as appliances:
         fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml", a0cli={"call_timeout": "3s"}, max_parallel=20)

@@ -46,6 +46,7 @@ from tests.artifacts import (
     refused,
     repeated,
 )
+from tests.support.patience import patience
 
 
 @pytest.fixture
@@ -269,7 +270,7 @@ async def test_a_call_off_while_the_file_comes_slowly_ends_at_its_next_chunk(tmp
         work.cancel()
         await asyncio.sleep(0)
         os.write(held, b"x")
-        async with asyncio.timeout(20) as limit:
+        async with asyncio.timeout(patience(20)) as limit:
             with pytest.raises(asyncio.CancelledError):
                 await work
         # The timeout ends what is awaited by a cancel, too: that alone would look like the end waited for.

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from a0backup.encryption import decrypt_file, decryptor, key_and_iv
 from a0backup.files import CHUNK, Digests, digests, in_thread
+from tests.support.patience import patience
 
 PASSWORDS = ["Passw0rd", "pässwörd €", "two words", "q\"uo'tes $`\\", "p" * 500, os.fsdecode(b"\xff\xfe octets")]
 
@@ -111,7 +112,7 @@ async def test_a_cancelled_decryption_ends_at_its_next_chunk(tmp_path: Path) -> 
         decrypting.cancel()
         await asyncio.sleep(0)
         os.write(held, b"x")
-        async with asyncio.timeout(20) as limit:
+        async with asyncio.timeout(patience(20)) as limit:
             with pytest.raises(asyncio.CancelledError):
                 await decrypting
         # The timeout ends what is awaited by a cancel, too: that alone would look like the end waited for.

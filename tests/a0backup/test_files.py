@@ -26,6 +26,7 @@ from a0backup.files import (
     publish,
     remove_durably,
 )
+from tests.support.patience import patience
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -39,7 +40,7 @@ def python(room: Path, body: str, *, before: list[str] | None = None) -> subproc
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=False,
     )
 
@@ -240,7 +241,7 @@ class Work:
 
     def __call__(self) -> None:
         self.began.set()
-        assert self.let_go.wait(20)
+        assert self.let_go.wait(patience(20))
         self.ended.set()
 
     async def begun(self) -> "asyncio.Task[None]":
@@ -280,7 +281,7 @@ async def test_a_cancelled_reading_ends_at_its_next_chunk(room: Path) -> None:
     await turns()
     os.write(held, b"x")
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(20)):
             with pytest.raises(asyncio.CancelledError):
                 await reading
     finally:

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ import pytest
 
 from a0backup.errors import LockDeadlineError, VaultUnusableError
 from a0backup.lock import Holder, end_orphans, is_held, node_lock, read_holder
+from tests.support.patience import patience, until
 
 # Holds the lock until its stdin ends; with a third argument, a child that works there inherits the lock.
 HOLD = """
@@ -93,13 +94,6 @@ def alive(pid: int) -> bool:
 
 
 BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def until(condition: Callable[[], object]) -> None:
-    ends = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < ends, "the condition never held"
-        time.sleep(0.01)
 
 
 async def taken(
@@ -184,7 +178,7 @@ async def test_two_tasks_of_one_process_exclude_each_other_and_none_waits_for_ev
             assert inside[-1] == name
             inside.append(name)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patience(20)):
         await asyncio.gather(*(turn(f"run-{number}") for number in range(5)))
     assert inside[::2] == inside[1::2]
     with pytest.raises(LockDeadlineError):

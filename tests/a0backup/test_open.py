@@ -19,6 +19,7 @@ from a0backup.errors import ArtifactDamagedError
 from a0backup.fleet import ContentsLimits
 from a0backup.vault import Manifest, Vault
 from tests.stored import A0BACKUP, PASSPHRASE, Keys, at_terminal, store
+from tests.support.patience import patience
 
 SHARED = "Canary7Password"
 LIMITS = ContentsLimits()
@@ -44,7 +45,7 @@ def a0backup(*arguments: object, cwd: Path, password: str = SHARED) -> subproces
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         start_new_session=True,
     )
 
@@ -268,16 +269,16 @@ def test_an_interrupt_ends_it_at_once_and_leaves_nothing_behind(place: Path, key
         start_new_session=True,
     )
     artifact = Vault(place / "vault").artifact(manifest)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     while not (reads(running.pid, artifact) if command == "drill" else left_in(place)):
         assert running.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     sent = time.monotonic()
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=30)
+    _, said = running.communicate(timeout=patience(30))
     assert (running.returncode, "Traceback" in said.decode()) == (130, False), said
-    assert time.monotonic() - sent < 5
+    assert time.monotonic() - sent < patience(5)
     assert left_in(place) == set()
 
 

@@ -20,6 +20,7 @@ import pytest
 from a0backup.errors import ArtifactDamagedError, VaultUnusableError
 from a0backup.files import Digests
 from a0backup.vault import Manifest, ManifestNode, ManifestPassword, UnreadableManifest, Vault, unmounted
+from tests.support.patience import patience
 
 STARTED = datetime(2026, 11, 23, 2, 0, 0, tzinfo=UTC)
 STORED = datetime(2026, 11, 23, 2, 14, 9, tzinfo=UTC)
@@ -178,7 +179,7 @@ Room(Path({str(room.vault.root)!r})).vault.store(node=NODE, kind="backup", name_
         ["strace", "-f", "-qq", "-y", "-e", calls, "-o", str(log), sys.executable, "-c", program],
         cwd=Path(__file__).parents[2],
         check=True,
-        timeout=60,
+        timeout=patience(60),
     )
     told: list[str] = []
     for line in log.read_text().splitlines():
@@ -240,7 +241,7 @@ except VaultUnusableError as error:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=True,
     )
     assert ran.stdout == "a0-1: the artifact cannot be stored: File too large\n"
@@ -528,7 +529,7 @@ print(salvaged(Room(Path({str(room.vault.root)!r}))) == digests_of(BYTES))
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=True,
     )
     assert ran.stdout == "True\n"
@@ -599,7 +600,9 @@ def test_what_is_written_to_try_the_vault_is_private_though_it_is_removed_at_onc
     log = room.vault.root.parent / "trace"
     program = f"from a0backup.vault import *; Vault(Path({str(room.vault.root)!r})).ensure_writable('a0-1')"
     calls = ["strace", "-f", "-qq", "-e", "trace=openat", "-o", str(log)]
-    subprocess.run([*calls, sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True, timeout=60)
+    subprocess.run(
+        [*calls, sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True, timeout=patience(60)
+    )
     [made] = [line for line in log.read_text().splitlines() if "O_CREAT" in line and str(room.vault.root) in line]
     assert ", 0600)" in made
 

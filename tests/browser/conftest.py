@@ -15,7 +15,7 @@ from deployments.server import own_server
 from simulator.fleet import SimulatedFleet
 from tests.browser.ui import CHROMIUM, TAKING_PICTURES, UI, browser
 from tests.deployed import Deployed, deployed_in
-from tests.login import logged_in
+from tests.support.login import logged_in
 
 
 @pytest.fixture(scope="module")

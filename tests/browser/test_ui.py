@@ -10,7 +10,7 @@ from a0backup.vault import Vault
 from simulator.fleet import SimulatedFleet
 from tests.browser.ui import UI
 from tests.deployed import Deployed
-from tests.deployments.test_server import eventually
+from tests.support.patience import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from playwright.sync_api import BrowserContext, FloatRect, Locator, expect, sync_playwright
 
+from tests.support.patience import patience
+
 CHROMIUM = Path("/usr/bin/chromium")
 SCREENSHOTS = Path(__file__).parents[2] / "docs" / "screenshots"
 TAKING_PICTURES = os.environ.get("A0BACKUP_SCREENSHOTS") == "1"
@@ -18,7 +20,7 @@ ARGUMENTS = [
 ]
 # Where pictures are taken, as wide as shows the note of a node that does not answer, and no line of a log cut in half.
 VIEWPORT = {"width": 1840, "height": 1060} if TAKING_PICTURES else {"width": 1400, "height": 900}
-A_WHILE = 120_000.0  # milliseconds in which what is awaited comes also on a busy machine
+A_WHILE = patience(120) * 1000  # milliseconds
 RUN_PAGE = re.compile(r"/runs/flow-run/([0-9a-f-]{36})")
 
 expect.set_options(timeout=A_WHILE)

@@ -36,6 +36,7 @@ import psutil
 import pytest
 
 from tests.deployed import PatientClient
+from tests.support.patience import patience
 
 REPOSITORY = Path(__file__).parents[2]
 UNITS = REPOSITORY / "deployments" / "systemd"
@@ -152,7 +153,7 @@ class Part:
 
     def wait_until(self, ready: Callable[[], bool], seconds: float = 180) -> None:
         """Wait until *ready* says so; fail the test, with the end of the log, if it does not."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience(seconds)
         while not ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"{self.log.stem} did not come up:\n{self.tail()}")
@@ -160,7 +161,7 @@ class Part:
 
     def ends_well(self, seconds: float = 120) -> None:
         """Wait until it has ended by itself; fail the test unless its exit code is 0."""
-        assert self.process.wait(seconds) == 0, self.tail()
+        assert self.process.wait(patience(seconds)) == 0, self.tail()
 
     def said(self, words: str) -> bool:
         """Return whether its log has *words*."""
@@ -197,7 +198,7 @@ class Part:
         started = psutil.Process(self.process.pid).children(recursive=True)
         ask()
         try:
-            self.process.wait(seconds)
+            self.process.wait(patience(seconds))
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -341,7 +342,9 @@ class Engine:
         """Run a command of Prefect in *folder* with a worker's settings, and return what it printed."""
         environment = self._environment("prefect") | self.worker_settings(**settings)
         command = [str(BIN / "prefect"), "--no-prompt", *arguments]
-        ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+        ended = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=patience(120)
+        )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout
 

@@ -15,8 +15,8 @@ import pytest
 
 from tests.deployed import PatientClient
 from tests.deployments.parts import BIN, REPOSITORY, Part, filled_settings, found, free_port, needed
-from tests.deployments.test_server import eventually
-from tests.login import logged_in
+from tests.support.login import logged_in
+from tests.support.patience import eventually, patience
 
 # An event of its own, sent on one websocket and awaited on another.
 ROUND_TRIP = """
@@ -60,7 +60,9 @@ class Proxy:
 
     def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         environment = self.settings(**settings)
-        return subprocess.run(command, env=environment, cwd=self.room, capture_output=True, text=True, timeout=90)
+        return subprocess.run(
+            command, env=environment, cwd=self.room, capture_output=True, text=True, timeout=patience(90)
+        )
 
 
 @contextmanager
@@ -94,9 +96,10 @@ def proxy(tmp_path: Path, engine_server: str) -> Iterator[Proxy]:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_through_tls_come_those_who_are_known_and_nobody_else(proxy: Proxy) -> None:
     context = ssl.create_default_context(cafile=str(proxy.authority))
-    with httpx.Client(base_url=proxy.url, verify=context, trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=proxy.url, verify=context, trust_env=False, timeout=patience(30)) as client:
         assert client.get("/api/health").status_code == 200
         assert client.get("/api/admin/version").status_code == 401
         assert client.get("/api/admin/version", auth=("operator", "wrong")).status_code == 401
@@ -110,6 +113,7 @@ def test_through_tls_come_those_who_are_known_and_nobody_else(proxy: Proxy) -> N
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_prefects_own_client_gets_through_with_the_authoritys_certificate_and_not_without(proxy: Proxy) -> None:
     python = str(BIN / "python")
     tried = proxy.run(python, "-c", ROUND_TRIP, str(uuid4()))
@@ -127,6 +131,7 @@ def ssl_default() -> str:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_a_worker_gets_through(proxy: Proxy, tmp_path: Path) -> None:
     pool = f"pool-{uuid4()}"
     command = [str(BIN / "prefect"), "worker", "start", "--pool", pool, "--type", "process", "--name", "one"]

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.deployments.parts import UNITS, Unit, example_settings, needed, unit_lines
-from tests.deployments.test_server import eventually
+from tests.support.patience import eventually, patience
 
 REPOSITORY = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "deployments/compose.yaml").read_text())
@@ -71,11 +71,11 @@ def test_a_stop_waits_for_the_runs_and_goes_well_also_where_there_is_none() -> N
     # Not a name that others on this machine have.
     name = f"refect-{uuid4()}"
     command = [word.replace("refect.engine", name) for word in hook()]
-    assert subprocess.run(command, timeout=30).returncode == 0
+    assert subprocess.run(command, timeout=patience(30)).returncode == 0
     with subprocess.Popen(["bash", "-c", f"exec -a p{name} sleep 60"]) as run:
         assert eventually(lambda: f"p{name}" in psutil.Process(run.pid).cmdline(), 30)
-        assert subprocess.run(command, timeout=30).returncode == 0
-        assert run.wait(10) == -signal.SIGTERM
+        assert subprocess.run(command, timeout=patience(30)).returncode == 0
+        assert run.wait(patience(10)) == -signal.SIGTERM
 
 
 @each_service

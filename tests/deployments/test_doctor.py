@@ -19,8 +19,8 @@ from deployments import doctor
 from deployments.doctor import Remark, Verdict
 from deployments.engine_objects import wanted
 from tests.deployments.test_register import REPOSITORY, Desk, api, desk
-from tests.deployments.test_server import eventually
-from tests.login import logged_in
+from tests.support.login import logged_in
+from tests.support.patience import eventually, patience
 
 BIN = Path(sys.executable).parent
 # Prefect schedules nothing that is more than 100 days ahead.
@@ -37,7 +37,7 @@ def check(desk: Desk, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=desk.environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
     )
 
 

@@ -26,8 +26,8 @@ from deployments.server import OwnServer
 from simulator.fleet import REPOSITORY, SimulatedFleet
 from tests.deployed import PatientClient
 from tests.deployments.parts import Part, found, free_port, needed
-from tests.deployments.test_server import eventually
-from tests.login import logged_in
+from tests.support.login import logged_in
+from tests.support.patience import eventually, patience
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -85,7 +85,7 @@ class Home:
     def prefect(self, *arguments: str, **settings: str) -> str:
         command = [BIN / "prefect", "--no-prompt", *arguments]
         environment = self.environment | settings
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patience(180))
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout
 
@@ -93,14 +93,14 @@ class Home:
         """Have `a0backup check` run on the server that runs here, and return the id of its run."""
         known = {run["id"] for run in self.runs()}
         command = [BIN / "a0backup", "check", "--fleet", fleet_yaml]
-        ended = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
+        ended = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=patience(120))
         assert ended.returncode == 0, ended.stderr
         [run] = [each for each in self.runs() if each["id"] not in known]
         assert run["state"]["name"] == "Completed"
         return str(run["id"])
 
     def runs(self) -> list[dict[str, Any]]:
-        answer = httpx.post(f"{self.api}/flow_runs/filter", json={}, auth=logged_in(self.path), timeout=60)
+        answer = httpx.post(f"{self.api}/flow_runs/filter", json={}, auth=logged_in(self.path), timeout=patience(60))
         found: list[dict[str, Any]] = answer.raise_for_status().json()
         return found
 
@@ -173,7 +173,7 @@ def test_of_a_run_nothing_is_left_in_the_engines_storage_but_the_error_of_one_th
         file = fleet.fleet_yaml(tmp_path / "fleet.yaml")
         for code in (0, 3):
             command = [BIN / "a0backup", "run", "--fleet", file]
-            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patience(180))
             assert ended.returncode == code, ended.stderr
             engine = tmp_path / "state/a0backup/engine"
             left.append([path for path in engine.glob("storage/**/*") if path.is_file()])
@@ -211,7 +211,13 @@ def test_an_upgrade_of_our_own_engine_is_tried_on_a_copy_as_printed_and_keeps_it
     environment = home.environment | {"XDG_STATE_HOME": str(state), "PATH": f"{BIN}:{os.environ['PATH']}"}
     del environment["PREFECT_HOME"]
     ended = subprocess.run(
-        ["sh", "-e"], input=script, cwd=fleet_yaml.parent, env=environment, capture_output=True, text=True, timeout=300
+        ["sh", "-e"],
+        input=script,
+        cwd=fleet_yaml.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=patience(300),
     )
     assert ended.returncode == 0, ended.stderr
     counts = re.findall(r"^(\d+) runs in .*/(engine\S*)/prefect.db$", ended.stdout, re.MULTILINE)
@@ -339,7 +345,7 @@ def test_the_slot_of_a_killed_worker_is_free_again_within_a_minute_also_where_th
         for client in (clients[0], again):
             for name in (ALL_NODES, limit_of("a0-1")):
                 assert eventually(partial(is_free, client, name), 90)
-        assert time.monotonic() - killed < 90
+        assert time.monotonic() - killed < patience(90)
         # The next night has it.
         with subprocess.Popen(
             [sys.executable, "-c", _HOLDER],
@@ -351,5 +357,5 @@ def test_the_slot_of_a_killed_worker_is_free_again_within_a_minute_also_where_th
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"held\n"
             assert limit(again, ALL_NODES)["active_slots"] == 1
-            holder.communicate(timeout=20)
+            holder.communicate(timeout=patience(20))
         assert eventually(partial(is_free, again, ALL_NODES))

@@ -23,8 +23,8 @@ import pytest
 from deployments.server import CRASHED
 from simulator.fleet import SimulatedFleet
 from tests.deployed import left_at_work
-from tests.deployments.test_server import eventually
-from tests.login import logged_in, reaching
+from tests.support.login import logged_in, reaching
+from tests.support.patience import eventually, patience
 
 A0BACKUP = Path(sys.executable).with_name("a0backup")
 STEPS_OF_A_NODE = 12
@@ -66,7 +66,7 @@ class Place:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=patience(120))
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def processes(self) -> list[str]:
@@ -196,7 +196,7 @@ def test_a_run_that_is_called_off_ends_in_time_and_the_next_one_finishes_its_bac
             lambda: own.stored() == ["a0-4"] and not (tmp_path / "vault/a0-4/journal-backup.json").exists()
         )
         process.send_signal(number)
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=patience(10))
         assert process.returncode == 130, err
         assert "interrupted" in err
         assert "Traceback" not in err
@@ -220,7 +220,7 @@ def test_sigterm_while_the_engine_starts_ends_both(own: Place, appliances: Simul
     process = own.start("run")
     assert eventually(lambda: server_of(process) is not None, 30)
     process.terminate()
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=patience(10))
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert own.left() == []
@@ -263,7 +263,7 @@ def test_without_the_engine_that_died_meanwhile_vault_report_and_exit_code_are_r
     server = server_of(process)
     assert server is not None
     server.kill()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=patience(60))
     assert process.returncode == 0, err
     assert own.stored() == ["a0-1", "a0-2"]
     assert out.startswith("2 node backups: 2 stored\n")
@@ -297,7 +297,7 @@ def test_an_engine_that_does_not_answer_is_an_error_within_seconds(
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
         began = time.monotonic()
         ended = place.run("run", PREFECT_API_URL=address)
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < patience(30)
     assert ended.returncode == 1
     assert f"error: the engine at {address} d" in ended.stderr
     assert "HINT: " in ended.stderr

@@ -14,7 +14,7 @@ import pytest
 from a0backup.lock import is_held, read_holder
 from simulator.fleet import SimulatedFleet
 from tests.deployments.parts import ENGINE_PARTS, Engine, Part, engine_on_parts, needed
-from tests.deployments.test_server import eventually
+from tests.support.patience import eventually, patience
 
 NODES = 30
 PASSWORD = "Canary7Password"
@@ -23,7 +23,7 @@ PASSWORD = "Canary7Password"
 def register(engine: Engine, folder: Path) -> None:
     settings = {"PATH": os.defpath, "PREFECT_HOME": str(folder / "prefect")} | engine.worker_settings()
     command = [sys.executable, "-m", "deployments.register"]
-    ended = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=patience(120))
     assert ended.returncode == 0, ended.stderr
 
 

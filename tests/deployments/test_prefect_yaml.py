@@ -17,7 +17,7 @@ from deployments.engine_objects import Deployment, read_deployments
 from simulator.fleet import SimulatedFleet
 from tests.deployed import BIN, REPOSITORY, Deployed, deployed_in
 from tests.deployments.test_local_run import gone
-from tests.deployments.test_server import eventually
+from tests.support.patience import eventually, patience
 
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
 
@@ -217,7 +217,7 @@ def test_the_deployments_run_for_real_under_a_worker_and_what_it_leaves_is_finis
     [orphan] = deployed.a0clis()
     [flow_process] = psutil.Process(deployed.worker.pid).children()
     deployed.worker.send_signal(signal.SIGTERM)
-    assert deployed.worker.wait(30) is not None
+    assert deployed.worker.wait(patience(30)) is not None
     assert eventually(lambda: gone(flow_process))
     assert deployed.a0clis() == [orphan]
     assert is_held(deployed.folder / "vault/a0-1/lock")
@@ -226,7 +226,7 @@ def test_the_deployments_run_for_real_under_a_worker_and_what_it_leaves_is_finis
     appliances.forget()
     command = [BIN / "a0backup", "run", "a0-1"]
     ended = subprocess.run(
-        command, cwd=deployed.folder, env=deployed.environment, capture_output=True, text=True, timeout=60
+        command, cwd=deployed.folder, env=deployed.environment, capture_output=True, text=True, timeout=patience(60)
     )
     assert ended.returncode == 0, ended.stderr
     assert deployed.a0clis() == []

@@ -13,7 +13,7 @@ import pytest
 from a0backup.vault import Vault
 from simulator.fleet import SimulatedFleet
 from tests.deployments.test_local_run import Place, Terminal
-from tests.deployments.test_server import eventually
+from tests.support.patience import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

@@ -16,8 +16,8 @@ import yaml
 
 from deployments.server import own_server
 from tests.deployed import PatientClient
-from tests.deployments.test_server import eventually
-from tests.login import logged_in
+from tests.support.login import logged_in
+from tests.support.patience import eventually, patience
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -61,7 +61,7 @@ class Desk:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=patience(120),
             start_new_session=True,
         )
 

@@ -18,8 +18,8 @@ from deployments.server import own_server, served_api
 from simulator.fleet import SimulatedFleet
 from tests.deployed import REPOSITORY, PatientClient, kill_with_all_it_started
 from tests.deployments.test_local_run import Place, gone, server_of
-from tests.deployments.test_server import eventually
-from tests.login import logged_in
+from tests.support.login import logged_in
+from tests.support.patience import eventually, patience
 
 A0BACKUP = Path(sys.executable).with_name("a0backup")
 
@@ -71,7 +71,7 @@ class Served:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 130, self.said
+        assert self.process.wait(patience(60)) == 130, self.said
         assert "Traceback" not in self.said
 
     def end(self) -> None:
@@ -266,7 +266,7 @@ def test_where_its_server_dies_it_ends_soon_and_says_so(
         server = server_of(served.process)
         assert server is not None
         server.kill()
-        assert served.process.wait(10) == 1
+        assert served.process.wait(patience(10)) == 1
         assert "error: the engine's server has ended (SIGKILL)" in served.said
         assert "HINT: start it again" in served.said
     finally:

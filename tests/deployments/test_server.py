@@ -32,7 +32,8 @@ from deployments.server import (
     serving,
     use_api,
 )
-from tests.login import logged_in
+from tests.support.login import logged_in
+from tests.support.patience import patience
 
 # A process with a server of its own and, on it, a flow whose one task waits.
 HOLDER = """
@@ -86,7 +87,7 @@ def servers(of: psutil.Process) -> list[psutil.Process]:
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while not condition():
         if time.monotonic() > deadline:
             return False
@@ -341,5 +342,5 @@ async def test_a_lasting_server_has_new_credentials_unless_it_shares_its_home_an
         assert not ended.done()
         (process,) = servers(psutil.Process())
         process.kill()
-        error = await asyncio.wait_for(ended, 10)
+        error = await asyncio.wait_for(ended, patience(10))
         assert str(error).startswith(f"the engine's server has ended (SIGKILL); {own_home}/server.log ends:\n")

@@ -27,7 +27,7 @@ from tests.deployments.parts import (
     needed,
     unit_lines,
 )
-from tests.deployments.test_server import eventually
+from tests.support.patience import eventually, patience
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in UNITS.glob("*.service"))
@@ -48,7 +48,7 @@ def test_systemd_finds_nothing_wrong_with_a_unit(name: str, tmp_path: Path) -> N
     for unit in UNITS.iterdir():
         (tmp_path / unit.name).write_text(unit.read_text().replace(INSTALLED, str(BIN)))
     command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(tmp_path / f"{name}.service")]
-    verified = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    verified = subprocess.run(command, capture_output=True, text=True, timeout=patience(60))
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
 
 
@@ -57,7 +57,7 @@ def test_systemd_counts_a_unit_as_little_exposed(name: str) -> None:
     needed("systemd-analyze")
     file = UNITS / f"{name}.service"
     command = ["systemd-analyze", "security", "--no-pager", "--offline=yes", f"--threshold={EXPOSURE}", str(file)]
-    rated = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    rated = subprocess.run(command, capture_output=True, text=True, timeout=patience(60))
     assert rated.returncode == 0, rated.stdout[-300:]
 
 
@@ -112,7 +112,9 @@ def test_what_waited_in_vain_for_a_migration_is_started_by_one_that_went_well_la
 def checked(environment: dict[str, str], tmp_path: Path) -> tuple[int, str]:
     """What the migration's own check of the settings says of *environment*."""
     check, _ = Unit.read("a0backup-migrate", tmp_path).commands
-    ended = subprocess.run(check, env={"PATH": os.defpath} | environment, capture_output=True, text=True, timeout=30)
+    ended = subprocess.run(
+        check, env={"PATH": os.defpath} | environment, capture_output=True, text=True, timeout=patience(30)
+    )
     return ended.returncode, ended.stdout
 
 
@@ -155,7 +157,7 @@ print(json.dumps([name for name in json.loads(sys.argv[1]) if name not in known]
     names = [name for name in given if name.startswith("PREFECT_")]
     environment = {"PATH": os.defpath, "PREFECT_HOME": str(tmp_path), **given}
     command = [str(BIN / "python"), "-c", program, json.dumps(names)]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patience(60))
     assert printed.returncode == 0, printed.stderr
     assert json.loads(printed.stdout) == []
 
@@ -171,7 +173,7 @@ print(ui_url({}, FlowRun(id=uuid.UUID(int=7), flow_id=uuid.uuid4())))
     given = {name: value.replace(PLACEHOLDER, "backup.example.com") for name, value in example.items()}
     environment = {"PATH": os.defpath, "PREFECT_HOME": str(tmp_path), **given}
     command = [str(BIN / "python"), "-c", program]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patience(60))
     link = "https://backup.example.com/runs/flow-run/00000000-0000-0000-0000-000000000007"
     assert (printed.stdout.strip(), printed.returncode) == (link, 0), printed.stderr
 
@@ -233,7 +235,7 @@ def test_a_stop_of_the_worker_ends_its_runs_in_order_and_their_a0cli(
     for key, value in unit_lines(WORKER):
         if key == "ExecStop":
             words = shlex.split(value.removeprefix("-").replace("$MAINPID", str(worker.process.pid)))
-            subprocess.run(words, timeout=30, check=True)
+            subprocess.run(words, timeout=patience(30), check=True)
     assert worker.process.poll() is None
     assert not any(process.is_running() for process in started)
     assert not is_held(operator / "vault/a0-1/lock")

@@ -15,6 +15,7 @@ import yaml
 from a0backup import errors
 from a0backup.cli import cli
 from simulator.artifact import make
+from tests.support.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ("configuration", "design", "hardening", "install", "operations", "reliability", "restore", "upgrade")
@@ -89,12 +90,13 @@ def test_the_readme_names_only_make_targets_that_are_there():
     assert {"demo", "test", "setup"} <= set(re.findall(r"make ([a-z]+)(?=`|\s+#)", text_of("README.md"))) <= targets
 
 
+@pytest.mark.slow
 def test_make_replaces_an_environment_that_was_left_without_pip(tmp_path: Path):
     # As Debian without python3-venv leaves it: `make setup` would take it for done.
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
     command = ["make", "-f", ROOT / "Makefile", f"PYTHON={sys.executable}", ".venv/bin/pip"]
-    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=patience(300))
     assert made.returncode == 0, made.stderr
     version = subprocess.run([tmp_path / ".venv/bin/python", "-m", "pip", "--version"], capture_output=True, text=True)
     assert str(tmp_path) in version.stdout

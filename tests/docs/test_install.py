@@ -16,7 +16,7 @@ import pytest
 
 from simulator.fleet import SimulatedFleet
 from tests.deployments.parts import ENGINE_PARTS, filled_settings, needed, postgresql, redis
-from tests.deployments.test_server import eventually
+from tests.support.patience import eventually, patience
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "install.md"
@@ -65,7 +65,7 @@ class Terminal:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=seconds,
+            timeout=patience(seconds),
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout
@@ -109,7 +109,7 @@ def test_one_machine_is_up_by_the_commands_on_the_page(home: Path, operator: Pat
             assert "well     workers of the pool appliance: a0backup-serve" in listed
             assert "problem" not in listed
             served.send_signal(signal.SIGINT)
-            assert served.wait(60) == 130
+            assert served.wait(patience(60)) == 130
         finally:
             end(served)
     assert "Traceback" not in said(tmp_path)
@@ -197,7 +197,7 @@ def test_the_passwords_are_made_once_and_no_process_has_one_in_its_arguments(sec
     script = written_with_passwords(section).replace("/etc/a0backup", str(tmp_path))
     # -x says each command with its arguments; what is not a program of its own shows in no list of processes.
     command = ["bash", "-x", "-c", script]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience(60))
     assert made.returncode == 0, made.stderr
     files = {name: tmp_path / f"{name}.env" for name in ("engine", "worker")}
     engine, worker = [
@@ -218,7 +218,7 @@ def test_the_passwords_are_made_once_and_no_process_has_one_in_its_arguments(sec
     assert not [line for line in ran if any(password in line for password in passwords)]
 
     before = {name: file.read_bytes() for name, file in files.items()}
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience(60))
     assert (again.returncode, again.stdout) == (1, "made already\n")
     assert {name: file.read_bytes() for name, file in files.items()} == before
 
@@ -236,7 +236,7 @@ def test_the_auth_string_goes_to_kubernetes_without_the_newline_behind_it(tmp_pa
     [pipe] = re.findall(r"^(sed .*\|)\n\s+kubectl", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     (tmp_path / "worker.env").write_text("A=b\nPREFECT_API_AUTH_STRING=operator:x=y\nDO_NOT_TRACK=1\n")
     script = pipe.replace("/etc/a0backup", str(tmp_path)) + " cat"
-    assert subprocess.run(["bash", "-c", script], capture_output=True, timeout=30).stdout == b"operator:x=y"
+    assert subprocess.run(["bash", "-c", script], capture_output=True, timeout=patience(30)).stdout == b"operator:x=y"
 
 
 def answers_at(address: str) -> bool:

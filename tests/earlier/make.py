@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.fleet import SimulatedFleet
-from tests.simulator.conftest import until
+from tests.support.patience import until
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]

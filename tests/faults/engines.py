@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,16 +20,11 @@ from a0backup.lock import is_held
 from simulator.fleet import SimulatedFleet
 from tests.deployed import BIN, REPOSITORY, Deployed
 from tests.deployments.test_local_run import Place
-from tests.deployments.test_server import eventually
-from tests.login import reaching
+from tests.support.login import reaching
+from tests.support.patience import patience, until
 
 FILE_LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 A_WHILE = 120.0  # for a condition that comes within seconds on an idle machine
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = A_WHILE) -> None:
-    """Wait until *condition* is true; fail with *what* was waited for."""
-    assert eventually(condition, seconds), f"not within {seconds:.0f} s: {what}"
 
 
 def _port_to_keep() -> int:
@@ -188,7 +183,7 @@ class Running:
     def exit_code(self, seconds: float = 2 * A_WHILE) -> int:
         """Wait for its end; it must not have shown a traceback."""
         try:
-            code = self.process.wait(seconds)
+            code = self.process.wait(patience(seconds))
         except subprocess.TimeoutExpired:
             pytest.fail(f"{self.name} still runs after {seconds:.0f} s: {self.err}")
         assert "Traceback" not in self.out + self.err

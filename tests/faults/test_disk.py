@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.disk import NAMES, Disk, attach, preloaded, read_tree
+from tests.support.patience import patience
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the library is of Linux"),
@@ -86,7 +87,7 @@ def run(
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
         stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=False,
     )
     assert expect is None or done.returncode == expect
@@ -116,7 +117,7 @@ def _states() -> list[dict[str, object]]:
             env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             stdout=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=patience(60),
             check=True,
         )
     finally:
@@ -474,7 +475,7 @@ for line in sys.stdin:
         assert ask("d") == "done"
         disk.kill_at(1)
         assert ask("e") == ""
-        assert process.wait(30) == -signal.SIGKILL
+        assert process.wait(patience(30)) == -signal.SIGKILL
     assert sorted(read_tree(root)) == ["a", "d"]
 
 
@@ -882,7 +883,7 @@ def test_nothing_that_strace_shows_is_missed(disk: Disk, root: Path, tmp_path: P
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         check=True,
-        timeout=120,
+        timeout=patience(120),
     )
     logged: dict[int, list[Call]] = {}
     for operation in disk.operations():

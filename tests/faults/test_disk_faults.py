@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any
 import pytest
 
 from tests.faults.disk import Operation
-from tests.faults.extent import PARTS, deep, in_parts, matrix, share
 from tests.faults.test_kill_matrix import plain, reference
 from tests.faults.trial import Arena, Trial
+from tests.support.extent import PARTS, deep, in_parts, matrix, share
+from tests.support.patience import until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
@@ -154,13 +154,6 @@ def in_progress(trial: Trial) -> Any:
     run = trial.start()
     until(lambda: trial.calls("backup-status") > 2)
     return run
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "the condition never held"
-        time.sleep(0.02)
 
 
 @deep

@@ -30,11 +30,11 @@ from tests.faults.engines import (
     made,
     operators_server,
     retrieved,
-    until,
     worker_of,
 )
-from tests.faults.extent import deep
-from tests.login import logged_in
+from tests.support.extent import deep
+from tests.support.login import logged_in
+from tests.support.patience import patience, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, deep]
 
@@ -206,7 +206,12 @@ def run_by_hand(deployed: Deployed) -> None:
     """`a0backup run` in the worker's folder, on the worker's server; it must end well."""
     command = [str(BIN / "a0backup"), "run"]
     ended = subprocess.run(
-        command, cwd=deployed.folder, env=deployed.environment, capture_output=True, text=True, timeout=2 * A_WHILE
+        command,
+        cwd=deployed.folder,
+        env=deployed.environment,
+        capture_output=True,
+        text=True,
+        timeout=patience(2 * A_WHILE),
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
@@ -271,7 +276,7 @@ def test_a_worker_that_is_stopped_leaves_a_night_that_the_next_run_finishes(
         until(lambda: is_done(deployed.folder, "a0-2"), "a0-2 is stored")
         [flow_process] = psutil.Process(deployed.worker.pid).children()
         deployed.worker.send_signal(number)
-        deployed.worker.wait(60)
+        deployed.worker.wait(patience(60))
         until(lambda: gone(flow_process), "the flow's process is gone")
         assert_nothing_runs(deployed)
         assert deployed.state(night) != "Completed"

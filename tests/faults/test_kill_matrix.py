@@ -10,8 +10,8 @@ from typing import Any, Literal
 import pytest
 
 from tests.faults.disk import Operation
-from tests.faults.extent import PARTS, in_parts, matrix, share
 from tests.faults.trial import Arena, Trial
+from tests.support.extent import PARTS, in_parts, matrix, share
 
 SIGKILLED = -9
 

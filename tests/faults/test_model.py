@@ -28,8 +28,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from simulator.fleet import SimulatedFleet
 from tests.faults.disk import Disk, preloaded
-from tests.faults.extent import WHOLE
 from tests.nights import Ended, Running, Runs
+from tests.support.extent import WHOLE
+from tests.support.patience import patience
 
 PARTS = 3 if WHOLE else 1
 SEQUENCES, STEPS = (30, 14) if WHOLE else (3, 6)
@@ -451,7 +452,7 @@ class Nights(RuleBasedStateMachine):
     def ended(self, started: tuple[str, Running]) -> Ended:
         flow_run, running = started
         try:
-            ended = running.wait(90)
+            ended = running.wait(patience(90))
         except TimeoutError:
             self.fail(f"{flow_run} has no end")
         self.simulated.forget(self.name)
@@ -476,7 +477,7 @@ class Nights(RuleBasedStateMachine):
         """Call a0cli as an operator at another desk does."""
         self.open_desk()
         call = [self.simulated.a0cli, "-t", self.node["host"], "-p", str(self.node["port"]), *command]
-        subprocess.run(call, cwd=self.room / "desk", check=False, capture_output=True, timeout=60)
+        subprocess.run(call, cwd=self.room / "desk", check=False, capture_output=True, timeout=patience(60))
 
     def open_desk(self) -> None:
         if not (self.room / "desk").exists():
@@ -804,6 +805,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield world
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_the_promises_hold_in_any_sequence(
     world: World, part: int, record_property: Callable[[str, object], None]

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from tests.faults.extent import PARTS, deep, in_parts, matrix, share
-from tests.faults.test_disk_faults import after, until
+from tests.faults.test_disk_faults import after
 from tests.faults.test_kill_matrix import calls_of, plain
 from tests.faults.trial import Arena, Trial
+from tests.support.extent import PARTS, deep, in_parts, matrix, share
+from tests.support.patience import until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

@@ -19,9 +19,9 @@ from tests.faults.engines import (
     assert_one_at_a_time,
     end_all_in,
     made,
-    until,
 )
-from tests.faults.extent import deep
+from tests.support.extent import deep
+from tests.support.patience import until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

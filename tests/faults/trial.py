@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from simulator.artifact import fingerprint
 from simulator.fleet import SimulatedFleet
-from tests.faults.disk import Disk, Tree, read_tree
-from tests.faults.warm import Run, Warm
-from tests.login import reaching
+from tests.faults.disk import Disk, Tree, preloaded, read_tree
+from tests.support.login import reaching
+from tests.support.warm import Run, Warm
 
 PASSWORD = "Canary7Password"
 OAEP = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
@@ -49,7 +49,7 @@ def arena(room: Path, api: str, nodes: int = 400) -> Iterator[Arena]:
     environment["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a quarter of the engine's work, and none of what is tried
     (room / "witness").mkdir()
     appliances = SimulatedFleet(room / "sim", nodes, size=20_000, backup_seconds=0.02, vault=room / "witness")
-    with appliances, Warm(room, environment) as warm:
+    with appliances, Warm(room, environment | preloaded()) as warm:
         yield Arena(room, appliances, warm)
 
 

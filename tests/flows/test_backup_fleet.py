@@ -14,6 +14,7 @@ import pytest
 from simulator.fleet import SimulatedFleet
 from tests.deployed import left_at_work
 from tests.flows.conftest import PASSWORD, environment_for, run_and_read
+from tests.support.patience import patience
 
 pytestmark = pytest.mark.engine
 
@@ -27,7 +28,7 @@ def manifests(fleet_yaml: Path) -> list[dict]:
 def run_killed(fleet_yaml: Path, api: str) -> None:
     """Run the fleet in a process of its own that the simulator is told to kill."""
     command = [A0BACKUP, "run", "--fleet", fleet_yaml]
-    ended = subprocess.run(command, env=environment_for(api), capture_output=True, timeout=120)
+    ended = subprocess.run(command, env=environment_for(api), capture_output=True, timeout=patience(120))
     assert ended.returncode == -signal.SIGKILL
 
 
@@ -192,6 +193,7 @@ def test_the_report_on_the_runs_page_names_every_node(
 ) -> None:
     from flows.backup_fleet import backup_fleet
 
+    appliances.fleet_yaml(fleet_yaml, a0cli={"call_timeout": "1s"})  # how long a deletion may take effect
     appliances.tell("a0-3", "backup-delete", "false_delete")
     run = run_and_read(backup_fleet, fleet=fleet_yaml)
     on_page = {artifact.key: artifact for artifact in run.artifacts}
@@ -225,7 +227,7 @@ def test_the_password_is_nowhere_in_what_the_engine_keeps(
 def test_the_cores_log_lines_are_on_the_runs_page(engine: str, appliances: SimulatedFleet, fleet_yaml: Path) -> None:
     command = [A0BACKUP, "run", "--fleet", fleet_yaml, "--json", "a0-1"]
     environment = environment_for(engine)
-    ended = subprocess.run(command, env=environment, capture_output=True, timeout=120, text=True)
+    ended = subprocess.run(command, env=environment, capture_output=True, timeout=patience(120), text=True)
     assert ended.returncode == 0, ended.stderr
     [outcome] = json.loads(ended.stdout)
     assert re.fullmatch(r"a0-1/\d{8}T\d{6}Z-backup", outcome["id"])

@@ -16,8 +16,8 @@ from a0backup.lock import is_held
 from a0backup.recovery import make_pair
 from simulator.fleet import SimulatedFleet
 from tests.deployed import Deployed, deployed_in
-from tests.deployments.test_server import eventually
 from tests.flows.conftest import Recorded, recorded
+from tests.support.patience import eventually, patience
 
 pytestmark = pytest.mark.engine
 
@@ -55,7 +55,7 @@ async def paused(flow_run: UUID) -> Asked:
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
     from prefect.client.schemas.sorting import ArtifactSort
 
-    async with asyncio.timeout(60), get_client() as client:
+    async with asyncio.timeout(patience(60)), get_client() as client:
         while True:
             state = (await client.read_flow_run(flow_run)).state
             assert state is not None

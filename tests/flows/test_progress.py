@@ -19,6 +19,7 @@ from a0backup.fleet import Fleet, Node
 from a0backup.lock import is_held
 from simulator.fleet import SimulatedFleet
 from tests.flows.conftest import Recorded, recorded
+from tests.support.patience import patience
 
 pytestmark = pytest.mark.engine
 
@@ -40,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(patience(seconds)):
         while not await condition():  # noqa: ASYNC110 - asked of the engine, which tells nobody
             await asyncio.sleep(0.05)
 
@@ -151,7 +152,7 @@ async def test_a_cancelled_run_ends_at_once_and_its_page_shows_how_far_it_was(
 
     await until(some_has_come)
     run.cancel()
-    await asyncio.wait([run], timeout=10)
+    await asyncio.wait([run], timeout=patience(10))
     assert run.done()
     assert (await page.row("a0-1"))["step"] == "retrieve"
     assert nothing_of_it_runs()
@@ -219,7 +220,7 @@ async def test_an_api_that_does_not_take_the_progress_fails_no_run_and_is_told_o
     at = time.monotonic()
     async with api_of() as api:
         assert (await run_with_progress_on(api, list(Fleet.load(fleet_yaml).nodes), some_updates)).is_completed()
-    assert time.monotonic() - at < 10  # and not the minute for which Prefect's client asks again
+    assert time.monotonic() - at < patience(10)  # and not the minute for which Prefect's client asks again
     told = [record.getMessage() for record in caplog.records if "does not take the progress" in record.getMessage()]
     assert told == ["the engine does not take the progress of this run; it is tried again (no answer within 0.2 s)"]
     assert nothing_of_it_runs()
@@ -242,7 +243,7 @@ async def test_a_cancel_does_not_wait_for_an_update_that_hangs(engine: str, flee
         run = asyncio.create_task(run_with_progress_on(api, list(Fleet.load(fleet_yaml).nodes), long))
         await under_way.wait()
         run.cancel()
-        await asyncio.wait([run], timeout=10)
+        await asyncio.wait([run], timeout=patience(10))
     # What is left is for the engine to take note of it.
     assert time.monotonic() - called_off[0] < PATIENCE / 2
     assert run.cancelled()
@@ -272,7 +273,7 @@ async def test_a_signal_that_comes_in_the_middle_of_an_update_calls_off_the_run(
     monkeypatch.setattr(publish_progress, "table", table_at_the_wrong_time)
     try:
         run = asyncio.create_task(run_with_progress_on(engine, list(Fleet.load(fleet_yaml).nodes), long))
-        await asyncio.wait([run], timeout=20)
+        await asyncio.wait([run], timeout=patience(20))
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert run.cancelled()

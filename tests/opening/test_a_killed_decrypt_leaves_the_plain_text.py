@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.stored import store
+from tests.support.patience import patience
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -32,13 +33,13 @@ def test_a_decrypt_that_is_called_off_leaves_nothing_decrypted(tmp_path: Path, n
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     while not any(path.stat().st_size for path in target.parent.iterdir()):
         assert running.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.002)
     running.send_signal(number)
-    running.communicate(timeout=30)
+    running.communicate(timeout=patience(30))
     left = [(path.name, path.stat().st_size, path.read_bytes()[:3]) for path in target.parent.iterdir()]
     shutil.rmtree(tmp_path / "vault")
     assert left == []

@@ -21,6 +21,7 @@ from deployments.server import own_server, use_api
 from simulator.fleet import SimulatedFleet
 from tests.redaction.canary import Hit, search
 from tests.stored import A0BACKUP, at_terminal
+from tests.support.patience import patience
 
 PATIENCE = 120.0  # seconds in which a command has surely ended
 PLAIN = "Canary7Password"
@@ -194,13 +195,13 @@ class Command:
     def wait(self, seconds: float = PATIENCE) -> int:
         """Return its exit code, the negative number of the signal that killed it."""
         try:
-            return self.process.wait(seconds)
+            return self.process.wait(patience(seconds))
         finally:
             self.process.kill()
 
     def interrupt(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
-        return self.wait(20)
+        return self.wait(patience(20))
 
     @property
     def code(self) -> int | None:

@@ -10,11 +10,12 @@ from unittest.mock import patch
 
 import pytest
 
-from tests.faults.engines import operators_server, until, worker_of
-from tests.faults.extent import EVERY, deep
+from tests.faults.engines import operators_server, worker_of
 from tests.redaction.canary import search
 from tests.redaction.faults import ENDINGS, ERR, NAME, NODES, OUT, SAYS, order_faults
 from tests.redaction.room import LOUD, NASTY, PLAIN, Room
+from tests.support.extent import EVERY, deep
+from tests.support.patience import until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

@@ -3,14 +3,14 @@
 import contextlib
 import json
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from simulator.fleet import SimulatedFleet
+from tests.support.patience import patience
 
 NODES = 160
 
@@ -30,7 +30,7 @@ class Desk:
 
     def run(self, *args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.argv(*args), cwd=self.directory, capture_output=True, text=True, timeout=60, check=False
+            self.argv(*args), cwd=self.directory, capture_output=True, text=True, timeout=patience(60), check=False
         )
 
     @contextlib.contextmanager
@@ -66,14 +66,6 @@ class Desk:
     @property
     def retrieved(self) -> Path:
         return self.directory / "backup-retrieve.tar.gz.enc"
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Return once *condition* holds; fail after *seconds*."""
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "the condition never held"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")
@@ -120,8 +112,3 @@ def _other_desk(fleet: SimulatedFleet, node: dict[str, Any], directory: Path) ->
     other.link_keys()
     assert other.run("update-commands").returncode == 0
     return other
-
-
-@pytest.fixture(name="until")
-def until_fixture() -> Callable[..., None]:
-    return until

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ import pytest
 
 from simulator.artifact import key_and_iv
 from simulator.fleet import SimulatedFleet
+from tests.support.patience import patience, until
 
 if TYPE_CHECKING:
     from tests.simulator.conftest import Desk
 
-Until = Callable[[Callable[[], object]], None]
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -69,7 +69,7 @@ def test_the_dump_holds_whole_bson_documents(desk: "Desk") -> None:
     assert len(list(documents(read["dump/auth0/tenants.bson"]))) == 1
 
 
-def test_an_export_is_lines_of_json(desk: "Desk", until: Until) -> None:
+def test_an_export_is_lines_of_json(desk: "Desk") -> None:
     desk.run("user-export", "Passw0rd", "_id,email")
     until(lambda: desk.holds("user-export"))
     desk.run("user-export-retrieve")
@@ -100,7 +100,7 @@ def test_two_backups_of_a_node_are_never_the_same_bytes(desk: "Desk") -> None:
 
 
 @pytest.mark.slow
-def test_a_backup_of_300_mb_is_made_sent_and_opened_while_the_server_stays_small(tmp_path: Path, until: Until) -> None:
+def test_a_backup_of_300_mb_is_made_sent_and_opened_while_the_server_stays_small(tmp_path: Path) -> None:
     with SimulatedFleet(tmp_path / "fleet", 1, size=300_000_000) as fleet:
         server = psutil.Process(fleet.process.pid)
         directory = tmp_path / "desk"
@@ -144,19 +144,19 @@ def test_the_server_ends_on_a_signal_even_while_it_makes_a_backup(tmp_path: Path
         for command in (["update-commands"], ["backup", "P"]):
             subprocess.run([*a0cli, *command], cwd=ready["key_dir"], check=True, capture_output=True)
         process.send_signal(number)
-        assert process.wait(10) == 0
+        assert process.wait(patience(10)) == 0
         assert process.stderr
         assert process.stderr.read() == ""
     assert list((tmp_path / "nodes" / "n").iterdir()) == []
     assert not (tmp_path / "control.sock").exists()
 
 
-def test_a_call_that_hangs_does_not_keep_the_server(tmp_path: Path, until: Until) -> None:
+def test_a_call_that_hangs_does_not_keep_the_server(tmp_path: Path) -> None:
     with SimulatedFleet(tmp_path, 1, scenario=[{"fault": "hang"}]) as fleet:
         a0cli = [str(fleet.a0cli), "-t", "127.0.0.1", "-p", str(fleet.nodes[0]["port"]), "update-commands"]
         hung = subprocess.Popen(a0cli, cwd=fleet.key_dir, stderr=subprocess.PIPE)
         until(fleet.calls)
-    assert hung.communicate(timeout=10)[1] == b"Error: socket hang up\n"
+    assert hung.communicate(timeout=patience(10))[1] == b"Error: socket hang up\n"
     assert fleet.process.returncode == 0
     assert (tmp_path / "server.log").read_text() == ""
 
@@ -164,7 +164,7 @@ def test_a_call_that_hangs_does_not_keep_the_server(tmp_path: Path, until: Until
 def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     with serve(tmp_path, "--nodes", "n", "--until-stdin-closes") as process:
         ready_line(process)
-        process.communicate(timeout=10)
+        process.communicate(timeout=patience(10))
         assert process.returncode == 0
 
 
@@ -206,7 +206,7 @@ def test_the_record_of_a_directory_goes_on_where_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", ["a,a", "../x", ""])
 def test_names_that_are_no_names_are_refused(tmp_path: Path, names: str) -> None:
     with serve(tmp_path / "state", "--nodes", names) as process:
-        assert process.wait(20) == 2
+        assert process.wait(patience(20)) == 2
 
 
 def test_the_client_starts_where_the_interpreters_path_is_no_shebang(tmp_path: Path) -> None:

@@ -3,15 +3,14 @@
 import json
 import re
 import stat
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.patience import patience, until
+
 if TYPE_CHECKING:
     from tests.simulator.conftest import Desk
-
-Until = Callable[[Callable[[], object]], None]
 
 
 def test_ping_answers_pong_as_documented(desk: "Desk") -> None:
@@ -29,7 +28,7 @@ def test_a_found_backup_is_one_line_of_json_without_a_newline(desk: "Desk") -> N
     assert desk.run("backup-status").stdout == expected
 
 
-def test_a_backup_is_started_shown_retrieved_and_deleted(desk: "Desk", until: Until) -> None:
+def test_a_backup_is_started_shown_retrieved_and_deleted(desk: "Desk") -> None:
     desk.tell("backup", "duration", seconds=1)
     assert desk.status() == {"message": "No backup found"}
     assert desk.run("backup", "Passw0rd").returncode == 0
@@ -44,7 +43,7 @@ def test_a_backup_is_started_shown_retrieved_and_deleted(desk: "Desk", until: Un
     assert desk.holds() is None
 
 
-def test_the_password_is_taken_as_an_option_too(desk: "Desk", until: Until) -> None:
+def test_the_password_is_taken_as_an_option_too(desk: "Desk") -> None:
     desk.run("backup", "--password", "Passw0rd")
     until(desk.holds)
     as_option = desk.holds()
@@ -61,7 +60,7 @@ def test_the_password_is_taken_as_an_option_too(desk: "Desk", until: Until) -> N
     ],
 )
 def test_the_other_kinds_have_a_slot_of_their_own(
-    desk: "Desk", until: Until, kind: str, args: list[str], found: str, file: str
+    desk: "Desk", kind: str, args: list[str], found: str, file: str
 ) -> None:
     desk.put()
     assert desk.run(kind, *args).returncode == 0
@@ -81,9 +80,7 @@ def test_the_other_kinds_have_a_slot_of_their_own(
         ("user-export", "User export in progress", "User export found", "No user export found"),
     ],
 )
-def test_each_kind_has_its_own_words(
-    desk: "Desk", until: Until, kind: str, begun: str, found: str, absent: str
-) -> None:
+def test_each_kind_has_its_own_words(desk: "Desk", kind: str, begun: str, found: str, absent: str) -> None:
     def status() -> str:
         return str(json.loads(desk.run(f"{kind}-status").stdout)["message"])
 
@@ -97,7 +94,7 @@ def test_each_kind_has_its_own_words(
 
 
 @pytest.mark.parametrize("style", [["P"], ["--password", "P"]])
-def test_an_export_takes_the_documented_fields_and_no_others(desk: "Desk", until: Until, style: list[str]) -> None:
+def test_an_export_takes_the_documented_fields_and_no_others(desk: "Desk", style: list[str]) -> None:
     documented = "_id,email,email_verified,phone_number,phone_verified,name,user_id,lastLogin,updated_at,__tenant"
     for fields in ("mail", "_id,", "", "_id email"):
         refused = desk.run("user-export", *style, fields)
@@ -112,9 +109,7 @@ def test_an_export_takes_the_documented_fields_and_no_others(desk: "Desk", until
     assert desk.calls("user-export")[-1]["args"][-1] == documented
 
 
-def test_a_build_before_the_split_has_no_commands_for_a_sensitive_backup(
-    old_desk: "Desk", desk: "Desk", until: Until
-) -> None:
+def test_a_build_before_the_split_has_no_commands_for_a_sensitive_backup(old_desk: "Desk", desk: "Desk") -> None:
     assert "backup-sensitive" in desk.run().stdout
     assert "backup-sensitive" not in old_desk.run().stdout
     assert "user-export <password> <fields>" in old_desk.run().stdout
@@ -130,9 +125,7 @@ def test_a_build_before_the_split_has_no_commands_for_a_sensitive_backup(
     until(old_desk.holds)
 
 
-def test_a_second_backup_is_refused_and_recorded_while_one_is_made_and_while_one_exists(
-    desk: "Desk", until: Until
-) -> None:
+def test_a_second_backup_is_refused_and_recorded_while_one_is_made_and_while_one_exists(desk: "Desk") -> None:
     desk.tell("backup", "duration", seconds=1, times=1)
     desk.run("backup", "Passw0rd")
     assert "already in progress" in desk.run("backup", "Passw0rd").stderr
@@ -233,7 +226,7 @@ def test_an_unknown_option_and_a_missing_target_are_refused(desk: "Desk") -> Non
 
 def test_the_record_says_what_when_and_by_whom_and_not_the_password(desk: "Desk") -> None:
     with desk.start("backup", "s3cret-word") as process:
-        process.communicate(timeout=20)
+        process.communicate(timeout=patience(20))
     call = desk.calls("backup")[0]
     assert call["pid"] == process.pid
     assert call["cwd"] == str(desk.directory)

@@ -13,11 +13,10 @@ import pytest
 
 from simulator.artifact import fingerprint
 from simulator.fleet import SimulatedFleet
+from tests.support.patience import patience, until
 
 if TYPE_CHECKING:
     from tests.simulator.conftest import Desk
-
-Until = Callable[[Callable[[], object]], None]
 
 
 def store(desk: "Desk", held: dict[str, Any], kind: str = "backup", **artifact: Any) -> Path:
@@ -31,14 +30,14 @@ def store(desk: "Desk", held: dict[str, Any], kind: str = "backup", **artifact: 
     return stored
 
 
-def test_the_events_of_a_node_say_what_it_held_and_by_whose_call(desk: "Desk", until: Until) -> None:
+def test_the_events_of_a_node_say_what_it_held_and_by_whose_call(desk: "Desk") -> None:
     with desk.start("backup", "s3cret-word") as start:
-        start.communicate(timeout=20)
+        start.communicate(timeout=patience(20))
     until(desk.holds)
     held = desk.holds()
     assert held
     with desk.start("backup-delete") as delete:
-        delete.communicate(timeout=20)
+        delete.communicate(timeout=patience(20))
     what = {key: held[key] for key in ("name", "md5", "password")}
     assert [{key: value for key, value in event.items() if key not in ("seq", "time")} for event in desk.events()] == [
         {"node": desk.name, "kind": "backup", "by": "a0cli", **event}
@@ -54,7 +53,7 @@ def test_the_events_of_a_node_say_what_it_held_and_by_whose_call(desk: "Desk", u
     assert "s3cret-word" not in (desk.fleet.state / "events.jsonl").read_text()
 
 
-def test_what_is_done_by_hand_is_told_apart(desk: "Desk", until: Until) -> None:
+def test_what_is_done_by_hand_is_told_apart(desk: "Desk") -> None:
     desk.put()
     desk.fleet.remove(desk.name)
     desk.fleet.hand_start(desk.name, password="theirs")
@@ -152,7 +151,7 @@ def test_an_artifact_of_another_kind_keeps_nothing(desk: "Desk") -> None:
     assert desk.events()[-1]["kept"] is False
 
 
-def test_a_late_deletion_is_witnessed_when_it_takes_effect(desk: "Desk", until: Until) -> None:
+def test_a_late_deletion_is_witnessed_when_it_takes_effect(desk: "Desk") -> None:
     stored = store(desk, desk.put())
     desk.tell("backup-delete", "late", seconds=2, reply="ok")
     desk.run("backup-delete")
@@ -163,19 +162,19 @@ def test_a_late_deletion_is_witnessed_when_it_takes_effect(desk: "Desk", until: 
     assert desk.events()[-1]["pid"] == desk.calls("backup-delete")[0]["pid"]
 
 
-def test_the_deletion_of_an_orphan_is_an_event_when_it_takes_effect(desk: "Desk", until: Until) -> None:
+def test_the_deletion_of_an_orphan_is_an_event_when_it_takes_effect(desk: "Desk") -> None:
     store(desk, desk.put())
     desk.tell("backup-delete", "kill_parent", when="before", orphan=2)
     program = "import subprocess, sys; subprocess.run(sys.argv[1:])"
     command = [sys.executable, "-c", program, *desk.argv("backup-delete")]
     with subprocess.Popen(command, cwd=desk.directory) as parent:
-        assert parent.wait(20) == -signal.SIGKILL
+        assert parent.wait(patience(20)) == -signal.SIGKILL
     assert len(desk.events()) == 1
     until(lambda: len(desk.events()) > 1)
     assert (desk.events()[-1]["event"], desk.events()[-1]["kept"]) == ("deleted", True)
 
 
-def test_a_backup_started_by_hand_is_in_progress_then_found_and_in_the_way(desk: "Desk", until: Until) -> None:
+def test_a_backup_started_by_hand_is_in_progress_then_found_and_in_the_way(desk: "Desk") -> None:
     desk.tell("backup", "duration", seconds=2)
     desk.fleet.hand_start(desk.name, password="theirs")
     assert desk.status() == {"message": "Backup in progress"}
@@ -189,7 +188,7 @@ def test_a_backup_started_by_hand_is_in_progress_then_found_and_in_the_way(desk:
     assert [call["outcome"] for call in desk.calls("backup")] == ["refused"], "only a0cli is on record"
 
 
-def test_the_other_kinds_are_started_by_hand_too(desk: "Desk", until: Until) -> None:
+def test_the_other_kinds_are_started_by_hand_too(desk: "Desk") -> None:
     desk.fleet.hand_start(desk.name, kind="backup-sensitive", password="theirs")
     until(lambda: desk.holds("backup-sensitive"))
     assert desk.holds() is None
@@ -210,7 +209,7 @@ def test_two_appliances_change_places_and_the_ports_stay(desk: "Desk", other_des
     assert desk.events()[-1]["md5"] == other["md5"]
 
 
-def test_a_backup_under_way_changes_places_with_its_appliance(desk: "Desk", other_desk: "Desk", until: Until) -> None:
+def test_a_backup_under_way_changes_places_with_its_appliance(desk: "Desk", other_desk: "Desk") -> None:
     desk.tell("backup", "duration", seconds=2)
     desk.run("backup", "P")
     desk.fleet.swap(desk.name, other_desk.name)

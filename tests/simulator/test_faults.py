@@ -7,18 +7,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from simulator.faults import FAULTS
+from tests.support.patience import patience, until
 
 if TYPE_CHECKING:
     from tests.simulator.conftest import Desk
-
-Until = Callable[[Callable[[], object]], None]
 
 
 def differences(left: bytes, right: bytes) -> int:
@@ -86,17 +84,17 @@ def test_forget_clears_the_faults_of_one_node(desk: "Desk") -> None:
     assert desk.run("ping").returncode == 0
 
 
-def test_a_hung_call_sits_until_it_is_ended(desk: "Desk", until: Until) -> None:
+def test_a_hung_call_sits_until_it_is_ended(desk: "Desk") -> None:
     desk.tell("ping", "hang")
     with desk.start("ping") as process:
         until(lambda: desk.calls("ping"))
         assert process.poll() is None
         process.terminate()
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(patience(10)) == -signal.SIGTERM
     assert desk.calls("ping")[0]["outcome"] == "hang"
 
 
-def test_a_hung_call_can_ignore_sigterm(desk: "Desk", until: Until) -> None:
+def test_a_hung_call_can_ignore_sigterm(desk: "Desk") -> None:
     desk.tell("ping", "hang", ignore_sigterm=True)
     with desk.start("ping") as process:
         until(lambda: ignores_sigterm(process.pid))
@@ -156,7 +154,7 @@ def test_a_transfer_drips(desk: "Desk") -> None:
     assert time.monotonic() - began > 0.4
 
 
-def test_a_backup_takes_as_long_and_is_as_large_as_ordered(desk: "Desk", until: Until) -> None:
+def test_a_backup_takes_as_long_and_is_as_large_as_ordered(desk: "Desk") -> None:
     desk.tell("backup", "duration", seconds=1.0)
     desk.tell("backup", "size", bytes=200_000)
     desk.run("backup", "Passw0rd")
@@ -191,7 +189,7 @@ def test_the_status_can_be_in_progress_for_ever(desk: "Desk") -> None:
     assert [desk.status() for _ in range(2)] == [{"message": "Backup in progress"}] * 2
 
 
-def test_the_status_can_show_the_old_backup_for_a_while_after_a_start(desk: "Desk", until: Until) -> None:
+def test_the_status_can_show_the_old_backup_for_a_while_after_a_start(desk: "Desk") -> None:
     old = desk.put()
     desk.run("backup-delete")
     desk.tell("backup-status", "stale_status", seconds=1.5)
@@ -247,9 +245,7 @@ def test_a_false_delete_is_acknowledged_and_not_done(desk: "Desk") -> None:
 
 
 @pytest.mark.parametrize(("command", "args"), [("backup", ["Passw0rd"]), ("backup-delete", [])])
-def test_a_lost_reply_hides_that_the_command_took_effect(
-    desk: "Desk", until: Until, command: str, args: list[str]
-) -> None:
+def test_a_lost_reply_hides_that_the_command_took_effect(desk: "Desk", command: str, args: list[str]) -> None:
     if command == "backup-delete":
         desk.put()
     desk.tell(command, "lost_reply", times=1)
@@ -261,7 +257,7 @@ def test_a_lost_reply_hides_that_the_command_took_effect(
 
 
 @pytest.mark.parametrize(("reply", "exit_code"), [("lost", 1), ("ok", 0)])
-def test_a_late_delete_takes_effect_after_its_reply(desk: "Desk", until: Until, reply: str, exit_code: int) -> None:
+def test_a_late_delete_takes_effect_after_its_reply(desk: "Desk", reply: str, exit_code: int) -> None:
     held = desk.put()
     desk.tell("backup-delete", "late", seconds=2, reply=reply)
     assert desk.run("backup-delete").returncode == exit_code
@@ -269,7 +265,7 @@ def test_a_late_delete_takes_effect_after_its_reply(desk: "Desk", until: Until, 
     until(lambda: desk.holds() is None)
 
 
-def test_a_late_start_takes_effect_while_its_caller_waits(desk: "Desk", until: Until) -> None:
+def test_a_late_start_takes_effect_while_its_caller_waits(desk: "Desk") -> None:
     desk.tell("backup", "late", seconds=0.5, reply="hang")
     with desk.start("backup", "Passw0rd") as process:
         until(desk.holds)
@@ -305,7 +301,7 @@ def test_a_device_that_is_none_is_refused(desk: "Desk") -> None:
     assert (refused.returncode, refused.stderr) == (1, '{"message":"sdb: no such device"}\n')
 
 
-def test_the_role_can_be_late(desk: "Desk", until: Until) -> None:
+def test_the_role_can_be_late(desk: "Desk") -> None:
     desk.tell(None, "no_role")
     desk.tell("set-as-backup", "late", seconds=0.5, reply="ok")
     assert desk.run("set-as-backup", "/dev/sdb").stdout == '{"message":"OK"}'
@@ -322,7 +318,7 @@ def test_an_unreachable_node_refuses_connections_until_it_is_forgotten(desk: "De
     assert desk.run("ping").returncode == 0
 
 
-def test_an_unreachable_node_can_come_back_by_itself(desk: "Desk", until: Until) -> None:
+def test_an_unreachable_node_can_come_back_by_itself(desk: "Desk") -> None:
     desk.tell(None, "unreachable", seconds=0.5)
     assert desk.run("ping").returncode == 1
     until(lambda: desk.run("ping").returncode == 0)
@@ -336,15 +332,15 @@ def parent_of(desk: "Desk", *args: str) -> "subprocess.Popen[bytes]":
 def test_the_caller_is_killed_before_the_command_takes_effect(desk: "Desk") -> None:
     desk.tell("backup", "kill_parent", when="before", times=1)
     with parent_of(desk, "backup", "Passw0rd") as parent:
-        assert parent.wait(20) == -signal.SIGKILL
+        assert parent.wait(patience(20)) == -signal.SIGKILL
     assert desk.status() == {"message": "No backup found"}
     assert desk.calls("backup")[0]["outcome"] == "kill_parent"
 
 
-def test_an_orphan_takes_effect_after_its_caller_was_killed(desk: "Desk", until: Until) -> None:
+def test_an_orphan_takes_effect_after_its_caller_was_killed(desk: "Desk") -> None:
     desk.tell("backup", "kill_parent", when="before", orphan=1)
     with parent_of(desk, "backup", "Passw0rd") as parent:
-        assert parent.wait(20) == -signal.SIGKILL
+        assert parent.wait(patience(20)) == -signal.SIGKILL
     assert desk.holds() is None
     until(desk.holds)
 
@@ -353,23 +349,23 @@ def test_the_caller_is_killed_after_the_command_took_effect(desk: "Desk") -> Non
     desk.put()
     desk.tell("backup-delete", "kill_parent", when="after")
     with parent_of(desk, "backup-delete") as parent:
-        assert parent.wait(20) == -signal.SIGKILL
+        assert parent.wait(patience(20)) == -signal.SIGKILL
     assert desk.holds() is None
 
 
 @pytest.mark.parametrize("when", ["before", "during", "after"])
-def test_the_caller_is_killed_at_each_point_of_a_transfer(desk: "Desk", until: Until, when: str) -> None:
+def test_the_caller_is_killed_at_each_point_of_a_transfer(desk: "Desk", when: str) -> None:
     held = desk.put()
     desk.tell("backup-retrieve", "kill_parent", when=when, fraction=0.3)
     with parent_of(desk, "backup-retrieve") as parent:
-        assert parent.wait(20) == -signal.SIGKILL
+        assert parent.wait(patience(20)) == -signal.SIGKILL
     until(lambda: desk.calls("backup-retrieve"))
     assert desk.retrieved.exists() is (when != "before")
     if when == "after":
         assert desk.retrieved.stat().st_size == held["size"]
 
 
-def test_a_client_that_was_killed_mid_transfer_is_on_record(desk: "Desk", until: Until) -> None:
+def test_a_client_that_was_killed_mid_transfer_is_on_record(desk: "Desk") -> None:
     desk.put()
     desk.tell("backup-retrieve", "drip", bytes_per_second=10_000)
     with desk.start("backup-retrieve") as process:
@@ -383,7 +379,7 @@ def test_the_caller_is_killed_at_a_call_by_its_number(desk: "Desk") -> None:
     program = "import subprocess, sys\nfor _ in range(9): subprocess.run(sys.argv[1:])"
     desk.tell(None, "kill_parent", when="after", skip=3, times=1)
     with subprocess.Popen([sys.executable, "-c", program, *desk.argv("ping")], cwd=desk.directory) as parent:
-        assert parent.wait(20) == -signal.SIGKILL
+        assert parent.wait(patience(20)) == -signal.SIGKILL
     assert [call["faults"] for call in desk.calls("ping")] == [[], [], [], ["kill_parent"]]
 
 

@@ -5,7 +5,8 @@
         assert run.wait() == 0, run.err
 
 Hundreds of runs are needed, and starting Python and importing Prefect takes longer than a run. The child is the real
-command from its first line on, in a process of its own that can be killed.
+command from its first line on, in a process of its own that can be killed. What the import itself decides, such as
+where Prefect's own log lines go, is as in the process that forks.
 """
 
 import gc
@@ -23,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from tests.faults.disk import attach, preloaded
+from tests.support.patience import patience
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -56,7 +57,7 @@ class Run:
 
     def wait(self, seconds: float = 120) -> int:
         """Return its exit code, the negative number of the signal that killed it. Raise TimeoutError."""
-        self._connection.settimeout(seconds)
+        self._connection.settimeout(patience(seconds))
         status = int(self._lines.readline())
         self._lines.close()
         self._connection.close()
@@ -64,16 +65,19 @@ class Run:
 
 
 class Warm:
-    """The process that has imported everything. *environment* is added to this one's, for all of its runs."""
+    """The process that has imported everything; what its runs print is kept in *room*.
+
+    *environment* is added to this process's own, for all of its runs.
+    """
 
     def __init__(self, room: Path, environment: Mapping[str, str]) -> None:
-        self._socket, self._log = room / "warm.sock", room / "warm.log"
-        self._environment = {**os.environ, **environment, **preloaded()}
+        self._room, self._socket, self._log = room, room / "warm.sock", room / "warm.log"
+        self._environment = {**os.environ, **environment}
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.warm", str(self._socket)],
+                [sys.executable, "-m", "tests.support.warm", str(self._socket)],
                 cwd=REPOSITORY,
                 env=self._environment,
                 stdin=subprocess.PIPE,
@@ -92,19 +96,22 @@ class Warm:
         self._process.communicate()
 
     def start(self, *arguments: str, cwd: Path, disk: Path | None = None, **environment: str) -> Run:
-        """Start `a0backup` with these arguments in the folder *cwd*, on the disk of that control file if given."""
-        place = cwd / f"run-{time.monotonic_ns()}"
+        """Start `a0backup` with these arguments in the folder *cwd*, on the disk of that control file if given.
+
+        *environment* is added to that of all runs.
+        """
+        return self._start({"arguments": arguments, "cwd": str(cwd), "disk": str(disk or ""), "added": environment})
+
+    def start_in(self, environment: Mapping[str, str], *arguments: str, cwd: Path) -> Run:
+        """Start `a0backup` with these arguments in the folder *cwd*, with this environment and no other."""
+        return self._start({"arguments": arguments, "cwd": str(cwd), "disk": "", "whole": dict(environment)})
+
+    def _start(self, order: dict[str, object]) -> Run:
+        place = self._room / f"run-{time.monotonic_ns()}"
         place.mkdir()
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(str(self._socket))
-        order = {
-            "arguments": arguments,
-            "cwd": str(cwd),
-            "place": str(place),
-            "disk": str(disk) if disk else None,
-            "environment": environment,
-        }
-        connection.sendall(json.dumps(order).encode() + b"\n")
+        connection.sendall(json.dumps({**order, "place": str(place)}).encode() + b"\n")
         return Run(connection, place)
 
 
@@ -156,14 +163,15 @@ def _run(order: Mapping[str, object]) -> None:
 
     os.setsid()
     os.chdir(str(order["cwd"]))
-    assert isinstance(order["environment"], dict)
-    os.environ.update(order["environment"])
+    _set_environment(order)
     for number, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(f"{order['place']}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     if order["disk"]:
+        from tests.faults.disk import attach
+
         attach(Path(str(order["disk"])))
     assert isinstance(order["arguments"], list)
     sys.argv = ["a0backup", *order["arguments"]]
@@ -181,6 +189,18 @@ def _run(order: Mapping[str, object]) -> None:
     sys.stderr.flush()
     # What the interpreter does at its end is done by Prefect's own hooks, which a fork has no business with.
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _set_environment(order: Mapping[str, object]) -> None:
+    from prefect.context import refresh_global_settings_context
+
+    whole, added = order.get("whole"), order.get("added")
+    if isinstance(whole, dict):
+        os.environ.clear()
+        os.environ.update(whole)
+        refresh_global_settings_context()
+    elif isinstance(added, dict):
+        os.environ.update(added)
 
 
 if __name__ == "__main__":

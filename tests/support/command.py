@@ -1,0 +1,55 @@
+"""The `a0backup` command as tests start it.
+
+ended = a0backup("list", "--fleet", fleet_yaml)
+ended = a0backup("run", "--fleet", fleet_yaml, api=engine_server)
+"""
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import mkdtemp
+
+from tests.support.login import reaching
+from tests.support.patience import patience
+from tests.support.warm import Warm
+
+A0BACKUP = Path(sys.executable).with_name("a0backup")
+PASSWORD = "Canary7Password"
+
+
+def a0backup(*arguments: object, api: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run it to its end, with the password in the environment; *api*: on the engine with that address."""
+    environment = {**os.environ, "A0_BACKUP_PASSWORD": PASSWORD}
+    if api:
+        return a0backup_in(environment | {"PREFECT_API_URL": api}, *arguments, cwd=cwd)
+    # Without a terminal: nobody is there to be asked.
+    return subprocess.run(
+        [str(A0BACKUP), *map(str, arguments)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=patience(180),
+        cwd=cwd,
+        start_new_session=True,
+    )
+
+
+def a0backup_in(
+    environment: Mapping[str, str], *arguments: object, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end with this environment and no other, in a process that has imported Prefect already."""
+    words = [str(argument) for argument in arguments]
+    run = _warm().start_in(reaching(dict(environment)), *words, cwd=cwd or Path.cwd())
+    code = run.wait(180)
+    return subprocess.CompletedProcess(words, code, run.out, run.err)
+
+
+@functools.cache
+def _warm() -> Warm:
+    """The process that all tests of this worker share; it ends with this one, which holds its standard input."""
+    room = Path(mkdtemp(dir=os.environ["A0BACKUP_TEST_ROOM"], prefix="warm-"))
+    return Warm(room, {}).__enter__()

@@ -1,0 +1,88 @@
+"""What runs where: `make test`, `make test-all` and `make test-faults`.
+
+    pytestmark = [pytest.mark.slow]  # only `make test-all` runs it
+    @matrix                          # only `make test-faults` runs it, whole or each n-th point
+    @deep                            # only `make test-faults` runs it, where it is whole
+
+`--extent quick` leaves out what is slow, `--extent rest` runs nothing else; plain `pytest` runs both.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+EVERY = int(os.environ.get("A0BACKUP_FAULTS", "0"))  # 1: every point of the matrices, 10: each tenth, 0: none
+WHOLE = EVERY == 1
+PARTS = 4  # of each matrix, so that the workers of pytest-xdist share it
+
+matrix = pytest.mark.faults(EVERY > 0)
+deep = pytest.mark.faults(WHOLE)
+in_parts = pytest.mark.parametrize("part", range(PARTS))
+
+_REPORT = "a0backup-left-out"  # what the workers of pytest-xdist tell the process that reports
+
+P = TypeVar("P")
+
+
+def share(points: Iterable[P], part: int = 0, parts: int = 1) -> list[P]:
+    """Return those of *points* that are tried, or one part of them."""
+    return list(points)[EVERY // 2 :: EVERY][part::parts]
+
+
+def add_option(parser: pytest.Parser) -> None:
+    """Have pytest take `--extent`."""
+    parser.addoption(
+        "--extent",
+        choices=("quick", "rest", "all"),
+        default="all",
+        help="quick: what `make test` runs; rest: what `make test-all` runs on top of it; all: both",
+    )
+
+
+class Extent:
+    """A plugin that leaves out what the extent does not want, and says at the end what that was."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._wanted = config.getoption("extent")
+        self._left_out: dict[str, Counter[str]] = {}
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        left_out: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            if runs_it := self._runs_only_by(item):
+                left_out.setdefault(runs_it, []).append(item)
+        for runs_it, those in left_out.items():
+            self._left_out[runs_it] = Counter(_room(item) for item in those)
+            config.hook.pytest_deselected(items=those)
+        gone = {id(item) for those in left_out.values() for item in those}
+        items[:] = [item for item in items if id(item) not in gone]
+        if hasattr(config, "workeroutput"):
+            config.workeroutput[_REPORT] = {runs_it: dict(rooms) for runs_it, rooms in self._left_out.items()}
+
+    def _runs_only_by(self, item: pytest.Item) -> str:
+        """Return the one command that runs *item*, nothing where this extent does."""
+        if not all(mark.args[0] for mark in item.iter_markers("faults")):
+            return "make test-faults"
+        slow = item.get_closest_marker("slow") is not None
+        if slow and self._wanted == "quick":
+            return "make test-all"
+        return "make test" if not slow and self._wanted == "rest" else ""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """Take what a worker of pytest-xdist left out; all of them collect the same tests."""
+        said = getattr(node, "workeroutput", {}).get(_REPORT, {})
+        self._left_out |= {runs_it: Counter(rooms) for runs_it, rooms in said.items()}
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        for runs_it, rooms in sorted(self._left_out.items()):
+            named = ", ".join(f"{room} {number}" for room, number in sorted(rooms.items()))
+            terminalreporter.write_line(f"not run: {rooms.total()} tests that only `{runs_it}` runs ({named})")
+
+
+def _room(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parents[1]).parts[0]
