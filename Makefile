@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 
 # Of pytest-xdist. Most tests wait for processes, so that more of them than cores keep the cores busy.
 WORKERS ?= 4
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := -m pytest -n $(WORKERS) --dist
 
 .PHONY: setup install demo test test-rest test-all test-faults mutants lint format lock clean
 
@@ -48,19 +48,19 @@ demo: setup
 	@$(BIN)/a0backup demo
 
 test: setup
-	@$(PYTEST) --extent quick
+	@$(BIN)/python $(PYTEST) worksteal --extent quick
 
 # What `test-all` runs on top of `test`.
 test-rest: setup
-	@$(PYTEST) --extent rest
+	@$(BIN)/python $(PYTEST) loadgroup --extent rest
 
 test-all: setup
 	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run -m pytest -n $(WORKERS) --dist worksteal; status=$$?; \
+	@$(BIN)/coverage run $(PYTEST) loadgroup; status=$$?; \
 		$(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
 
 test-faults: setup
-	@A0BACKUP_FAULTS=1 $(PYTEST) tests/faults tests/redaction
+	@A0BACKUP_FAULTS=1 $(BIN)/python $(PYTEST) worksteal tests/faults tests/redaction
 
 lint: setup
 	@$(BIN)/ruff check .

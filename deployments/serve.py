@@ -119,14 +119,20 @@ async def _work(server: OwnServer) -> None:
         await worker
     finally:
         alone.cancel()
-        # What Prefect has to say of each run that is cut short is on its page; here it would be a traceback.
-        for handler in logging.getLogger().handlers:
-            handler.setLevel(logging.CRITICAL)
+        _quiet_the_console()
         called_off = await _call_off_all()
         worker.cancel()
         await asyncio.wait({worker}, timeout=WORKER_ENDS_WITHIN)
         # Not before: it would take them up once more.
         await _give_back(called_off)
+
+
+def _quiet_the_console() -> None:
+    """Print no more of what Prefect logs: of each run that is cut short it is on the run's page, here a traceback."""
+    for name in (None, "prefect", "prefect.flow_runs"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setLevel(logging.CRITICAL)
 
 
 def _end_without(error: EngineError) -> None:

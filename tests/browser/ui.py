@@ -170,10 +170,8 @@ class UI:
         self.page.wait_for_function(_HAS_GREEN, arg=canvas.element_handle())
 
     def open_artifact(self, key: str) -> None:
-        """From the run's page, open the newest artifact of that key."""
+        """From the run's page, open its artifact of that key."""
         self.open_tab("Artifacts").get_by_role("link", name=key).first.click()
-        self.page.wait_for_url(re.compile(f"/artifacts/key/{key}"))
-        self.main.locator("a[href*='/artifacts/artifact/']").first.click()
         self.page.wait_for_url(re.compile("/artifacts/artifact/"))
         expect(self.tab("Artifact")).to_be_visible()
 

@@ -172,11 +172,11 @@ def test_what_the_build_sees_is_named_piece_by_piece() -> None:
     lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
-    packages = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert {f"!{package}/**" for package in packages["packages"]} <= set(rules)
+    wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {f"!{package}/**" for package in wheel["packages"]} <= set(rules)
     # The container's `python -m deployments.register` looks for it beside itself.
-    assert "!prefect.yaml" in rules
-    assert "mv prefect.yaml deployments/" in DOCKERFILE
+    assert wheel["force-include"] == {"prefect.yaml": "deployments/prefect.yaml"}
+    assert {f"!{file}" for file in wheel["force-include"]} <= set(rules)
 
 
 def test_each_unit_of_the_engine_and_the_worker_has_its_service() -> None:

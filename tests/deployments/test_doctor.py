@@ -19,8 +19,9 @@ from deployments import doctor
 from deployments.doctor import Remark, Verdict
 from deployments.engine_objects import wanted
 from tests.deployments.test_register import REPOSITORY, Desk, api, desk
+from tests.support.command import a0backup_in
 from tests.support.login import logged_in
-from tests.support.patience import eventually, patience
+from tests.support.patience import eventually
 
 BIN = Path(sys.executable).parent
 # Prefect schedules nothing that is more than 100 days ahead.
@@ -31,14 +32,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 def check(desk: Desk, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BIN / "a0backup", "check", "--engine", *arguments],
-        cwd=desk.folder,
-        env=desk.environment,
-        capture_output=True,
-        text=True,
-        timeout=patience(120),
-    )
+    return a0backup_in(desk.environment, "check", "--engine", *arguments, cwd=desk.folder)
 
 
 def remarks(desk: Desk, verdict: str) -> list[str]:

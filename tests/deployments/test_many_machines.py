@@ -16,7 +16,7 @@ from simulator.fleet import SimulatedFleet
 from tests.deployments.parts import ENGINE_PARTS, Engine, Part, engine_on_parts, needed
 from tests.support.patience import eventually, patience
 
-NODES = 30
+NODES = 16
 PASSWORD = "Canary7Password"
 
 
@@ -28,9 +28,9 @@ def register(engine: Engine, folder: Path) -> None:
 
 
 def end_zombies_sooner(engine: Engine) -> None:
-    """Have it take two and a half minutes, not nine."""
+    """Have it take as little as three heartbeats of the runs allow, not nine minutes."""
     [zombies] = engine.client.post("automations/filter", json={}).raise_for_status().json()
-    zombies["trigger"]["within"] = 150
+    zombies["trigger"]["within"] = 95
     kept = {key: zombies[key] for key in ("name", "description", "enabled", "trigger", "actions")}
     engine.client.put(f"automations/{zombies['id']}", json=kept).raise_for_status()
 
@@ -55,7 +55,7 @@ def session_of(call: dict[str, str]) -> str:
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_of_30_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stored_once(tmp_path: Path) -> None:
+def test_of_16_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stored_once(tmp_path: Path) -> None:
     needed(*ENGINE_PARTS)
     operator = tmp_path / "operator"
     operator.mkdir()
@@ -101,7 +101,7 @@ def test_of_30_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stor
 
         def caught() -> bool:
             """Whether it stands still now, in the middle of nodes."""
-            if stored() < 8 or not at_work():
+            if stored() < 4 or not at_work():
                 return False
             second.stand_still()
             if at_work():

@@ -16,14 +16,15 @@ import yaml
 
 from deployments.server import own_server
 from tests.deployed import PatientClient
+from tests.support.command import a0backup_in
 from tests.support.login import logged_in
-from tests.support.patience import eventually, patience
+from tests.support.patience import eventually
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PASSWORD = "Canary7Password"
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.xdist_group("register")]
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +53,8 @@ class Desk:
         (self.folder / "fleet.yaml").write_text(yaml.safe_dump(content))
 
     def register(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "deployments.register", *arguments]
-        # A session of its own has no terminal to ask at.
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env=self.environment | environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=patience(120),
-            start_new_session=True,
-        )
+        settings = self.environment | environment
+        return a0backup_in(settings, *arguments, cwd=self.folder, program="deployments.register")
 
     def deployment(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.client.get(f"/deployments/name/{name}").raise_for_status().json()

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
@@ -179,6 +178,7 @@ def test_a_night_whose_lease_a_restarted_server_forgot_is_ended_by_prefect_and_f
 ) -> None:
     # Leases in memory are Prefect's default: the flow engine cannot renew its own and calls the run off.
     with operators_server(own_home) as server, worker_of(server, tmp_path / "operator", appliances) as deployed:
+        limit_nightly(server.api)
         night = start_nightly(deployed)
         hold(appliances, "a0-1")
         until(lambda: is_done(deployed.folder, "a0-2"), "a0-2 is stored")
@@ -381,13 +381,10 @@ def test_a_run_that_waits_for_a_stopped_one_until_its_deadline_fails_and_names_i
 
 def limit_nightly(api: str) -> None:
     """Have the engine run one night at a time, as an operator may want it; our own deployments have no such limit."""
-    found = (
-        httpx.get(f"{api}/deployments/name/backup-fleet/nightly", auth=logged_in(), trust_env=False)
-        .raise_for_status()
-        .json()
-    )
     limit = {"concurrency_limit": 1, "concurrency_options": {"collision_strategy": "ENQUEUE"}}
-    httpx.patch(f"{api}/deployments/{found['id']}", json=limit, auth=logged_in(), trust_env=False).raise_for_status()
+    with PatientClient(base_url=api, auth=logged_in()) as client:
+        nightly = client.get("deployments/name/backup-fleet/nightly").raise_for_status().json()["id"]
+        client.patch(f"deployments/{nightly}", json=limit).raise_for_status()
 
 
 def test_the_slot_of_a_killed_night_holds_up_no_run_and_the_next_night_has_it_after_some_minutes(

@@ -676,9 +676,14 @@ class Nights(RuleBasedStateMachine):
             if not known:
                 self.fail(f"{each.folder.name} holds what the node never had")
             [one] = known
-            mode, started = manifest["encryption"]["password"]["mode"], manifest["started_at"]
-            if (mode == "shared") != (started is not None):
-                self.fail(f"{each.folder.name}: {mode}, started at {started}")
+            password, started = manifest["encryption"]["password"], manifest["started_at"]
+            if password["mode"] not in (("shared",) if started is not None else ("shared", "unknown")):
+                self.fail(f"{each.folder.name}: {password['mode']}, started at {started}")
+            if password["confirmed"] and one.by is None:
+                self.fail(f"{each.folder.name} says that our password opens it, and somebody else made it")
+            # Nobody can tell when it was started where its journal is lost. That our password opens it is proven.
+            if password["mode"] == "shared" and started is None and not password["confirmed"]:
+                self.fail(f"{each.folder.name} says that our password opens it, and nothing proves that")
             if started is None:
                 if one.by is not None and not self.is_doubtful(one):
                     self.fail(f"{each.folder.name} is our own and is kept as foreign")

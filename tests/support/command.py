@@ -39,11 +39,14 @@ def a0backup(*arguments: object, api: str = "", cwd: Path | None = None) -> subp
 
 
 def a0backup_in(
-    environment: Mapping[str, str], *arguments: object, cwd: Path | None = None
+    environment: Mapping[str, str], *arguments: object, cwd: Path | None = None, program: str = "a0backup.cli"
 ) -> subprocess.CompletedProcess[str]:
-    """Run it to its end with this environment and no other, in a process that has imported Prefect already."""
+    """Run it, or the `main` of another module, to its end with this environment and no other.
+
+    The process has imported Prefect already.
+    """
     words = [str(argument) for argument in arguments]
-    run = _warm().start_in(reaching(dict(environment)), *words, cwd=cwd or Path.cwd())
+    run = _warm().start_in(reaching(dict(environment)), *words, cwd=cwd or Path.cwd(), program=program)
     code = run.wait(180)
     return subprocess.CompletedProcess(words, code, run.out, run.err)
 

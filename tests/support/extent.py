@@ -50,6 +50,7 @@ class Extent:
         self._wanted = config.getoption("extent")
         self._left_out: dict[str, Counter[str]] = {}
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         left_out: dict[str, list[pytest.Item]] = {}
         for item in items:
@@ -59,7 +60,8 @@ class Extent:
             self._left_out[runs_it] = Counter(_room(item) for item in those)
             config.hook.pytest_deselected(items=those)
         gone = {id(item) for those in left_out.values() for item in those}
-        items[:] = [item for item in items if id(item) not in gone]
+        # What takes long comes first: at the end no worker is left alone with it.
+        items[:] = sorted((item for item in items if id(item) not in gone), key=_is_quick)
         if hasattr(config, "workeroutput"):
             config.workeroutput[_REPORT] = {runs_it: dict(rooms) for runs_it, rooms in self._left_out.items()}
 
@@ -67,10 +69,9 @@ class Extent:
         """Return the one command that runs *item*, nothing where this extent does."""
         if not all(mark.args[0] for mark in item.iter_markers("faults")):
             return "make test-faults"
-        slow = item.get_closest_marker("slow") is not None
-        if slow and self._wanted == "quick":
+        if not _is_quick(item) and self._wanted == "quick":
             return "make test-all"
-        return "make test" if not slow and self._wanted == "rest" else ""
+        return "make test" if _is_quick(item) and self._wanted == "rest" else ""
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
@@ -82,6 +83,10 @@ class Extent:
         for runs_it, rooms in sorted(self._left_out.items()):
             named = ", ".join(f"{room} {number}" for room, number in sorted(rooms.items()))
             terminalreporter.write_line(f"not run: {rooms.total()} tests that only `{runs_it}` runs ({named})")
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is None
 
 
 def _room(item: pytest.Item) -> str:

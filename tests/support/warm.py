@@ -33,6 +33,7 @@ IMPORTED = (
     *("anyio._backends._asyncio", "fastapi", "graphviz", "prefect.client.orchestration", "prefect.events.worker"),
     *("prefect.flow_engine", "prefect.logging.handlers", "prefect.task_engine", "prefect.utilities.importtools"),
     *("prefect.utilities.visualization", "a0backup.cli", "flows.backup_fleet", "flows.check_fleet"),
+    *("flows.enrol_node", "deployments.register", "deployments.doctor"),
 )
 
 
@@ -102,9 +103,12 @@ class Warm:
         """
         return self._start({"arguments": arguments, "cwd": str(cwd), "disk": str(disk or ""), "added": environment})
 
-    def start_in(self, environment: Mapping[str, str], *arguments: str, cwd: Path) -> Run:
-        """Start `a0backup` with these arguments in the folder *cwd*, with this environment and no other."""
-        return self._start({"arguments": arguments, "cwd": str(cwd), "disk": "", "whole": dict(environment)})
+    def start_in(
+        self, environment: Mapping[str, str], *arguments: str, cwd: Path, program: str = "a0backup.cli"
+    ) -> Run:
+        """Start *program*, a module with a `main`, in the folder *cwd*, with this environment and no other."""
+        order = {"program": program, "arguments": arguments, "cwd": str(cwd), "disk": "", "whole": dict(environment)}
+        return self._start(order)
 
     def _start(self, order: dict[str, object]) -> Run:
         place = self._room / f"run-{time.monotonic_ns()}"
@@ -159,8 +163,6 @@ def _supervise(connection: socket.socket) -> None:
 
 
 def _run(order: Mapping[str, object]) -> None:
-    from a0backup import cli
-
     os.setsid()
     os.chdir(str(order["cwd"]))
     _set_environment(order)
@@ -177,7 +179,7 @@ def _run(order: Mapping[str, object]) -> None:
     sys.argv = ["a0backup", *order["arguments"]]
     code: object = 0
     try:
-        cli.main()
+        importlib.import_module(str(order.get("program", "a0backup.cli"))).main()
     except SystemExit as ended:
         code = ended.code
     except BaseException:  # noqa: BLE001 - as the interpreter does

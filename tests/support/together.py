@@ -1,0 +1,20 @@
+"""Which tests one worker of pytest-xdist runs one after another: those that share a server and what is on it.
+
+pytest-xdist's own groups do nothing with pytest 9.2, which makes a test's id anew.
+"""
+
+from xdist.scheduler import LoadScopeScheduling
+
+TOGETHER = {
+    "tests/browser/": "browser",
+    "tests/deployments/test_doctor.py": "register",
+    "tests/deployments/test_register.py": "register",
+    "tests/deployments/test_systemd.py": "units",
+}
+
+
+class Together(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives out the tests one by one, and those that belong together as one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((name for path, name in TOGETHER.items() if nodeid.startswith(path)), nodeid)
