@@ -24,7 +24,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, StateType
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.events.actions import ActionTypes, ChangeFlowRunState, SendNotification
+from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound, ScriptError
 from prefect.flows import Flow
@@ -520,9 +520,9 @@ def automations(notify: Notify | None) -> list[AutomationCore]:
     if notify is None:
         return cores
 
-    def told(subject: str, body: str) -> list[ActionTypes]:
+    def told(subject: str, body: str) -> SendNotification:
         where = "\n{{ flow_run|ui_url }}"
-        return [SendNotification(block_document_id=notify.document, subject=subject, body=body + where)]
+        return SendNotification(block_document_id=notify.document, subject=subject, body=body + where)
 
     cores.append(
         AutomationCore(
@@ -537,7 +537,7 @@ def automations(notify: Notify | None) -> list[AutomationCore]:
                 threshold=1,
                 within=timedelta(0),
             ),
-            actions=told("a0backup: {{ flow_run.name }} {{ flow_run.state.name }}", "{{ flow_run.state.message }}"),
+            actions=[told("a0backup: {{ flow_run.name }} {{ flow_run.state.name }}", "{{ flow_run.state.message }}")],
         )
     )
     cores.append(
@@ -553,10 +553,12 @@ def automations(notify: Notify | None) -> list[AutomationCore]:
                 threshold=1,
                 within=timedelta(0),
             ),
-            actions=told(
-                "a0backup: {{ flow_run.name }} is late",
-                f"No worker of the pool {POOL} has taken it up. Is one running?",
-            ),
+            actions=[
+                told(
+                    "a0backup: {{ flow_run.name }} is late",
+                    f"No worker of the pool {POOL} has taken it up. Is one running?",
+                )
+            ],
         )
     )
     return cores
