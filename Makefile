@@ -62,6 +62,10 @@ test-all: setup
 test-faults: setup
 	@A0BACKUP_FAULTS=1 $(BIN)/python $(PYTEST) worksteal tests/faults tests/redaction
 
+mutants: setup
+	@$(BIN)/mutmut run
+	@$(BIN)/mutmut results
+
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
