@@ -4,7 +4,7 @@
 # make test    the tests to run before every commit
 # make test-all     every test, with real servers and browser, and how much of the core they cover
 # make test-faults  every kill and fault, and the table of what was tried
-# make mutants      breaks the modules that decide, line by line: a test must notice
+# make mutants      changes the code that decides, bit by bit, and names each change that no test noticed
 # make lint    ruff, format check and mypy
 # make lock    resolve the dependencies anew (needs uv)
 
@@ -56,13 +56,14 @@ test-rest: setup
 
 test-all: setup
 	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run $(PYTEST) loadgroup; status=$$?; \
-		$(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
+	@status=0; $(BIN)/coverage run $(PYTEST) loadgroup || status=$$?; \
+		$(BIN)/coverage combine --quiet && $(BIN)/coverage report || status=1; exit $$status
 
 test-faults: setup
 	@A0BACKUP_FAULTS=1 $(BIN)/python $(PYTEST) worksteal tests/faults tests/redaction
 
 mutants: setup
+	@rm -rf mutants
 	@$(BIN)/mutmut run
 	@$(BIN)/mutmut results
 

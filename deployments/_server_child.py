@@ -33,7 +33,7 @@ def main() -> None:
 
     threading.Thread(target=watch_the_parent, daemon=True).start()
 
-    # The start makes millions of objects that stay: to look for garbage among them takes a quarter of its time.
+    # The start makes millions of objects that stay; looking for garbage among them would take a quarter of its time.
     gc.disable()
     # Imported late: the import takes seconds, and a parent may be killed within them.
     import uvicorn

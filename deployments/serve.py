@@ -40,8 +40,9 @@ PORT = 4200
 CALLED_OFF_WITHIN = 10.0
 WORKER_ENDS_WITHIN = 6.0
 LAST_RESORT = 25.0
-# A run that is given back is late, and told of as such, only where a restart takes longer.
-BACK_IN = timedelta(seconds=30)
+# More than a minute: a run hears again of each cancel of the minute before its start, its own former one too, and would
+# end at once. It is late, and told of as such, only where a restart takes longer.
+BACK_IN = timedelta(seconds=75)
 
 
 def serve(fleet: Fleet, port: int) -> None:
@@ -119,20 +120,14 @@ async def _work(server: OwnServer) -> None:
         await worker
     finally:
         alone.cancel()
-        _quiet_the_console()
+        # What Prefect has to say of each run that is cut short is on its page; here it would be a traceback.
+        for handler in logging.getLogger().handlers:
+            handler.setLevel(logging.CRITICAL)
         called_off = await _call_off_all()
         worker.cancel()
         await asyncio.wait({worker}, timeout=WORKER_ENDS_WITHIN)
         # Not before: it would take them up once more.
         await _give_back(called_off)
-
-
-def _quiet_the_console() -> None:
-    """Print no more of what Prefect logs: of each run that is cut short it is on the run's page, here a traceback."""
-    for name in (None, "prefect", "prefect.flow_runs"):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler):
-                handler.setLevel(logging.CRITICAL)
 
 
 def _end_without(error: EngineError) -> None:

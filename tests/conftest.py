@@ -23,29 +23,40 @@ from tests.support.extent import Extent, add_option
 from tests.support.patience import measure, patience
 
 _ROOM = "A0BACKUP_TEST_ROOM"
-# The workers of pytest-xdist inherit it from the process that was started first, which is the one to remove it.
+_IGNORED = "A0BACKUP_TEST_IGNORES"
+# The workers of pytest-xdist inherit the room from the process that was started first, which is the one to remove it.
 _first = _ROOM not in os.environ
-if _first:
+_lifeline = -1
+
+
+def room() -> Path:
+    """The temporary room of this session."""
+    return Path(os.environ[_ROOM])
+
+
+def _make_room() -> None:
     os.environ[_ROOM] = tempfile.mkdtemp(prefix="a0backup-tests-")
-ROOM = Path(os.environ[_ROOM])
+    os.environ |= {"PREFECT_HOME": str(room() / "prefect"), "XDG_STATE_HOME": str(room() / "state")}
+
 
 # Before anything imports Prefect, which reads the environment once.
-for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
+for _name in [name for name in os.environ if name.startswith("PREFECT_") and (_first or name != "PREFECT_HOME")]:
     del os.environ[_name]
 os.environ |= {
     "DO_NOT_TRACK": "1",
-    "PREFECT_HOME": str(ROOM / "prefect"),
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # A test that forgot to ask for an engine fails rather than starts Prefect's temporary server.
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
-    "XDG_STATE_HOME": str(ROOM / "state"),
 }
+if _first:
+    _make_room()
 measure()
 
+# Started in the background, a program ignores interrupts and hang-ups, and so does what it starts. The programs under
+# test must not: a handler, unlike the order to ignore, is not inherited. The tests themselves go on ignoring them.
 for _number in (signal.SIGINT, signal.SIGHUP):
-    # Started in the background, all of this ignores them, and so would the programs whose interrupts are tested. What
-    # a handler takes, a program that is started does not inherit: it is only this process that goes on ignoring it.
-    if signal.getsignal(_number) is signal.SIG_IGN:
+    if signal.getsignal(_number) is signal.SIG_IGN or _number.name in os.environ.get(_IGNORED, ""):
+        os.environ[_IGNORED] = f"{os.environ.get(_IGNORED, '')} {_number.name}"
         signal.signal(_number, lambda *_: None)
 
 # Holds the server that all tests share for as long as anyone has the named pipe open for writing.
@@ -74,20 +85,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    global _lifeline
     config.pluginmanager.register(Extent(config))
     if _first:
-        os.mkfifo(ROOM / "lifeline", 0o600)
-        globals()["_lifeline"] = os.open(ROOM / "lifeline", os.O_RDWR)
+        # Another session of this process, as of a tool that tries many changes, has removed the room of the one before.
+        if _ROOM not in os.environ:
+            _make_room()
+        os.mkfifo(room() / "lifeline", 0o600)
+        _lifeline = os.open(room() / "lifeline", os.O_RDWR)
 
 
 def pytest_unconfigure() -> None:
     if not _first:
         return
-    os.close(globals()["_lifeline"])
-    with _started(ROOM / "keeper.pid") as keeper:
+    os.close(_lifeline)
+    with _started(room() / "keeper.pid") as keeper:
         if keeper is not None:
             keeper.wait(patience(30))
-    shutil.rmtree(ROOM)
+    shutil.rmtree(room())
+    del os.environ[_ROOM]
 
 
 @contextmanager
@@ -100,7 +116,7 @@ def _started(pid_file: Path) -> Iterator[psutil.Process | None]:
 
 @contextmanager
 def _one_at_a_time(name: str) -> Iterator[None]:
-    with (ROOM / f"{name}.lock").open("w") as lock:
+    with (room() / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -110,12 +126,12 @@ def migrated_home() -> Path:
     """A home of the engine whose database is built; to be copied, not used."""
     from deployments.server import own_server
 
-    home = ROOM / "migrated-home"
+    home = room() / "migrated-home"
     with _one_at_a_time("migrated-home"):
         if not home.exists():
-            with own_server(ROOM / "building-home"):
+            with own_server(room() / "building-home"):
                 pass
-            (ROOM / "building-home").rename(home)
+            (room() / "building-home").rename(home)
     return home
 
 
@@ -128,11 +144,11 @@ def own_home(migrated_home: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def engine_server(migrated_home: Path) -> str:
     """The API address of the one full server that all tests of the session share."""
-    address = ROOM / "address"
+    address = room() / "address"
     with _one_at_a_time("engine"):
         if not address.exists():
-            home = Path(shutil.copytree(migrated_home, ROOM / "engine"))
-            with (ROOM / "lifeline").open() as lifeline, (ROOM / "keeper.log").open("wb") as log:
+            home = Path(shutil.copytree(migrated_home, room() / "engine"))
+            with (room() / "lifeline").open() as lifeline, (room() / "keeper.log").open("wb") as log:
                 keeper = subprocess.Popen(
                     [sys.executable, "-c", _KEEPER, str(home), str(address)],
                     cwd=Path(__file__).parents[1],
@@ -141,14 +157,14 @@ def engine_server(migrated_home: Path) -> str:
                     stderr=log,
                     start_new_session=True,
                 )
-            (ROOM / "keeper.pid").write_text(str(keeper.pid))
+            (room() / "keeper.pid").write_text(str(keeper.pid))
             deadline = time.monotonic() + patience(120)
             while not address.exists():
                 if keeper.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"no engine for the tests: {(ROOM / 'keeper.log').read_text()}")
+                    pytest.fail(f"no engine for the tests: {(room() / 'keeper.log').read_text()}")
                 time.sleep(0.1)
     # For the processes that the tests start and tell of the address.
-    os.environ["PREFECT_API_AUTH_STRING"] = (ROOM / "engine" / "credentials").read_text().strip()
+    os.environ["PREFECT_API_AUTH_STRING"] = (room() / "engine" / "credentials").read_text().strip()
     return address.read_text()
 
 
@@ -157,5 +173,5 @@ def engine(engine_server: str) -> Iterator[str]:
     """Make Prefect in this process use the shared server, and give its API address; for tests marked `engine`."""
     from deployments.server import use_api
 
-    with use_api(engine_server, ROOM / "engine"):
+    with use_api(engine_server, room() / "engine"):
         yield engine_server

@@ -3,7 +3,7 @@
 ended = await night(fleet)                    # in this process
 with Runs(room) as runs:                      # each in a process of its own, which may be killed
     run = runs.start(fleet_file, flow_run="run-1")
-    print(run.wait(patience(60)))
+    print(run.wait(60))
 """
 
 import asyncio

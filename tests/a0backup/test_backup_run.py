@@ -34,8 +34,11 @@ from a0backup.report import Ending
 from a0backup.vault import Stock
 from tests.desk import Desk
 from tests.nights import PASSWORD, Night, back_up, nothing_shared
+from tests.support.patience import patience
 
 # -- plain nights ------------------------------------------------------------------------------------------------------
+
+SHORT = f"{patience(1.5)}s"  # for calls of which one is waited for until its time-out
 
 
 async def test_a_plain_night_ends_with_a_verified_artifact_and_a_free_node(desk: Desk) -> None:
@@ -135,11 +138,11 @@ async def test_with_the_policy_to_fail_a_backup_of_somebody_else_in_progress_fai
 
 async def test_our_own_await_begins_anew_after_that_for_somebody_else(desk: Desk) -> None:
     """Neither its deadline nor what it saw in progress is that of the other's backup."""
-    desk.configure(polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": "2s"})
-    desk.tell("backup", "duration", seconds=1.2, times=1)
+    desk.configure(polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": f"{patience(2)}s"})
+    desk.tell("backup", "duration", seconds=patience(1.2), times=1)
     desk.by_hand("backup", "their own")
-    desk.tell("backup", "late", seconds=0.8, reply="ok", times=1)
-    desk.tell("backup", "duration", seconds=0.5, times=1)
+    desk.tell("backup", "late", seconds=patience(0.8), reply="ok", times=1)
+    desk.tell("backup", "duration", seconds=patience(0.5), times=1)
     ended = await desk.night()
     assert ended.error is None
     desk.is_settled()
@@ -587,14 +590,14 @@ async def test_a_start_that_takes_effect_late_is_waited_for(desk: Desk) -> None:
 
 
 async def test_a_start_without_an_end_that_takes_effect_after_its_deadline_is_waited_for(desk: Desk) -> None:
-    desk.configure(a0cli={"call_timeout": "1.5s"})
-    desk.tell("backup", "late", seconds=2, reply="hang", times=1)
+    desk.configure(a0cli={"call_timeout": SHORT})
+    desk.tell("backup", "late", seconds=patience(2), reply="hang", times=1)
     assert (await desk.night()).outcome.ending is Ending.STORED
     assert desk.counts == (1, 1, 1)
 
 
 async def test_a_start_that_is_lost_for_good_fails_and_the_next_run_asks_again_before_its_own(desk: Desk) -> None:
-    desk.configure(a0cli={"call_timeout": "1.5s"})
+    desk.configure(a0cli={"call_timeout": SHORT})
     desk.tell("backup", "late", seconds=3600, reply="lost", times=1)
     failed = await desk.night(flow_run="run-1")
     assert isinstance(failed.error, StartFailedError)
@@ -641,7 +644,7 @@ async def test_a_backup_that_is_never_finished_fails_at_the_deadline_and_is_gone
 
 
 async def test_a_deletion_that_was_acknowledged_and_not_done_fails_and_the_next_run_does_it_first(desk: Desk) -> None:
-    desk.configure(a0cli={"call_timeout": "1.5s"})  # how long it may take effect, and the next start waits twice that
+    desk.configure(a0cli={"call_timeout": SHORT})  # how long it may take effect, and the next start waits twice that
     desk.tell("backup-delete", "false_delete", times=1)
     failed = await desk.night(flow_run="run-1")
     assert isinstance(failed.error, DeleteNotConfirmedError)
@@ -662,7 +665,7 @@ async def test_a_deletion_whose_reply_was_lost_is_judged_by_its_effect(desk: Des
 
 
 async def test_nothing_is_deleted_where_the_status_before_it_fails(desk: Desk) -> None:
-    desk.configure(a0cli={"call_timeout": "1.5s"})  # the next start waits twice as long for a deletion to arrive
+    desk.configure(a0cli={"call_timeout": SHORT})  # the next start waits twice as long for a deletion to arrive
     ended = await desk.night(after=lambda s: desk.tell("backup-status", "bad_json", times=1) if s == "store" else None)
     assert isinstance(ended.error, UnknownReplyError)
     assert ended.error.transient, "asking again may help, and begins with a status again"
@@ -675,8 +678,8 @@ async def test_nothing_is_deleted_where_the_status_before_it_fails(desk: Desk) -
 
 async def test_a_deletion_that_takes_effect_late_is_waited_for(desk: Desk) -> None:
     """Otherwise it would meet the next backup."""
-    desk.configure(a0cli={"call_timeout": "1.5s"})
-    desk.tell("backup-delete", "late", seconds=0.7, reply="lost", times=1)
+    desk.configure(a0cli={"call_timeout": SHORT})
+    desk.tell("backup-delete", "late", seconds=patience(0.7), reply="lost", times=1)
     assert (await desk.night(flow_run="run-1")).outcome.ending is Ending.STORED
     assert desk.holds is None
     assert desk.counts == (1, 1, 1)
@@ -684,17 +687,17 @@ async def test_a_deletion_that_takes_effect_late_is_waited_for(desk: Desk) -> No
 
 @pytest.mark.parametrize("ours", [True, False])
 async def test_a_deletion_that_a_killed_run_sent_does_not_meet_the_next_backup(desk: Desk, ours: bool) -> None:
-    desk.configure(a0cli={"call_timeout": "1.5s"})
+    desk.configure(a0cli={"call_timeout": "3s"})
     if not ours:
         desk.put()
-    desk.tell("backup-delete", "late", seconds=1.2, reply="lost", times=1)
+    desk.tell("backup-delete", "late", seconds=2.5, reply="lost", times=1)
     await desk.killed_after("delete")
     [sent] = desk.simulated.calls(desk.name, "backup-delete")
     if ours:
         assert (await desk.night(flow_run="run-2")).outcome.ending is Ending.STORED
     desk.tell("backup-retrieve", "drop")
     await desk.night(flow_run="run-3")
-    while time.time() < sent["time"] + 1.5:
+    while time.time() < sent["time"] + 3:
         await asyncio.sleep(0.1)
     held = desk.holds
     assert held is not None

@@ -36,7 +36,7 @@ async def round_trip():
                 print("came back")
                 return
 
-asyncio.run(asyncio.wait_for(round_trip(), 30))
+asyncio.run(asyncio.wait_for(round_trip(), float(sys.argv[2])))
 """
 
 
@@ -109,20 +109,23 @@ def test_through_tls_come_those_who_are_known_and_nobody_else(proxy: Proxy) -> N
         page = client.get("/", follow_redirects=True)
         assert "text/html" in page.headers["content-type"]
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-        httpx.get(f"{proxy.url}/api/health", trust_env=False)
+        httpx.get(f"{proxy.url}/api/health", trust_env=False, timeout=patience(60))
 
 
 @pytest.mark.engine
 @pytest.mark.slow
 def test_prefects_own_client_gets_through_with_the_authoritys_certificate_and_not_without(proxy: Proxy) -> None:
-    python = str(BIN / "python")
-    tried = proxy.run(python, "-c", ROUND_TRIP, str(uuid4()))
+    tried = proxy.run(*round_trip())
     assert tried.stdout == "came back\n", tried.stderr[-2000:]
 
-    refused = proxy.run(python, "-c", ROUND_TRIP, str(uuid4()), PREFECT_API_AUTH_STRING="operator:wrong")
+    refused = proxy.run(*round_trip(), PREFECT_API_AUTH_STRING="operator:wrong")
     assert refused.returncode != 0
-    distrusted = proxy.run(python, "-c", ROUND_TRIP, str(uuid4()), PREFECT_API_SSL_CERT_FILE=ssl_default())
+    distrusted = proxy.run(*round_trip(), PREFECT_API_SSL_CERT_FILE=ssl_default())
     assert "CERTIFICATE_VERIFY_FAILED" in distrusted.stderr
+
+
+def round_trip() -> list[str]:
+    return [str(BIN / "python"), "-c", ROUND_TRIP, str(uuid4()), str(patience(30))]
 
 
 def ssl_default() -> str:

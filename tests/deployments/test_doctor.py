@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 def check(desk: Desk, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return a0backup_in(desk.environment, "check", "--engine", *arguments, cwd=desk.folder)
+    return a0backup_in(desk.environment, "check", "--engine", *arguments, cwd=desk.folder, loud=True)
 
 
 def remarks(desk: Desk, verdict: str) -> list[str]:

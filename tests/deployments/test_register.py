@@ -54,7 +54,7 @@ class Desk:
 
     def register(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         settings = self.environment | environment
-        return a0backup_in(settings, *arguments, cwd=self.folder, program="deployments.register")
+        return a0backup_in(settings, *arguments, cwd=self.folder, program="deployments.register", loud=True)
 
     def deployment(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.client.get(f"/deployments/name/{name}").raise_for_status().json()

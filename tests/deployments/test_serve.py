@@ -141,7 +141,9 @@ def test_it_runs_what_is_started_lets_a_run_by_hand_use_its_server_and_calls_off
     following = place.run("run", "a0-1")
     assert following.returncode == 0, following.stderr
     with own_server(place.engine) as api:
-        state = httpx.get(f"{api}/flow_runs/{called_off}", auth=logged_in(place.engine)).json()["state"]["name"]
+        state = httpx.get(f"{api}/flow_runs/{called_off}", auth=logged_in(place.engine), timeout=patience(60)).json()[
+            "state"
+        ]["name"]
     assert state == "Cancelled"
     assert "our own; ends with this run" in following.stderr
     assert len(appliances.calls("a0-1", "backup")) == 2

@@ -1,4 +1,5 @@
 import asyncio
+import functools
 import http.client
 import http.server
 import os
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -33,7 +34,9 @@ from deployments.server import (
     use_api,
 )
 from tests.support.login import logged_in
-from tests.support.patience import patience
+from tests.support.patience import eventually, patience
+
+get, post = (functools.partial(ask, timeout=patience(60)) for ask in (httpx.get, httpx.post))
 
 # A process with a server of its own and, on it, a flow whose one task waits.
 HOLDER = """
@@ -76,23 +79,14 @@ def holder(home: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
 def states(api: str, flow_run: str) -> tuple[dict[str, str], list[dict[str, str]]]:
     """The flow run's state and those of its task runs; a task run appears a moment before its state does."""
     of_run = {"flow_runs": {"id": {"any_": [flow_run]}}}
-    (flow,) = httpx.post(f"{api}/flow_runs/filter", json=of_run, auth=logged_in()).raise_for_status().json()
-    tasks = httpx.post(f"{api}/task_runs/filter", json=of_run, auth=logged_in()).raise_for_status().json()
+    (flow,) = post(f"{api}/flow_runs/filter", json=of_run, auth=logged_in()).raise_for_status().json()
+    tasks = post(f"{api}/task_runs/filter", json=of_run, auth=logged_in()).raise_for_status().json()
     return flow["state"], [task["state"] for task in tasks if task["state"]]
 
 
 def servers(of: psutil.Process) -> list[psutil.Process]:
     """The servers that this process holds itself; the one that all tests share has a keeper."""
     return [child for child in of.children() if any("_server_child" in word for word in child.cmdline())]
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    deadline = time.monotonic() + patience(seconds)
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 @pytest.mark.engine
@@ -103,16 +97,18 @@ def test_it_serves_api_and_ui_from_a_private_home_and_outlives_a_stop_of_the_ser
     own_home.chmod(0o755)
     with holder(own_home) as (process, api, _):
         (server,) = servers(psutil.Process(process.pid))
-        assert httpx.get(f"{api}/health").json() is True
-        page = httpx.get(api.removesuffix("/api"), headers={"accept": "text/html"}, follow_redirects=True)
+        assert get(f"{api}/health").json() is True
+        page = get(
+            api.removesuffix("/api"), headers={"accept": "text/html"}, follow_redirects=True, timeout=patience(60)
+        )
         assert "<html" in page.text
-        assert httpx.get(api.replace("/api", "/ui-settings")).json()["api_url"] == api
+        assert get(api.replace("/api", "/ui-settings")).json()["api_url"] == api
         assert {connection.laddr.ip for connection in server.net_connections("tcp")} == {"127.0.0.1"}
         assert stat.S_IMODE(own_home.stat().st_mode) == 0o700
         assert stat.S_IMODE((own_home / "server.log").stat().st_mode) == 0o600
         server.send_signal(signal.SIGINT)
         server.send_signal(signal.SIGTERM)
-        assert httpx.get(f"{api}/health").json() is True
+        assert get(f"{api}/health").json() is True
         process.kill()
         process.wait()
         assert eventually(lambda: not server.is_running())
@@ -293,11 +289,11 @@ def test_it_answers_nobody_without_the_credentials_that_only_its_owner_can_read(
     with own_server(own_home) as api:
         assert path.read_text() != former
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert httpx.post(f"{api}/flow_runs/filter", json={}).status_code == httpx.codes.UNAUTHORIZED
+        assert post(f"{api}/flow_runs/filter", json={}).status_code == httpx.codes.UNAUTHORIZED
         user, password = logged_in(own_home)
         for wrong in ((user, "guess"), ("", ""), (user, password + "x")):
-            assert httpx.post(f"{api}/flow_runs/filter", json={}, auth=wrong).status_code == httpx.codes.UNAUTHORIZED
-        assert httpx.post(f"{api}/flow_runs/filter", json={}, auth=(user, password)).is_success
+            assert post(f"{api}/flow_runs/filter", json={}, auth=wrong).status_code == httpx.codes.UNAUTHORIZED
+        assert post(f"{api}/flow_runs/filter", json={}, auth=(user, password)).is_success
     assert not list(own_home.glob(".credentials-*"))
 
 

@@ -185,7 +185,7 @@ class Running:
         try:
             code = self.process.wait(patience(seconds))
         except subprocess.TimeoutExpired:
-            pytest.fail(f"{self.name} still runs after {seconds:.0f} s: {self.err}")
+            pytest.fail(f"{self.name} still runs after {patience(seconds):.0f} s: {self.err}")
         assert "Traceback" not in self.out + self.err
         return code
 

@@ -229,7 +229,7 @@ def test_a_kill_before_in_and_after_any_call_of_a0cli_loses_nothing(
 
 
 def test_a_kill_at_the_changes_that_matter_most_loses_nothing(arena_: Arena, told: Any) -> None:
-    """The short selection of `make test`: the journal, the bytes, the manifest, and the call that deletes."""
+    """The short selection of `make test-all`: the journal, the bytes, the manifest, and the call that deletes."""
     telling = told("SIGKILL at each change of the vault")
     points = reference(arena_, plain)
     names = ("/journal-backup.json", "/work/backup.tar.gz.enc", "Z-backup/backup.tar.gz.enc", "Z-backup/manifest.json")

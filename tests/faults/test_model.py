@@ -452,7 +452,7 @@ class Nights(RuleBasedStateMachine):
     def ended(self, started: tuple[str, Running]) -> Ended:
         flow_run, running = started
         try:
-            ended = running.wait(patience(90))
+            ended = running.wait(90)
         except TimeoutError:
             self.fail(f"{flow_run} has no end")
         self.simulated.forget(self.name)

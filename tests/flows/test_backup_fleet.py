@@ -193,7 +193,9 @@ def test_the_report_on_the_runs_page_names_every_node(
 ) -> None:
     from flows.backup_fleet import backup_fleet
 
-    appliances.fleet_yaml(fleet_yaml, a0cli={"call_timeout": "1s"})  # how long a deletion may take effect
+    appliances.fleet_yaml(
+        fleet_yaml, a0cli={"call_timeout": f"{patience(1.5)}s"}
+    )  # how long a deletion may take effect
     appliances.tell("a0-3", "backup-delete", "false_delete")
     run = run_and_read(backup_fleet, fleet=fleet_yaml)
     on_page = {artifact.key: artifact for artifact in run.artifacts}

@@ -220,7 +220,7 @@ async def test_an_api_that_does_not_take_the_progress_fails_no_run_and_is_told_o
     at = time.monotonic()
     async with api_of() as api:
         assert (await run_with_progress_on(api, list(Fleet.load(fleet_yaml).nodes), some_updates)).is_completed()
-    assert time.monotonic() - at < patience(10)  # and not the minute for which Prefect's client asks again
+    assert time.monotonic() - at < min(patience(10), 50)  # and not the minute for which Prefect's client asks again
     told = [record.getMessage() for record in caplog.records if "does not take the progress" in record.getMessage()]
     assert told == ["the engine does not take the progress of this run; it is tried again (no answer within 0.2 s)"]
     assert nothing_of_it_runs()

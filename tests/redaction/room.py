@@ -201,7 +201,7 @@ class Command:
 
     def interrupt(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
-        return self.wait(patience(20))
+        return self.wait(20)
 
     @property
     def code(self) -> int | None:

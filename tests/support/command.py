@@ -39,20 +39,24 @@ def a0backup(*arguments: object, api: str = "", cwd: Path | None = None) -> subp
 
 
 def a0backup_in(
-    environment: Mapping[str, str], *arguments: object, cwd: Path | None = None, program: str = "a0backup.cli"
+    environment: Mapping[str, str],
+    *arguments: object,
+    cwd: Path | None = None,
+    program: str = "a0backup.cli",
+    loud: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run it, or the `main` of another module, to its end with this environment and no other.
 
-    The process has imported Prefect already.
+    The process has imported Prefect already; *loud*: with Prefect's log lines where Prefect itself puts them.
     """
     words = [str(argument) for argument in arguments]
-    run = _warm().start_in(reaching(dict(environment)), *words, cwd=cwd or Path.cwd(), program=program)
+    run = _warm(loud).start_in(reaching(dict(environment)), *words, cwd=cwd or Path.cwd(), program=program)
     code = run.wait(180)
     return subprocess.CompletedProcess(words, code, run.out, run.err)
 
 
 @functools.cache
-def _warm() -> Warm:
+def _warm(loud: bool) -> Warm:
     """The process that all tests of this worker share; it ends with this one, which holds its standard input."""
     room = Path(mkdtemp(dir=os.environ["A0BACKUP_TEST_ROOM"], prefix="warm-"))
-    return Warm(room, {}).__enter__()
+    return Warm(room, {}, loud=loud).__enter__()

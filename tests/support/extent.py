@@ -82,7 +82,7 @@ class Extent:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         for runs_it, rooms in sorted(self._left_out.items()):
             named = ", ".join(f"{room} {number}" for room, number in sorted(rooms.items()))
-            terminalreporter.write_line(f"not run: {rooms.total()} tests that only `{runs_it}` runs ({named})")
+            terminalreporter.write_line(f"not run by this command but by `{runs_it}`: {named}")
 
 
 def _is_quick(item: pytest.Item) -> bool:

@@ -1,5 +1,7 @@
 """The tests' own frame: what is left out is said, and a start in the background changes nothing."""
 
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +25,12 @@ os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])
 def printed(*arguments: str) -> str:
     """Run pytest in the background with these arguments; return what it printed, once it has ended well."""
     command = [sys.executable, "-c", IN_THE_BACKGROUND, "-q", *arguments]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=patience(60))
+    # A session of its own, not a worker of this one.
+    mine = ("A0BACKUP_", "PYTEST_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
+    ended = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=patience(120)
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
@@ -38,16 +45,23 @@ def test_what_a_test_starts_takes_interrupts(number: signal.Signals) -> None:
         assert started.wait(patience(20)) == -number
 
 
-def test_a_start_in_the_background_keeps_interrupts_from_nothing_that_a_test_starts() -> None:
+def test_a_session_in_the_background_changes_nothing_for_what_it_starts() -> None:
     assert "2 passed" in printed("tests/support/test_extent.py", "-k", "takes_interrupts")
 
 
-def test_the_closing_lines_name_what_only_other_commands_run() -> None:
-    quick = printed(
-        *("--extent", "quick", "--collect-only"), "tests/support", "tests/tasks", "tests/faults/test_two_engines.py"
-    )
-    assert "not run: 2 tests that only `make test-all` runs (faults 1, tasks 1)\n" in quick
-    assert "not run: 2 tests that only `make test-faults` runs (faults 2)\n" in quick
-    rest = printed("--extent", "rest", "--collect-only", "tests/tasks", "tests/support", "-n", "2")
-    assert "tests that only `make test` runs (support " in rest
-    assert "`make test-all` runs" not in rest
+INTERRUPTS = "tests/support/test_extent.py::test_what_a_test_starts_takes_interrupts"
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_closing_lines_name_what_only_other_commands_run(workers: str) -> None:
+    left_out = ["tests/tasks", "tests/faults/test_two_engines.py"]
+    quick = printed("-n", workers, "--extent", "quick", INTERRUPTS, *left_out)
+    assert re.search(r"^not run by this command but by `make test-all`: faults 1, tasks \d+$", quick, re.MULTILINE)
+    assert re.search(r"^not run by this command but by `make test-faults`: faults \d+$", quick, re.MULTILINE)
+    assert "2 passed" in quick
+
+
+def test_the_rest_is_what_the_quick_tests_are_not() -> None:
+    rest = printed("--extent", "rest", "--collect-only", "tests/tasks", INTERRUPTS)
+    assert "test_what_a_test_starts" not in rest
+    assert re.search(r"^not run by this command but by `make test`: support \d+$", rest, re.MULTILINE)

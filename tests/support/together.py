@@ -1,6 +1,6 @@
 """Which tests one worker of pytest-xdist runs one after another: those that share a server and what is on it.
 
-pytest-xdist's own groups do nothing with pytest 9.2, which makes a test's id anew.
+pytest-xdist's own groups do nothing with pytest 9.2, which computes a test's id each time it is asked for.
 """
 
 from xdist.scheduler import LoadScopeScheduling

@@ -5,8 +5,8 @@
         assert run.wait() == 0, run.err
 
 Hundreds of runs are needed, and starting Python and importing Prefect takes longer than a run. The child is the real
-command from its first line on, in a process of its own that can be killed. What the import itself decides, such as
-where Prefect's own log lines go, is as in the process that forks.
+command from its first line on, in a process of its own that can be killed. What Prefect decides when it is imported is
+decided in the process that forks: where its own log lines go, as the command wants it, or as Prefect does (*loud*).
 """
 
 import gc
@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,11 +58,19 @@ class Run:
         os.kill(self.pid, number)
 
     def wait(self, seconds: float = 120) -> int:
-        """Return its exit code, the negative number of the signal that killed it. Raise TimeoutError."""
+        """Return its exit code, the negative number of the signal that killed it.
+
+        Raise TimeoutError, with what it had printed, once it and what it started is killed.
+        """
         self._connection.settimeout(patience(seconds))
-        status = int(self._lines.readline())
-        self._lines.close()
-        self._connection.close()
+        try:
+            status = int(self._lines.readline())
+        except TimeoutError:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise TimeoutError(f"no end within {patience(seconds):.0f} s: {self.out}{self.err}") from None
+        finally:
+            self._lines.close()
+            self._connection.close()
         return os.waitstatus_to_exitcode(status)
 
 
@@ -71,14 +80,14 @@ class Warm:
     *environment* is added to this process's own, for all of its runs.
     """
 
-    def __init__(self, room: Path, environment: Mapping[str, str]) -> None:
-        self._room, self._socket, self._log = room, room / "warm.sock", room / "warm.log"
+    def __init__(self, room: Path, environment: Mapping[str, str], *, loud: bool = False) -> None:
+        self._room, self._socket, self._log, self._loud = room, room / "warm.sock", room / "warm.log", loud
         self._environment = {**os.environ, **environment}
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.warm", str(self._socket)],
+                [sys.executable, "-m", "tests.support.warm", str(self._socket), *(["loud"] if self._loud else [])],
                 cwd=REPOSITORY,
                 env=self._environment,
                 stdin=subprocess.PIPE,
@@ -123,8 +132,9 @@ def main() -> None:
     sys.path.insert(0, str(REPOSITORY))
     from deployments import local_run
 
-    # Before Prefect is imported, which reads the environment once.
-    local_run._quiet_prefect()
+    if "loud" not in sys.argv[2:]:
+        # Before Prefect is imported, which reads the environment once.
+        local_run._quiet_prefect()
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()
@@ -182,11 +192,16 @@ def _run(order: Mapping[str, object]) -> None:
         importlib.import_module(str(order.get("program", "a0backup.cli"))).main()
     except SystemExit as ended:
         code = ended.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
     except BaseException:  # noqa: BLE001 - as the interpreter does
         import traceback
 
         traceback.print_exc()
         code = 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
     sys.stdout.flush()
     sys.stderr.flush()
     # What the interpreter does at its end is done by Prefect's own hooks, which a fork has no business with.
