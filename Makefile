@@ -15,6 +15,7 @@ STAMP := $(VENV)/.installed
 
 # Of pytest-xdist. Most tests wait for processes, so that more of them than cores keep the cores busy.
 WORKERS ?= 4
+test-faults: WORKERS := 8
 PYTEST := -m pytest -n $(WORKERS) --dist
 
 .PHONY: setup install demo test test-rest test-all test-faults mutants lint format lock clean
@@ -60,7 +61,7 @@ test-all: setup
 		$(BIN)/coverage combine --quiet && $(BIN)/coverage report || status=1; exit $$status
 
 test-faults: setup
-	@A0BACKUP_FAULTS=1 $(BIN)/python $(PYTEST) worksteal tests/faults tests/redaction
+	@A0BACKUP_FAULTS=1 $(BIN)/python $(PYTEST) loadgroup tests/faults tests/redaction
 
 mutants: setup
 	@rm -rf mutants

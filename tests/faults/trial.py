@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,39 +32,52 @@ HEALTHY = 120.0  # seconds in which a run that nothing disturbs has surely ended
 class Arena:
     """What many trials share: the appliances, none used twice, and the warm process that forks their runs."""
 
-    def __init__(self, room: Path, appliances: SimulatedFleet, warm: Warm) -> None:
-        self.room, self.appliances, self.warm = room, appliances, warm
+    def __init__(self, room: Path, fleets: Iterator[SimulatedFleet], warm: Warm) -> None:
+        self.room, self.warm, self._fleets = room, warm, fleets
         self.recovery_key = rsa.generate_private_key(public_exponent=65537, key_size=3072)
         self.numbers = itertools.count(1)
-        self._unused = iter(appliances.nodes)
+        self._unused: list[dict[str, Any]] = []
 
-    def nodes(self, number: int) -> list[dict[str, Any]]:
-        return list(itertools.islice(self._unused, number))
+    def nodes(self, number: int) -> tuple[SimulatedFleet, list[dict[str, Any]]]:
+        """Return so many nodes that no trial has used, and their fleet; it is started where none is left."""
+        if len(self._unused) < number:
+            self.appliances = next(self._fleets)
+            self._unused = list(self.appliances.nodes)
+        chosen, self._unused = self._unused[:number], self._unused[number:]
+        return self.appliances, chosen
 
 
 @contextmanager
-def arena(room: Path, api: str, nodes: int = 400) -> Iterator[Arena]:
+def arena(room: Path, api: str, nodes: int = 200) -> Iterator[Arena]:
     """Appliances and a warm process on the engine at *api*."""
     environment = reaching({"PREFECT_API_URL": api, "A0_BACKUP_PASSWORD": PASSWORD})
     environment["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a quarter of the engine's work, and none of what is tried
     (room / "witness").mkdir()
-    appliances = SimulatedFleet(room / "sim", nodes, size=20_000, backup_seconds=0.02, vault=room / "witness")
-    with appliances, Warm(room, environment | preloaded()) as warm:
-        yield Arena(room, appliances, warm)
+    with ExitStack() as stack:
+
+        def fleets() -> Iterator[SimulatedFleet]:
+            for number in itertools.count():
+                names = [f"a{number}-{serial}" for serial in range(1, nodes + 1)]
+                fleet = SimulatedFleet(
+                    room / f"sim-{number}", names, size=20_000, backup_seconds=0.02, vault=room / "witness"
+                )
+                yield stack.enter_context(fleet)
+
+        yield Arena(room, fleets(), stack.enter_context(Warm(room, environment | preloaded())))
 
 
 class Trial:
     """One fleet and its vault, on a disk that can be broken."""
 
     def __init__(self, arena: Arena, nodes: int = 1, **overrides: object) -> None:
-        self.arena, self.appliances = arena, arena.appliances
+        self.arena = arena
         self.room = arena.room / f"trial-{next(arena.numbers)}"
         self.room.mkdir()
         self.temporary = self.room / "tmp"
         self.temporary.mkdir()
         self.vault = self.room / "vault"
         self.vault.mkdir(mode=0o700)
-        chosen = arena.nodes(nodes)
+        self.appliances, chosen = arena.nodes(nodes)
         self.nodes = [str(node["name"]) for node in chosen]
         for node in self.nodes:
             (arena.room / "witness" / node).symlink_to(self.vault / node)

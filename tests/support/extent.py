@@ -60,8 +60,8 @@ class Extent:
             self._left_out[runs_it] = Counter(_room(item) for item in those)
             config.hook.pytest_deselected(items=those)
         gone = {id(item) for those in left_out.values() for item in those}
-        # What takes long comes first: at the end no worker is left alone with it.
-        items[:] = sorted((item for item in items if id(item) not in gone), key=_is_quick)
+        # What takes long, and what mostly waits before all, comes first: at the end no worker is left alone with it.
+        items[:] = sorted((item for item in items if id(item) not in gone), key=lambda i: (_is_quick(i), not _waits(i)))
         if hasattr(config, "workeroutput"):
             config.workeroutput[_REPORT] = {runs_it: dict(rooms) for runs_it, rooms in self._left_out.items()}
 
@@ -87,6 +87,10 @@ class Extent:
 
 def _is_quick(item: pytest.Item) -> bool:
     return item.get_closest_marker("slow") is None
+
+
+def _waits(item: pytest.Item) -> bool:
+    return item.path.name in ("test_engine_faults.py", "test_many_machines.py")
 
 
 def _room(item: pytest.Item) -> str:
