@@ -36,15 +36,18 @@ class Arena:
         self.room, self.warm, self._fleets = room, warm, fleets
         self.recovery_key = rsa.generate_private_key(public_exponent=65537, key_size=3072)
         self.numbers = itertools.count(1)
-        self._unused: list[dict[str, Any]] = []
+        self._start_fleet()
 
     def nodes(self, number: int) -> tuple[SimulatedFleet, list[dict[str, Any]]]:
         """Return so many nodes that no trial has used, and their fleet; it is started where none is left."""
         if len(self._unused) < number:
-            self.appliances = next(self._fleets)
-            self._unused = list(self.appliances.nodes)
+            self._start_fleet()
         chosen, self._unused = self._unused[:number], self._unused[number:]
         return self.appliances, chosen
+
+    def _start_fleet(self) -> None:
+        self.appliances = next(self._fleets)
+        self._unused: list[dict[str, Any]] = list(self.appliances.nodes)
 
 
 @contextmanager
