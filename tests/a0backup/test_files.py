@@ -26,6 +26,7 @@ from a0backup.files import (
     publish,
     remove_durably,
 )
+from tests.support.environment import unwatched
 from tests.support.patience import patience
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
@@ -37,7 +38,7 @@ def python(room: Path, body: str, *, before: list[str] | None = None) -> subproc
     return subprocess.run(
         [*(before or []), sys.executable, "-c", program],
         cwd=room,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=unwatched() | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=patience(60),

@@ -16,6 +16,7 @@ from a0backup import files, sealed_files
 from a0backup.errors import VaultUnusableError
 from a0backup.sealed_files import SealedFiles
 from a0backup.vault import SealedPassword
+from tests.support.environment import unwatched
 
 START = datetime(2026, 11, 23, 2, 0, 0, tzinfo=UTC)
 
@@ -157,7 +158,7 @@ SealedFiles(Path(sys.argv[1]), "backup").write(datetime.now(UTC), [SealedPasswor
 
 def test_the_bytes_and_then_the_name_are_synced_and_nothing_is_renamed_to_it(node_folder: Path) -> None:
     command = [sys.executable, "-c", _WATCHED, str(node_folder)]
-    seen = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    seen = subprocess.run(command, env=unwatched(), capture_output=True, text=True, check=True).stdout.splitlines()
     assert seen.index("fsync partial") < seen.index("os.link .json")
     assert seen[-1] == "fsync passwords"
     assert "os.rename .json" not in seen
