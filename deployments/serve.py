@@ -40,8 +40,8 @@ PORT = 4200
 CALLED_OFF_WITHIN = 10.0
 WORKER_ENDS_WITHIN = 6.0
 LAST_RESORT = 25.0
-# More than a minute: a run hears again of each cancel of the minute before its start, its own former one too, and would
-# end at once. It is late, and told of as such, only where a restart takes longer.
+# More than a minute: to a run that starts, Prefect replays the cancels of the last minute, and its own would end it
+# again. The run is late, and told of as such, only where a restart takes longer.
 BACK_IN = timedelta(seconds=75)
 
 

@@ -1,5 +1,6 @@
 """`decrypt`, `drill` and `handoff` from the outside: what is in the vault is opened by who may, and by nobody else."""
 
+import functools
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from a0backup.errors import ArtifactDamagedError
 from a0backup.fleet import ContentsLimits
 from a0backup.vault import Manifest, Vault
 from tests.stored import A0BACKUP, PASSPHRASE, Keys, at_terminal, store
+from tests.support import command as started
 from tests.support.patience import patience
 
 SHARED = "Canary7Password"
@@ -36,18 +38,7 @@ def fleet_yaml(place: Path, password: str = "{env: A0_BACKUP_PASSWORD}") -> Path
     return path
 
 
-def a0backup(*arguments: object, cwd: Path, password: str = SHARED) -> subprocess.CompletedProcess[str]:
-    """Run the command without a terminal."""
-    return subprocess.run(
-        [str(A0BACKUP), *map(str, arguments)],
-        env={**os.environ, "A0_BACKUP_PASSWORD": password},
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=patience(60),
-        start_new_session=True,
-    )
+a0backup = functools.partial(started.a0backup, password=SHARED)
 
 
 def plain_of(place: Path, manifest: Manifest, password: str) -> bytes:

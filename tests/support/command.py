@@ -20,9 +20,11 @@ A0BACKUP = Path(sys.executable).with_name("a0backup")
 PASSWORD = "Canary7Password"
 
 
-def a0backup(*arguments: object, api: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run it to its end, with the password in the environment; *api*: on the engine with that address."""
-    environment = {**os.environ, "A0_BACKUP_PASSWORD": PASSWORD}
+def a0backup(
+    *arguments: object, api: str = "", cwd: Path | None = None, password: str = PASSWORD
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end, with *password* in the environment; *api*: on the engine with that address."""
+    environment = {**os.environ, "A0_BACKUP_PASSWORD": password}
     if api:
         return a0backup_in(environment | {"PREFECT_API_URL": api}, *arguments, cwd=cwd)
     # Without a terminal: nobody is there to be asked.
@@ -32,7 +34,7 @@ def a0backup(*arguments: object, api: str = "", cwd: Path | None = None) -> subp
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=patience(180),
+        timeout=patience(60),
         cwd=cwd,
         start_new_session=True,
     )
