@@ -157,8 +157,6 @@ class BackupRun:
     def _open(self) -> None:
         try:
             self._journal = self._journal_file.read()
-            if self._journal is not None:
-                self._deletion.adopt(self._journal)
         except ValueError as error:
             # It stays in its place, and forces the next run too, until what is on the node has been dealt with.
             self._unreadable, self._existing = True, "preserve"
@@ -533,7 +531,7 @@ class BackupRun:
         """Return whether an earlier run sealed what made it, so that none of the passwords at hand could open it."""
         if error.password_fits or self._started_with is not None or self._journal is None:
             return False
-        return self._journal.sealed is True
+        return self._journal.sealed
 
     async def goes_on_after(self, error: A0BackupError, found: Found) -> bool:
         """Return whether another attempt to retrieve is due after *error*; raise it where it was the last one.
@@ -654,7 +652,7 @@ class BackupRun:
             mode = "sealed"
         elif not ours or self._journal is None:
             mode = "unknown"
-        elif self._journal.sealed or (self._journal.sealed is None and candidates):
+        elif self._journal.sealed:
             mode = "sealed"
         else:
             mode = "shared"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from a0backup.errors import A0cliError, A0cliMissingError, DeleteNotConfirmedError
 from a0backup.files import publish, remove_durably
-from a0backup.journal import Journal
 from a0backup.node_session import Done, NodeSession
 from a0backup.progress import Step, tell
 from a0backup.replies import Found, InProgress, Status, quoted, shown
@@ -48,12 +47,6 @@ class Deletion:
         self.mark = DeletionMark(session.vault.folder(session.node.name), kind)
         self._earlier = False  # whether a killed run has sent one, which may still arrive after ours
         self._sent = 0.0  # in seconds of the monotonic clock
-
-    def adopt(self, journal: Journal) -> None:
-        """Have a mark of the deletion that an earlier version noted in its journal, if it did. Raise OSError."""
-        if journal.deletion_sent_at is not None and journal.pinned is not None:
-            found = Found(journal.pinned.name, journal.pinned.md5)
-            self.mark.put(found, flow_run=journal.flow_run, at=journal.deletion_sent_at)
 
     async def look(self) -> None:
         """See whether an earlier run has left its mark. Raise VaultUnusableError."""

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from a0backup.files import publish, remove_durably
 from a0backup.replies import Found
@@ -65,19 +65,11 @@ class Journal(BaseModel):
     kind: str
     flow_run: str
     started_at: datetime
-    sealed: bool | None = None  # whether it was started with a sealed password; not known of earlier versions' ones
+    sealed: bool  # whether it was started with a sealed password
     seen_before: Pair | None = None
     pinned: Pair | None = None
     not_opened: NotOpened | None = None
-    # Where an earlier version noted what the mark of a deletion says now. Read, and never written again.
-    deletion_sent_at: datetime | None = Field(default=None, exclude=True)
     history: tuple[Entry, ...] = ()
-
-    @field_validator("not_opened", mode="before")
-    @classmethod
-    def _earlier_reason(cls, value: object) -> object:
-        """Read what an earlier version wrote: the reason alone."""
-        return {"reason": value, "password_fits": False} if isinstance(value, str) else value
 
     def noted(
         self, at: datetime, what: str, *, pinned: Pair | None = None, not_opened: NotOpened | None = None

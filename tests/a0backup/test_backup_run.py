@@ -291,7 +291,8 @@ async def test_an_unfinished_backup_is_kept_though_another_run_stored_one_meanwh
 async def test_the_journal_of_another_node_is_not_believed(desk: Desk) -> None:
     theirs = desk.put()
     desk.vault.folder(desk.name).mkdir(parents=True)
-    other = Journal(node="a0-other", kind="backup", flow_run="x", started_at=datetime(2026, 11, 23, 2, tzinfo=UTC))
+    began = datetime(2026, 11, 23, 2, tzinfo=UTC)
+    other = Journal(node="a0-other", kind="backup", flow_run="x", started_at=began, sealed=False)
     desk.journal.write(other)
     ended = await desk.night(existing="replace")
     assert "the journal could not be read" in ended.notes

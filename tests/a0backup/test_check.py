@@ -75,7 +75,7 @@ class Desk:
         return Pair(name=held["name"], md5=held["md5"])
 
     def journal(self, pinned: Pair | None = None) -> None:
-        journal = Journal(node=self.name, kind="backup", flow_run="run-1", started_at=NOW, pinned=pinned)
+        journal = Journal(node=self.name, kind="backup", flow_run="run-1", started_at=NOW, sealed=False, pinned=pinned)
         JournalFile(self.folder, "backup").write(journal)
 
     def store(self) -> Pair:

@@ -11,7 +11,7 @@ from a0backup.replies import Found
 
 NOW = datetime(2026, 11, 23, 2, tzinfo=UTC)
 PAIR = Pair(name="04-06-2016-15-04-30.tar.gz", md5="a" * 32)
-JOURNAL = Journal(node="a0-1", kind="backup", flow_run="run-1", started_at=NOW, seen_before=PAIR)
+JOURNAL = Journal(node="a0-1", kind="backup", flow_run="run-1", started_at=NOW, sealed=False, seen_before=PAIR)
 
 
 @pytest.fixture

@@ -33,7 +33,9 @@ def stored(which: Pair) -> Manifest:
 
 
 def ours(pinned: Pair | None = None, seen_before: Pair | None = None) -> Journal:
-    return Journal(node="a0-1", kind="backup", flow_run="run", started_at=NOW, pinned=pinned, seen_before=seen_before)
+    return Journal(
+        node="a0-1", kind="backup", flow_run="run", started_at=NOW, sealed=False, pinned=pinned, seen_before=seen_before
+    )
 
 
 def planned(status: Status, *, existing: Existing = "preserve", **known: Any) -> Plan:
