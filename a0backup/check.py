@@ -11,9 +11,10 @@ from pathlib import Path
 
 from a0backup import recovery, replies
 from a0backup.a0cli import A0cli, PrivateDirectory
+from a0backup.backup.facts import stored_manifest
+from a0backup.backup.reconcile import Facts, reconcile
 from a0backup.errors import (
     A0BackupError,
-    NodeError,
     PasswordError,
     RecoveryKeyError,
     UnreachableError,
@@ -25,7 +26,6 @@ from a0backup.fleet import KEYSTREAM_REUSE, Existing, Fleet, Node
 from a0backup.journal import Journal, JournalFile
 from a0backup.lock import is_held, read_holder
 from a0backup.password import LoadShared
-from a0backup.reconcile import Action, reconcile
 from a0backup.replies import Status
 from a0backup.report import Finding, halves, human_size
 from a0backup.space import nearest, space_for
@@ -34,24 +34,11 @@ from a0backup.vault import Vault
 _MOST_LOOKED_AT = 1000  # entries of a directory: a look must not take long, however large the vault
 _NEWEST = 10  # artifact folders of a node whose files are looked at
 
-_THEN = {
-    Action.START: "start a backup, retrieve, verify and store it, delete it on the node",
-    Action.ASK_AGAIN: "ask again for the backup that was started, and start one if it is not there",
-    Action.AWAIT: "await the backup in progress, retrieve, verify and store it, delete it on the node",
-    Action.DELETE: "delete the stored backup on the node",
-    Action.REPLACE: "delete the backup on the node unkept, then start one",
-    Action.REFUSE: "leave the node alone and fail",
-    Action.DONE: "nothing but tidy up: the backup is stored",
-}
-
 
 def told(error: A0BackupError) -> tuple[str, ...]:
     """Return the error as a finding's problems: what happened and, where there is one, its hint."""
-    message = error.message()
-    if isinstance(error, NodeError):
-        message = message.removeprefix(f"{error.node}: ")
     hint = error.hint()
-    return (message, f"HINT: {hint}") if hint else (message,)
+    return (error.text(), f"HINT: {hint}") if hint else (error.text(),)
 
 
 async def check_node(
@@ -275,13 +262,6 @@ def _would(vault: Vault, node: str, kind: str, status: Status, existing: Existin
     except ValueError:
         first += "set the unreadable journal aside; "
         existing = "preserve"
-    stored = vault.of_backup(node, kind, status, journal)
-    plan = reconcile(status, journal=journal, stored=stored, proven=False, existing=existing)
-    if plan.action is Action.KEEP:
-        how = "read back what the vault has of it" if stored else "retrieve, verify and store it"
-        then = f"{how}, delete it on the node" + ("" if plan.ours else ", then start a backup")
-    else:
-        then = _THEN[plan.action]
-        if plan.action is Action.AWAIT and not plan.ours:
-            then += ", then start a backup of its own"
-    return f"{first}{then} ({plan.because})"
+    stored = stored_manifest(vault, node, kind, status, journal)
+    action = reconcile(Facts(status=status, existing=existing, journal=journal, stored=stored))
+    return f"{first}{action.then} ({action.because})"

@@ -348,7 +348,7 @@ def status(fleet_path: Path, as_json: bool) -> None:
 
 def _status_of(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
     # Late: it brings all that drives a node, which the commands that only read the vault start faster without.
-    from a0backup.deletion import DeletionMark
+    from a0backup.backup.deletion import DeletionMark
 
     last = vault.newest(node, kind)
     lock = vault.folder(node) / "lock"

@@ -14,11 +14,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from a0backup.backup.facts import stored_manifest
+from a0backup.backup.session import NodeSession
+from a0backup.backup.steps import Done, StepName, step
 from a0backup.drill import drill
 from a0backup.errors import A0cliError, A0cliMissingError, EnrolmentError, RefusedError, UnknownReplyError
 from a0backup.files import in_thread
 from a0backup.fleet import Fleet, Node
-from a0backup.node_session import Done, NodeSession
 from a0backup.password import LoadShared
 from a0backup.replies import Found, Status, gave_no_role, quote, quoted, refusal, shown
 from a0backup.report import escaped
@@ -80,12 +82,16 @@ class Seen:
         return "; ".join([role, *map(str, self.told)])
 
 
+@step(StepName.LOOK)
 async def look(session: NodeSession) -> Seen:
     """Return what is on the node, whose commands were updated and which answered a ping.
 
     Raise UnknownReplyError where it cannot be told whether it has the role, A0cliError.
     """
-    session.enter("look")
+    return await _seen(session)
+
+
+async def _seen(session: NodeSession) -> Seen:
     if session.has_role is None:
         reason = "the commands that it lists are not understood, nor whether it has the backup role"
         raise UnknownReplyError(session.node.name, "a0cli", reason)
@@ -99,7 +105,7 @@ async def _told(session: NodeSession, kind: str) -> Told:
     except (RefusedError, UnknownReplyError) as error:
         # A node without the role may refuse even to say what it holds.
         return Told(kind, None, reason=error.tail or error.reason)
-    stored = await session.on_disk(session.vault.of_backup, session.node.name, kind, status, None)
+    stored = await session.on_disk(stored_manifest, session.vault, session.node.name, kind, status, None)
     return Told(kind, status, kept_as=stored.id if stored else "")
 
 
@@ -161,6 +167,7 @@ class Plan:
         return "\n".join([f"Put {escaped(self.node.name)} into service:", "", *steps, "", *cautions]).rstrip() + "\n"
 
 
+@step(StepName.SET_AS_BACKUP)
 async def give_role(session: NodeSession, role: Role, *, confirmed: Seen) -> Done:
     """Give the node the backup role, where it has none; judged by whether it offers `backup` then.
 
@@ -170,8 +177,7 @@ async def give_role(session: NodeSession, role: Role, *, confirmed: Seen) -> Don
     node, a0cli = session.node.name, session.a0cli
     if not re.fullmatch(DEVICE[1:-1], role.device):
         raise EnrolmentError(node, f"{quote(role.device)!r} is no device", "give its path below /dev, such as /dev/sdb")
-    seen = await look(session)
-    session.enter("set-as-backup")
+    seen = await _seen(session)
     if seen.has_role:
         return Done("it offers `backup`, so it has the backup role already; nothing was sent", cached=True)
     again = "start it again: it shows first what is there now"

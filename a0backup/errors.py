@@ -52,9 +52,13 @@ class A0BackupError(Exception):
 
     transient: ClassVar[bool] = False
 
-    def message(self) -> str:
-        """Return what happened, in one sentence without a full stop."""
+    def text(self) -> str:
+        """Return what happened, in one sentence without a full stop and without the node, if it is about one."""
         return "; ".join(str(field) for field in self.args)
+
+    def message(self) -> str:
+        """Return what happened and, before it, to which node."""
+        return self.text()
 
     def hint(self) -> str:
         """Return what to do next, or nothing where there is nothing to say."""
@@ -72,7 +76,7 @@ class FleetFileError(A0BackupError, ValueError):
         super().__init__(path, tuple(problems))
         self.path, self.problems = path, tuple(problems)
 
-    def message(self) -> str:
+    def text(self) -> str:
         if len(self.problems) == 1:
             return f"{self.path}: {self.problems[0]}"
         return "\n".join([f"{self.path}: {len(self.problems)} problems", *(f"  {p}" for p in self.problems)])
@@ -95,7 +99,7 @@ class PasswordError(A0BackupError):
         super().__init__(source, reason, remedy)
         self.source, self.reason, self.remedy = source, reason, remedy
 
-    def message(self) -> str:
+    def text(self) -> str:
         return f"no password from {self.source}: {self.reason}"
 
     def hint(self) -> str:
@@ -109,7 +113,7 @@ class RecoveryKeyError(A0BackupError):
         super().__init__(where, reason, remedy)
         self.where, self.reason, self.remedy = where, reason, remedy
 
-    def message(self) -> str:
+    def text(self) -> str:
         return f"recovery key {self.where}: {self.reason}"
 
     def hint(self) -> str:
@@ -123,7 +127,7 @@ class EngineError(A0BackupError):
         super().__init__(reason, remedy)
         self.reason, self.remedy = reason, remedy
 
-    def message(self) -> str:
+    def text(self) -> str:
         return self.reason
 
     def hint(self) -> str:
@@ -137,7 +141,7 @@ class RunFailedError(A0BackupError):
         super().__init__(total, tuple(reasons))
         self.total, self.reasons = total, tuple(reasons)
 
-    def message(self) -> str:
+    def text(self) -> str:
         return f"{len(self.reasons)} of {self.total} node backups failed: " + "; ".join(self.reasons)
 
 
@@ -148,7 +152,7 @@ class CheckFailedError(A0BackupError):
         super().__init__(tuple(problems))
         self.problems = tuple(problems)
 
-    def message(self) -> str:
+    def text(self) -> str:
         return "a run would fail: " + "; ".join(problem.partition("\n")[0] for problem in self.problems)
 
 
@@ -159,6 +163,12 @@ class NodeError(A0BackupError):
         super().__init__(node, *fields)
         self.node = node
 
+    def text(self) -> str:
+        return "; ".join(str(field) for field in self.args[1:])
+
+    def message(self) -> str:
+        return f"{self.node}: {self.text()}"
+
 
 class A0cliError(NodeError):
     """A call of a0cli went wrong. *tail* is the end of what it printed, password removed."""
@@ -167,10 +177,10 @@ class A0cliError(NodeError):
         super().__init__(node, command, reason, exit_code, tail)
         self.command, self.reason, self.exit_code, self.tail = command, reason, exit_code, tail
 
-    def message(self) -> str:
+    def text(self) -> str:
         said = f", it printed {self.tail!r}" if self.tail else ""
         code = f" (exit code {self.exit_code}{said})" if self.exit_code is not None else said
-        return f"{self.node}: {self.command}: {self.reason}{code}"
+        return f"{self.command}: {self.reason}{code}"
 
 
 class A0cliMissingError(A0cliError):
@@ -224,8 +234,8 @@ class EnrolmentError(NodeError):
         super().__init__(node, reason, remedy)
         self.reason, self.remedy = reason, remedy
 
-    def message(self) -> str:
-        return f"{self.node}: not in service: {self.reason}"
+    def text(self) -> str:
+        return f"not in service: {self.reason}"
 
     def hint(self) -> str:
         return self.remedy
@@ -238,8 +248,8 @@ class BuildTooOldError(NodeError):
         super().__init__(node, build)
         self.build = build
 
-    def message(self) -> str:
-        return f"{self.node}: build {self.build} is older than 6868, the first that a0cli may back up"
+    def text(self) -> str:
+        return f"build {self.build} is older than 6868, the first that a0cli may back up"
 
     def hint(self) -> str:
         return "update the appliance, or correct `build` in fleet.yaml"
@@ -252,8 +262,8 @@ class LockDeadlineError(NodeError):
         super().__init__(node, holder, waited)
         self.holder, self.waited = holder, waited
 
-    def message(self) -> str:
-        return f"{self.node}: waited {self.waited:.0f} s for the node's lock, held by {self.holder}"
+    def text(self) -> str:
+        return f"waited {self.waited:.0f} s for the node's lock, held by {self.holder}"
 
     def hint(self) -> str:
         return "`a0backup status` shows the holder; the lock frees itself when that run ends"
@@ -268,8 +278,8 @@ class BackupInProgressError(NodeError):
         super().__init__(node, kind, seconds)
         self.kind, self.seconds = kind, seconds
 
-    def message(self) -> str:
-        return f"{self.node}: {self.kind} still in progress after {self.seconds:.0f} s"
+    def text(self) -> str:
+        return f"{self.kind} still in progress after {self.seconds:.0f} s"
 
 
 class AwaitDeadlineError(NodeError):
@@ -279,8 +289,8 @@ class AwaitDeadlineError(NodeError):
         super().__init__(node, kind, deadline, last)
         self.kind, self.deadline, self.last = kind, deadline, last
 
-    def message(self) -> str:
-        return f"{self.node}: no finished {self.kind} within {self.deadline:.0f} s; the last status was: {self.last}"
+    def text(self) -> str:
+        return f"no finished {self.kind} within {self.deadline:.0f} s; the last status was: {self.last}"
 
     def hint(self) -> str:
         return "the next run goes on from here; polling.deadline in fleet.yaml sets how long to wait"
@@ -293,10 +303,8 @@ class StartFailedError(NodeError):
         super().__init__(node, kind, reply)
         self.kind, self.reply = kind, reply
 
-    def message(self) -> str:
-        return (
-            f"{self.node}: {self.kind} was started and the node shows none; the reply to the start was {self.reply!r}"
-        )
+    def text(self) -> str:
+        return f"{self.kind} was started and the node shows none; the reply to the start was {self.reply!r}"
 
     def hint(self) -> str:
         return "see that the node has the backup role and free disk of at least twice its data"
@@ -309,8 +317,8 @@ class ForeignBackupError(NodeError):
         super().__init__(node, kind, found)
         self.kind, self.found = kind, found
 
-    def message(self) -> str:
-        return f"{self.node}: already holds a {self.kind} that this vault did not start ({self.found})"
+    def text(self) -> str:
+        return f"already holds a {self.kind} that this vault did not start ({self.found})"
 
     def hint(self) -> str:
         return "set existing: preserve to keep a copy of it first, or wait for whoever started it"
@@ -323,8 +331,8 @@ class UnsettledError(NodeError):
         super().__init__(node, kind, last)
         self.kind, self.last = kind, last
 
-    def message(self) -> str:
-        return f"{self.node}: the {self.kind} on the node changes all the time; the last status was: {self.last}"
+    def text(self) -> str:
+        return f"the {self.kind} on the node changes all the time; the last status was: {self.last}"
 
     def hint(self) -> str:
         return "see who else runs a0cli on this node; the next run goes on from here"
@@ -337,8 +345,8 @@ class Md5MissingError(NodeError):
         super().__init__(node, kind, shown)
         self.kind, self.shown = kind, shown
 
-    def message(self) -> str:
-        return f"{self.node}: {self.kind}-status shows no well-formed md5 ({self.shown}); nothing was retrieved"
+    def text(self) -> str:
+        return f"{self.kind}-status shows no well-formed md5 ({self.shown}); nothing was retrieved"
 
     def hint(self) -> str:
         return "run `a0cli -t HOST backup-status` by hand and report it to the vendor's support"
@@ -351,8 +359,8 @@ class RetrieveFailedError(NodeError):
         super().__init__(node, kind, attempts, reason)
         self.kind, self.attempts, self.reason = kind, attempts, reason
 
-    def message(self) -> str:
-        return f"{self.node}: {self.kind} could not be retrieved in {self.attempts} attempts: {self.reason}"
+    def text(self) -> str:
+        return f"{self.kind} could not be retrieved in {self.attempts} attempts: {self.reason}"
 
     def hint(self) -> str:
         return "the node keeps its backup and the next run retrieves it"
@@ -365,11 +373,9 @@ class Md5MismatchError(NodeError):
         super().__init__(node, expected, actual, attempts)
         self.expected, self.actual, self.attempts = expected, actual, attempts
 
-    def message(self) -> str:
+    def text(self) -> str:
         tries = f" in {self.attempts} attempts" if self.attempts > 1 else ""
-        return (
-            f"{self.node}: md5 mismatch{tries}: the node says {self.expected}, the retrieved bytes have {self.actual}"
-        )
+        return f"md5 mismatch{tries}: the node says {self.expected}, the retrieved bytes have {self.actual}"
 
     def hint(self) -> str:
         return "the node keeps its backup; the last retrieval and the reason are in the node's quarantine folder"
@@ -387,8 +393,8 @@ class ContentsError(NodeError):
         super().__init__(node, kind, reason)
         self.kind, self.reason = kind, reason
 
-    def message(self) -> str:
-        return f"{self.node}: the contents of the {self.kind} cannot be read: {self.reason}"
+    def text(self) -> str:
+        return f"the contents of the {self.kind} cannot be read: {self.reason}"
 
 
 class WrongPasswordError(ContentsError):
@@ -442,8 +448,8 @@ class DeleteNotConfirmedError(NodeError):
         super().__init__(node, kind, reason)
         self.kind, self.reason = kind, reason
 
-    def message(self) -> str:
-        return f"{self.node}: the deletion of the {self.kind} is not confirmed: {self.reason}"
+    def text(self) -> str:
+        return f"the deletion of the {self.kind} is not confirmed: {self.reason}"
 
     def hint(self) -> str:
         return "the next run deals with it; until then the node takes no new backup"
@@ -451,9 +457,6 @@ class DeleteNotConfirmedError(NodeError):
 
 class VaultError(NodeError):
     """The vault cannot keep or give back an artifact."""
-
-    def message(self) -> str:
-        return f"{self.node}: " + "; ".join(str(field) for field in self.args[1:])
 
 
 class VaultUnusableError(VaultError):
@@ -474,10 +477,9 @@ class VaultFullError(VaultError):
         super().__init__(node, kind, needed, free)
         self.kind, self.needed, self.free = kind, needed, free
 
-    def message(self) -> str:
+    def text(self) -> str:
         return (
-            f"{self.node}: no room for the {self.kind}: it may take {self.needed:,} bytes,"
-            f" the vault's disk has {self.free:,} free"
+            f"no room for the {self.kind}: it may take {self.needed:,} bytes, the vault's disk has {self.free:,} free"
         )
 
     def hint(self) -> str:

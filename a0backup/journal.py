@@ -7,12 +7,15 @@ artifact is stored is asked of the vault itself, never of the journal.
 import stat
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from a0backup.files import publish, remove_durably
-from a0backup.replies import Found
+from a0backup.identity import BackupIdentity
+
+if TYPE_CHECKING:
+    from a0backup.vault import Manifest
 
 MAX_BYTES = 256 * 1024
 
@@ -26,15 +29,6 @@ def later_schema(error: ValidationError) -> str:
         if each["loc"] == ("schema",) and isinstance(each["input"], int) and each["input"] > 1:
             return f"has schema {each['input']}, and this a0backup knows 1: a later version wrote it"
     return ""
-
-
-class Pair(BaseModel):
-    """What identifies a node backup: the name and md5 that backup-status shows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    md5: str
 
 
 class Entry(BaseModel):
@@ -66,13 +60,26 @@ class Journal(BaseModel):
     flow_run: str
     started_at: datetime
     sealed: bool  # whether it was started with a sealed password
-    seen_before: Pair | None = None
-    pinned: Pair | None = None
+    seen_before: BackupIdentity | None = None
+    pinned: BackupIdentity | None = None
     not_opened: NotOpened | None = None
     history: tuple[Entry, ...] = ()
 
+    @field_validator("seen_before", "pinned")
+    @classmethod
+    def _has_md5(cls, value: BackupIdentity | None) -> BackupIdentity | None:
+        if value is not None and value.md5 is None:
+            raise ValueError("an md5 is missing")
+        return value
+
+    def is_of(self, manifest: "Manifest") -> bool:
+        """Return whether *manifest* is that of the very backup which this journal is about."""
+        # Another night's may have the same bytes.
+        same_bytes = self.pinned is not None and self.pinned.md5 == manifest.artifact.md5
+        return same_bytes and self.started_at == manifest.started_at
+
     def noted(
-        self, at: datetime, what: str, *, pinned: Pair | None = None, not_opened: NotOpened | None = None
+        self, at: datetime, what: str, *, pinned: BackupIdentity | None = None, not_opened: NotOpened | None = None
     ) -> "Journal":
         """Return this journal with one more entry, and with *pinned* and *not_opened* where these are known now."""
         update: dict[str, object] = {"history": (*self.history, Entry(at=at, what=what))}
@@ -120,8 +127,3 @@ class JournalFile:
         aside = self.path.with_name(f"{self.path.name}.unreadable-{now:%Y%m%dT%H%M%SZ}")
         self.path.replace(aside)
         return aside
-
-
-def pair(found: Found) -> Pair | None:
-    """Return what identifies *found*, None where its md5 is missing or malformed."""
-    return Pair(name=found.name, md5=found.md5) if found.md5 is not None else None

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from a0backup.errors import A0cliError, FleetFileError, RefusedError, UnknownReplyError, UnreachableError
+from a0backup.identity import BackupIdentity
 
 if TYPE_CHECKING:
     from a0backup.a0cli import Printed
@@ -46,6 +47,11 @@ class Found:
     name: str
     md5: str | None
     shown: str = field(default="", compare=False)
+
+    @property
+    def identity(self) -> BackupIdentity:
+        """Which backup it is."""
+        return BackupIdentity(name=self.name, md5=self.md5)
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,17 @@ def nearest(place: Path) -> Path:
 def claim(vault: Vault, node: str, kind: str, *, arriving: Path) -> Space:
     """Claim room for the artifact that is to come into the directory *arriving*, until `release`; return what it is.
 
-    Raise VaultFullError where there is too little beside what other nodes have claimed, OSError.
+    Where there is too little beside what other nodes have claimed, the node's quarantine goes first. Raise
+    VaultFullError where that is not enough, OSError.
     """
+    try:
+        return _claimed(vault, node, kind, arriving)
+    except VaultFullError:
+        vault.drop_quarantine(node, kind)
+        return _claimed(vault, node, kind, arriving)
+
+
+def _claimed(vault: Vault, node: str, kind: str, arriving: Path) -> Space:
     with _lock:
         space = space_for(vault, node, kind)
         others = [claim for (root, name), claim in _claims.items() if root == vault.root and name != node]

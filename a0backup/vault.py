@@ -32,8 +32,9 @@ from a0backup.files import (
     publish,
     read_past_cache,
 )
-from a0backup.journal import Journal, later_schema, pair
-from a0backup.replies import Absent, Found, Status, quote
+from a0backup.identity import BackupIdentity
+from a0backup.journal import later_schema
+from a0backup.replies import quote
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20  # ten recovery keys and thousands of starts that nobody knows the end of
@@ -86,10 +87,13 @@ class SealedPassword(_Part):
     box: str
 
 
+Mode = Literal["shared", "sealed", "unknown"]
+
+
 class ManifestPassword(_Part):
     """What is known of the password that opens the artifact; never the password itself."""
 
-    mode: Literal["shared", "sealed", "unknown"]
+    mode: Mode
     confirmed: bool = False
     sealed: tuple[SealedPassword, ...] = ()
 
@@ -135,6 +139,11 @@ class Manifest(_Part):
     encryption: Encryption
     verified: Verified = _MD5_ONLY
     flow_run: str
+
+    @property
+    def identity(self) -> BackupIdentity:
+        """What the node showed of it."""
+        return BackupIdentity(name=self.name_on_node, md5=self.artifact.md5)
 
     def to_json(self) -> dict[str, object]:
         """Return the manifest as design.md shows it; what was not looked at is left out."""
@@ -211,7 +220,7 @@ class UnreadableManifest(_Part):
         return kind(self.id, self.reason)
 
 
-class Stock(NamedTuple):
+class VaultSnapshot(NamedTuple):
     """The artifacts of a node that were there at one time, and in which vault: another disk may be mounted later."""
 
     vault: tuple[int, int]  # device and inode of its root
@@ -311,19 +320,19 @@ class Vault:
         """Return the newest readable manifest of that node, and kind if named, without reading the older ones."""
         return next(self.newest_first(node, kind), None)
 
-    def stock(self, node: str) -> Stock:
+    def snapshot(self, node: str) -> VaultSnapshot:
         """Return the artifacts of *node* that are there now. Raise OSError where its folder cannot be read."""
         here = self.root.stat()
         names = [entry.name for entry in os.scandir(self.folder(node)) if _FOLDER.match(entry.name)]
         ids = frozenset(f"{node}/{name}" for name in names if (self.folder(node) / name / MANIFEST).exists())
-        return Stock((here.st_dev, here.st_ino), ids)
+        return VaultSnapshot((here.st_dev, here.st_ino), ids)
 
-    def stored_since(self, node: str, kind: str, before: Stock) -> Manifest | None:
+    def stored_since(self, node: str, kind: str, before: VaultSnapshot) -> Manifest | None:
         """Return the manifest of the last backup of that kind that a run has stored since *before*; not a foreign one.
 
         By what was there, not by the clock, which may have been set meanwhile. None where this is another vault now.
         """
-        now = self.stock(node)
+        now = self.snapshot(node)
         if now.vault != before.vault:
             return None
         places = (self.root / each for each in now.ids - before.ids if each.endswith(f"Z-{kind}"))
@@ -374,20 +383,6 @@ class Vault:
             if manifest.artifact.md5 == md5 and started_at in (None, manifest.started_at)
         ]
         return same[-1] if same else None
-
-    def of_backup(self, node: str, kind: str, status: Status, journal: Journal | None) -> Manifest | None:
-        """Return the manifest of the backup that *status* shows or, where it shows nothing, of the journal's.
-
-        Of a backup of our own it is that of this very backup: the bytes of another night may be the same.
-        """
-        pinned = journal.pinned if journal else None
-        if isinstance(status, Found) and status.md5 is not None:
-            shown = pair(status)
-            ours = journal is not None and (pinned == shown or (pinned is None and journal.seen_before != shown))
-            return self.with_md5(node, kind, status.md5, started_at=journal.started_at if journal and ours else None)
-        if isinstance(status, Absent) and journal is not None and pinned is not None:
-            return self.with_md5(node, kind, pinned.md5, started_at=journal.started_at)
-        return None
 
     def reread(self, manifest: Manifest) -> None:
         """Read the artifact past the page cache. Raise ArtifactDamagedError unless it is what its manifest says."""

@@ -225,7 +225,7 @@ def run_in_thread(work: Callable[[], Awaitable[None]], interrupt: Interrupt) -> 
 async def _run_flow(flow_name: str, parameters: dict[str, Any]) -> None:
     from prefect.utilities.importtools import import_object
 
-    from tasks.step import task_runs
+    from tasks.engine_task import task_runs
 
     flow = import_object(FLOWS[flow_name])
 

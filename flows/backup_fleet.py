@@ -10,15 +10,16 @@ from typing import Literal
 
 from prefect import flow, runtime
 
+from a0backup.backup.session import Run
 from a0backup.check import fleet_warnings
 from a0backup.files import in_thread
 from a0backup.fleet import Fleet
-from a0backup.node_session import stored_now
 from a0backup.report import Outcome
-from flows.backup_node import ExistingChoice, conclude, now, outcomes_of, warn
+from flows.backup_node import backed_up
+from flows.ending import ExistingChoice, chosen_policy, conclude, now, warn
 from flows.fan_out import for_each
 from flows.node_runs import NodeRuns
-from tasks.publish_progress import progress_published
+from tasks.progress import progress_published
 
 
 @flow(
@@ -45,15 +46,11 @@ async def backup_fleet(
     """
     settings = Fleet.load(fleet)
     chosen = settings.chosen(nodes)
-    stored_before = await in_thread(stored_now, settings, chosen)
+    run_id = str(runtime.flow_run.id)
+    run = await in_thread(Run.begin, settings, chosen, id=run_id, existing=chosen_policy(existing))
     warnings = await in_thread(fleet_warnings, settings)
     warn(warnings)
-    flow_run = str(runtime.flow_run.id)
-    back_up = (
-        NodeRuns(settings, existing).outcomes
-        if fan_out == "workers"
-        else partial(outcomes_of, fleet=settings, flow_run=flow_run, stored_before=stored_before, existing=existing)
-    )
+    back_up = NodeRuns(settings, existing).outcomes if fan_out == "workers" else partial(backed_up, run=run)
     async with progress_published(chosen):
         outcomes = await for_each(chosen, back_up, at_most=settings.max_parallel)
     return await conclude(outcomes, settings, warnings)

@@ -19,11 +19,11 @@ from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
 from a0backup.progress import Checked, tell
 from a0backup.report import Finding
-from flows.backup_node import ExistingChoice, now, warn
+from flows.ending import ExistingChoice, chosen_policy, now, warn
 from flows.fan_out import for_each
-from tasks.publish_report import publish_findings
+from tasks.engine_task import engine_task
+from tasks.publish import publish_findings
 from tasks.shared_password import secret_block, shared_password
-from tasks.step import step
 
 
 @flow(
@@ -46,12 +46,11 @@ async def check_fleet(
     """
     settings = Fleet.load(fleet)
     chosen = settings.chosen(nodes)
-    said: Existing | None = None if existing == "as in fleet.yaml" else existing
 
     problems = await password_problems(settings) + await in_thread(fleet_room, settings, chosen)
     notes, warnings = await in_thread(fleet_notes, settings), await in_thread(fleet_warnings, settings)
     warn(warnings)
-    look = partial(finding_of, fleet=settings, existing=said, problems=problems)
+    look = partial(finding_of, fleet=settings, existing=chosen_policy(existing), problems=problems)
     findings = await for_each(chosen, look, at_most=settings.max_parallel)
     await publish_findings(findings, fleet=str(fleet), warnings=warnings, notes=notes)
     bad = [f"{finding.node}: {finding.problems[0]}" for finding in findings if not finding.well]
@@ -60,7 +59,7 @@ async def check_fleet(
     return findings
 
 
-@step(name="check-node", task_run_name="check-{node.name}")
+@engine_task(name="check-node", task_run_name="check-{node.name}")
 async def check_one_node(
     node: Node, fleet: Fleet, existing: Existing | None, problems: tuple[str, ...]
 ) -> State[Finding]:

@@ -19,22 +19,20 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed
 from pydantic import Field
 
+from a0backup.backup.session import NodeSession, Run, open_node
 from a0backup.check import fleet_warnings
-from a0backup.enrolment import Device, Plan, Role
+from a0backup.enrolment import Device, Plan, Role, give_role, look
 from a0backup.errors import EnrolmentError
 from a0backup.files import in_thread
 from a0backup.fleet import Fleet, Node
-from a0backup.node_session import NodeSession, open_node, stored_now
 from a0backup.report import Outcome
-from flows.backup_node import conclude, outcomes_of, warn
-from tasks.look_at_node import look_at_node
-from tasks.ping import ping
-from tasks.prove_artifact import prove_artifact
-from tasks.publish_plan import publish_plan
-from tasks.publish_progress import progress_published
-from tasks.set_as_backup import set_as_backup
+from flows.backup_node import backed_up
+from flows.ending import conclude, warn
+from tasks.enrolment import prove_artifact, publish_plan
+from tasks.progress import progress_published
+from tasks.shared_password import shared_password
 from tasks.slots import slots
-from tasks.update_commands import update_commands
+from tasks.steps import take_step
 
 CONFIRMED_WITHIN = 3600  # seconds: whoever started it is still there
 LOOKS_EVERY = 5  # seconds from one question whether it is confirmed to the next
@@ -72,7 +70,8 @@ async def enrol_node(node: str, device: Device, fleet: Path = Path("fleet.yaml")
     role = Role(device, force)
 
     async with connected(chosen, settings) as session:
-        seen = await look_at_node(session)
+        seen = await look(session)
+        get_run_logger().info("%s: %s", node, seen)
     plan = Plan(chosen, role, seen)
     await publish_plan(plan)
 
@@ -80,7 +79,7 @@ async def enrol_node(node: str, device: Device, fleet: Path = Path("fleet.yaml")
         return Cancelled(message=f"{node}: called off at the confirmation; nothing was changed on it")
 
     async with connected(chosen, settings) as session:
-        await set_as_backup(session, role, confirmed=seen)
+        await give_role(session, role, confirmed=seen)
     for outcome in await first_backup(chosen, settings):
         await prove_artifact(node, outcome.id, settings)
     return Completed(message=f"{node} is in service: its first backup is stored and proven to open")
@@ -89,9 +88,10 @@ async def enrol_node(node: str, device: Device, fleet: Path = Path("fleet.yaml")
 @asynccontextmanager
 async def connected(node: Node, fleet: Fleet) -> AsyncIterator[NodeSession]:
     """Hold the node's lock while the block runs; it has answered by then and said which commands it takes."""
-    async with open_node(fleet, node, flow_run=str(runtime.flow_run.id), stored_before=None) as session:
-        await update_commands(session)
-        await ping(session)
+    run = Run(str(runtime.flow_run.id), fleet)
+    async with open_node(run, node, take=take_step, shared=shared_password) as session:
+        await session.update_commands()
+        await session.ping()
         yield session
 
 
@@ -116,15 +116,9 @@ async def confirmed(plan: Plan) -> bool:
 
 async def first_backup(node: Node, fleet: Fleet) -> list[Outcome]:
     """Return the stored artifacts of the node's first backup, one for each kind. Raise RunFailedError."""
-    stored_before = await in_thread(stored_now, fleet, [node])
+    run = await in_thread(Run.begin, fleet, [node], id=str(runtime.flow_run.id))
     warnings = await in_thread(fleet_warnings, fleet)
     warn(warnings)
     async with progress_published([node]), slots(node.name, deadline=fleet.lock_deadline):
-        outcomes = await outcomes_of(
-            node,
-            fleet=fleet,
-            flow_run=str(runtime.flow_run.id),
-            stored_before=stored_before,
-            existing="as in fleet.yaml",
-        )
+        outcomes = await backed_up(node, run)
     return await conclude([outcomes], fleet, warnings)

@@ -21,13 +21,15 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import Cancelling, Crashed
 
+from a0backup.backup.loop import NodeOutcomes, error_kept
+from a0backup.backup.steps import StepName
 from a0backup.errors import EngineError
 from a0backup.files import in_thread
 from a0backup.fleet import Fleet, Node
 from a0backup.lock import is_held
 from a0backup.progress import Step, tell
 from a0backup.vault import Manifest, Vault
-from flows.backup_node import ExistingChoice, NodeOutcomes, log_failure, note_failure_of_the_rest
+from flows.ending import ExistingChoice, tell_ended
 from tasks.hand_over import HandedOver, handed_over
 
 OF_FLEET = "backup-node/of-fleet"
@@ -57,15 +59,12 @@ class NodeRuns:
 
     async def outcomes(self, node: Node) -> NodeOutcomes:
         """Return how the backups of *node* ended, also where no run of it came to an end."""
-        outcomes = NodeOutcomes()
-        start = time.monotonic()
-        try:
+        outcomes = NodeOutcomes(node, self._fleet)
+        with error_kept() as ended:
             said = await self.run(node)
             outcomes.all, outcomes.warnings = said.outcomes, said.warnings
-        except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
-            log_failure(error)
-            note_failure_of_the_rest(outcomes, node, self._fleet, error, "engine", seconds=time.monotonic() - start)
-        outcomes.tell()
+        outcomes.note_rest(ended, StepName.ENGINE)
+        tell_ended(outcomes)
         return outcomes
 
     async def run(self, node: Node) -> HandedOver:
@@ -130,7 +129,7 @@ class NodeRuns:
                 since = last_alive = now
             if state.name != shown:
                 shown, since = str(state.name), now
-                tell(Step(node.name, "", "elsewhere", f"{shown.lower()}, as run {run.name}"))
+                tell(Step(node.name, "", StepName.ELSEWHERE, f"{shown.lower()}, as run {run.name}"))
             if state.type is not StateType.SCHEDULED:
                 self._at_work = now
             elif (idle := now - max(since, self._at_work)) > self._fleet.lock_deadline:

@@ -1,1 +1,1 @@
-"""The steps of a backup as Prefect tasks, one file per a0cli step; what they do is in the core."""
+"""Prefect's side of the steps: how often each is tried, and how it is shown. What a step does is in the core."""

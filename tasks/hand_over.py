@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from a0backup.report import Outcome
-from tasks.step import step
+from tasks.engine_task import engine_task
 
 KEY = "outcomes-for-the-fleet"
 
@@ -30,7 +30,7 @@ class HandedOver:
 _HANDED_OVER = TypeAdapter(HandedOver)
 
 
-@step(name="hand-over", task_run_name="hand-over")
+@engine_task(name="hand-over", task_run_name="hand-over")
 async def hand_over(outcomes: Sequence[Outcome], warnings: Sequence[str]) -> None:
     """Leave the outcomes where the run that started this one finds them."""
     said = HandedOver(list(outcomes), list(warnings))

@@ -1,4 +1,4 @@
-"""Nights without an engine: what flows/backup_node.py does with the core, for tests that need no Prefect.
+"""Nights without an engine: the product's own loop, whose steps are taken plainly, for tests that need no Prefect.
 
 ended = await night(fleet)                    # in this process
 with Runs(room) as runs:                      # each in a process of its own, which may be killed
@@ -8,7 +8,6 @@ with Runs(room) as runs:                      # each in a process of its own, wh
 
 import asyncio
 import ctypes
-import functools
 import json
 import logging
 import os
@@ -19,21 +18,20 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from a0backup.backup_run import BackupRun
+from a0backup.backup.loop import NodeOutcomes, back_up_node
+from a0backup.backup.session import NodeSession, Run
+from a0backup.backup.steps import StepName
 from a0backup.errors import A0BackupError
 from a0backup.fleet import Existing, Fleet
-from a0backup.node_session import NodeSession, open_node
 from a0backup.password import LoadShared, Source
-from a0backup.reconcile import Action
-from a0backup.replies import Found, Status
-from a0backup.report import Ending, Outcome, outcome_of
-from a0backup.vault import Stock, Vault
+from a0backup.report import Ending, Outcome
+from a0backup.vault import Vault
 from tests.support.patience import patience
 
 PASSWORD = "Passw0rd"
@@ -44,78 +42,53 @@ Hook = Callable[[str], None]
 
 # -- the driver --------------------------------------------------------------------------------------------------------
 
+READS = (StepName.UPDATE_COMMANDS, StepName.PING, StepName.STATUS, StepName.DELETE, StepName.CONFIRM_DELETE)
 
-async def again(call: Callable[[], Awaitable[T]], times: int) -> T:
-    """Do what the engine's retries do: repeat *call* while its error is transient."""
-    for _ in range(times):
+
+@dataclass
+class Plainly:
+    """Takes each step as it is, an await or a transient fault again after a moment, as the flows do; see `TakeStep`.
+
+    *after* is told each step that ended well, and *taken* holds them; both name the steps of the node as a whole too.
+    """
+
+    after: Hook = lambda name: None
+    taken: list[str] = field(default_factory=list)
+
+    async def __call__(self, name: StepName, session: NodeSession, kind: str, work: Callable[[], Awaitable[T]]) -> T:
+        tries = 100_000 if name is StepName.AWAIT else 4 if name in READS else 1
+        result = await again(work, tries)
+        self.taken.append(name)
+        self.after(name)
+        return result
+
+
+async def again(work: Callable[[], Awaitable[T]], tries: int) -> T:
+    """Do *work*, up to so many times while its error is transient."""
+    for _ in range(tries - 1):
         try:
-            return await call()
+            return await work()
         except A0BackupError as error:
             if not error.transient:
                 raise
         await asyncio.sleep(0.02)
-    return await call()
+    return await work()
 
 
 async def nothing_shared(source: Source) -> str | None:
     return None
 
 
-async def make_and_keep(run: BackupRun, after: Hook, password: str = PASSWORD) -> None:
+def sharing(password: str) -> LoadShared:
     async def shared(source: Source) -> str | None:
         return None if source.sealed_to else password
 
-    status: Status = await again(run.status, 3)
-    after("status")
-    while True:
-        plan = await run.plan(status)
-        match plan.action:
-            case Action.START:
-                await run.start(shared)
-                after("start")
-                status = await again(run.poll, 100_000)
-                after("found")
-            case Action.AWAIT:
-                status = await again(run.poll, 100_000)
-                after("found")
-            case Action.ASK_AGAIN:
-                await run.ask_again_later()
-                status = await again(run.status, 3)
-            case Action.KEEP:
-                found = run.to_keep(status)
-                if await retrieve_verified(run, found, after, shared, ours=plan.ours):
-                    await run.store(found, ours=plan.ours)
-                    after("store")
-            case Action.DELETE | Action.REPLACE:
-                assert isinstance(status, Found)
-                await run.delete(status)
-                after("delete")
-                status = await again(functools.partial(run.confirm_deleted, status), 3)
-                after("confirm")
-            case Action.DONE:
-                await run.settle()
-                return
-
-
-async def retrieve_verified(run: BackupRun, found: Found, after: Hook, shared: LoadShared, *, ours: bool) -> bool:
-    while True:
-        try:
-            await run.retrieve(found)
-            after("retrieve")
-            await run.verify(found, shared)
-            after("verify")
-            await run.inspect(found, shared, ours=ours)
-            after("inspect")
-        except A0BackupError as error:
-            if not await run.goes_on_after(error, found):
-                return False
-        else:
-            return True
+    return shared
 
 
 @dataclass(frozen=True)
 class Night:
-    """How a run ended for one kind."""
+    """How a run ended for one kind, and the steps that it took."""
 
     outcome: Outcome
     error: BaseException | None
@@ -126,75 +99,40 @@ class Night:
         return "; ".join(self.outcome.notes)
 
 
-async def back_up(session: NodeSession, kind: str, after: Hook, password: str = PASSWORD) -> Night:
-    stages: list[str] = []
-
-    def passed(stage: str) -> None:
-        stages.append(stage)
-        after(stage)
-
-    error: A0BackupError | None = None
-    run = BackupRun(session, kind)
-    try:
-        await run.open()
-        await make_and_keep(run, passed, password)
-    except A0BackupError as stopped:
-        error = stopped
-    outcome = run.outcome(1.0, error)
-    if error is not None:
-        await run.let_go()
-    return Night(outcome, error, stages)
+def run_of(fleet: Fleet, flow_run: str, *, existing: Existing | None = None, began: datetime | None = None) -> Run:
+    """A run that begins now, or that began at a time when only what was stored before *began* was there."""
+    run = Run.begin(fleet, fleet.nodes, id=flow_run, existing=existing)
+    if began is None:
+        return run
+    stored = {
+        node: snapshot._replace(ids=frozenset(m.id for m in Vault(fleet.vault).manifests(node) if m.stored_at < began))
+        for node, snapshot in run.stored_before.items()
+    }
+    return replace(run, stored_before=stored)
 
 
-def stored_before(fleet: Fleet, node: str, began: datetime | None) -> Stock:
-    """What was stored when a run began: all that is there, or what was stored before the time *began*."""
-    vault = Vault(fleet.vault)
-    vault.ensure_writable(node)
-    return vault.stock(node)._replace(
-        ids=frozenset(m.id for m in vault.manifests(node) if began is None or m.stored_at < began)
-    )
-
-
-async def night(
-    fleet: Fleet,
-    *,
-    flow_run: str = "run-2",
-    existing: Existing | None = None,
-    after: Hook = lambda stage: None,
-    began: datetime | None = None,
-) -> Night:
-    """One run on the only node of *fleet*, of the kind `backup` alone."""
-    [node] = fleet.nodes
-    async with open_node(
-        fleet, node, flow_run=flow_run, stored_before=stored_before(fleet, node.name, began), existing=existing
-    ) as session:
-        await session.update_commands(nothing_shared)
-        return await back_up(session, "backup", after)
+async def night(fleet: Fleet, **said: Any) -> Night:
+    """One run on the only node of *fleet*, of its first kind; see `whole_night`."""
+    [ended, *_] = await whole_night(fleet, **said)
+    return ended
 
 
 async def whole_night(
     fleet: Fleet,
     *,
-    flow_run: str,
+    flow_run: str = "run-2",
     existing: Existing | None = None,
     began: datetime | None = None,
     password: str = PASSWORD,
+    after: Hook = lambda name: None,
+    run: Run | None = None,
 ) -> list[Night]:
-    """One run on the only node of *fleet*: all its kinds, and an error of one does not stop the others."""
+    """One run on the only node of *fleet*: how each of its kinds ended. *after* is told each step that ended well."""
     [node] = fleet.nodes
-    nights: list[Night] = []
-    try:
-        async with open_node(
-            fleet, node, flow_run=flow_run, stored_before=stored_before(fleet, node.name, began), existing=existing
-        ) as session:
-            await session.update_commands(nothing_shared)
-            await session.ping()
-            for kind in fleet.kinds:
-                nights.append(await back_up(session, kind, lambda stage: None, password))
-    except A0BackupError as error:
-        rest = fleet.kinds[len(nights) :]
-        nights += [Night(outcome_of(node.name, kind, seconds=1, error=error, step="open"), error) for kind in rest]
-    return nights
+    outcomes, plainly = NodeOutcomes(node, fleet), Plainly(after)
+    run = run or run_of(fleet, flow_run, existing=existing, began=began)
+    await back_up_node(run, outcomes, take=plainly, shared=sharing(password))
+    return [Night(*ended, plainly.taken) for ended in zip(outcomes.all, outcomes.errors, strict=True)]
 
 
 # -- runs in processes of their own ------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from a0backup.check import check_node, fleet_notes, fleet_room, fleet_warnings, recovery_key_problems
 from a0backup.files import digests, make_private_directory
 from a0backup.fleet import FIRST_SPLIT_BUILD, KEYSTREAM_REUSE, Existing, Fleet
-from a0backup.journal import Journal, JournalFile, Pair
+from a0backup.identity import BackupIdentity
+from a0backup.journal import Journal, JournalFile
 from a0backup.report import Finding
 from a0backup.vault import ManifestNode, ManifestPassword, Vault
 from simulator.fleet import SimulatedFleet
@@ -70,15 +71,15 @@ class Desk:
     def tell(self, command: str | None, fault: str, **settings: Any) -> None:
         self.simulated.tell(self.name, command, fault, **settings)
 
-    def put(self) -> Pair:
+    def put(self) -> BackupIdentity:
         held = self.simulated.put(self.name, password="their own")
-        return Pair(name=held["name"], md5=held["md5"])
+        return BackupIdentity(name=held["name"], md5=held["md5"])
 
-    def journal(self, pinned: Pair | None = None) -> None:
+    def journal(self, pinned: BackupIdentity | None = None) -> None:
         journal = Journal(node=self.name, kind="backup", flow_run="run-1", started_at=NOW, sealed=False, pinned=pinned)
         JournalFile(self.folder, "backup").write(journal)
 
-    def store(self) -> Pair:
+    def store(self) -> BackupIdentity:
         """Put a backup on the node that is in the vault already, as ours."""
         pair = self.put()
         held = self.simulated.holds(self.name)

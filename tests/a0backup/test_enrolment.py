@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from a0backup import enrolment
+from a0backup.backup.session import NodeSession, Run, open_node
 from a0backup.enrolment import Plan, Role, Seen, give_role, look, prove
 from a0backup.errors import A0cliMissingError, EnrolmentError, RefusedError, UnknownReplyError, WrongPasswordError
 from a0backup.fleet import Fleet
-from a0backup.node_session import NodeSession, open_node
 from a0backup.password import Source
 from tests.desk import Desk
-from tests.nights import PASSWORD, nothing_shared
+from tests.nights import PASSWORD, Plainly, nothing_shared
 from tests.stored import Keys, store
 
 ROLE = Role("/dev/sdb")
@@ -28,8 +28,10 @@ def impatient(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def at(desk: Desk) -> AsyncIterator[NodeSession]:
-    async with open_node(desk.fleet, desk.fleet.nodes[0], flow_run="run-1", stored_before=None) as session:
-        await session.update_commands(nothing_shared)
+    async with open_node(
+        Run("run-1", desk.fleet), desk.fleet.nodes[0], take=Plainly(), shared=nothing_shared
+    ) as session:
+        await session.update_commands()
         await session.ping()
         yield session
 

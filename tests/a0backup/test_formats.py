@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from a0backup import recovery
-from a0backup.deletion import DeletionMark
+from a0backup.backup.deletion import DeletionMark
 from a0backup.drill import Secrets, drill, is_damage
 from a0backup.errors import ArtifactDamagedError, LaterVersionError
 from a0backup.fleet import Fleet

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from a0backup.journal import MAX_BYTES, Journal, JournalFile, Pair, pair
-from a0backup.replies import Found
+from a0backup.identity import BackupIdentity
+from a0backup.journal import MAX_BYTES, Journal, JournalFile
 
 NOW = datetime(2026, 11, 23, 2, tzinfo=UTC)
-PAIR = Pair(name="04-06-2016-15-04-30.tar.gz", md5="a" * 32)
+PAIR = BackupIdentity(name="04-06-2016-15-04-30.tar.gz", md5="a" * 32)
 JOURNAL = Journal(node="a0-1", kind="backup", flow_run="run-1", started_at=NOW, sealed=False, seen_before=PAIR)
 
 
@@ -61,6 +61,7 @@ UNREADABLE = {
     "not JSON": b"\xff\xfe",
     "a list": b"[]",
     "another schema": WHOLE.replace(b'"schema":1', b'"schema":2'),
+    "a pin without its md5": WHOLE.replace(b'"pinned":null', b'"pinned":{"name":"n","md5":null}'),
     "an unknown key": WHOLE.replace(b'"schema":1', b'"schema":1,"more":1'),
     "too deep": b"[" * 10_000,
     "too large": WHOLE + b" " * MAX_BYTES,
@@ -95,8 +96,3 @@ def test_an_unreadable_journal_is_set_aside_for_a_person_to_read(place: JournalF
     assert aside.name == "journal-backup.json.unreadable-20261123T020000Z"
     assert aside.read_bytes() == b"torn"
     assert place.read() is None
-
-
-def test_a_backup_without_a_well_formed_md5_is_no_pair() -> None:
-    assert pair(Found("name", None, "no md5")) is None
-    assert pair(Found(PAIR.name, PAIR.md5)) == PAIR

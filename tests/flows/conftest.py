@@ -54,7 +54,7 @@ async def recorded(flow_run_id: UUID) -> Recorded:
     from prefect.client.schemas.sorting import ArtifactSort, LogSort, TaskRunSort
 
     from deployments.server import drained
-    from tasks.step import task_runs
+    from tasks.engine_task import task_runs
 
     assert await drained(flow_run_id, task_runs.pop(str(flow_run_id), set()))
     async with get_client() as client:

@@ -55,7 +55,7 @@ def test_every_step_is_recorded_under_the_name_of_its_node_and_none_is_rolled_ba
         "backup-a0-1",
         "update-commands-a0-1",
         "ping-a0-1",
-        "backup-status-a0-1",
+        "status-backup-a0-1",
         "start-backup-a0-1",
         "await-backup-a0-1",
         "retrieve-backup-a0-1",

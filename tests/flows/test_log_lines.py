@@ -47,9 +47,9 @@ def test_foreseen_errors_are_told_in_words_each_with_what_comes_next(
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(engine: str) -> None:
     from prefect import flow
 
-    from tasks.step import step
+    from tasks.engine_task import engine_task
 
-    @step(name="surprise")
+    @engine_task(name="surprise")
     async def surprise() -> None:
         raise ZeroDivisionError("nobody foresaw this")
 
@@ -66,7 +66,7 @@ def test_a_step_that_is_called_off_with_its_run_is_no_crash(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from flows.backup_fleet import backup_fleet
-    from tasks.step import task_runs
+    from tasks.engine_task import task_runs
 
     appliances.tell("a0-1", "backup-retrieve", "hang")
     task_runs.clear()

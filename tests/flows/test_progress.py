@@ -35,9 +35,9 @@ def appliances(tmp_path: Path) -> Any:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Updates twice a second, for tests that see several."""
-    from tasks import publish_progress
+    from tasks import progress
 
-    monkeypatch.setattr(publish_progress, "PACE", 0.5)
+    monkeypatch.setattr(progress, "PACE", 0.5)
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
@@ -54,7 +54,7 @@ class Page:
         from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
         from prefect.client.schemas.sorting import ArtifactSort
 
-        from tasks.step import task_runs
+        from tasks.engine_task import task_runs
 
         if not task_runs:
             return {}
@@ -78,7 +78,7 @@ class Page:
 
 @pytest.fixture
 def page() -> Page:
-    from tasks.step import task_runs
+    from tasks.engine_task import task_runs
 
     task_runs.clear()
     return Page()
@@ -190,7 +190,7 @@ async def run_with_progress_on(api: str, nodes: list[Node], body: Callable[[], A
     from prefect import flow
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from tasks.publish_progress import progress_published
+    from tasks.progress import progress_published
 
     @flow(name="with-progress", persist_result=False)
     async def with_progress() -> None:
@@ -209,10 +209,10 @@ async def test_an_api_that_does_not_take_the_progress_fails_no_run_and_is_told_o
     caplog: pytest.LogCaptureFixture,
     api_of: Callable[[], Any],
 ) -> None:
-    from tasks import publish_progress
+    from tasks import progress
 
-    monkeypatch.setattr(publish_progress, "PACE", 0.1)
-    monkeypatch.setattr(publish_progress, "PATIENCE", 0.2)
+    monkeypatch.setattr(progress, "PACE", 0.1)
+    monkeypatch.setattr(progress, "PATIENCE", 0.2)
 
     async def some_updates() -> None:
         await asyncio.sleep(1.5)
@@ -227,7 +227,7 @@ async def test_an_api_that_does_not_take_the_progress_fails_no_run_and_is_told_o
 
 
 async def test_a_cancel_does_not_wait_for_an_update_that_hangs(engine: str, fleet_yaml: Path) -> None:
-    from tasks.publish_progress import PATIENCE
+    from tasks.progress import PATIENCE
 
     under_way, called_off = asyncio.Event(), []
 
@@ -257,7 +257,7 @@ async def test_a_signal_that_comes_in_the_middle_of_an_update_calls_off_the_run(
 
     from prefect.exceptions import TerminationSignal
 
-    from tasks import publish_progress
+    from tasks import progress
 
     def raise_it(number: int, frame: FrameType | None) -> None:
         raise TerminationSignal(number)
@@ -270,7 +270,7 @@ async def test_a_signal_that_comes_in_the_middle_of_an_update_calls_off_the_run(
         await asyncio.sleep(600)
 
     before = signal.signal(signal.SIGUSR1, raise_it)
-    monkeypatch.setattr(publish_progress, "table", table_at_the_wrong_time)
+    monkeypatch.setattr(progress, "table", table_at_the_wrong_time)
     try:
         run = asyncio.create_task(run_with_progress_on(engine, list(Fleet.load(fleet_yaml).nodes), long))
         await asyncio.wait([run], timeout=patience(20))

@@ -12,7 +12,7 @@ async def test_what_the_shared_password_of_its_own_start_does_not_open_is_foreig
     assert len(sealed.files) == 1
     desk.configure(a0cli={"call_timeout": "0.5s"})  # shared from now on
     desk.tell("backup", "contents", are="noise", times=1)
-    await desk.killed_after("found")
+    await desk.killed_after("await")
     ended = await desk.night(flow_run="run-3")
     assert ended.error is None
     # As without that file: kept as foreign, and a new one made that opens.

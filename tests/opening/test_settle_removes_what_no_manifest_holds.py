@@ -5,7 +5,7 @@ from typing import Any
 
 async def test_a_password_that_is_in_no_manifest_survives_the_settle(sealed: Any) -> None:
     desk = sealed.desk
-    await desk.killed_after("found")
+    await desk.killed_after("await")
     [file] = sealed.files
     content = file.read_bytes()
     # Unreadable for one night: an error of the disk, or torn and restored from a copy.
@@ -26,7 +26,7 @@ async def test_a_password_that_is_in_no_manifest_survives_the_settle(sealed: Any
 
 async def test_one_that_is_readable_again_by_the_settle_is_not_removed(sealed: Any) -> None:
     desk = sealed.desk
-    await desk.killed_after("found")
+    await desk.killed_after("await")
     [file] = sealed.files
     content = file.read_bytes()
     file.write_bytes(b"")  # what a failing disk gives, for a while

@@ -7,7 +7,7 @@ from typing import Any
 
 async def test_a_backup_started_with_the_shared_password_is_said_to_be_so(desk: Any, sealed: Any) -> None:
     desk.configure()
-    await desk.killed_after("found")
+    await desk.killed_after("await")
     sealed.configure()
     ended = await desk.night()
     assert ended.error is None

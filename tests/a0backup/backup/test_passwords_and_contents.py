@@ -127,7 +127,7 @@ async def test_the_sealed_password_is_on_the_disk_before_the_node_is_asked(seale
     assert json.loads(file.read_text())["sealed"]
 
 
-@pytest.mark.parametrize("stage", ["start", "found", "retrieve", "verify", "inspect", "store", "delete"])
+@pytest.mark.parametrize("stage", ["start", "await", "retrieve", "verify", "inspect", "store", "delete"])
 async def test_wherever_a_run_is_killed_the_password_of_its_backup_is_in_the_manifest(
     sealed: Sealed, stage: str
 ) -> None:
@@ -161,7 +161,7 @@ async def test_after_a_lost_start_every_password_that_may_have_made_the_backup_i
 
 async def test_with_a_torn_journal_the_password_is_kept_all_the_same(sealed: Sealed) -> None:
     desk = sealed.desk
-    await desk.killed_after("found")
+    await desk.killed_after("await")
     desk.journal.path.write_text("{torn")
     await desk.night()
     theirs, ours = sorted(desk.stored, key=lambda manifest: manifest.started_at is not None)
@@ -173,7 +173,7 @@ async def test_with_a_torn_journal_the_password_is_kept_all_the_same(sealed: Sea
 
 async def test_an_unreadable_sealed_password_is_named_and_never_removed(sealed: Sealed) -> None:
     desk = sealed.desk
-    await desk.killed_after("found")
+    await desk.killed_after("await")
     [file] = sealed.files
     file.write_text("{torn")
     ended = await desk.night()
@@ -210,7 +210,7 @@ async def test_nothing_is_started_with_a_recovery_key_that_cannot_seal(
 
 
 async def test_no_password_is_in_the_vault_but_sealed(sealed: Sealed) -> None:
-    await sealed.desk.killed_after("found")
+    await sealed.desk.killed_after("await")
     await sealed.desk.night()
     [manifest] = sealed.desk.stored
     [password] = sealed.passwords(manifest)

@@ -2,11 +2,12 @@
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from a0backup.a0cli import A0cli, PrivateDirectory
+from a0backup.backup.steps import Done, StepName, TakeStep, step
 from a0backup.errors import PasswordError, VaultUnusableError
 from a0backup.files import in_thread
 from a0backup.fleet import Existing, Fleet, Node
@@ -15,57 +16,65 @@ from a0backup.password import LoadShared
 from a0backup.progress import Step, tell
 from a0backup.replies import missing_commands, offered_commands, offers_backup, offers_sensitive
 from a0backup.space import release
-from a0backup.vault import Stock, Vault
+from a0backup.vault import Vault, VaultSnapshot
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Done:
-    """How a step ended: what it did in one sentence, and whether the work was found done already."""
+class Run:
+    """One run, as far as all its nodes share it.
 
-    text: str
-    cached: bool = False
+    *id* is that of the flow run whose work it is: what that one has stored is not made again. *existing* is what the
+    operator asked for in this run alone. *stored_before*: by node, the artifacts that were there when it began; what
+    another run stores later is its outcome.
+    """
 
+    id: str
+    fleet: Fleet
+    existing: Existing | None = None
+    stored_before: Mapping[str, VaultSnapshot] = field(default_factory=dict)
 
-def stored_now(fleet: Fleet, nodes: Sequence[Node]) -> dict[str, Stock]:
-    """Return each node's artifacts; a node whose folder cannot be used is left out."""
-    vault = Vault(fleet.vault)
-    stored = {}
-    for node in nodes:
-        with contextlib.suppress(OSError, VaultUnusableError):
-            vault.make(node.name)  # so that a new vault is known again
-            stored[node.name] = vault.stock(node.name)
-    return stored
+    @classmethod
+    def begin(cls, fleet: Fleet, nodes: Sequence[Node], *, id: str, existing: Existing | None = None) -> "Run":
+        """Return a run that begins now; of a node whose folder cannot be used nothing is known."""
+        vault = Vault(fleet.vault)
+        stored = {}
+        for node in nodes:
+            with contextlib.suppress(OSError, VaultUnusableError):
+                vault.make(node.name)  # so that a new vault is known again
+                stored[node.name] = vault.snapshot(node.name)
+        return cls(id, fleet, existing, stored)
 
 
 class NodeSession:
-    """One run's time with one node."""
+    """One run's time with one node. *take* takes each of its steps; *shared* loads the password of fleet.yaml."""
+
+    kind = ""  # of its own steps: they are about the node as a whole
 
     def __init__(
-        self,
-        fleet: Fleet,
-        node: Node,
-        *,
-        directory: PrivateDirectory,
-        lock: int,
-        flow_run: str,
-        stored_before: Stock | None,
-        existing: Existing | None,
+        self, run: Run, node: Node, *, directory: PrivateDirectory, lock: int, take: TakeStep, shared: LoadShared
     ) -> None:
-        self.fleet, self.node, self.directory, self.flow_run = fleet, node, directory, flow_run
-        self.stored_before = stored_before
-        self.existing = existing  # said for this run, by the operator
-        self.vault = Vault(fleet.vault)
+        self.run, self.node, self.directory = run, node, directory
+        self.take, self.shared = take, shared
+        self.vault = Vault(run.fleet.vault)
         self.a0cli = A0cli(
-            fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path, inherit=[lock]
+            self.fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path, inherit=[lock]
         )
         self.offered: frozenset[str] | None = None  # the commands that the node lists; None where that is not read
         self.not_offered: list[str] = []  # kinds whose command the node does not list
         self.has_role: bool | None = None  # whether it lists `backup`; None where that is not read
         self.splits = bool(node.splits)  # whether its build keeps the encryption keys out of `backup`
-        self.step = "check"
+        self.step = StepName.LOCK
+
+    @property
+    def session(self) -> "NodeSession":
+        return self
+
+    @property
+    def fleet(self) -> Fleet:
+        return self.run.fleet
 
     async def on_disk(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Do something in the vault, in a thread. Raise VaultUnusableError where its disk fails."""
@@ -77,23 +86,23 @@ class NodeSession:
                 self.node.name, f"the vault {self.vault.root} cannot be used: {error.strerror}{where}"
             ) from error
 
-    def enter(self, step: str) -> None:
-        """Note the step that is at work, for the report of a failure in it."""
-        self.step = step
+    def enter(self, name: StepName) -> None:
+        """Note the step that is at work: the report of a failure names it."""
+        self.step = name
 
-    async def update_commands(self, shared: LoadShared) -> Done:
-        """Ask the node which commands it takes. Raise A0cliError."""
-        self.enter("update-commands")
+    @step(StepName.UPDATE_COMMANDS)
+    async def update_commands(self) -> Done:
+        """Ask the node which commands it takes; without that a0cli has only its local ones. Raise A0cliError."""
         # A node may say again what another day's run told it. Where there is none, the start says why.
         with contextlib.suppress(PasswordError):
-            if (text := await shared(self.fleet.password)) is not None:
+            if (text := await self.shared(self.fleet.password)) is not None:
                 self.a0cli.know(text)
         await self.a0cli.update_commands()
         return Done("the node said which commands it takes")
 
+    @step(StepName.PING)
     async def ping(self) -> Done:
         """See that the node answers, and which of the kinds it does not offer. Raise A0cliError."""
-        self.enter("ping")
         await self.a0cli.ping()
         await self.note_offered()
         return Done("PONG")
@@ -107,47 +116,30 @@ class NodeSession:
 
 
 @contextlib.asynccontextmanager
-async def open_node(
-    fleet: Fleet,
-    node: Node,
-    *,
-    flow_run: str,
-    stored_before: Stock | None,
-    existing: Existing | None = None,
-) -> AsyncIterator[NodeSession]:
+async def open_node(run: Run, node: Node, *, take: TakeStep, shared: LoadShared) -> AsyncIterator[NodeSession]:
     """Hold the node's lock and a private directory for as long as the block runs.
-
-    *stored_before* are the node's artifacts when the run began; None where that is not known.
 
     Raise BuildTooOldError, VaultUnusableError, LockDeadlineError, A0cliMissingError; nothing was done then.
     """
     node.require_build()
-    vault = Vault(fleet.vault)
+    fleet, vault = run.fleet, Vault(run.fleet.vault)
     await in_thread(vault.ensure_writable, node.name)
 
     def waiting(holder: str) -> None:
-        tell(Step(node.name, "", "lock", f"waits for its turn: the node is held by {holder}"))
+        tell(Step(node.name, "", StepName.LOCK, f"waits for its turn: the node is held by {holder}"))
 
     async with node_lock(
         vault.folder(node.name),
         node=node.name,
-        run=flow_run,
+        run=run.id,
         deadline=fleet.lock_deadline,
         patience=fleet.a0cli.call_timeout,
         waiting=waiting,
     ) as lock:
-        name = f"{flow_run}-{uuid.uuid4().hex[:8]}"  # a retry of the same run must not wipe what its first try left
+        name = f"{run.id}-{uuid.uuid4().hex[:8]}"  # a retry of the same run must not wipe what its first try left
         directory = PrivateDirectory.make(vault.work(node.name), name, key_dir=fleet.a0cli.key_dir, node=node.name)
         try:
-            yield NodeSession(
-                fleet,
-                node,
-                directory=directory,
-                lock=lock,
-                flow_run=flow_run,
-                stored_before=stored_before,
-                existing=existing,
-            )
+            yield NodeSession(run, node, directory=directory, lock=lock, take=take, shared=shared)
         finally:
             release(vault, node.name)
             directory.remove()

@@ -1,11 +1,11 @@
-"""The mark of a deletion; what it is for is told in test_backup_run.py, with real nodes."""
+"""The mark of a deletion; what it is for is told in test_nights.py, with real nodes."""
 
 import json
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
-from a0backup.deletion import DeletionMark
+from a0backup.backup.deletion import DeletionMark
 from a0backup.replies import Found
 
 

@@ -10,10 +10,10 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from a0backup.backup.context import Context
+from a0backup.backup.steps import Done, StepName, step
 from a0backup.errors import A0cliError, A0cliMissingError, DeleteNotConfirmedError
 from a0backup.files import publish, remove_durably
-from a0backup.node_session import Done, NodeSession
-from a0backup.progress import Step, tell
 from a0backup.replies import Found, InProgress, Status, quoted, shown
 
 INTERVAL = 1.0  # seconds between two looks whether it has taken effect
@@ -42,30 +42,33 @@ class DeletionMark:
 class Deletion:
     """One run's deletions of the backups of one kind of a node."""
 
-    def __init__(self, session: NodeSession, kind: str) -> None:
-        self.session, self.kind = session, kind
-        self.mark = DeletionMark(session.vault.folder(session.node.name), kind)
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.session, self.kind = context.session, context.kind
+        self.mark = DeletionMark(context.vault.folder(context.node.name), context.kind)
         self._earlier = False  # whether a killed run has sent one, which may still arrive after ours
         self._sent = 0.0  # in seconds of the monotonic clock
 
     async def look(self) -> None:
         """See whether an earlier run has left its mark. Raise VaultUnusableError."""
-        self._earlier = await self.session.on_disk(self.mark.is_there)
+        self._earlier = await self.context.on_disk(self.mark.is_there)
 
+    @step(StepName.DELETE)
     async def send(self, found: Found) -> Done:
         """Delete *found* on the node, if the node still shows just that. Raise A0cliError, VaultUnusableError.
 
         What came of it, only `confirm` tells.
         """
-        a0cli = self.session.a0cli
+        if self.context.journal is not None:
+            await self.context.note_journal(f"deletion intended: {shown(found)}")
         at = datetime.now(UTC)
-        await self.session.on_disk(self.mark.put, found, flow_run=self.session.flow_run, at=at)
-        status = await a0cli.status(self.kind)
-        if not (isinstance(status, Found) and status.name == found.name and status.md5 == found.md5):
+        await self.context.on_disk(self.mark.put, found, flow_run=self.session.run.id, at=at)
+        status = await self.context.ask()
+        if status != found:
             return Done(f"the node shows something else by now ({shown(status)}); nothing was deleted", cached=True)
         # Nothing between that status and this call: the node has no conditional delete.
         try:
-            reply = quoted(await a0cli.delete(self.kind))
+            reply = quoted(await self.session.a0cli.delete(self.kind))
         except A0cliMissingError:
             raise
         except A0cliError as error:
@@ -73,6 +76,7 @@ class Deletion:
         self._sent = time.monotonic()
         return Done(f"the node replied {reply!r}")
 
+    @step(StepName.CONFIRM_DELETE)
     async def confirm(self, found: Found) -> Status:
         """Return the status, which does not show *found* any more.
 
@@ -82,21 +86,20 @@ class Deletion:
         node = self.session.node.name
         while True:
             try:
-                status = await self.session.a0cli.status(self.kind)
+                status = await self.context.ask()
             except A0cliError as error:
                 if not error.transient:
                     raise
                 raise DeleteNotConfirmedError(node, self.kind, f"the status failed: {error.reason}") from error
-            # An md5 that is not shown proves nothing.
-            same = isinstance(status, Found) and status.name == found.name and status.md5 in (None, found.md5)
-            if not same and not isinstance(status, InProgress):
+            still_there = isinstance(status, Found) and status.identity.may_be(found.identity)
+            if not still_there and not isinstance(status, InProgress):
                 break
-            rest = self._sent + self.session.fleet.a0cli.call_timeout - time.monotonic()
+            rest = self._sent + self.context.fleet.a0cli.call_timeout - time.monotonic()
             if rest <= 0:
                 raise DeleteNotConfirmedError(node, self.kind, f"the status is: {shown(status)}")
             await asyncio.sleep(min(rest, INTERVAL))
         if not self._earlier:
-            await self.session.on_disk(self.mark.remove)
+            await self.context.on_disk(self.mark.remove)
         return status
 
     async def let_earlier_arrive(self) -> float:
@@ -104,12 +107,12 @@ class Deletion:
 
         Raise VaultUnusableError.
         """
-        if not await self.session.on_disk(self.mark.is_there):
+        if not await self.context.on_disk(self.mark.is_there):
             return 0
         # All of it, from now on: no clock tells how long ago it was sent. A status came before the deletion itself.
-        wait = 2 * self.session.fleet.a0cli.call_timeout
-        tell(Step(self.session.node.name, self.kind, "start", f"lets an earlier deletion arrive, for {wait:.0f} s"))
+        wait = 2 * self.context.fleet.a0cli.call_timeout
+        self.context.tell(StepName.START, f"lets an earlier deletion arrive, for {wait:.0f} s")
         await asyncio.sleep(wait)
-        await self.session.on_disk(self.mark.remove)
+        await self.context.on_disk(self.mark.remove)
         self._earlier = False
         return wait

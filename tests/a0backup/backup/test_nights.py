@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from a0backup.a0cli import A0cli, Printed
+from a0backup.backup.session import Run
 from a0backup.errors import (
     A0BackupError,
     AwaitDeadlineError,
@@ -29,11 +30,9 @@ from a0backup.errors import (
 )
 from a0backup.fleet import Existing
 from a0backup.journal import Journal, JournalFile
-from a0backup.node_session import open_node, stored_now
 from a0backup.report import Ending
-from a0backup.vault import Stock
 from tests.desk import Desk
-from tests.nights import PASSWORD, Night, back_up, nothing_shared
+from tests.nights import PASSWORD, Night, night
 from tests.support.patience import patience
 
 # -- plain nights ------------------------------------------------------------------------------------------------------
@@ -53,7 +52,10 @@ async def test_a_plain_night_ends_with_a_verified_artifact_and_a_free_node(desk:
     )
     assert (manifest.encryption.password.mode, manifest.encryption.password.confirmed) == ("shared", True)
     assert manifest.flow_run == "run-2"
-    assert ended.stages == ["status", "start", "found", "retrieve", "verify", "inspect", "store", "delete", "confirm"]
+    assert ended.stages == [
+        *("update-commands", "ping", "status", "start", "await"),
+        *("retrieve", "verify", "inspect", "store", "delete", "confirm-delete"),
+    ]
     assert ended.notes == ""
     assert desk.counts == (1, 1, 1)
     desk.is_settled()
@@ -238,7 +240,7 @@ async def test_a_stale_status_after_a_refused_start_deletes_nothing_of_others(de
     desk.put()
 
     def begin_by_hand(stage: str) -> None:
-        if stage == "confirm" and not desk.counted("backup"):
+        if stage == "confirm-delete" and not desk.counted("backup"):
             desk.tell("backup-status", "stale_status", seconds=1.0)
             desk.by_hand("backup", "their own")
             while desk.holds is None:
@@ -273,7 +275,7 @@ async def test_what_is_laid_after_a_refused_start_is_not_ours(desk: Desk) -> Non
 async def test_an_unfinished_backup_is_kept_though_another_run_stored_one_meanwhile(desk: Desk, torn: bool) -> None:
     began = datetime.now(UTC).replace(microsecond=0)
     await desk.night(flow_run="run-0")
-    await desk.killed_after("found")
+    await desk.killed_after("await")
     ours = desk.holds
     assert ours is not None
     if torn:
@@ -398,7 +400,7 @@ async def test_a_foreign_backup_without_a_well_formed_md5_fails_and_is_not_retri
 
 async def test_our_own_backup_that_lost_its_md5_is_not_replaced_as_a_foreign_one(desk: Desk) -> None:
     desk.configure(existing="replace")
-    await desk.killed_after("found")
+    await desk.killed_after("await")
     ours = desk.holds
     desk.tell("backup-status", "no_md5")
     ended = await desk.night()
@@ -421,7 +423,7 @@ async def test_a_backup_of_ours_that_cannot_be_verified_is_given_up_once_where_t
 # -- resuming after SIGKILL --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["start", "found", "retrieve", "verify", "store", "delete", "confirm"])
+@pytest.mark.parametrize("stage", ["start", "await", "retrieve", "verify", "store", "delete", "confirm-delete"])
 async def test_after_a_kill_the_next_run_finishes_without_doing_anything_twice(desk: Desk, stage: str) -> None:
     await desk.killed_after(stage)
     ended = await desk.night()
@@ -497,7 +499,7 @@ async def test_verified_bytes_are_stored_though_another_backup_took_its_place(de
 
 async def test_a_backup_of_ours_that_is_gone_unkept_is_told_of_and_made_anew(desk: Desk) -> None:
     desk.configure(a0cli={"call_timeout": "2s"})
-    await desk.killed_after("found")
+    await desk.killed_after("await")
     desk.remove()
     ended = await desk.night()
     assert ended.outcome.ending is Ending.STORED
@@ -506,7 +508,7 @@ async def test_a_backup_of_ours_that_is_gone_unkept_is_told_of_and_made_anew(des
 
 
 async def test_a_backup_that_took_the_place_of_ours_is_foreign(desk: Desk) -> None:
-    await desk.killed_after("found")
+    await desk.killed_after("await")
     desk.remove()
     theirs = desk.put()
     ended = await desk.night()
@@ -537,7 +539,7 @@ async def test_a_backup_that_took_the_place_of_the_stored_one_is_not_deleted(des
 
 async def test_a_torn_journal_is_set_aside_and_the_backup_preserved(desk: Desk) -> None:
     desk.configure(existing="replace")
-    await desk.killed_after("found")
+    await desk.killed_after("await")
     ours = desk.holds
     assert ours is not None
     desk.journal.path.write_bytes(desk.journal.path.read_bytes()[:100])
@@ -553,7 +555,7 @@ async def test_a_torn_journal_is_set_aside_and_the_backup_preserved(desk: Desk) 
 async def test_a_torn_journal_forces_to_preserve_until_that_is_done(desk: Desk) -> None:
     """Not only in the run that came upon it: one that could not retrieve leaves it to the next."""
     desk.configure(existing="replace")
-    await desk.killed_after("found")
+    await desk.killed_after("await")
     ours = desk.holds
     assert ours is not None
     desk.journal.path.write_bytes(b"torn")
@@ -667,11 +669,12 @@ async def test_a_deletion_whose_reply_was_lost_is_judged_by_its_effect(desk: Des
 
 async def test_nothing_is_deleted_where_the_status_before_it_fails(desk: Desk) -> None:
     desk.configure(a0cli={"call_timeout": SHORT})  # the next start waits twice as long for a deletion to arrive
-    ended = await desk.night(after=lambda s: desk.tell("backup-status", "bad_json", times=1) if s == "store" else None)
+    ended = await desk.night(after=lambda s: desk.tell("backup-status", "bad_json") if s == "store" else None)
     assert isinstance(ended.error, UnknownReplyError)
     assert ended.error.transient, "asking again may help, and begins with a status again"
     assert ended.outcome.ending is Ending.NOT_DELETED
     assert desk.counts == (1, 1, 0)
+    desk.forget()
     # What is stored is deleted there first, then the next night has a backup of its own.
     assert (await desk.night(flow_run="run-3")).outcome.ending is Ending.STORED
     assert desk.counts == (2, 2, 2)
@@ -721,33 +724,34 @@ async def test_what_another_run_started_and_stored_since_this_one_began_is_its_o
     assert desk.counts == (1, 1, 1)
 
 
-async def in_this_state(desk: Desk, before: Stock, flow_run: str) -> Night:
-    """A run that began when *before* was stored."""
-    [node] = desk.fleet.nodes
-    async with open_node(desk.fleet, node, flow_run=flow_run, stored_before=before) as session:
-        await session.update_commands(nothing_shared)
-        return await back_up(session, "backup", lambda stage: None)
+def beginning(desk: Desk, flow_run: str = "run-2") -> Run:
+    """A run that begins now."""
+    return Run.begin(desk.fleet, desk.fleet.nodes, id=flow_run)
+
+
+async def continued(desk: Desk, run: Run) -> Night:
+    return await night(desk.fleet, run=run)
 
 
 async def test_a_vault_that_is_mounted_after_the_run_began_holds_nothing_that_was_stored_meanwhile(desk: Desk) -> None:
     await desk.night(flow_run="last-year")
     desk.fleet.vault.rename(desk.room / "disk")
-    before = stored_now(desk.fleet, desk.fleet.nodes)[desk.name]
+    run = beginning(desk)
     desk.fleet.vault.rename(desk.room / "below")
     (desk.room / "disk").rename(desk.fleet.vault)
-    assert (await in_this_state(desk, before, "run-2")).outcome.ending is Ending.STORED
+    assert (await continued(desk, run)).outcome.ending is Ending.STORED
     assert desk.counted("backup") == 2
 
 
 async def test_what_another_run_stored_is_found_beside_a_later_foreign_one(desk: Desk) -> None:
-    before = stored_now(desk.fleet, desk.fleet.nodes)[desk.name]
+    run = beginning(desk)
     await desk.night(flow_run="run-1")
     [own] = desk.stored
     desk.put()
     desk.tell("backup", "refuse")
     assert isinstance((await desk.night(flow_run="run-2")).error, RefusedError)
     assert len(desk.stored) == 2
-    assert desk.vault.stored_since(desk.name, "backup", before) == own
+    assert desk.vault.stored_since(desk.name, "backup", run.stored_before[desk.name]) == own
 
 
 async def test_a_backup_that_another_run_stored_and_that_is_shown_without_its_md5_is_not_off_the_node(
@@ -755,18 +759,18 @@ async def test_a_backup_that_another_run_stored_and_that_is_shown_without_its_md
 ) -> None:
     desk.configure(a0cli={"call_timeout": "1s"})
     desk.tell("backup-delete", "refuse")
-    before = stored_now(desk.fleet, desk.fleet.nodes)[desk.name]
+    run = beginning(desk)
     assert (await desk.night(flow_run="run-1")).outcome.ending is Ending.NOT_DELETED
     desk.forget()
     desk.tell("backup-status", "no_md5")
-    assert not (await in_this_state(desk, before, "run-2")).outcome.well
+    assert not (await continued(desk, run)).outcome.well
 
 
 async def test_a_run_that_cannot_ask_does_not_say_that_another_runs_backup_is_on_the_node(desk: Desk) -> None:
-    before = stored_now(desk.fleet, desk.fleet.nodes)[desk.name]
+    run = beginning(desk)
     await desk.night(flow_run="run-1")
     desk.tell("backup-status", "refuse")
-    assert (await in_this_state(desk, before, "run-2")).outcome.ending is Ending.FAILED
+    assert (await continued(desk, run)).outcome.ending is Ending.FAILED
 
 
 async def test_a_report_says_nothing_twice(desk: Desk) -> None:

@@ -6,10 +6,10 @@ from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
 from a0backup import report
 from a0backup.report import Finding, Outcome
-from tasks.step import step
+from tasks.engine_task import engine_task
 
 
-@step(name="publish-report", task_run_name="publish-report")
+@engine_task(name="publish-report", task_run_name="publish-report")
 async def publish_report(outcomes: list[Outcome], fleet: str, warnings: Sequence[str]) -> None:
     """Put how every node's backup ended on the run's page, and the run's *warnings*."""
     await acreate_markdown_artifact(
@@ -24,7 +24,7 @@ async def publish_report(outcomes: list[Outcome], fleet: str, warnings: Sequence
     )
 
 
-@step(name="publish-findings", task_run_name="publish-findings")
+@engine_task(name="publish-findings", task_run_name="publish-findings")
 async def publish_findings(findings: list[Finding], fleet: str, warnings: Sequence[str], notes: Sequence[str]) -> None:
     """Put what the check found of every node on the run's page, and the fleet's *warnings* and *notes*."""
     await acreate_markdown_artifact(

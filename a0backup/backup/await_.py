@@ -1,0 +1,160 @@
+"""The wait for a node backup: each poll is one look, judged by `judge`, until the backup is there or cannot come."""
+
+import time
+from dataclasses import dataclass
+from enum import Enum
+
+from a0backup.backup.context import Context
+from a0backup.backup.start import Sent
+from a0backup.backup.steps import StepName, step
+from a0backup.errors import (
+    A0BackupError,
+    A0cliError,
+    AwaitDeadlineError,
+    BackupInProgressError,
+    ForeignBackupError,
+    Md5MissingError,
+    StartFailedError,
+)
+from a0backup.fleet import Existing
+from a0backup.identity import BackupIdentity
+from a0backup.journal import NotOpened
+from a0backup.replies import Absent, Found, InProgress, Status, shown
+
+
+class Verdict(Enum):
+    """What one look says of the backup that is waited for."""
+
+    FOUND = "it is finished"
+    NO_MD5 = "it is finished, and its md5 is not shown"
+    GONE = "it is not ours, and the node shows nothing any more"
+    WAIT = "it may still come"
+    NOT_OURS = "another is in progress, and is to be left alone"
+    REFUSED = "our start was refused, and nothing came of it"
+    NO_EFFECT = "our start had no effect, or what it began is gone"
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at the node while a backup is waited for; *waited* and *since_start* in seconds.
+
+    *ours*: the journal says that we started it. *before*: what the node showed last before our start. *refused*: our
+    start was. *seen_in_progress*: by an earlier look.
+    """
+
+    status: Status
+    ours: bool
+    before: BackupIdentity | None
+    refused: bool
+    seen_in_progress: bool
+    since_start: float
+    call_timeout: float
+    existing: Existing
+
+    @property
+    def from_before(self) -> bool:
+        """Whether the node still shows the backup from before our start: it may lag behind itself."""
+        return isinstance(self.status, Found) and not self.seen_in_progress and self.status.identity == self.before
+
+
+def judge(look: Look) -> Verdict:
+    """Return what *look* says. A start may take effect until `call_timeout` after it, also one whose reply was lost."""
+    too_late = look.since_start >= look.call_timeout
+    match look.status:
+        case Found(md5=md5) if not look.from_before:
+            return Verdict.FOUND if md5 is not None else Verdict.NO_MD5
+        case InProgress():
+            return Verdict.NOT_OURS if look.refused and look.existing == "fail" else Verdict.WAIT
+        case Absent() if look.refused:
+            return Verdict.REFUSED
+        case Absent() if not look.ours:
+            return Verdict.GONE
+        case _ if look.refused:
+            return Verdict.REFUSED if too_late else Verdict.WAIT
+        case _ if not look.ours:
+            return Verdict.FOUND
+        case _:
+            return Verdict.NO_EFFECT if look.seen_in_progress or too_late else Verdict.WAIT
+
+
+class Await:
+    """The wait for the backup that a start of this run began, or that was in progress before."""
+
+    def __init__(self, context: Context, sent: Sent | None = None) -> None:
+        self.context = context
+        self.session, self.kind = context.session, context.kind
+        self._sent = sent
+        self._began: float | None = None  # in seconds of the monotonic clock
+        self._seen_in_progress = False
+
+    @step(StepName.AWAIT)
+    async def poll(self) -> Status:
+        """Return the finished backup; Absent where one that we did not start is gone from the node.
+
+        Raise BackupInProgressError while there is none yet, AwaitDeadlineError at the deadline, StartFailedError or
+        RefusedError where our start had no effect, other A0cliErrors.
+        """
+        node, deadline = self.session.node.name, self.context.fleet.polling.deadline
+        now = time.monotonic()
+        self._began = self._began or now
+        waited = now - self._began
+        try:
+            status = await self.context.ask()
+        except A0cliError as error:
+            if error.transient and waited >= deadline:
+                raise AwaitDeadlineError(node, self.kind, deadline, error.text()) from error
+            raise
+        look = self._look(status, now)
+        verdict = judge(look)
+        if isinstance(status, InProgress):
+            self._seen_in_progress = True
+        if verdict is not Verdict.WAIT:
+            return await self._settled(verdict, look)
+        if waited >= deadline:
+            raise AwaitDeadlineError(node, self.kind, deadline, shown(status))
+        raise BackupInProgressError(node, self.kind, waited)
+
+    def _look(self, status: Status, now: float) -> Look:
+        journal, sent = self.context.journal, self._sent
+        ours = journal is not None and journal.pinned is None
+        # Also after a start that was refused: deleting what is not there any more would meet what is.
+        before = sent.before if sent else None
+        if journal is not None:
+            before = journal.seen_before if ours else None
+        return Look(
+            status,
+            ours=ours,
+            before=before,
+            refused=sent is not None and sent.refused is not None,
+            seen_in_progress=self._seen_in_progress,
+            since_start=now - (sent.at if sent else self._began or now),
+            call_timeout=self.context.fleet.a0cli.call_timeout,
+            existing=self.context.existing,
+        )
+
+    async def _settled(self, verdict: Verdict, look: Look) -> Status:
+        """Return the status that ends the wait, or raise what does."""
+        node, status, sent = self.session.node.name, look.status, self._sent
+        match verdict:
+            case Verdict.NO_MD5:
+                assert isinstance(status, Found)
+                raise Md5MissingError(node, self.kind, status.shown)
+            case Verdict.NOT_OURS:
+                raise ForeignBackupError(node, self.kind, shown(status))
+            case Verdict.REFUSED:
+                raise _refusal(sent)
+            case Verdict.NO_EFFECT:
+                # What is found there later may be anybody's, and the next run may have no password to tell by.
+                why = NotOpened(reason="its start had shown no effect by then", password_fits=False)
+                await self.context.note_journal("no effect seen", not_opened=why)
+                gone = "the backup was in progress and then gone; " if look.seen_in_progress else ""
+                raise StartFailedError(node, self.kind, gone + (sent.reply if sent else "none in this run"))
+            case Verdict.FOUND if look.ours and isinstance(status, Found):
+                # Whatever stands in its place later is known to be another.
+                await self.context.note_journal(shown(status), pinned=status.identity)
+        return status
+
+
+def _refusal(sent: Sent | None) -> A0BackupError:
+    assert sent is not None and sent.refused is not None, "only a start can be refused"  # noqa: PT018 - one fact
+    return sent.refused

@@ -1,0 +1,131 @@
+"""What the phases of one node backup share in a run: the journal, the notes for the report, what the node last said."""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from a0backup import progress
+from a0backup.backup.session import NodeSession
+from a0backup.backup.steps import StepName
+from a0backup.fleet import Existing, Fleet, Node
+from a0backup.identity import BackupIdentity
+from a0backup.journal import Journal, JournalFile, NotOpened
+from a0backup.replies import Found, Status
+from a0backup.sealed_files import SealedFiles
+from a0backup.vault import Vault
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Context:
+    """One run's backup of one *kind* of a node, as far as its phases share it."""
+
+    def __init__(self, session: NodeSession, kind: str) -> None:
+        self.session, self.kind = session, kind
+        self.notes: list[str] = []
+        self.journal: Journal | None = None
+        self.journal_file = JournalFile(session.vault.folder(session.node.name), kind)
+        self.unreadable = False  # the journal that is there
+        self.sealed_files = SealedFiles(session.vault.folder(session.node.name), kind)
+        self.last_status: Status | None = None
+        self.last_seen: BackupIdentity | None = None  # the last finished backup that was shown, with its md5
+        self._preserve = False
+
+    @property
+    def node(self) -> Node:
+        return self.session.node
+
+    @property
+    def fleet(self) -> Fleet:
+        return self.session.fleet
+
+    @property
+    def vault(self) -> Vault:
+        return self.session.vault
+
+    @property
+    def existing(self) -> Existing:
+        """What to do with a backup that is not ours: as the operator said, but with a journal that was unreadable."""
+        return "preserve" if self._preserve else self.session.run.existing or self.fleet.existing
+
+    @property
+    def may_give_up(self) -> bool:
+        """Whether the operator asked, for this run, to give up a backup that cannot be verified."""
+        return self.session.run.existing == self.existing == "replace"
+
+    async def on_disk(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do something in the vault, in a thread. Raise VaultUnusableError where its disk fails."""
+        return await self.session.on_disk(function, *args, **kwargs)
+
+    async def ask(self) -> Status:
+        """Return what the node holds now. Raise A0cliError."""
+        status = await self.session.a0cli.status(self.kind)
+        self.last_status = status
+        if isinstance(status, Found) and status.md5 is not None:
+            self.last_seen = status.identity
+        return status
+
+    # -- what is told ------------------------------------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """Have *text* in the run's report."""
+        if text not in self.notes:
+            self.notes.append(text)
+        log.warning("%s: %s", self.node.name, text)
+
+    def tell(self, step: StepName, text: str = "", *, watch: Path | None = None, size: int | None = None) -> None:
+        """Tell whoever watches what *step* is doing, and in which directory a file grows meanwhile."""
+        progress.tell(progress.Step(self.node.name, self.kind, step, text, watch, size))
+
+    # -- the journal -------------------------------------------------------------------------------------------
+
+    def read_journal(self) -> None:
+        """Read the journal. One that cannot be read forces `preserve`, in this run and, while it is there, the next."""
+        try:
+            self.journal = self.journal_file.read()
+        except ValueError as error:
+            self.unreadable = self._preserve = True
+            self.note(f"the journal could not be read, so that what is on the node is preserved ({error})")
+
+    async def begin_journal(self, journal: Journal) -> None:
+        """Have *journal* in the place of the one that is there. Raise VaultUnusableError."""
+        await self._set_aside_unreadable()
+        self.journal = journal
+
+    async def note_journal(
+        self, what: str, *, pinned: BackupIdentity | None = None, not_opened: NotOpened | None = None
+    ) -> None:
+        """Have an entry in the journal, durable before this returns. Raise VaultUnusableError."""
+        assert self.journal is not None, "there is a journal while a backup of our own is unfinished"
+        self.journal = self.journal.noted(now(), what, pinned=pinned, not_opened=not_opened)
+        await self.on_disk(self.journal_file.write, self.journal)
+
+    async def forget_journal(self) -> None:
+        """Have no journal any more. Raise VaultUnusableError."""
+        await self._set_aside_unreadable()
+        self.journal = None
+        await self.on_disk(self.journal_file.remove)
+
+    async def _set_aside_unreadable(self) -> None:
+        if self.unreadable:
+            aside = await self.on_disk(self.journal_file.set_aside, now())
+            self.unreadable = False
+            self.note(f"the unreadable journal was set aside as {aside.name}")
+
+    # -- the vault ---------------------------------------------------------------------------------------------
+
+    async def sweep(self) -> None:
+        """Remove what dead runs left of this backup. Raise VaultUnusableError."""
+        keep = self.session.directory.path
+        for folder in await self.on_disk(self.vault.sweep, self.node.name, kind=self.kind, keep=keep):
+            self.note(f"{folder.name} in the vault holds bytes and no manifest; look at it, then remove it")
+
+
+def now() -> datetime:
+    """Return the time to the second, as manifests and journals hold it."""
+    return datetime.now(UTC).replace(microsecond=0)

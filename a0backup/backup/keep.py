@@ -1,0 +1,87 @@
+"""Keeping the verified bytes of a node backup: in the vault, read back, with the manifest that says what they are."""
+
+from a0backup.backup.context import Context, now
+from a0backup.backup.evidence import password_of
+from a0backup.backup.retrieve import Retrieval
+from a0backup.backup.steps import Done, StepName, step
+from a0backup.contents import Contents
+from a0backup.vault import Manifest, ManifestNode, ManifestPassword, Verified, VerifiedMember
+
+
+class Storing:
+    """The store of the bytes that a retrieval has verified."""
+
+    def __init__(self, context: Context, retrieval: Retrieval) -> None:
+        self.context, self._retrieval = context, retrieval
+        self.session, self.kind = context.session, context.kind
+        self.stored: Manifest | None = None
+        self.is_outcome = False  # it is the backup that this run is to make, not somebody else's
+
+    @step(StepName.STORE)
+    async def store(self) -> Done:
+        """Have the bytes in the vault, read back from its disk, with their manifest. Raise VaultError."""
+        context, retrieval, node = self.context, self._retrieval, self.context.node
+        not_opened = retrieval.bytes.not_opened if retrieval.ours else None
+        # Kept as nobody's: what cannot be opened must not be taken for the outcome of a run that waits meanwhile.
+        journal = context.journal if retrieval.ours and not_opened is None else None
+        contents = retrieval.bytes.inspection.contents if retrieval.bytes.inspection else None
+        already = retrieval.bytes.stored
+        if already is None:
+            assert retrieval.bytes.digests is not None, "store comes after verify"
+            self.stored = await context.on_disk(
+                context.vault.store,
+                node=ManifestNode(name=node.name, host=node.host, port=node.port),
+                kind=self.kind,
+                name_on_node=retrieval.found.name,
+                expected=retrieval.bytes.digests,
+                started_at=journal.started_at if journal else None,
+                password=await self._password(contents, ours=journal is not None),
+                verified=_verified(contents),
+                flow_run=self.session.run.id,
+                now=now(),
+            )
+        else:
+            self.stored = already
+        self.is_outcome = journal is not None
+        if journal is not None:
+            await context.note_journal(f"stored {self.stored.id}", pinned=retrieval.found.identity)
+        elif already is None:
+            whose = "that cannot be opened" if not_opened else "that this vault did not start"
+            context.note(f"a backup {whose} was on the node: kept as {self.stored.id}")
+            if context.journal is not None and not_opened is None:
+                context.note(
+                    "it stood in the place of the one that this vault had started, which is gone from the node"
+                )
+            if context.journal is not None:
+                await context.forget_journal()
+        await context.sweep()
+        if already is not None:
+            return Done(f"stored already as {self.stored.id}", cached=True)
+        return Done(f"stored as {self.stored.id} and read back")
+
+    async def _password(self, contents: Contents | None, *, ours: bool) -> ManifestPassword:
+        context, bytes_ = self.context, self._retrieval.bytes
+        if contents is not None:
+            opened_by = bytes_.tried[contents.opened_by]
+            return password_of(opened_by=opened_by, only_tried=None, fits=True, candidates=(), journal=None)
+        candidates = await context.on_disk(context.sealed_files.all)
+        for name in await context.on_disk(context.sealed_files.unreadable):
+            context.note(
+                f"the sealed password {name} cannot be read; look at it: put it right from a copy, or remove it"
+            )
+        for name in await context.on_disk(context.sealed_files.later):
+            context.note(f"the sealed password {name} is of a later version of a0backup: keep it, and use that version")
+        return password_of(
+            opened_by=None,
+            only_tried=bytes_.tried[0] if bytes_.inspection is not None and len(bytes_.tried) == 1 else None,
+            fits=bytes_.not_opened is not None and bytes_.not_opened.password_fits,
+            candidates=candidates,
+            journal=context.journal if ours else None,
+        )
+
+
+def _verified(contents: Contents | None) -> Verified:
+    if contents is None:
+        return Verified()
+    largest = tuple(VerifiedMember(name=member.name, size=member.size) for member in contents.largest)
+    return Verified(level="contents", members=contents.members, unpacked_size=contents.unpacked_size, largest=largest)

@@ -1,0 +1,147 @@
+"""The backup of one node, from its lock to its settled journal: every run of it, with an engine or without, is this.
+
+outcomes = NodeOutcomes(node, run.fleet)
+await back_up_node(run, outcomes, take=take_step, shared=shared_password)
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from a0backup.backup.node_backup import NodeBackup
+from a0backup.backup.reconcile import AskAgain, Await, Delete, Keep, Refuse, Replace, Settle, Start
+from a0backup.backup.retrieve import Next
+from a0backup.backup.session import NodeSession, Run, open_node
+from a0backup.backup.steps import StepName, TakeStep
+from a0backup.errors import A0BackupError, ForeignBackupError, UnsettledError
+from a0backup.fleet import Fleet, Node
+from a0backup.password import LoadShared
+from a0backup.replies import shown
+from a0backup.report import Outcome, halves, outcome_of
+
+MAX_ROUNDS = 20  # a night takes three or four; more is a node that somebody else works on all the time
+
+
+class NodeOutcomes:
+    """How the backup of each kind of *node* ended, as far as it has. It lives outside what may fail."""
+
+    def __init__(self, node: Node, fleet: Fleet) -> None:
+        self.node, self.kinds = node, fleet.kinds_of(node)
+        self.all: list[Outcome] = []
+        self.errors: list[Exception | None] = []  # what stopped each
+        self.warnings: list[str] = []
+
+    def note(self, outcome: Outcome, error: Exception | None) -> None:
+        """Note how the next kind ended, and the *error* that stopped it."""
+        self.all.append(outcome)
+        self.errors.append(error)
+
+    def note_rest(self, ended: "Ended", step: StepName) -> None:
+        """Note the error of what has *ended*, if any, for the kinds that have no outcome yet; it came in *step*."""
+        if ended.error is not None:
+            for kind in self.kinds[len(self.all) :]:
+                outcome = outcome_of(self.node.name, kind, seconds=ended.seconds, error=ended.error, step=step)
+                self.note(outcome, ended.error)
+
+
+@dataclass
+class Ended:
+    """How a piece of work ended: by an error, or well; and how long it took."""
+
+    error: Exception | None = None
+    seconds: float = 0.0
+
+
+@contextmanager
+def error_kept() -> Iterator[Ended]:
+    """Keep the error of the block, and go on behind it: one kind or node that fails must not stop the others."""
+    start = time.monotonic()
+    ended = Ended()
+    try:
+        yield ended
+    except Exception as error:  # noqa: BLE001 - the one place for what nobody foresaw, too
+        ended.error = error
+    ended.seconds = time.monotonic() - start
+
+
+async def back_up_node(run: Run, outcomes: NodeOutcomes, *, take: TakeStep, shared: LoadShared) -> None:
+    """Back up all kinds of a node, one after another under its lock, and note how each ended.
+
+    *take* takes each step, *shared* loads the password of fleet.yaml.
+    """
+    node, step = outcomes.node, StepName.LOCK
+    with error_kept() as ended:
+        async with open_node(run, node, take=take, shared=shared) as session:
+            try:
+                await session.update_commands()
+                await session.ping()
+            finally:
+                step = session.step
+            for kind in outcomes.kinds:
+                await back_up_kind(session, kind, outcomes)
+            if half := halves(node.name, outcomes.kinds, splits=session.splits, outcomes=outcomes.all):
+                outcomes.warnings.append(half)
+    outcomes.note_rest(ended, step)
+
+
+async def back_up_kind(session: NodeSession, kind: str, outcomes: NodeOutcomes) -> None:
+    """Back up one *kind* of the node whose lock is held, and note how that ended."""
+    backup = NodeBackup(session, kind)
+    with error_kept() as ended:
+        await backup.open()
+        await make_and_keep(backup)
+    outcomes.note(backup.outcome(ended.seconds, ended.error), ended.error)
+    if ended.error is not None:
+        await backup.abandon()
+
+
+async def make_and_keep(backup: NodeBackup) -> None:
+    """Go on with the node's backup from wherever it is until its artifact is stored and the node holds it no more.
+
+    Each round does what reconcile says of node, journal and vault: a backup that an earlier run began is finished, one
+    that somebody else made is dealt with first, and then one is made.
+    """
+    status = await backup.status()
+    for _ in range(MAX_ROUNDS):
+        match await backup.next_action(status):
+            case Start():
+                await backup.start()
+                status = await backup.await_finished()
+            case Await():
+                status = await backup.await_finished()
+            case AskAgain():
+                status = await backup.ask_again()
+            case Keep() as action:
+                await retrieve_and_store(backup, action)
+            case Delete(found) | Replace(found):
+                status = await backup.delete(found)
+            case Refuse():
+                raise ForeignBackupError(backup.session.node.name, backup.kind, shown(status))
+            case Settle(outcome):
+                await backup.settle(outcome)
+                return
+    raise UnsettledError(backup.session.node.name, backup.kind, shown(status))
+
+
+async def retrieve_and_store(backup: NodeBackup, action: Keep) -> None:
+    """Retrieve what *action* names until its md5 matches, at most `retrieve_attempts` times, then store it.
+
+    Nothing is stored where it is given up.
+    """
+    retrieval = backup.retrieval(action)
+    while True:
+        try:
+            await retrieval.retrieve()
+            await retrieval.verify()
+            await retrieval.inspect()
+        except A0BackupError as error:
+            match await backup.after_failure(retrieval, error):
+                case Next.RETRY:
+                    continue
+                case Next.GIVE_UP:
+                    return
+                case Next.FAIL:
+                    raise
+        await backup.store(retrieval)
+        return

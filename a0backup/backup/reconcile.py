@@ -1,0 +1,189 @@
+"""What to do next with a node's backup, from what node, journal and vault say. Pure; the table stands in design.md."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from a0backup.fleet import Existing
+from a0backup.identity import BackupIdentity
+from a0backup.journal import Journal
+from a0backup.replies import Absent, Found, InProgress, Status
+from a0backup.vault import Manifest
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one node's backup of one kind.
+
+    *journal* is that of a backup which we started and have not settled; *unreadable* that there is one which cannot be
+    read. *stored* is the vault's manifest of what the status shows or, where it shows nothing, of what the journal
+    pinned; *lost_by_node* that the node shows the pinned backup no more while its verified bytes are here, not stored.
+    *outcome* is the artifact for which this run is made, once there is one, *read_back* the ids of those that this run
+    has read back. *asked_again*: the status was asked again after `call_timeout`. *given_up*: what could not be
+    verified, and is to be replaced for this run.
+    """
+
+    status: Status
+    existing: Existing
+    journal: Journal | None = None
+    unreadable: bool = False
+    stored: Manifest | None = None
+    lost_by_node: bool = False
+    outcome: Manifest | None = None
+    read_back: frozenset[str] = frozenset()
+    asked_again: bool = False
+    given_up: BackupIdentity | None = None
+
+    @property
+    def pinned(self) -> BackupIdentity | None:
+        """What the node was seen to hold after our start."""
+        return self.journal.pinned if self.journal else None
+
+
+@dataclass(frozen=True)
+class Action:
+    """What to do next; *because* and *then* say why, and what, in words."""
+
+    because: str = field(kw_only=True)
+
+    @property
+    def then(self) -> str:
+        """What a run does with it, from here to its end."""
+        return self._then
+
+    _then: ClassVar[str] = ""
+
+
+@dataclass(frozen=True)
+class Start(Action):
+    """Start a backup."""
+
+    _then = "start a backup, retrieve, verify and store it, delete it on the node"
+
+
+@dataclass(frozen=True)
+class AskAgain(Action):
+    """Ask again later whether the started backup is there."""
+
+    _then = "ask again for the backup that was started, and start one if it is not there"
+
+
+@dataclass(frozen=True)
+class Await(Action):
+    """Await the backup in progress."""
+
+    ours: bool
+
+    @property
+    def then(self) -> str:
+        more = "" if self.ours else ", then start a backup of its own"
+        return f"await the backup in progress, retrieve, verify and store it, delete it on the node{more}"
+
+
+@dataclass(frozen=True)
+class Keep(Action):
+    """Retrieve, verify and store *found*, or read back what the vault has of it as *stored*."""
+
+    found: Found
+    ours: bool
+    stored: Manifest | None = None
+
+    @property
+    def then(self) -> str:
+        how = "read back what the vault has of it" if self.stored else "retrieve, verify and store it"
+        return f"{how}, delete it on the node" + ("" if self.ours else ", then start a backup")
+
+
+@dataclass(frozen=True)
+class Delete(Action):
+    """Delete *found* on the node: it is stored, and was read back."""
+
+    found: Found
+
+    _then = "delete the stored backup on the node"
+
+
+@dataclass(frozen=True)
+class Replace(Action):
+    """Delete *found* on the node, unkept."""
+
+    found: Found
+
+    _then = "delete the backup on the node unkept, then start one"
+
+
+@dataclass(frozen=True)
+class Refuse(Action):
+    """Leave the node alone, and fail."""
+
+    _then = "leave the node alone and fail"
+
+
+@dataclass(frozen=True)
+class Settle(Action):
+    """Tidy up: the run's *outcome* is stored and off the node."""
+
+    outcome: Manifest
+
+    _then = "nothing but tidy up: the backup is stored"
+
+
+def reconcile(facts: Facts) -> Action:
+    """Return what to do next."""
+    if facts.outcome is not None and _is_all_done(facts, facts.outcome):
+        return Settle(facts.outcome, because=f"{facts.outcome.id} is stored")
+    if facts.lost_by_node and facts.pinned is not None:
+        # Whatever is on the node by now: nothing else has these bytes any more.
+        lost = Found(facts.pinned.name, facts.pinned.md5)
+        return Keep(lost, ours=True, because="the node lost the backup that we started, its verified bytes are here")
+    match facts.status:
+        case Absent():
+            return _nothing_there(facts)
+        case InProgress():
+            if facts.journal is not None and facts.pinned is None:
+                return Await(ours=True, because="the backup that we started is in progress")
+            if facts.existing == "fail":
+                return Refuse(because="a backup that we did not start is in progress")
+            return Await(ours=False, because="a backup that we did not start is in progress")
+        case Found() as found:
+            return _found(found, facts)
+
+
+def _is_all_done(facts: Facts, outcome: Manifest) -> bool:
+    """Return whether the outcome is off the node, and nothing older is left to be finished."""
+    if isinstance(facts.status, Found) and facts.status.identity.may_be(outcome.identity):
+        return False
+    if facts.unreadable and not isinstance(facts.status, Absent):
+        return False
+    return facts.journal is None or facts.journal.is_of(outcome)
+
+
+def _nothing_there(facts: Facts) -> Action:
+    if facts.journal is None:
+        return Start(because="nothing is on the node")
+    if facts.stored is not None:
+        return Settle(facts.stored, because=f"{facts.stored.id} is stored and the node holds nothing any more")
+    if not facts.asked_again:
+        return AskAgain(because="a backup was started and the node shows nothing")
+    return Start(because="the backup that was started is gone from the node")
+
+
+def _found(found: Found, facts: Facts) -> Action:
+    journal, stored = facts.journal, facts.stored
+    from_before = journal is not None and facts.pinned is None and found.identity == journal.seen_before
+    if from_before and not facts.asked_again:
+        return AskAgain(because="the node still shows the backup from before the start")
+    ours = journal is not None and not from_before and (facts.pinned is None or found.identity.may_be(facts.pinned))
+    if stored is not None and stored.id in facts.read_back:
+        return Delete(found, because=f"it is stored as {stored.id} and was read back")
+    if found.identity == facts.given_up and (ours or facts.existing == "replace"):
+        return Replace(found, because="the backup that is there cannot be verified, and is to be replaced")
+    if stored is not None:
+        return Keep(found, ours, stored, because=f"it is in the vault as {stored.id}, to be read back first")
+    if ours:
+        return Keep(found, ours, because="the backup that we started is there")
+    if facts.existing == "fail":
+        return Refuse(because="a backup that we did not start is there")
+    # With a journal it may be our own after all, under another name or md5 than was seen first.
+    if facts.existing == "replace" and journal is None:
+        return Replace(found, because="a backup that we did not start is there, and is to be replaced")
+    return Keep(found, ours, because="a backup that we did not start is there; it is kept first")

@@ -1,0 +1,291 @@
+"""The bytes of a node backup: had from the node, compared with its md5, read to their end where a password is at hand.
+
+They are first looked for in the vault and in what an earlier run left: nothing that is safe is fetched again.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from a0backup.backup import evidence
+from a0backup.backup.context import Context, now
+from a0backup.backup.evidence import Evidence
+from a0backup.backup.reconcile import Keep
+from a0backup.backup.start import KnownPassword, Start
+from a0backup.backup.steps import Done, StepName, step
+from a0backup.contents import Inspection, inspect
+from a0backup.errors import (
+    A0BackupError,
+    ArtifactDamagedError,
+    ContentsError,
+    ForeignBackupError,
+    Md5MismatchError,
+    Md5MissingError,
+    RefusedError,
+    RetrieveFailedError,
+    VaultUnusableError,
+)
+from a0backup.files import Digests, digests
+from a0backup.journal import NotOpened
+from a0backup.replies import quoted, refusal, shown
+from a0backup.report import human_size
+from a0backup.space import claim, release, space_for
+from a0backup.vault import Manifest, Verified
+
+log = logging.getLogger(__name__)
+
+
+class Next(Enum):
+    """What follows a failed attempt to have the bytes."""
+
+    RETRY = "retrieve them again"
+    GIVE_UP = "the operator said so: replace a backup that cannot be verified"
+    FAIL = "the node keeps its backup"
+
+
+def after_failure(error: A0BackupError, *, attempts: int, allowed: int, always_whole: bool, may_give_up: bool) -> Next:
+    """Return what follows *error* after so many *attempts* of those *allowed*.
+
+    Given up is only what came whole each time (*always_whole*: a0cli said so) and never matched, what shows no md5, and
+    what cannot be read to its end; not what a connection drops.
+    """
+    again = error.transient or isinstance(error, Md5MismatchError | RetrieveFailedError)
+    if again and attempts < allowed:
+        return Next.RETRY
+    never_matched = isinstance(error, Md5MismatchError) and always_whole
+    unverifiable = never_matched or isinstance(error, Md5MissingError | ContentsError)
+    return Next.GIVE_UP if may_give_up and unverifiable else Next.FAIL
+
+
+@dataclass
+class Retrieved:
+    """What one attempt has of the bytes."""
+
+    stored: Manifest | None = None  # they are in the vault, and were read back just now
+    arrived: Path | None = None  # from the node, not verified
+    reply: str = ""  # what a0cli said of them, where that did not go well
+    digests: Digests | None = None  # they match the node's md5, and are not stored yet
+    tried: tuple[KnownPassword, ...] = ()  # the passwords that the inspection was given
+    inspection: Inspection | None = None  # where a password was at hand
+    not_opened: NotOpened | None = None  # why they were not opened, though the journal calls them ours
+
+
+class Retrieval:
+    """The attempts to have the bytes of one node backup."""
+
+    def __init__(self, context: Context, start: Start, action: Keep) -> None:
+        self.context, self._start = context, start
+        self.session, self.kind = context.session, context.kind
+        self.found, self.ours, self._stored = action.found, action.ours, action.stored
+        self.attempts = 0
+        self._always_whole = True
+        self.bytes = Retrieved()
+
+    @property
+    def _verified_file(self) -> Path:
+        return self.context.vault.verified_file(self.context.node.name, self.kind)
+
+    def _md5(self) -> str:
+        if self.found.md5 is None:
+            raise Md5MissingError(self.context.node.name, self.kind, self.found.shown)
+        return self.found.md5
+
+    @step(StepName.RETRIEVE)
+    async def retrieve(self) -> Done:
+        """Have the bytes here: from the vault, from what an earlier run left, or from the node.
+
+        Raise Md5MissingError before anything is retrieved, RetrieveFailedError, A0cliError.
+        """
+        context, vault, node = self.context, self.context.vault, self.context.node.name
+        wanted = self._md5()
+        self.bytes = Retrieved()
+        if self._stored is not None:
+            try:
+                await context.on_disk(vault.confirm, self._stored)
+            except ArtifactDamagedError as error:
+                context.note(f"{error.message()}; it is retrieved again")
+            else:
+                self.bytes.stored = self._stored
+                return Done(f"verified in the vault as {self._stored.id}, read back just now", cached=True)
+        self.bytes.digests = await context.on_disk(vault.salvage, node, self.kind, wanted)
+        if self.bytes.digests is not None:
+            return Done("an earlier run retrieved these bytes; their md5 still matches", cached=True)
+        self.attempts += 1
+        return await self._from_node()
+
+    async def _from_node(self) -> Done:
+        context, vault, node = self.context, self.context.vault, self.context.node.name
+        directory, a0cli = self.session.directory, self.session.a0cli
+        # None of it is what is wanted now, and it would take the room that this artifact needs.
+        await context.on_disk(vault.sweep_private, node, keep=directory.path)
+        await context.on_disk(directory.clear_retrieved)
+        space = await context.on_disk(claim, vault, node, self.kind, arriving=directory.path)
+        context.tell(StepName.RETRIEVE, watch=directory.path, size=space.last)
+        whole, self._always_whole = self._always_whole, False
+        printed = await a0cli.retrieve(self.kind)
+        if printed.exit_code != 0:
+            said = refusal(printed, node=node, command=printed.command, wordings=a0cli.wordings)
+            if isinstance(said, RefusedError):
+                raise said
+            log.warning("%s: %s ended with exit code %d", node, printed.command, printed.exit_code)
+            self.bytes.reply = quoted(printed)
+        try:
+            self.bytes.arrived = directory.retrieved()
+        except RetrieveFailedError as error:
+            reason = f"{error.reason}; a0cli said {quoted(printed)!r}"
+            raise RetrieveFailedError(node, self.kind, self.attempts, reason) from error
+        self._always_whole = whole and not self.bytes.reply
+        return Done(f"retrieved {human_size(self.bytes.arrived.stat().st_size)}")
+
+    @step(StepName.VERIFY)
+    async def verify(self) -> Done:
+        """See that the bytes are the node's; with a password at hand, read what is in them in the same pass.
+
+        What came of the contents, `inspect` tells. Raise Md5MismatchError, or RetrieveFailedError where a0cli itself
+        said that they are not whole.
+        """
+        wanted, node, arrived = self._md5(), self.context.node.name, self.bytes.arrived
+        if self.bytes.stored is not None:
+            return Done(f"the artifact in the vault has md5 {wanted}", cached=True)
+        if self.bytes.digests is not None:
+            return Done(f"md5 {wanted} matches", cached=True)
+        assert arrived is not None, "verify comes after retrieve"
+        self.bytes.tried = await self._start.known_passwords()
+        actual = await (self._read(arrived) if self.bytes.tried else self.context.on_disk(digests, arrived))
+        if actual.md5 != wanted and self.bytes.reply:
+            reason = f"{actual.size} bytes came that are not the node's; a0cli said {self.bytes.reply!r}"
+            raise RetrieveFailedError(node, self.kind, self.attempts, reason)
+        if actual.md5 != wanted:
+            raise Md5MismatchError(node, wanted, actual.md5, self.attempts)
+        await self.context.on_disk(arrived.replace, self._verified_file)
+        release(self.context.vault, node)
+        self.bytes.digests, self.bytes.arrived = actual, None
+        return Done(f"md5 {wanted} matches")
+
+    async def _read(self, path: Path) -> Digests:
+        """Return the digests of *path*, its contents inspected in the same pass with the passwords at hand."""
+        self.context.tell(StepName.VERIFY, "reads the artifact to its end")
+        texts = [secret.text for secret in self.bytes.tried]
+        self.bytes.inspection = await self.context.on_disk(
+            inspect, path, texts, node=self.context.node.name, kind=self.kind, limits=self.context.fleet.contents
+        )
+        return self.bytes.inspection.digests
+
+    @step(StepName.INSPECT)
+    async def inspect(self) -> Done:
+        """See that the artifact can be opened and read to its end, where a password is at hand.
+
+        Raise ContentsError for the backup that this run started; the node keeps it. What an earlier run started and
+        nobody can open is foreign, like what somebody else started: that is kept as it is, and ForeignBackupError
+        raised only where `existing` says fail.
+        """
+        if self.bytes.stored is not None:
+            return Done(f"stored already, {_how_read(self.bytes.stored.verified)}", cached=True)
+        assert self.bytes.digests is not None, "inspect comes after verify"
+        if self.bytes.inspection is None:
+            # Bytes that an earlier run left; without a password there is nothing to read them for.
+            self.bytes.tried = await self._start.known_passwords()
+            if self.bytes.tried:
+                await self._read(self._verified_file)
+        inspection = self.bytes.inspection
+        contents, error = (inspection.contents, inspection.error) if inspection else (None, None)
+        if contents is not None:
+            for oddity in contents.odd:
+                self.context.note(f"in the artifact: {oddity}")
+            unpacked = human_size(contents.unpacked_size)
+            return Done(f"opened and read: {contents.members} members, {unpacked} unpacked")
+        return await self._not_opened(
+            Evidence(
+                error=error,
+                ours=self.ours,
+                started_here=self._start.sent is not None,
+                accepted=self._start.sent is not None and self._start.sent.accepted,
+                starts=self._start.count,
+                journal=self.context.journal,
+                existing=self.context.existing,
+            )
+        )
+
+    async def _not_opened(self, known: Evidence) -> Done:
+        context, error = self.context, known.error
+        verdict, why = evidence.judge(known)
+        match verdict:
+            case evidence.Verdict.FAILED:
+                assert error is not None, "only what was tried can fail"
+                # The next run may not have the password to find this out again.
+                await context.note_journal("not opened", not_opened=why)
+                raise error
+            case evidence.Verdict.FOREIGN:
+                await context.forget_journal()
+                raise ForeignBackupError(context.node.name, self.kind, shown(self.found))
+        if known.sealed_elsewhere:
+            self.bytes.inspection = None
+        if why is None:
+            if self.ours:
+                context.note(
+                    "what is in the artifact was not read: its password is sealed, and not at hand in this run"
+                )
+            return Done("its password is not at hand; what is in it was not read")
+        self.bytes.not_opened = why
+        if self.ours:
+            context.note(f"what an earlier run started cannot be read to its end, and a new one is made: {why.reason}")
+        return Done(f"not opened: {why.reason}")
+
+    # -- what follows a failure --------------------------------------------------------------------------------
+
+    def after(self, error: A0BackupError, *, may_give_up: bool) -> Next:
+        """Return what follows *error*; whoever watches is told where the bytes are retrieved again."""
+        following = after_failure(
+            error,
+            attempts=self.attempts,
+            allowed=self.context.fleet.retrieve_attempts,
+            always_whole=self._always_whole,
+            may_give_up=may_give_up,
+        )
+        if following is Next.RETRY:
+            text = f"{error.text()}; retrieves it again"
+            log.warning("%s: %s", self.context.node.name, text)
+            self.context.tell(StepName.VERIFY, text)
+        return following
+
+    async def keep_aside(self, error: A0BackupError) -> None:
+        """Keep bytes that never matched, or could not be read, in quarantine. Raise VaultUnusableError."""
+        if isinstance(error, Md5MismatchError):
+            await self._quarantine(
+                self.bytes.arrived, error, {"md5_of_node": error.expected, "md5_of_bytes": error.actual}
+            )
+        elif isinstance(error, ContentsError):
+            await self._quarantine(self._verified_file, error, {"md5": self._md5()})
+
+    async def _quarantine(self, path: Path | None, error: A0BackupError, more: Mapping[str, str]) -> None:
+        """Keep the bytes at *path*, unless they would take the next artifact's room."""
+        context, node = self.context, self.context.node.name
+        if path is None:
+            return
+        if not (await context.on_disk(space_for, context.vault, node, self.kind)).enough:
+            context.note(
+                "the bytes that failed verification were not kept in quarantine: the vault's disk is nearly full"
+            )
+            return
+        at = now()
+        sealed = await context.on_disk(context.sealed_files.all)
+        reason: dict[str, object] = {
+            "node": node,
+            "kind": self.kind,
+            "flow_run": self.session.run.id,
+            "at": f"{at:%Y-%m-%dT%H:%M:%SZ}",
+            "reason": error.message(),
+            **more,
+            # Its files are removed with the next backup; these bytes may be looked into much later.
+            "sealed": [entry.model_dump() for entry in sealed],
+        }
+        try:
+            await context.on_disk(context.vault.quarantine, node, self.kind, path, reason=reason, now=at)
+        except VaultUnusableError as full:
+            context.note(f"the bytes that failed verification could not be kept in quarantine: {full.reason}")
+
+
+def _how_read(verified: Verified) -> str:
+    return f"{verified.members} members read then" if verified.level == "contents" else "its contents not read"

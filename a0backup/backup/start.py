@@ -1,0 +1,138 @@
+"""The start of a node backup: its password, the journal of it, and the one call that is never repeated."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from a0backup import password, recovery
+from a0backup.backup.context import Context, now
+from a0backup.backup.deletion import Deletion
+from a0backup.backup.steps import Done, StepName, step
+from a0backup.errors import A0BackupError, A0cliError, A0cliMissingError, PasswordError, RefusedError, StartFailedError
+from a0backup.identity import BackupIdentity
+from a0backup.journal import Journal
+from a0backup.replies import made_nothing, quoted, refusal
+from a0backup.space import claim
+from a0backup.vault import Mode, SealedPassword
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KnownPassword:
+    """A password that this run knows, and what it was sealed as where it was made for one backup."""
+
+    text: str = field(repr=False)
+    sealed: tuple[SealedPassword, ...] = ()
+
+    @property
+    def mode(self) -> Mode:
+        return "sealed" if self.sealed else "shared"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A start of this run: when it had been sent (seconds of the monotonic clock), and what was replied."""
+
+    at: float
+    reply: str
+    accepted: bool  # a0cli said that it went well
+    refused: A0BackupError | None  # what to raise where the node shows nothing, after a start that made nothing
+    before: BackupIdentity | None  # what the node showed last before it
+
+
+class Start:
+    """The starts of one run, of one kind of a node."""
+
+    def __init__(self, context: Context, deletion: Deletion) -> None:
+        self.context, self._deletion = context, deletion
+        self.session, self.kind = context.session, context.kind
+        self.count = 0
+        self.password: KnownPassword | None = None  # of the last one
+        self.sent: Sent | None = None  # the last one
+
+    @step(StepName.START)
+    async def start(self) -> Done:
+        """Have the node start a backup. Its effect is judged by the status that follows, not by the reply.
+
+        Raise PasswordError or RecoveryKeyError, and VaultFullError where what it makes would have no room, before
+        anything is sent; A0cliMissingError where a0cli could not even be run.
+        """
+        context, name = self.context, self.context.node.name
+        secret = await self._shared_or_new()
+        await context.sweep()
+        await context.on_disk(claim, context.vault, name, self.kind, arriving=self.session.directory.path)
+        waited = await self._deletion.let_earlier_arrive()
+        if waited:
+            log.info("%s: waited %.0f s for a deletion that an earlier run had sent", name, waited)
+        journal = Journal(
+            node=name,
+            kind=self.kind,
+            flow_run=self.session.run.id,
+            started_at=now(),
+            sealed=bool(secret.sealed),
+            seen_before=context.last_seen or await context.on_disk(self._last_stored),
+        )
+        # Durable before the call: after a crash in it the next run must know that this backup may be ours, and the
+        # password must not be lost with this process.
+        if secret.sealed:
+            await context.on_disk(context.sealed_files.write, journal.started_at, secret.sealed)
+        await context.begin_journal(journal)
+        await context.note_journal("start intended")
+        self.password, self.count = secret, self.count + 1
+        try:
+            self.sent = await self._send(secret, journal)
+        except A0cliMissingError:
+            await context.forget_journal()
+            raise
+        if self.sent.refused is None:
+            await context.note_journal(f"start sent: {self.sent.reply}")
+        else:
+            # It made nothing, so that what is there by now, or later, is not ours.
+            await context.forget_journal()
+        return Done(f"the node replied {self.sent.reply!r}")
+
+    async def _send(self, secret: KnownPassword, journal: Journal) -> Sent:
+        a0cli, refused = self.session.a0cli, None
+        try:
+            printed = await a0cli.start(self.kind, secret.text, *self.context.fleet.arguments(self.kind))
+        except A0cliMissingError:
+            raise
+        except A0cliError as error:
+            reply, accepted = error.reason, False
+        else:
+            reply, accepted = quoted(printed), printed.exit_code == 0
+            said = refusal(printed, node=self.session.node.name, command=self.kind, wordings=a0cli.wordings)
+            if made_nothing(printed, said):
+                failed = StartFailedError(self.session.node.name, self.kind, reply)
+                refused = said if isinstance(said, RefusedError) else failed
+        # The time is taken only now: a call that hung until its deadline may still be under way.
+        return Sent(time.monotonic(), reply, accepted, refused, journal.seen_before)
+
+    async def _shared_or_new(self) -> KnownPassword:
+        """Return the password to start with: the shared one, or a new one, sealed to every recovery key."""
+        source = self.context.fleet.password
+        text = await self.session.shared(source)
+        if text is not None:
+            return KnownPassword(text)
+        assert source.sealed_to is not None, "a password is shared or sealed"
+        keys = await self.context.on_disk(recovery.load_all, source.sealed_to)
+        text = password.random_password()
+        return KnownPassword(text, tuple(key.seal(text) for key in keys))
+
+    def _last_stored(self) -> BackupIdentity | None:
+        last = self.context.vault.newest(self.context.node.name, self.kind)
+        return last.identity if last else None
+
+    async def known_passwords(self) -> tuple[KnownPassword, ...]:
+        """Return the passwords that this run knows: that of its own last start, and the shared one."""
+        known = [self.password] if self.password else []
+        try:
+            text = await self.session.shared(self.context.fleet.password)
+        except PasswordError as error:
+            # What is on the node is kept all the same; a start would not go without it.
+            self.context.note(f"what is in the artifact was not read: {error.message()}")
+            text = None
+        if text is not None and text not in [secret.text for secret in known]:
+            known.append(KnownPassword(text))
+        return tuple(known)

@@ -1,0 +1,103 @@
+"""The steps of a backup: each has one name, which the engine's pages, the progress and the report all show.
+
+    class Phase:
+        @step(StepName.RETRIEVE)
+        async def retrieve(self) -> Done: ...
+
+Whoever opens a node's session says how its steps are taken. The flows have each as a task run of the engine.
+"""
+
+import functools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
+
+from a0backup import progress
+
+if TYPE_CHECKING:
+    from a0backup.backup.session import NodeSession
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class StepName(StrEnum):
+    """What a run does with a node, in the order in which it does."""
+
+    LOCK = "lock"
+    UPDATE_COMMANDS = "update-commands"
+    PING = "ping"
+    STATUS = "status"
+    RECONCILE = "reconcile"
+    START = "start"
+    AWAIT = "await"
+    RETRIEVE = "retrieve"
+    VERIFY = "verify"
+    INSPECT = "inspect"
+    STORE = "store"
+    DELETE = "delete"
+    CONFIRM_DELETE = "confirm-delete"
+    SETTLE = "settle"
+
+    # Of putting a node into service.
+    LOOK = "look"
+    SET_AS_BACKUP = "set-as-backup"
+    DRILL = "drill"
+
+    # Of the engine, around those of a node.
+    ENGINE = "engine"
+    ELSEWHERE = "elsewhere"
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a step ended: what it did in one sentence, and whether the work was found done already."""
+
+    text: str
+    cached: bool = False
+
+
+class TakeStep(Protocol):
+    """Takes one step of a node's run: returns what *work* returns, which it may call again where it failed."""
+
+    async def __call__(
+        self, name: StepName, session: "NodeSession", kind: str, work: Callable[[], Awaitable[R]]
+    ) -> R: ...
+
+
+class Stepping(Protocol):
+    """What has steps: the session of a node, and the phases of its backup of one *kind*."""
+
+    @property
+    def session(self) -> "NodeSession": ...
+    @property
+    def kind(self) -> str: ...
+
+
+S = TypeVar("S", bound=Stepping)
+
+
+def step(
+    name: StepName,
+) -> Callable[[Callable[Concatenate[S, P], Awaitable[R]]], Callable[Concatenate[S, P], Awaitable[R]]]:
+    """Make a method the step *name*: whoever watches is told of it, and the report of a failure in it names it."""
+
+    def decorate(method: Callable[Concatenate[S, P], Awaitable[R]]) -> Callable[Concatenate[S, P], Awaitable[R]]:
+        @functools.wraps(method)
+        async def take(subject: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            session, kind = subject.session, subject.kind
+
+            async def work() -> R:
+                session.enter(name)
+                progress.tell(progress.Step(session.node.name, kind, name))
+                result = await method(subject, *args, **kwargs)
+                if isinstance(result, Done):
+                    progress.tell(progress.Step(session.node.name, kind, name, result.text))
+                return result
+
+            return await session.take(name, session, kind, work)
+
+        return take
+
+    return decorate

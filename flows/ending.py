@@ -1,0 +1,58 @@
+"""What all flows that back up share: what they are asked, and how they end."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+from prefect.logging import get_run_logger
+
+from a0backup.backup.loop import NodeOutcomes
+from a0backup.errors import A0BackupError, RunFailedError
+from a0backup.fleet import Existing, Fleet
+from a0backup.progress import Ended, Warned, tell
+from a0backup.report import Outcome, summary
+from tasks.publish import publish_report
+
+# Flat, without None, so that the form in the UI offers the choices as they are.
+ExistingChoice = Literal["as in fleet.yaml", "preserve", "replace", "fail"]
+
+
+def chosen_policy(choice: ExistingChoice) -> Existing | None:
+    """Return what was chosen for this run alone, None where fleet.yaml is to decide."""
+    return None if choice == "as in fleet.yaml" else choice
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Have *warnings* in the run's log and on the terminal."""
+    for warning in warnings:
+        get_run_logger().warning("%s", warning)
+        tell(Warned(warning))
+
+
+def tell_ended(outcomes: NodeOutcomes) -> None:
+    """Log what stopped the backups of a node, and tell whoever watches how they ended."""
+    for error in filter(None, outcomes.errors):
+        # The traceback only where nobody foresaw it.
+        get_run_logger().error("%s", error, exc_info=None if isinstance(error, A0BackupError) else error)
+    for outcome in outcomes.all:
+        tell(Ended(outcome))
+    warn(outcomes.warnings)
+
+
+async def conclude(nodes: Sequence[NodeOutcomes], fleet: Fleet, warnings: Sequence[str]) -> list[Outcome]:
+    """Publish how all *nodes* ended, and the *warnings* of the fleet and of each of them.
+
+    Raise RunFailedError, which names each node that is not stored and why.
+    """
+    outcomes = [outcome for node in nodes for outcome in node.all]
+    all_warnings = [*warnings, *(warning for node in nodes for warning in node.warnings)]
+    await publish_report(outcomes, fleet=str(fleet.path), warnings=all_warnings)
+    failures = summary(outcomes)
+    if failures:
+        raise RunFailedError(len(outcomes), failures)
+    return outcomes
+
+
+def now() -> datetime:
+    """Return the time for the name of a run."""
+    return datetime.now(UTC)

@@ -1,0 +1,107 @@
+"""What an inspection proves of an artifact and its password: every rule, without a node."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from a0backup.backup.evidence import Evidence, Verdict, judge, password_of
+from a0backup.backup.start import KnownPassword
+from a0backup.errors import GzipDamagedError, WrongPasswordError
+from a0backup.journal import Journal, NotOpened
+from a0backup.vault import ManifestPassword, SealedPassword
+
+NOISE, CUT = WrongPasswordError("a0-1", "backup", "noise"), GzipDamagedError("a0-1", "backup", "cut")
+KNOWN = NotOpened(reason="known from before", password_fits=False)
+FITS = NotOpened(reason="too large", password_fits=True)
+
+
+def journal(*, sealed: bool = False, not_opened: NotOpened | None = None) -> Journal:
+    started = datetime(2026, 11, 23, 2, tzinfo=UTC)
+    return Journal(node="a0-1", kind="backup", flow_run="run", started_at=started, sealed=sealed, not_opened=not_opened)
+
+
+FOREIGN = Evidence(
+    error=None, ours=False, started_here=False, accepted=False, starts=0, journal=None, existing="preserve"
+)
+EARLIER = replace(FOREIGN, ours=True, journal=journal())
+SEALED = replace(EARLIER, journal=journal(sealed=True))
+HERE = replace(EARLIER, started_here=True, accepted=True, starts=1)
+LOST_REPLY = replace(HERE, accepted=False)
+FAIL = {"existing": "fail"}
+
+ROWS: list[tuple[str, Evidence, Verdict, str]] = [
+    ("foreign, no password at hand", FOREIGN, Verdict.NOT_READ, ""),
+    ("foreign, the shared password does not open it", replace(FOREIGN, error=NOISE), Verdict.NOT_OPENED, "noise"),
+    ("foreign, cut", replace(FOREIGN, error=CUT), Verdict.NOT_OPENED, "cut"),
+    ("of this run, accepted, noise", replace(HERE, error=NOISE), Verdict.FAILED, "noise"),
+    ("of this run, accepted, cut", replace(HERE, error=CUT), Verdict.FAILED, "cut"),
+    ("of this run, no password at hand", HERE, Verdict.NOT_READ, ""),
+    ("of this run, its reply was lost, noise", replace(LOST_REPLY, error=NOISE), Verdict.NOT_OPENED, "noise"),
+    ("of this run, its reply was lost, cut", replace(LOST_REPLY, error=CUT), Verdict.FAILED, "cut"),
+    (
+        "of this run, a second reply was lost, noise",
+        replace(LOST_REPLY, error=NOISE, starts=2),
+        Verdict.FAILED,
+        "noise",
+    ),
+    ("of an earlier run, shared, noise", replace(EARLIER, error=NOISE), Verdict.NOT_OPENED, "noise"),
+    ("the same with the policy to fail", replace(EARLIER, error=NOISE, **FAIL), Verdict.FOREIGN, "noise"),
+    ("of an earlier run, shared, cut, fail", replace(EARLIER, error=CUT, **FAIL), Verdict.NOT_OPENED, "cut"),
+    ("of an earlier run, sealed, nothing at hand", SEALED, Verdict.NOT_READ, ""),
+    ("of an earlier run, sealed, another is at hand", replace(SEALED, error=NOISE), Verdict.NOT_READ, ""),
+    ("of an earlier run, sealed, opened by another", replace(SEALED, error=CUT), Verdict.NOT_OPENED, "cut"),
+    (
+        "of an earlier run, sealed, which could not open it either",
+        replace(SEALED, error=NOISE, journal=journal(sealed=True, not_opened=KNOWN)),
+        Verdict.NOT_OPENED,
+        "known from before",
+    ),
+    (
+        "of an earlier run, sealed, whose password fits, fail",
+        replace(SEALED, journal=journal(sealed=True, not_opened=FITS), **FAIL),
+        Verdict.NOT_OPENED,
+        "too large",
+    ),
+    (
+        "foreign: what the journal says of ours is not about it",
+        replace(FOREIGN, journal=journal(not_opened=KNOWN)),
+        Verdict.NOT_READ,
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("known", "verdict", "why"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_the_table(known: Evidence, verdict: Verdict, why: str) -> None:
+    judged, not_opened = judge(known)
+    assert judged is verdict
+    assert (not_opened.reason if not_opened else "").startswith(why)
+    assert (not_opened is None) is (why == "")
+
+
+BOXES = (SealedPassword(recovery_key="0" * 64, box="b3Vycw=="),)
+SHARED, OWN = KnownPassword("Passw0rd"), KnownPassword("its own", BOXES)
+NOTHING = {"opened_by": None, "only_tried": None, "fits": False, "candidates": (), "journal": None}
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"opened_by": SHARED}, ManifestPassword(mode="shared", confirmed=True)),
+        ({"opened_by": OWN}, ManifestPassword(mode="sealed", confirmed=True, sealed=BOXES)),
+        ({}, ManifestPassword(mode="unknown")),
+        ({"candidates": BOXES}, ManifestPassword(mode="unknown", sealed=BOXES)),
+        ({"journal": journal()}, ManifestPassword(mode="shared")),
+        ({"journal": journal(), "candidates": BOXES}, ManifestPassword(mode="shared", sealed=BOXES)),
+        ({"journal": journal(sealed=True), "candidates": BOXES}, ManifestPassword(mode="sealed", sealed=BOXES)),
+        ({"fits": True, "only_tried": SHARED}, ManifestPassword(mode="shared")),
+        ({"fits": True, "only_tried": OWN, "candidates": BOXES}, ManifestPassword(mode="sealed", sealed=BOXES)),
+        ({"fits": True, "candidates": BOXES}, ManifestPassword(mode="sealed", sealed=BOXES)),
+        ({"only_tried": SHARED}, ManifestPassword(mode="unknown")),
+    ],
+)
+def test_a_manifest_says_of_the_password_what_is_proven_and_keeps_every_candidate(
+    known: dict[str, object], said: ManifestPassword
+) -> None:
+    assert password_of(**NOTHING | known) == said  # type: ignore[arg-type]

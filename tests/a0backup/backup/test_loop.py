@@ -1,0 +1,92 @@
+"""One kind or node that fails, however it does, is named and stops no other."""
+
+import pytest
+
+from a0backup.backup.loop import NodeOutcomes, back_up_node
+from a0backup.backup.session import NodeSession
+from a0backup.backup.steps import StepName
+from a0backup.errors import A0cliError, UnreachableError
+from a0backup.progress import News, Step, watched_by
+from a0backup.report import Ending
+from tests.desk import Desk
+from tests.nights import PASSWORD, Plainly, run_of, sharing
+
+BOTH = ["backup", "backup-sensitive"]
+
+
+async def backed_up(desk: Desk, take: Plainly) -> NodeOutcomes:
+    [node] = desk.fleet.nodes
+    outcomes = NodeOutcomes(node, desk.fleet)
+    await back_up_node(run_of(desk.fleet, "run-1"), outcomes, take=take, shared=sharing(PASSWORD))
+    return outcomes
+
+
+def raising(error: Exception, at: StepName, times: int) -> Plainly:
+    left = [error] * times
+
+    def after(name: str) -> None:
+        if name == at and left:
+            raise left.pop()
+
+    return Plainly(after)
+
+
+@pytest.mark.parametrize("foreseen", [True, False])
+async def test_an_error_of_one_kind_is_kept_and_the_next_kind_is_backed_up(desk: Desk, foreseen: bool) -> None:
+    desk.configure(kinds=BOTH)
+    error = A0cliError(desk.name, "backup-status", "foreseen") if foreseen else ZeroDivisionError("unforeseen")
+    outcomes = await backed_up(desk, raising(error, StepName.STATUS, 1))
+    assert [(each.kind, each.ending) for each in outcomes.all] == [
+        ("backup", Ending.FAILED),
+        ("backup-sensitive", Ending.STORED),
+    ]
+    assert outcomes.errors == [error, None]
+    assert outcomes.all[0].step == "status"
+    assert "foreseen" in outcomes.all[0].reason
+
+
+@pytest.mark.parametrize("at", [StepName.UPDATE_COMMANDS, StepName.PING])
+async def test_an_error_before_the_first_kind_is_the_outcome_of_each(desk: Desk, at: StepName) -> None:
+    desk.configure(kinds=BOTH)
+    error = UnreachableError(desk.name, str(at), "it is away")
+    outcomes = await backed_up(desk, raising(error, at, 4))
+    assert [(each.kind, each.ending, each.step) for each in outcomes.all] == [
+        ("backup", Ending.UNREACHABLE, at),
+        ("backup-sensitive", Ending.UNREACHABLE, at),
+    ]
+    assert outcomes.errors == [error, error]
+    assert desk.counts == (0, 0, 0)
+
+
+async def test_a_node_that_cannot_be_locked_fails_in_that_step(desk: Desk) -> None:
+    desk.vault.folder(desk.name).mkdir(parents=True)
+    (desk.vault.folder(desk.name) / "lock").mkdir()
+    [outcome] = (await backed_up(desk, Plainly())).all
+    assert (outcome.ending, outcome.step) == (Ending.FAILED, "lock")
+
+
+async def test_whoever_watches_is_told_of_each_step_by_its_one_name(desk: Desk) -> None:
+    told: list[str] = []
+
+    def hear(news: News) -> None:
+        if isinstance(news, Step) and not news.text and news.watch is None:
+            told.append(news.name)
+
+    take = Plainly()
+    with watched_by(hear):
+        await backed_up(desk, take)
+    assert list(dict.fromkeys(told)) == take.taken
+
+
+async def test_a_failed_step_is_named_in_the_report_until_the_next_begins(desk: Desk) -> None:
+    seen: list[str] = []
+
+    class Watching(Plainly):
+        async def __call__(self, name: StepName, session: NodeSession, *rest: object) -> object:  # type: ignore[override]
+            result = await super().__call__(name, session, *rest)  # type: ignore[arg-type]
+            seen.append(session.step)
+            return result
+
+    take = Watching()
+    await backed_up(desk, take)
+    assert seen == take.taken

@@ -1,0 +1,286 @@
+"""Every row of design.md's table "Reconcile", and what must hold whatever node, vault and journal say."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from a0backup.backup.reconcile import (
+    Action,
+    AskAgain,
+    Await,
+    Delete,
+    Facts,
+    Keep,
+    Refuse,
+    Replace,
+    Settle,
+    Start,
+    reconcile,
+)
+from a0backup.fleet import Existing
+from a0backup.identity import BackupIdentity
+from a0backup.journal import Journal
+from a0backup.replies import Absent, Found, InProgress, Status
+from a0backup.vault import Encryption, Manifest, ManifestArtifact, ManifestNode, ManifestPassword
+
+NOW = datetime(2026, 11, 23, 2, tzinfo=UTC)
+X, Y = (
+    BackupIdentity(name="04-06-2016-15-04-30.tar.gz", md5="a" * 32),
+    BackupIdentity(name="05-06-2016-15-04-30.tar.gz", md5="b" * 32),
+)
+FOUND_X, FOUND_Y, NO_MD5 = Found(X.name, X.md5), Found(Y.name, Y.md5), Found(X.name, None, "no md5")
+
+
+def stored(which: BackupIdentity) -> Manifest:
+    return Manifest(
+        id="a0-1/20261123T020000Z-backup",
+        node=ManifestNode(name="a0-1", host="10.0.0.1", port=10121),
+        kind="backup",
+        name_on_node=which.name,
+        started_at=NOW,
+        stored_at=NOW,
+        artifact=ManifestArtifact(file="backup.tar.gz.enc", size=1, md5=which.md5, sha256="0" * 64),
+        encryption=Encryption(password=ManifestPassword(mode="shared")),
+        flow_run="run",
+    )
+
+
+def ours(pinned: BackupIdentity | None = None, seen_before: BackupIdentity | None = None) -> Journal:
+    return Journal(
+        node="a0-1", kind="backup", flow_run="run", started_at=NOW, sealed=False, pinned=pinned, seen_before=seen_before
+    )
+
+
+def decided(status: Status, *, existing: Existing = "preserve", **known: Any) -> Action:
+    return reconcile(Facts(status, existing, **known))
+
+
+NOTHING = Absent()
+READ_BACK = {"read_back": frozenset({stored(X).id})}
+KEEP_OURS, KEEP_FOREIGN = Keep(FOUND_X, True, because=""), Keep(FOUND_X, False, because="")
+ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
+    ("nothing, no journal", NOTHING, {}, Start(because="")),
+    ("nothing, ours, stored", NOTHING, {"journal": ours(X), "stored": stored(X)}, Settle(stored(X), because="")),
+    ("nothing, ours, not stored", NOTHING, {"journal": ours()}, AskAgain(because="")),
+    ("nothing, ours, found once and gone", NOTHING, {"journal": ours(X)}, AskAgain(because="")),
+    ("nothing, ours, still nothing", NOTHING, {"journal": ours(), "asked_again": True}, Start(because="")),
+    ("nothing, ours, its verified bytes are here", NOTHING, {"journal": ours(X), "lost_by_node": True}, KEEP_OURS),
+    ("nothing, this run's outcome is stored", NOTHING, {"outcome": stored(X)}, Settle(stored(X), because="")),
+    (
+        "nothing, this run's outcome is stored, another of ours is unfinished",
+        NOTHING,
+        {"outcome": stored(X), "journal": ours()},
+        AskAgain(because=""),
+    ),
+    (
+        "nothing, this run's outcome is stored, the journal is unreadable",
+        NOTHING,
+        {"outcome": stored(X), "unreadable": True},
+        Settle(stored(X), because=""),
+    ),
+    ("found another, this run's outcome is stored", FOUND_Y, {"outcome": stored(X)}, Settle(stored(X), because="")),
+    (
+        "found another, this run's outcome is stored, the journal is unreadable",
+        FOUND_X,
+        {"outcome": stored(Y), "unreadable": True},
+        KEEP_FOREIGN,
+    ),
+    (
+        "found this run's outcome, read back",
+        FOUND_X,
+        {"outcome": stored(X), "journal": ours(X), "stored": stored(X), **READ_BACK},
+        Delete(FOUND_X, because=""),
+    ),
+    (
+        "found without md5, may be this run's outcome",
+        NO_MD5,
+        {"outcome": stored(X), "journal": ours(X)},
+        Keep(NO_MD5, True, because=""),
+    ),
+    ("found, ours, not stored", FOUND_X, {"journal": ours()}, KEEP_OURS),
+    ("found, ours and pinned, not stored", FOUND_X, {"journal": ours(X)}, KEEP_OURS),
+    ("found, not the pair that was pinned", FOUND_X, {"journal": ours(Y)}, KEEP_FOREIGN),
+    (
+        "found, not the pair that was pinned, whose verified bytes are here",
+        FOUND_Y,
+        {"journal": ours(X), "lost_by_node": True},
+        KEEP_OURS,
+    ),
+    (
+        "in progress, not the pair that was pinned, whose verified bytes are here",
+        InProgress(),
+        {"journal": ours(X), "lost_by_node": True, "existing": "fail"},
+        KEEP_OURS,
+    ),
+    ("found, what was there before the start", FOUND_Y, {"journal": ours(seen_before=Y)}, AskAgain(because="")),
+    (
+        "found, what was there before the start, asked again, in the vault",
+        FOUND_X,
+        {"journal": ours(seen_before=X), "asked_again": True, "stored": stored(X)},
+        Keep(FOUND_X, False, stored(X), because=""),
+    ),
+    (
+        "found, what was there before the start, asked again, not in the vault",
+        FOUND_X,
+        {"journal": ours(seen_before=X), "asked_again": True, "existing": "replace"},
+        KEEP_FOREIGN,
+    ),
+    (
+        "found, not the one that was pinned: it may be our own after all",
+        FOUND_X,
+        {"journal": ours(Y), "existing": "replace"},
+        KEEP_FOREIGN,
+    ),
+    ("found, in the vault, not read back", FOUND_X, {"stored": stored(X)}, Keep(FOUND_X, False, stored(X), because="")),
+    ("found, in the vault, read back", FOUND_X, {"stored": stored(X), **READ_BACK}, Delete(FOUND_X, because="")),
+    (
+        "found, ours, in the vault, not read back",
+        FOUND_X,
+        {"journal": ours(X), "stored": stored(X)},
+        Keep(FOUND_X, True, stored(X), because=""),
+    ),
+    (
+        "found, ours, in the vault, read back",
+        FOUND_X,
+        {"journal": ours(X), "stored": stored(X), **READ_BACK},
+        Delete(FOUND_X, because=""),
+    ),
+    ("found, not ours, preserve", FOUND_X, {"existing": "preserve"}, KEEP_FOREIGN),
+    ("found, not ours, replace", FOUND_X, {"existing": "replace"}, Replace(FOUND_X, because="")),
+    ("found, not ours, fail", FOUND_X, {"existing": "fail"}, Refuse(because="")),
+    ("found without md5, not ours", NO_MD5, {}, Keep(NO_MD5, False, because="")),
+    (
+        "found without md5, ours",
+        NO_MD5,
+        {"journal": ours(), "existing": "replace"},
+        Keep(NO_MD5, True, because=""),
+    ),
+    (
+        "found without md5, ours and pinned",
+        NO_MD5,
+        {"journal": ours(X), "existing": "replace"},
+        Keep(NO_MD5, True, because=""),
+    ),
+    ("found, ours, given up", FOUND_X, {"journal": ours(X), "given_up": X}, Replace(FOUND_X, because="")),
+    (
+        "found, ours, given up, damaged in the vault",
+        FOUND_X,
+        {"journal": ours(X), "stored": stored(X), "given_up": X},
+        Replace(FOUND_X, because=""),
+    ),
+    (
+        "found, not ours, given up, damaged in the vault",
+        FOUND_X,
+        {"stored": stored(X), "given_up": X, "existing": "replace"},
+        Replace(FOUND_X, because=""),
+    ),
+    ("found, ours, another was given up", FOUND_X, {"journal": ours(X), "given_up": Y}, KEEP_OURS),
+    ("in progress, ours", InProgress(), {"journal": ours()}, Await(True, because="")),
+    ("in progress, ours, fail", InProgress(), {"journal": ours(), "existing": "fail"}, Await(True, because="")),
+    ("in progress, not ours, preserve", InProgress(), {"existing": "preserve"}, Await(False, because="")),
+    ("in progress, not ours, replace", InProgress(), {"existing": "replace"}, Await(False, because="")),
+    ("in progress, not ours, fail", InProgress(), {"existing": "fail"}, Refuse(because="")),
+    ("in progress, ours was found before", InProgress(), {"journal": ours(X)}, Await(False, because="")),
+    (
+        "in progress, ours was found before, fail",
+        InProgress(),
+        {"journal": ours(X), "existing": "fail"},
+        Refuse(because=""),
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "known", "expected"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_the_table(status: Status, known: dict[str, Any], expected: Action) -> None:
+    action = decided(status, **known)
+    assert replace(action, because="") == expected
+    assert action.because
+    assert action.then
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> Facts:
+    seen = st.sampled_from([None, X, Y])
+    statuses: list[Status] = [NOTHING, InProgress(), FOUND_X, FOUND_Y, NO_MD5]
+    status = draw(st.sampled_from(statuses))
+    journal = draw(st.one_of(st.none(), st.builds(ours, seen, seen)))
+    # As the callers ask the vault: for the md5 shown, or for the one pinned where nothing is shown.
+    wanted = status.identity if isinstance(status, Found) else journal.pinned if journal else None
+    is_stored = wanted is not None and wanted.md5 is not None and draw(st.booleans())
+    manifest = stored(wanted) if wanted and is_stored else None
+    return Facts(
+        status,
+        draw(st.sampled_from(["preserve", "replace", "fail"])),
+        journal=journal,
+        unreadable=draw(st.booleans()),
+        stored=manifest,
+        lost_by_node=journal is not None and journal.pinned is not None and draw(st.booleans()),
+        outcome=draw(st.sampled_from([None, stored(X), stored(Y)])),
+        read_back=frozenset({manifest.id}) if manifest and draw(st.booleans()) else frozenset(),
+        asked_again=draw(st.booleans()),
+        given_up=draw(seen),
+    )
+
+
+@given(situations())
+def test_a_finished_backup_is_only_deleted_once_safe_or_where_the_operator_said_so(facts: Facts) -> None:
+    match reconcile(facts):
+        case Delete(found):
+            assert facts.stored is not None
+            assert facts.stored.id in facts.read_back
+            assert found == facts.status, "what is shown is deleted, and nothing else"
+        case Replace(found):
+            foreign = facts.existing == "replace" and facts.journal is None
+            assert foreign or facts.given_up == found.identity
+            assert found == facts.status, "one in progress is never deleted, and nothing is not either"
+
+
+@given(situations())
+def test_what_our_journal_pinned_is_never_replaced_as_foreign(facts: Facts) -> None:
+    if isinstance(facts.status, Found) and facts.pinned is not None and facts.status.identity.may_be(facts.pinned):
+        action = reconcile(facts)
+        assert not isinstance(action, Replace) or facts.given_up == facts.status.identity
+
+
+@given(situations())
+def test_nothing_is_started_while_something_is_on_the_node(facts: Facts) -> None:
+    if isinstance(reconcile(facts), Start):
+        assert isinstance(facts.status, Absent)
+
+
+@given(situations())
+def test_nothing_is_settled_while_its_own_backup_may_be_on_the_node(facts: Facts) -> None:
+    action = reconcile(facts)
+    if isinstance(action, Settle) and isinstance(facts.status, Found):
+        assert not facts.status.identity.may_be(action.outcome.identity)
+
+
+@given(situations())
+def test_nothing_is_deleted_unkept_while_a_backup_of_our_own_is_unfinished(facts: Facts) -> None:
+    if facts.journal is not None and facts.given_up is None:
+        assert not isinstance(reconcile(facts), Replace)
+
+
+@given(situations())
+def test_a_policy_to_fail_never_touches_what_is_not_ours(facts: Facts) -> None:
+    facts = replace(facts, existing="fail", journal=None, stored=None, lost_by_node=False, outcome=None, given_up=None)
+    assert isinstance(reconcile(facts), Start | Refuse)
+
+
+@given(situations())
+def test_a_given_up_backup_is_not_kept_for_ever(facts: Facts) -> None:
+    """Bytes that cannot be verified, and are to be replaced, must not be asked for again."""
+    if isinstance(facts.status, Found):
+        facts = replace(
+            facts,
+            given_up=facts.status.identity,
+            existing="replace",
+            read_back=frozenset(),
+            lost_by_node=False,
+            outcome=None,
+        )
+        assert isinstance(reconcile(facts), Replace | AskAgain)
