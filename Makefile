@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 
 # Of pytest-xdist. Most tests wait for processes, so that more of them than cores keep the cores busy.
 WORKERS ?= 4
-test-faults: WORKERS := 8
+test-faults: WORKERS := 6
 PYTEST = -m pytest -n $(WORKERS) --dist
 
 .PHONY: setup install demo test test-rest test-all test-faults mutants lint format lock clean

@@ -247,6 +247,7 @@ class Runs:
 
 def serve_runs() -> None:
     """The warm process: fork a run for each line on stdin, tell on stdout when it starts and ends."""
+    os.nice(5)  # as those of tests/support/warm.py
     pids: dict[int, int] = {}  # by the descriptor that becomes readable when the process ends
     orders = b""
 

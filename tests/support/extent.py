@@ -17,7 +17,7 @@ import pytest
 
 EVERY = int(os.environ.get("A0BACKUP_FAULTS", "0"))  # 1: every point of the matrices, 10: each tenth, 0: none
 WHOLE = EVERY == 1
-PARTS = 4  # of each matrix, so that the workers of pytest-xdist share it
+PARTS = 8  # of each matrix, so that the workers of pytest-xdist share it
 
 matrix = pytest.mark.faults(EVERY > 0)
 deep = pytest.mark.faults(WHOLE)

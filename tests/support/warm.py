@@ -9,6 +9,9 @@ command from its first line on, in a process of its own that can be killed. What
 decided in the process that forks: where its own log lines go, as the command wants it, or as Prefect does (*loud*).
 """
 
+import asyncio
+import contextlib
+import faulthandler
 import gc
 import importlib
 import json
@@ -66,7 +69,10 @@ class Run:
         try:
             status = int(self._lines.readline())
         except TimeoutError:
-            os.killpg(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR1)  # it says where it is
+                time.sleep(1)
+                os.killpg(self.pid, signal.SIGKILL)
             raise TimeoutError(f"no end within {patience(seconds):.0f} s: {self.out}{self.err}") from None
         finally:
             self._lines.close()
@@ -129,6 +135,8 @@ class Warm:
 
 
 def main() -> None:
+    # The server that all runs of a session share comes first: where it is starved it answers 503.
+    os.nice(5)
     sys.path.insert(0, str(REPOSITORY))
     from deployments import local_run
 
@@ -181,6 +189,7 @@ def _run(order: Mapping[str, object]) -> None:
         os.dup2(file, number)
         os.close(file)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    signal.signal(signal.SIGUSR1, _say_where)
     if order["disk"]:
         from tests.faults.disk import attach
 
@@ -206,6 +215,14 @@ def _run(order: Mapping[str, object]) -> None:
     sys.stderr.flush()
     # What the interpreter does at its end is done by Prefect's own hooks, which a fork has no business with.
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _say_where(*_: object) -> None:
+    """Print where each thread and each asyncio task of this process is."""
+    faulthandler.dump_traceback(all_threads=True)
+    for task in list(asyncio.tasks._all_tasks):  # those of all event loops
+        if not task.done():
+            task.print_stack()
 
 
 def _set_environment(order: Mapping[str, object]) -> None:
