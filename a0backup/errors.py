@@ -177,10 +177,14 @@ class A0cliError(NodeError):
         super().__init__(node, command, reason, exit_code, tail)
         self.command, self.reason, self.exit_code, self.tail = command, reason, exit_code, tail
 
-    def text(self) -> str:
+    def what(self) -> str:
+        """Return what happened, without the command."""
         said = f", it printed {self.tail!r}" if self.tail else ""
         code = f" (exit code {self.exit_code}{said})" if self.exit_code is not None else said
-        return f"{self.command}: {self.reason}{code}"
+        return f"{self.reason}{code}"
+
+    def text(self) -> str:
+        return f"{self.command}: {self.what()}"
 
 
 class A0cliMissingError(A0cliError):

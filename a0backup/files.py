@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import contextvars
+import errno
 import hashlib
 import os
+import stat
 import threading
 import uuid
 from collections.abc import Callable, Iterable
@@ -63,26 +65,90 @@ class Digests:
     sha256: str
 
 
+class Hasher:
+    """Takes the digests of bytes that go by."""
+
+    def __init__(self) -> None:
+        self._md5, self._sha256, self._size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
+
+    def update(self, chunk: bytes) -> None:
+        self._md5.update(chunk)
+        self._sha256.update(chunk)
+        self._size += len(chunk)
+
+    def digests(self) -> Digests:
+        """Return those of all bytes so far."""
+        return Digests(self._size, self._md5.hexdigest(), self._sha256.hexdigest())
+
+
 def digests(path: Path, *, past_cache: bool = False) -> Digests:
     """Return the digests of *path*, reading it once in constant memory. Raise OSError, or StoppedError when called off.
 
     With *past_cache* the pages that the kernel holds of it are dropped first, so that what the disk has is read. They
     are dropped again on the way: a file larger than the memory of the machine must not push everything else out.
     """
-    md5 = hashlib.md5(usedforsecurity=False)
-    sha256 = hashlib.sha256()
-    size = 0
+    hasher = Hasher()
     with path.open("rb", buffering=0) as file:
         if past_cache:
             _drop_cached_pages(file.fileno())
         while chunk := file.read(CHUNK):
-            md5.update(chunk)
-            sha256.update(chunk)
-            size += len(chunk)
+            hasher.update(chunk)
             raise_if_stopped()
         if past_cache:
             _drop_cached_pages(file.fileno())
-    return Digests(size, md5.hexdigest(), sha256.hexdigest())
+    return hasher.digests()
+
+
+class UnsuitableFileError(Exception):
+    """A file is not what it was taken for; *reason* completes a sentence that begins with it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ExposedFileError(UnsuitableFileError):
+    """Others than its owner may read or write a file that is to be private."""
+
+
+def read_whole(path: Path, limit: int, *, follow: bool = False, private: bool = False) -> bytes:
+    """Return the content of the regular file *path*, of *limit* bytes at most; no pipe is waited for.
+
+    A link is refused unless *follow*. Raise UnsuitableFileError, OSError; ExposedFileError where it is to be *private*
+    and others than its owner may read or write it.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise UnsuitableFileError("is not a regular file") from None
+        raise
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnsuitableFileError("is not a regular file")
+        if private and status.st_mode & 0o077:
+            mode = stat.S_IMODE(status.st_mode)
+            raise ExposedFileError(f"has mode {mode:04o}, which lets others than its owner in")
+        content = b""
+        while len(content) <= limit and (piece := os.read(fd, limit + 1 - len(content))):
+            content += piece
+    finally:
+        os.close(fd)
+    if len(content) > limit:
+        most = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
+        raise UnsuitableFileError(f"is larger than {most}")
+    return content
+
+
+def open_regular(path: str, flags: int) -> int:
+    """Open *path* for the `opener` of `open`: neither a link is followed nor a pipe waited for. Raise OSError."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
+def open_private(path: str, flags: int) -> int:
+    """Open *path* for the `opener` of `open`; a new file is its owner's alone. Raise OSError."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def read_past_cache(path: Path) -> bytes:
@@ -134,13 +200,9 @@ def make_durable(path: Path) -> None:
         _fsync(path, os.O_RDONLY | os.O_NOFOLLOW)
         fsync_directory(path.parent)
     except OSError:
-        with open(path, "rb", buffering=0, opener=_not_through_a_link) as file:
+        with open(path, "rb", buffering=0, opener=open_regular) as file:
             _drop_cached_pages(file.fileno())
             _write_and_rename(path, iter(lambda: file.read(CHUNK), b""))
-
-
-def _not_through_a_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def _fsync(path: Path, flags: int) -> None:

@@ -26,11 +26,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from a0backup.byte_stream import CHUNK, ByteStream
-from a0backup.contents import inspect
-from a0backup.encryption import decryptor
-from a0backup.gunzip import gunzip
-from a0backup.tar_walk import walk
+from a0backup.artifact.byte_stream import CHUNK, ByteStream
+from a0backup.artifact.encryption import decryptor
+from a0backup.artifact.gunzip import gunzip
+from a0backup.artifact.inspection import inspect
+from a0backup.artifact.tar_walk import walk
 from simulator import artifact
 
 PASSWORD = "Passw0rd"

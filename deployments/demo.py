@@ -14,11 +14,14 @@ from typing import Any
 
 import yaml
 
-from a0backup import report, terminal
 from a0backup.errors import EngineError
-from a0backup.fleet import Fleet
-from a0backup.progress import Ended, News, watched_by
-from a0backup.vault import Vault
+from a0backup.fleet.load import load_fleet
+from a0backup.report import terminal
+from a0backup.report.outcomes import Outcome, exit_code
+from a0backup.report.progress import Ended, News, watched_by
+from a0backup.report.run_report import lines
+from a0backup.report.words import human_size
+from a0backup.vault.vault import Vault
 from deployments.local_run import run_here
 
 NODES = ("a0-1", "a0-2", "a0-3")
@@ -29,7 +32,7 @@ def run_demo(directory: Path | None) -> int:
     """Back up a simulated fleet into *directory*, or a new temporary one; return the exit code of `a0backup run`."""
     place = directory.absolute() if directory else Path(tempfile.mkdtemp(prefix="a0backup-demo-"))
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    outcomes: list[report.Outcome] = []
+    outcomes: list[Outcome] = []
 
     def collect(news: News) -> None:
         if isinstance(news, Ended):
@@ -42,9 +45,9 @@ def run_demo(directory: Path | None) -> int:
     if error is not None:
         terminal.say(f"error: {error}")
     outcomes.sort(key=lambda outcome: outcome.node)
-    print("\n".join(report.lines(outcomes)))
+    print("\n".join(lines(outcomes)))
     _explain(fleet_file)
-    return report.exit_code(outcomes)
+    return exit_code(outcomes)
 
 
 @contextmanager
@@ -86,13 +89,13 @@ def _write_fleet_file(place: Path, ready: dict[str, Any]) -> Path:
 
 
 def _explain(fleet_file: Path) -> None:
-    fleet = Fleet.load(fleet_file)
+    fleet = load_fleet(fleet_file)
     vault = Vault(fleet.vault)
     manifests = vault.manifests()
     at = shlex.join(["--fleet", str(fleet_file)])
     print(f"\nin the vault {fleet.vault}:")
     for manifest in manifests:
-        print(f"  {manifest.id}  {report.human_size(manifest.artifact.size)}  md5 {manifest.artifact.md5}")
+        print(f"  {manifest.id}  {human_size(manifest.artifact.size)}  md5 {manifest.artifact.md5}")
     if manifests:
         last = manifests[-1]
         password = shlex.quote(str(fleet.password.file))

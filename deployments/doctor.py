@@ -1,4 +1,4 @@
-"""`a0backup check --engine`: what the engine lacks for the night to come, and what should not stay as it is."""
+"""`a0backup engine check`: what the engine lacks for the night to come, and what should not stay as it is."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from a0backup.errors import EngineError
-from a0backup.fleet import Fleet
+from a0backup.fleet.models import Fleet
 from deployments.register import NO_NOTIFICATION, engine_client, engine_in_use
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
 
-    from deployments.engine_objects import Thing
+    from deployments.engine_objects import EngineObject
 
-REGISTER = "`python -m deployments.register` puts it right"
+REGISTER = "`a0backup engine register` puts it right"
 # Those whose runs are backups, by Prefect's names.
 _BACKUPS = ("backup-fleet", "backup-node")
 # The server's scheduler goes round every minute.
@@ -76,8 +76,8 @@ async def _all(fleet: Fleet) -> list[Remark]:
         return [remark for look in looks async for remark in look]
 
 
-async def _registered(client: "PrefectClient", things: "Sequence[Thing]") -> AsyncIterator[Remark]:
-    from deployments.engine_objects import TELL_OF_FAILED
+async def _registered(client: "PrefectClient", things: "Sequence[EngineObject]") -> AsyncIterator[Remark]:
+    from deployments.automations import TELL_OF_FAILED
 
     there = 0
     for thing in things:
@@ -101,7 +101,7 @@ async def _registered(client: "PrefectClient", things: "Sequence[Thing]") -> Asy
 async def _workers(client: "PrefectClient", now: datetime) -> AsyncIterator[Remark]:
     from prefect.exceptions import ObjectNotFound
 
-    from deployments.engine_objects import POOL
+    from deployments.automations import POOL
 
     try:
         pool = await client.read_work_pool(POOL)
@@ -127,7 +127,7 @@ async def _workers(client: "PrefectClient", now: datetime) -> AsyncIterator[Rema
         yield Remark(Verdict.PROBLEM, f"no worker of the pool {POOL} is online, so nothing runs", hint)
 
 
-async def _coming(client: "PrefectClient", things: "Sequence[Thing]", now: datetime) -> AsyncIterator[Remark]:
+async def _coming(client: "PrefectClient", things: "Sequence[EngineObject]", now: datetime) -> AsyncIterator[Remark]:
     """Look for the next run of each deployment that prefect.yaml gives a schedule, whatever may keep it away."""
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.exceptions import ObjectNotFound
@@ -181,7 +181,7 @@ async def _switched_off(client: "PrefectClient") -> AsyncIterator[Remark]:
 async def _stuck(client: "PrefectClient", now: datetime) -> AsyncIterator[Remark]:
     from prefect.client.schemas.filters import FlowRunFilter
 
-    from deployments.engine_objects import WATCHED_TAG
+    from deployments.automations import WATCHED_TAG
     from flows.node_runs import STARTS_WITHIN
 
     async def ours(**state: list[str]) -> "list[FlowRun]":

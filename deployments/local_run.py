@@ -18,19 +18,22 @@ from types import FrameType
 from typing import Any
 from uuid import UUID
 
-from a0backup import terminal
-from a0backup.a0cli import kill_running
+from a0backup.a0cli.process import kill_running
 from a0backup.errors import A0BackupError, EngineError
-from a0backup.fleet import Existing, Fleet
-from a0backup.progress import Checked, Ended, News, watched_by
-from deployments.server import CREDENTIALS, default_home, drained, operators_api, own_server, served_api, use_api
+from a0backup.exit_codes import ExitCode
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import Existing
+from a0backup.report import terminal
+from a0backup.report.progress import Checked, Ended, News, watched_by
+from deployments.engine_runs import drained
+from deployments.home import CREDENTIALS, default_home, operators_api, use_api
+from deployments.server import own_server, served_api
 
 FLOWS = {
     "backup-fleet": "flows.backup_fleet.backup_fleet",
     "check-fleet": "flows.check_fleet.check_fleet",
 }
 
-INTERRUPTED = 130
 LAST_RESORT = 8.0  # seconds from the first signal to the end of the process, whatever still runs
 DRAIN_INTERRUPTED = 4.0
 DRAIN_GONE = 1.0  # the flow's end has waited for the engine already
@@ -47,7 +50,7 @@ def run_here(flow_name: str, fleet: Path, nodes: Sequence[str], existing: Existi
     off, EngineError where no engine can be had, A0BackupError where the run ended before any node was tried.
     """
     _quiet_prefect()
-    untold = {node.name for node in Fleet.load(fleet).chosen(nodes)}
+    untold = {node.name for node in load_fleet(fleet).chosen(nodes)}
     whole = len(untold)
 
     def tick_off(news: News) -> None:
@@ -156,7 +159,7 @@ def _end_now() -> None:
     # A vault survives being left at any point; a process that hangs does not end by itself.
     kill_running()
     terminal.restore()
-    os._exit(INTERRUPTED)
+    os._exit(ExitCode.INTERRUPTED)
 
 
 @contextlib.contextmanager

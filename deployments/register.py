@@ -1,29 +1,25 @@
-"""Register all that the engine must hold: `python -m deployments.register [--fleet fleet.yaml] [--dry-run]`.
+"""What the engine must hold: work pool, concurrency limits, Secret block, the deployments of prefect.yaml, automations.
 
-Work pool, concurrency limits, the Secret block that fleet.yaml names, the deployments of prefect.yaml, automations.
-Running it again changes only what differs, and says what.
+`a0backup engine register` registers it. A second time it changes only what differs, and says what.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from a0backup import password, terminal
-from a0backup.cli import ask, fleet_option, run_in_words
 from a0backup.errors import EngineError
-from a0backup.fleet import Fleet
+from a0backup.fleet.models import Fleet
+from deployments.home import default_home, operators_api, use_api
 from deployments.local_run import API_DEADLINE, NO_API
-from deployments.server import default_home, operators_api, served_api, use_api
+from deployments.server import served_api
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
-    from deployments.engine_objects import Change, Notify
+    from deployments.automations import Notify
+    from deployments.engine_objects import Change
 
 NO_ENGINE = (
     "set PREFECT_API_URL (and PREFECT_API_AUTH_STRING) or choose a Prefect profile that names your server; or start"
@@ -31,7 +27,7 @@ NO_ENGINE = (
 )
 NO_NOTIFICATION = (
     "nobody is told of failed or late runs: make a notification block in the UI (Blocks, such as Slack Webhook), then"
-    " run `python -m deployments.register --notify SLUG/NAME`, such as slack-webhook/ops"
+    " run `a0backup engine register --notify SLUG/NAME`, such as slack-webhook/ops"
 )
 
 NO_LOGIN = "set PREFECT_API_AUTH_STRING to the user:password that the server was started with"
@@ -43,54 +39,6 @@ class Registered:
 
     changes: "list[Change]"
     told_of_failures: bool
-
-
-def main() -> None:
-    """Run the command; an error ends it as a message with what to do next."""
-    run_in_words(cli)
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@fleet_option
-@click.option("--dry-run", is_flag=True, help="Only say what would be made or changed.")
-@click.option(
-    "--notify",
-    metavar="SLUG/NAME",
-    help="The notification block, made in the UI, that is told of failed and late runs: slack-webhook/ops, say.",
-)
-@click.option(
-    "--secret",
-    "secret_files",
-    metavar="NAME=FILE",
-    multiple=True,
-    help="Take the value of the Secret block NAME from the first line of FILE; else a missing one is asked for.",
-)
-@click.option(
-    "--pool",
-    "pool_type",
-    type=click.Choice(["process", "docker", "kubernetes"]),
-    help="What the workers start for each run; process where the work pool is not there yet.",
-)
-def cli(
-    fleet_path: Path, dry_run: bool, notify: str | None, secret_files: tuple[str, ...], pool_type: str | None
-) -> None:
-    """Make the engine hold what the pipeline needs, and say what changed: work pool, concurrency limits, the Secret
-    block that fleet.yaml names, the deployments and schedules of prefect.yaml, automations.
-
-    The prefect.yaml beside the fleet file counts, else the one that came with this. The engine is the one that your
-    Prefect profile or PREFECT_API_URL names, else a running `a0backup serve`.
-    """
-    fleet = Fleet.load(fleet_path)
-    secrets = _secrets(fleet, secret_files)
-    with engine_in_use() as api:
-        terminal.say(f"engine: {api}")
-        done = asyncio.run(
-            register(fleet, notify=notify, secrets=secrets, pool_type=pool_type, dry_run=dry_run, asked=asked)
-        )
-    for line in lines(done.changes, dry_run=dry_run):
-        click.echo(line)
-    if not done.told_of_failures:
-        terminal.say(NO_NOTIFICATION)
 
 
 @contextmanager
@@ -123,7 +71,8 @@ async def register(
     that are missing. *may_move*: deployments of a fleet in another folder are taken over. Raise EngineError; nothing
     was changed then, unless the engine failed in the middle.
     """
-    from deployments.engine_objects import TELL_OF_FAILED, SecretBlock, wanted
+    from deployments.automations import TELL_OF_FAILED
+    from deployments.engine_objects import SecretBlock, wanted
 
     async with engine_client() as client:
         block = await _notification_block(client, notify) if notify is not None else None
@@ -173,7 +122,7 @@ async def engine_client() -> "AsyncIterator[PrefectClient]":
 async def _notification_block(client: "PrefectClient", address: str) -> "Notify":
     from prefect.exceptions import ObjectNotFound
 
-    from deployments.engine_objects import Notify
+    from deployments.automations import Notify
 
     slug, _, name = address.partition("/")
     try:
@@ -184,27 +133,6 @@ async def _notification_block(client: "PrefectClient", address: str) -> "Notify"
     if schema is None or "notify" not in schema.capabilities:
         raise EngineError(f"the block {address} cannot send notifications", "name one such as slack-webhook/ops")
     return Notify(address, block.id)
-
-
-def _secrets(fleet: Fleet, given: Sequence[str]) -> dict[str, str]:
-    """Return the values by block name of the NAME=FILE that were *given*. Raise PasswordError, UsageError."""
-    secrets = {}
-    for each in given:
-        name, _, file = each.partition("=")
-        if name != fleet.password.secret_block:
-            named = fleet.password.secret_block or "no Secret block"
-            raise click.UsageError(f"--secret {name}: {fleet.path} names {named} for the password")
-        secrets[name] = password.read_file(Path(file).expanduser(), f"file {file}")
-    return secrets
-
-
-def asked(name: str) -> str:
-    """Ask for the value of the Secret block *name*, twice."""
-    option = f"--secret {name}=FILE"
-    value = password.checked(ask(f"password for the Secret block {name}", option), "what was typed")
-    if ask("the same again", option) != value:
-        raise click.UsageError("the two passwords differ; nothing was changed")
-    return value
 
 
 def lines(changes: "Sequence[Change]", *, dry_run: bool) -> Iterator[str]:
@@ -218,7 +146,3 @@ def lines(changes: "Sequence[Change]", *, dry_run: bool) -> Iterator[str]:
     counts = {verdict: sum(change.verdict == verdict for change in changes) for verdict in done}
     words = ", ".join(f"{count} {key if dry_run else done[key]}" for key, count in counts.items() if count)
     yield f"{words}; nothing was changed, as this is a dry run" if dry_run else words
-
-
-if __name__ == "__main__":
-    main()

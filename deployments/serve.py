@@ -5,31 +5,22 @@ import contextlib
 import logging
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from a0backup import terminal
-from a0backup.cli import FAILED
 from a0backup.errors import EngineError
-from a0backup.fleet import Fleet
+from a0backup.exit_codes import ExitCode
+from a0backup.fleet.models import Fleet
+from a0backup.report import terminal
+from deployments.home import CREDENTIALS, default_home, environment, operators_api, use_api
 from deployments.local_run import interruptible, run_in_thread
-from deployments.register import NO_NOTIFICATION, asked, engine_client, lines, register
-from deployments.server import (
-    CREDENTIALS,
-    OwnServer,
-    default_home,
-    environment,
-    lasting_server,
-    operators_api,
-    serving,
-    use_api,
-)
+from deployments.register import NO_NOTIFICATION, engine_client, lines, register
+from deployments.server import OwnServer, lasting_server, serving
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -45,10 +36,11 @@ LAST_RESORT = 25.0
 BACK_IN = timedelta(seconds=75)
 
 
-def serve(fleet: Fleet, port: int) -> None:
+def serve(fleet: Fleet, port: int, *, asked: Callable[[str], str] | None = None) -> None:
     """Serve all deployments of *fleet* until the process is interrupted, which calls off what runs.
 
-    What a schedule has started goes on with the next start. Raise KeyboardInterrupt then, EngineError where the server
+    What a schedule has started goes on with the next start. *asked* gives the value of a Secret block that is missing
+    by the block's name. Raise KeyboardInterrupt then, EngineError where the server
     or the worker cannot run; where the server ends later, the process does, with an error and exit code 1.
     """
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "a0backup")
@@ -65,7 +57,7 @@ def serve(fleet: Fleet, port: int) -> None:
         lasting_server(home, port) as server,
         use_api(server.api, home),
     ):
-        registered = asyncio.run(register(fleet, may_move=True, asked=asked if sys.stdin.isatty() else None))
+        registered = asyncio.run(register(fleet, may_move=True, asked=asked))
         for line in lines(registered.changes, dry_run=False):
             terminal.say(line)
         if not registered.told_of_failures:
@@ -109,7 +101,7 @@ async def _work(server: OwnServer) -> None:
     """Run a worker of the pool until this is cancelled; then call off its runs first."""
     from prefect.workers.process import ProcessWorker
 
-    from deployments.engine_objects import POOL
+    from deployments.automations import POOL
 
     worker = asyncio.create_task(ProcessWorker(work_pool_name=POOL, name="a0backup-serve").start(printer=_unsaid))
     alone = asyncio.create_task(server.ended())
@@ -133,7 +125,7 @@ async def _work(server: OwnServer) -> None:
 def _end_without(error: EngineError) -> None:
     """End this process as it is: without the server nothing can be called off, and the worker would try for minutes."""
     terminal.say(f"error: {error}")
-    os._exit(FAILED)
+    os._exit(ExitCode.FAILED)
 
 
 def _unsaid(*_: object) -> None:

@@ -10,120 +10,38 @@ import contextlib
 import fcntl
 import logging
 import os
-import secrets
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from a0backup.errors import EngineError
-from a0backup.files import publish
+from deployments.engine_runs import crash_unfinished
+from deployments.home import CREDENTIALS, credentials, default_home, past_the_proxy, using
 
 if TYPE_CHECKING:
-    import httpx
+    pass
+
 
 START_DEADLINE = 120.0
-STOP_DEADLINE = 5.0
-DRAIN_DEADLINE = 30.0
-NO_HOME = (
-    "make it writable and free room on its disk; it is below XDG_STATE_HOME where that is set, else ~/.local/state"
-)
-CRASHED = "The process that ran it ended without saying how; the next start of the engine found it unfinished."
 
-CREDENTIALS = "credentials"
+
+STOP_DEADLINE = 5.0
+
+
 _SERVED = "served"
 
+
 _CHILD = Path(__file__).with_name("_server_child.py")
-_PAGE = 200  # the most that the API gives at once
+
 
 log = logging.getLogger("a0backup.engine")
-
-
-def operators_api() -> str | None:
-    """Return the API address that the operator's environment, profile or prefect.toml names, as Prefect resolves it."""
-    # The import alone would report a new user to Prefect's telemetry.
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    from prefect.settings import get_current_settings
-
-    # Set and empty it is, to Prefect, no address either.
-    return get_current_settings().api.url or None
-
-
-def default_home() -> Path:
-    """Return where our own engine keeps its database, results and log: the user's state folder."""
-    # A relative path in it is to be ignored (XDG Base Directory Specification).
-    base = Path(os.environ.get("XDG_STATE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".local" / "state") / "a0backup" / "engine"
-
-
-@contextmanager
-def use_api(api: str, home: Path) -> Iterator[None]:
-    """Make this process, and the ones it starts, use our own server at *api*, with results and all else in its *home*.
-
-    Works whether Prefect is imported already or not. The operator's own profile does not apply inside the block.
-    """
-    changes: dict[str, str | None] = {
-        "PREFECT_API_URL": api,
-        "PREFECT_HOME": str(home),
-        # They belong to another server: a profile that *home* does not know, and secrets that this one must not see.
-        "PREFECT_PROFILE": None,
-        "PREFECT_PROFILES_PATH": None,
-        "PREFECT_API_KEY": None,
-        "PREFECT_API_AUTH_STRING": credentials(home),
-        "DO_NOT_TRACK": "1",
-        **_past_the_proxy(),
-    }
-    with environment(changes):
-        yield
-
-
-@contextmanager
-def environment(changes: Mapping[str, str | None]) -> Iterator[None]:
-    """Have these variables in the environment inside the block, or none of that name; Prefect takes notice of them."""
-    before = {name: os.environ.get(name) for name in changes}
-    _set_environment(changes)
-    try:
-        yield
-    finally:
-        _set_environment(before)
-
-
-def _past_the_proxy() -> dict[str, str]:
-    """Return the variables that keep requests to loopback from the operator's proxy: they show the credentials."""
-    found = {name: os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")}
-    # Where both are set, who asks prefers the one or the other; where one is, it must not be hidden by ours.
-    theirs = {name: value or found["no_proxy"] or found["NO_PROXY"] for name, value in found.items()}
-    return {name: value if value.strip() == "*" else f"{value},127.0.0.1".lstrip(",") for name, value in theirs.items()}
-
-
-def credentials(home: Path) -> str:
-    """Return the ``user:password`` without which our own server in *home* answers nobody; made where there is none.
-
-    Whoever may speak to a server may have its worker run any program, and every user of the machine reaches loopback.
-    Raise EngineError.
-    """
-    path = home / CREDENTIALS
-    with _using(home):
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            # Whole or not there: another process may read it while this one makes it.
-            partial = home / f".{CREDENTIALS}-{secrets.token_hex(8)}"
-            publish(partial, f"a0backup:{secrets.token_urlsafe(32)}\n".encode())
-            with contextlib.suppress(FileExistsError):
-                os.link(partial, path)
-            partial.unlink()
-        user_password = path.read_text().strip()
-    if not all(user_password.partition(":")):
-        # With an empty password the server would let everybody in.
-        raise EngineError(f"{path} holds no user:password", "delete it: the next start makes another")
-    return user_password
 
 
 @contextmanager
@@ -132,7 +50,7 @@ def serving(home: Path) -> Iterator[Callable[[str], None]]:
 
     From then on `served_api` gives it to all who ask. Raise EngineError if another serves.
     """
-    with _using(home):
+    with using(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = _open_lock(home / _SERVED)
     try:
@@ -150,7 +68,7 @@ def serving(home: Path) -> Iterator[Callable[[str], None]]:
 
 def served_api(home: Path) -> str | None:
     """Return the API address of the `a0backup serve` that runs on *home*; None where none does. Raise EngineError."""
-    with _using(home):
+    with using(home):
         try:
             fd = os.open(home / _SERVED, os.O_RDONLY)
         except FileNotFoundError:
@@ -159,19 +77,6 @@ def served_api(home: Path) -> str | None:
         return None if _locked(fd, fcntl.LOCK_SH) else os.pread(fd, 1024, 0).decode() or None
     finally:
         os.close(fd)
-
-
-def _set_environment(changes: Mapping[str, str | None]) -> None:
-    for name, value in changes.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    # Prefect reads the environment once, at its import; paths below the home are derived then, too.
-    if "prefect.context" in sys.modules:
-        from prefect.context import refresh_global_settings_context
-
-        refresh_global_settings_context()
 
 
 @contextmanager
@@ -194,12 +99,12 @@ def lasting_server(home: Path, port: int, *, new_credentials: bool = True) -> It
     Whoever listens there while nobody serves hears the credentials, from a browser or from a run that goes on: the
     first on a home makes *new_credentials*.
     """
-    with _using(home):
+    with using(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.chmod(0o700)
     with _presence(home) as presence:
         if presence.alone and new_credentials:
-            with _using(home):
+            with using(home):
                 (home / CREDENTIALS).unlink(missing_ok=True)
         server = OwnServer(home, port)
         try:
@@ -210,14 +115,6 @@ def lasting_server(home: Path, port: int, *, new_credentials: bool = True) -> It
             yield server
         finally:
             server.stop()
-
-
-@contextmanager
-def _using(home: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise EngineError(f"the engine's home {home} cannot be used: {error}", NO_HOME) from error
 
 
 class _Presence:
@@ -253,7 +150,7 @@ class _Presence:
 
 
 def _open_lock(path: Path) -> int:
-    with _using(path.parent):
+    with using(path.parent):
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
@@ -393,12 +290,12 @@ class OwnServer:
     @contextmanager
     def _fresh_log(self) -> Iterator[int]:
         """Open a new log file; the last one stays beside it, also while its server still writes."""
-        with _using(self.home):
+        with using(self.home):
             with contextlib.suppress(FileNotFoundError):
                 self.log_file.replace(self.log_file.with_suffix(".log.1"))
             fd = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            with _using(self.home):
+            with using(self.home):
                 # A disk that is full is found here, by its name: the server could not even log why it ends.
                 os.write(fd, f"started by process {os.getpid()}\n".encode())
             yield fd
@@ -423,7 +320,7 @@ class OwnServer:
         """Return this process's environment with none of the operator's Prefect settings: they mean another server."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         return kept | {
-            **_past_the_proxy(),
+            **past_the_proxy(),
             "DO_NOT_TRACK": "1",
             "PREFECT_HOME": str(self.home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -450,85 +347,3 @@ class OwnServer:
             "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
             "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
         }
-
-
-def crash_unfinished(api: str, user_password: str) -> int:
-    """Mark every run that our own server at *api* shows as under way as Crashed, tasks first, and return how many.
-
-    Only for one who knows that nothing runs there. Scheduled flow runs stay. Raise EngineError if it cannot be done.
-    """
-    import httpx
-
-    crashed = 0
-    try:
-        user, _, password = user_password.partition(":")
-        with httpx.Client(base_url=api, auth=(user, password), trust_env=False, timeout=60) as client:
-            crashed += _crash_all(client, "task_runs", ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"])
-            crashed += _crash_all(client, "flow_runs", ["PENDING", "RUNNING", "PAUSED", "CANCELLING"])
-    except httpx.HTTPError as error:
-        raise EngineError(f"runs that a crash left unfinished cannot be marked Crashed: {error}") from error
-    if crashed:
-        log.warning("%d runs that an earlier crash left unfinished are now marked Crashed", crashed)
-    return crashed
-
-
-def _crash_all(client: "httpx.Client", runs: str, states: list[str]) -> int:
-    wanted = {runs: {"state": {"type": {"any_": states}}}, "limit": _PAGE}
-    crash = {"state": {"type": "CRASHED", "name": "Crashed", "message": CRASHED}, "force": True}
-    crashed: set[str] = set()
-    while page := {run["id"] for run in client.post(f"{runs}/filter", json=wanted).raise_for_status().json()}:
-        if page <= crashed:
-            raise EngineError(f"{len(page)} runs that a crash left unfinished stay so after they were marked Crashed")
-        for run_id in page:
-            client.post(f"{runs}/{run_id}/set_state", json=crash).raise_for_status()
-        crashed |= page
-    return len(crashed)
-
-
-async def drained(flow_run_id: UUID, task_run_ids: Collection[UUID], *, deadline: float = DRAIN_DEADLINE) -> bool:
-    """Wait until the API shows the flow run and each of the task runs in a terminal state; False at *deadline*.
-
-    For after the flow has ended in this process: states that it has not yet sent are sent first.
-    """
-    import asyncio
-
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
-    from prefect.client.schemas.sorting import TaskRunSort
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-
-    missing = set(task_run_ids)
-    flow_ended = False
-    pause = 0.05
-    try:
-        async with asyncio.timeout(deadline):
-            # Task states travel as events, log lines in batches, each through a queue and a thread of this process.
-            for worker in (EventsWorker, APILogWorker):
-                # It would count aloud, on the terminal, what it still has to send.
-                logging.getLogger(worker.__name__).setLevel(logging.ERROR)
-                if isinstance(flushed := worker.drain_all(timeout=deadline), Coroutine):
-                    await flushed
-            async with get_client() as client:
-                while True:
-                    for chunk in _chunks(sorted(missing), _PAGE):
-                        wanted = TaskRunFilter(id=TaskRunFilterId(any_=chunk))
-                        for run in await client.read_task_runs(
-                            task_run_filter=wanted, sort=TaskRunSort.NAME_ASC, limit=_PAGE
-                        ):
-                            if run.state is not None and run.state.is_final():
-                                missing.discard(run.id)
-                    if not flow_ended:
-                        state = (await client.read_flow_run(flow_run_id)).state
-                        flow_ended = state is not None and state.is_final()
-                    if flow_ended and not missing:
-                        return True
-                    await asyncio.sleep(pause)
-                    pause = min(pause * 1.5, 1.0)
-    except TimeoutError:
-        return False
-
-
-def _chunks(ids: list[UUID], size: int) -> Iterator[list[UUID]]:
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]

@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from a0backup.fleet import (
-    EXAMPLE,
-    EXPORT_FIELDS,
+from a0backup.fleet.example import EXAMPLE
+from a0backup.fleet.kinds import EXPORT_FIELDS
+from a0backup.fleet.models import (
     FIRST_SPLIT_BUILD,
     MEANINGS,
     A0cliSettings,
@@ -36,7 +36,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
 HEAD = """\
 # fleet.yaml
 
-Made by `python docs/configuration.py > docs/configuration.md` from the models in `a0backup/fleet.py`.
+Made by `python docs/configuration.py > docs/configuration.md` from the models in `a0backup/fleet/models.py`.
 
 The file is validated as a whole before anything is touched. An error names the file, the line, the key and what would
 be right; a key that is not listed here is an error. Durations are written `15s`, `2m`, `6h`, `1d` or `1h30m`, sizes
@@ -52,7 +52,7 @@ MORE = f"""\
 
 With `sealed_to` each backup gets a new random password, which only the holder of a recovery key's private part can
 read; that part stays off the machine that makes backups. With more than one recovery key any of them opens each
-backup. `a0backup init --recovery-key` makes a key pair.
+backup. `a0backup key create` makes a key pair.
 
 ```yaml
 password:

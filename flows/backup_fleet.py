@@ -11,12 +11,11 @@ from typing import Literal
 from prefect import flow, runtime
 
 from a0backup.backup.session import Run
-from a0backup.check import fleet_warnings
 from a0backup.files import in_thread
-from a0backup.fleet import Fleet
-from a0backup.report import Outcome
+from a0backup.fleet.load import load_fleet
+from a0backup.report.outcomes import Outcome
 from flows.backup_node import backed_up
-from flows.ending import ExistingChoice, chosen_policy, conclude, now, warn
+from flows.ending import ExistingChoice, chosen_policy, conclude, now, warned_of
 from flows.fan_out import for_each
 from flows.node_runs import NodeRuns
 from tasks.progress import progress_published
@@ -44,12 +43,11 @@ async def backup_fleet(
         fan_out: Where each node's backup runs. in this run: in its own process. workers: as a run of its own, on
             whichever worker of the pool takes it.
     """
-    settings = Fleet.load(fleet)
+    settings = load_fleet(fleet)
     chosen = settings.chosen(nodes)
     run_id = str(runtime.flow_run.id)
     run = await in_thread(Run.begin, settings, chosen, id=run_id, existing=chosen_policy(existing))
-    warnings = await in_thread(fleet_warnings, settings)
-    warn(warnings)
+    warnings = await warned_of(settings)
     back_up = NodeRuns(settings, existing).outcomes if fan_out == "workers" else partial(backed_up, run=run)
     async with progress_published(chosen):
         outcomes = await for_each(chosen, back_up, at_most=settings.max_parallel)

@@ -15,11 +15,12 @@ from prefect.transactions import CommitMode, atransaction
 from a0backup.backup.loop import NodeOutcomes, back_up_node, error_kept
 from a0backup.backup.session import Run
 from a0backup.backup.steps import StepName
-from a0backup.check import fleet_warnings
 from a0backup.files import in_thread
-from a0backup.fleet import Fleet, Node
-from a0backup.report import Outcome, summary
-from flows.ending import ExistingChoice, chosen_policy, conclude, tell_ended, warn
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import Node
+from a0backup.report.outcomes import Outcome
+from a0backup.report.run_report import summary
+from flows.ending import ExistingChoice, chosen_policy, conclude, tell_ended, warned_of
 from tasks.engine_task import engine_task
 from tasks.hand_over import hand_over
 from tasks.progress import progress_published
@@ -45,15 +46,14 @@ async def backup_node(
         existing: What to do with a backup on the node that this vault did not start. preserve: keep a copy first.
             replace: delete it unkept. fail: leave the node alone.
     """
-    settings = Fleet.load(fleet)
+    settings = load_fleet(fleet)
     [chosen] = settings.chosen([node])
     of_fleet = runtime.flow_run.parent_flow_run_id
     # By the id of the fleet's run: what one run of a node has settled is so for each that comes after it, too.
     run_id = of_fleet or str(runtime.flow_run.id)
     run = await in_thread(Run.begin, settings, [chosen], id=run_id, existing=chosen_policy(existing))
     # What is warned of in the fleet file is said once, by the run of the fleet.
-    warnings = () if of_fleet else await in_thread(fleet_warnings, settings)
-    warn(warnings)
+    warnings = [] if of_fleet else await warned_of(settings)
     # The run of the fleet has waited for its turn already, and takes one that does not begin for dead.
     deadline = 10.0 if of_fleet else settings.lock_deadline
     async with progress_published([chosen]), slots(node, deadline=deadline):

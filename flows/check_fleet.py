@@ -12,14 +12,15 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from a0backup import password
-from a0backup.check import check_node, fleet_notes, fleet_room, fleet_warnings, recovery_key_problems, told
 from a0backup.errors import CheckFailedError, PasswordError
 from a0backup.files import in_thread
-from a0backup.fleet import Existing, Fleet, Node
-from a0backup.progress import Checked, tell
-from a0backup.report import Finding
-from flows.ending import ExistingChoice, chosen_policy, now, warn
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import Existing, Fleet, Node
+from a0backup.nodes.check import check_node, fleet_notes, fleet_room, recovery_key_problems
+from a0backup.passwords import shared as password
+from a0backup.report.outcomes import Finding, Problem
+from a0backup.report.progress import Checked, tell
+from flows.ending import ExistingChoice, chosen_policy, now, warned_of
 from flows.fan_out import for_each
 from tasks.engine_task import engine_task
 from tasks.publish import publish_findings
@@ -44,16 +45,15 @@ async def check_fleet(
         nodes: Names of the nodes to look at; none named means all of them.
         existing: The choice for the next run that the check is to reckon with; see backup-fleet.
     """
-    settings = Fleet.load(fleet)
+    settings = load_fleet(fleet)
     chosen = settings.chosen(nodes)
 
     problems = await password_problems(settings) + await in_thread(fleet_room, settings, chosen)
-    notes, warnings = await in_thread(fleet_notes, settings), await in_thread(fleet_warnings, settings)
-    warn(warnings)
+    notes, warnings = await in_thread(fleet_notes, settings), await warned_of(settings)
     look = partial(finding_of, fleet=settings, existing=chosen_policy(existing), problems=problems)
     findings = await for_each(chosen, look, at_most=settings.max_parallel)
     await publish_findings(findings, fleet=str(fleet), warnings=warnings, notes=notes)
-    bad = [f"{finding.node}: {finding.problems[0]}" for finding in findings if not finding.well]
+    bad = [f"{finding.node}: {finding.problems[0].text}" for finding in findings if not finding.well]
     if bad:
         raise CheckFailedError(bad)
     return findings
@@ -61,7 +61,7 @@ async def check_fleet(
 
 @engine_task(name="check-node", task_run_name="check-{node.name}")
 async def check_one_node(
-    node: Node, fleet: Fleet, existing: Existing | None, problems: tuple[str, ...]
+    node: Node, fleet: Fleet, existing: Existing | None, problems: tuple[Problem, ...]
 ) -> State[Finding]:
     """Look at one node; fail if a backup of it could not be made now, also for *problems* of the whole fleet."""
     finding = await check_node(fleet, node, existing=existing, known=problems, shared=shared_password)
@@ -69,29 +69,29 @@ async def check_one_node(
     if finding.well:
         get_run_logger().info("%s: %s; the next run would %s", node.name, finding.status, finding.would)
         return Completed(message=finding.status, data=finding)
-    problems_told = "; ".join(finding.problems)
+    problems_told = "; ".join(line for problem in finding.problems for line in problem.lines())
     get_run_logger().error("%s: %s", node.name, problems_told)
     return Failed(message=problems_told, data=finding)
 
 
-async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None, problems: tuple[str, ...]) -> Finding:
+async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None, problems: tuple[Problem, ...]) -> Finding:
     """Return what was found of the node, also where the engine itself failed at it."""
     try:
         state = await check_one_node(node, fleet, existing, problems)
         finding: Finding = await state.aresult(raise_on_failure=False)  # type: ignore[assignment]  # never an error
     except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
-        problem = f"{type(error).__name__}: {error}"
+        problem = Problem(f"{type(error).__name__}: {error}")
         finding = Finding(node.name, well=False, reachable=False, status="not asked", would="", problems=(problem,))
         tell(Checked(finding))
     return finding
 
 
-async def password_problems(fleet: Fleet) -> tuple[str, ...]:
+async def password_problems(fleet: Fleet) -> tuple[Problem, ...]:
     """Return what keeps a run from having its password, which is looked at and forgotten, or from sealing one."""
     if fleet.password.sealed_to is not None:
         return await in_thread(recovery_key_problems, fleet)
     try:
         await password.load(fleet.password, block=secret_block)
     except PasswordError as error:
-        return told(error)
+        return (Problem.of(error),)
     return ()

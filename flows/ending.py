@@ -8,9 +8,13 @@ from prefect.logging import get_run_logger
 
 from a0backup.backup.loop import NodeOutcomes
 from a0backup.errors import A0BackupError, RunFailedError
-from a0backup.fleet import Existing, Fleet
-from a0backup.progress import Ended, Warned, tell
-from a0backup.report import Outcome, summary
+from a0backup.files import in_thread
+from a0backup.fleet.models import Existing, Fleet
+from a0backup.nodes.check import fleet_warnings
+from a0backup.report.outcomes import Outcome
+from a0backup.report.progress import Ended, Warned, tell
+from a0backup.report.run_report import summary
+from a0backup.report.warnings import RunWarning
 from tasks.publish import publish_report
 
 # Flat, without None, so that the form in the UI offers the choices as they are.
@@ -22,7 +26,14 @@ def chosen_policy(choice: ExistingChoice) -> Existing | None:
     return None if choice == "as in fleet.yaml" else choice
 
 
-def warn(warnings: Iterable[str]) -> None:
+async def warned_of(fleet: Fleet) -> list[RunWarning]:
+    """Return the warnings about *fleet*, which are in the run's log and on the terminal by then."""
+    warnings = [RunWarning(text) for text in await in_thread(fleet_warnings, fleet)]
+    warn(warnings)
+    return warnings
+
+
+def warn(warnings: Iterable[RunWarning]) -> None:
     """Have *warnings* in the run's log and on the terminal."""
     for warning in warnings:
         get_run_logger().warning("%s", warning)
@@ -39,7 +50,7 @@ def tell_ended(outcomes: NodeOutcomes) -> None:
     warn(outcomes.warnings)
 
 
-async def conclude(nodes: Sequence[NodeOutcomes], fleet: Fleet, warnings: Sequence[str]) -> list[Outcome]:
+async def conclude(nodes: Sequence[NodeOutcomes], fleet: Fleet, warnings: Sequence[RunWarning]) -> list[Outcome]:
     """Publish how all *nodes* ended, and the *warnings* of the fleet and of each of them.
 
     Raise RunFailedError, which names each node that is not stored and why.

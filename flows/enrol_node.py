@@ -20,14 +20,14 @@ from prefect.states import Cancelled, Completed
 from pydantic import Field
 
 from a0backup.backup.session import NodeSession, Run, open_node
-from a0backup.check import fleet_warnings
-from a0backup.enrolment import Device, Plan, Role, give_role, look
 from a0backup.errors import EnrolmentError
 from a0backup.files import in_thread
-from a0backup.fleet import Fleet, Node
-from a0backup.report import Outcome
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import Fleet, Node
+from a0backup.nodes.enrolment import Device, Plan, Role, give_role, look
+from a0backup.report.outcomes import Outcome
 from flows.backup_node import backed_up
-from flows.ending import conclude, warn
+from flows.ending import conclude, warned_of
 from tasks.enrolment import prove_artifact, publish_plan
 from tasks.progress import progress_published
 from tasks.shared_password import shared_password
@@ -65,7 +65,7 @@ async def enrol_node(node: str, device: Device, fleet: Path = Path("fleet.yaml")
         fleet: The fleet file, as a path on the machine that runs this.
         force: Give the role also where a backup folder exists on the node; what is in that folder is lost.
     """
-    settings = Fleet.load(fleet)
+    settings = load_fleet(fleet)
     [chosen] = settings.chosen([node])
     role = Role(device, force)
 
@@ -117,8 +117,7 @@ async def confirmed(plan: Plan) -> bool:
 async def first_backup(node: Node, fleet: Fleet) -> list[Outcome]:
     """Return the stored artifacts of the node's first backup, one for each kind. Raise RunFailedError."""
     run = await in_thread(Run.begin, fleet, [node], id=str(runtime.flow_run.id))
-    warnings = await in_thread(fleet_warnings, fleet)
-    warn(warnings)
+    warnings = await warned_of(fleet)
     async with progress_published([node]), slots(node.name, deadline=fleet.lock_deadline):
         outcomes = await backed_up(node, run)
     return await conclude([outcomes], fleet, warnings)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from prefect.exceptions import TerminationSignal
 
-from a0backup.fleet import Node
+from a0backup.fleet.models import Node
 
 R = TypeVar("R")
 

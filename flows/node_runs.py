@@ -25,10 +25,11 @@ from a0backup.backup.loop import NodeOutcomes, error_kept
 from a0backup.backup.steps import StepName
 from a0backup.errors import EngineError
 from a0backup.files import in_thread
-from a0backup.fleet import Fleet, Node
-from a0backup.lock import is_held
-from a0backup.progress import Step, tell
-from a0backup.vault import Manifest, Vault
+from a0backup.fleet.models import Fleet, Node
+from a0backup.report.progress import Step, tell
+from a0backup.vault.lock import is_held
+from a0backup.vault.manifest import Manifest
+from a0backup.vault.vault import Vault
 from flows.ending import ExistingChoice, tell_ended
 from tasks.hand_over import HandedOver, handed_over
 
@@ -109,7 +110,7 @@ class NodeRuns:
             return await self._patiently(make)
         except ObjectNotFound:
             raise EngineError(
-                f"there is no deployment {OF_FLEET}", "`python -m deployments.register` makes what `workers` needs"
+                f"there is no deployment {OF_FLEET}", "`a0backup engine register` makes what `workers` needs"
             ) from None
 
     async def _end_of(self, client: PrefectClient, run: FlowRun, node: Node) -> State:

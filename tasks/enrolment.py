@@ -5,9 +5,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from a0backup.backup.steps import Done, StepName
-from a0backup.enrolment import Plan, prove
-from a0backup.fleet import Fleet
-from a0backup.progress import Step, tell
+from a0backup.fleet.models import Fleet
+from a0backup.nodes.enrolment import Plan, prove
+from a0backup.report.progress import Step, tell
 from tasks.engine_task import engine_task
 from tasks.shared_password import shared_password
 

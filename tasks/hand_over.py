@@ -13,7 +13,8 @@ from prefect.client.schemas.filters import (
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from a0backup.report import Outcome
+from a0backup.report.outcomes import Outcome
+from a0backup.report.warnings import RunWarning
 from tasks.engine_task import engine_task
 
 KEY = "outcomes-for-the-fleet"
@@ -24,14 +25,14 @@ class HandedOver:
     """How a node's backups ended, and what was warned of at them."""
 
     outcomes: list[Outcome]
-    warnings: list[str]
+    warnings: list[RunWarning]
 
 
 _HANDED_OVER = TypeAdapter(HandedOver)
 
 
 @engine_task(name="hand-over", task_run_name="hand-over")
-async def hand_over(outcomes: Sequence[Outcome], warnings: Sequence[str]) -> None:
+async def hand_over(outcomes: Sequence[Outcome], warnings: Sequence[RunWarning]) -> None:
     """Leave the outcomes where the run that started this one finds them."""
     said = HandedOver(list(outcomes), list(warnings))
     # A type that the UI does not know: it is shown as it is, never as Markdown, which a node's words could abuse.

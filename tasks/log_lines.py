@@ -8,7 +8,7 @@ import logging
 import re
 
 from a0backup.errors import A0BackupError, BackupInProgressError
-from a0backup.report import human_seconds
+from a0backup.report.words import human_seconds
 
 _AGAIN = "Task run failed with %s: %r - Retry %s/%s will start %s"
 _FAILED = "Task run failed with exception: "

@@ -23,9 +23,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.logging import get_run_logger
 
-from a0backup.fleet import Node
-from a0backup.progress import Board, Row, percent_ended, table, watched_by
-from a0backup.report import plain
+from a0backup.fleet.models import Node
+from a0backup.report.progress import Board, Row, percent_ended, table, watched_by
+from a0backup.report.words import plain
 
 PACE = 5.0  # seconds between two updates
 PATIENCE = 5.0  # seconds that one may take

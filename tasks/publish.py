@@ -4,36 +4,40 @@ from collections.abc import Sequence
 
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
-from a0backup import report
-from a0backup.report import Finding, Outcome
+from a0backup.report.check_report import check_markdown, check_rows
+from a0backup.report.outcomes import Finding, Outcome
+from a0backup.report.run_report import markdown, rows
+from a0backup.report.warnings import RunWarning
 from tasks.engine_task import engine_task
 
 
 @engine_task(name="publish-report", task_run_name="publish-report")
-async def publish_report(outcomes: list[Outcome], fleet: str, warnings: Sequence[str]) -> None:
+async def publish_report(outcomes: list[Outcome], fleet: str, warnings: Sequence[RunWarning]) -> None:
     """Put how every node's backup ended on the run's page, and the run's *warnings*."""
     await acreate_markdown_artifact(
         key="backup-report",
-        markdown=report.markdown(outcomes, fleet=fleet, warnings=warnings),
+        markdown=markdown(outcomes, fleet=fleet, warnings=warnings),
         description="How every node's backup ended, and why where it did not end well.",
     )
     await acreate_table_artifact(
         key="backup-table",
-        table=report.rows(outcomes),
+        table=rows(outcomes),
         description="Node, outcome, size, md5, duration and artifact id.",
     )
 
 
 @engine_task(name="publish-findings", task_run_name="publish-findings")
-async def publish_findings(findings: list[Finding], fleet: str, warnings: Sequence[str], notes: Sequence[str]) -> None:
+async def publish_findings(
+    findings: list[Finding], fleet: str, warnings: Sequence[RunWarning], notes: Sequence[str]
+) -> None:
     """Put what the check found of every node on the run's page, and the fleet's *warnings* and *notes*."""
     await acreate_markdown_artifact(
         key="check-report",
-        markdown=report.check_markdown(findings, fleet=fleet, warnings=warnings, notes=notes),
+        markdown=check_markdown(findings, fleet=fleet, warnings=warnings, notes=notes),
         description="What is on every node, what the next run would do, and what is in its way.",
     )
     await acreate_table_artifact(
         key="check-table",
-        table=report.check_rows(findings),
+        table=check_rows(findings),
         description="Node, status, and what the next run would do.",
     )

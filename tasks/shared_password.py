@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect.blocks.system import Secret
 
-from a0backup import password
+from a0backup.passwords import shared as password
 
 
 async def shared_password(source: password.Source) -> str | None:

@@ -1,6 +1,6 @@
 """The engine's concurrency limits: for display and for queueing, never the lock, which is the vault's.
 
-`python -m deployments.register` makes one limit for each node and one for all; Prefect's page on concurrency shows who
+`a0backup engine register` makes one limit for each node and one for all; Prefect's page on concurrency shows who
 holds what. Where there is none, or the engine cannot give a slot, a backup goes on without.
 """
 

@@ -7,8 +7,8 @@ import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from a0backup.contents import Contents, Inspection, inspect
-from a0backup.encryption import decryptor
+from a0backup.artifact.encryption import decryptor
+from a0backup.artifact.inspection import Contents, Inspection, inspect
 from a0backup.errors import ContentsError
 from a0backup.files import digests
 

@@ -171,7 +171,7 @@ def engine_server(migrated_home: Path) -> str:
 @pytest.fixture
 def engine(engine_server: str) -> Iterator[str]:
     """Make Prefect in this process use the shared server, and give its API address; for tests marked `engine`."""
-    from deployments.server import use_api
+    from deployments.home import use_api
 
     with use_api(engine_server, room() / "engine"):
         yield engine_server

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 
-from a0backup.vault import Vault
+from a0backup.vault.vault import Vault
 from tests.support.login import logged_in
 from tests.support.patience import eventually, patience
 

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from a0backup.fleet import Fleet
-from a0backup.journal import JournalFile
-from a0backup.vault import Manifest, Vault
+from a0backup.fleet.load import load_fleet
+from a0backup.vault.journal import JournalFile
+from a0backup.vault.manifest import Manifest
+from a0backup.vault.vault import Vault
 from simulator.fleet import SimulatedFleet
 from tests.nights import REPOSITORY, Night, night
 from tests.support.patience import patience
@@ -24,7 +25,7 @@ def killed_after(stage: str, fleet_file: str) -> None:
         if reached == stage:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    asyncio.run(night(Fleet.load(fleet_file), flow_run="run-1", after=kill))
+    asyncio.run(night(load_fleet(fleet_file), flow_run="run-1", after=kill))
 
 
 class Desk:
@@ -37,7 +38,7 @@ class Desk:
     def configure(self, **overrides: object) -> None:
         quick = {"nodes": [self.node], "polling": {"interval": "0.05s", "max_interval": "0.05s", "deadline": "20s"}}
         self.file = self.simulated.fleet_yaml(self.room / "fleet.yaml", **quick | overrides)
-        self.fleet = Fleet.load(self.file)
+        self.fleet = load_fleet(self.file)
 
     @property
     def vault(self) -> Vault:

@@ -28,10 +28,11 @@ from a0backup.backup.loop import NodeOutcomes, back_up_node
 from a0backup.backup.session import NodeSession, Run
 from a0backup.backup.steps import StepName
 from a0backup.errors import A0BackupError
-from a0backup.fleet import Existing, Fleet
-from a0backup.password import LoadShared, Source
-from a0backup.report import Ending, Outcome
-from a0backup.vault import Vault
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import Existing, Fleet
+from a0backup.passwords.shared import LoadShared, Source
+from a0backup.report.outcomes import Ending, Outcome
+from a0backup.vault.vault import Vault
 from tests.support.patience import patience
 
 PASSWORD = "Passw0rd"
@@ -294,7 +295,7 @@ def _run_forked(order: Mapping[str, Any]) -> NoReturn:
             said["began"] = datetime.fromisoformat(said["began"])
         report: dict[str, Any] = {"outcomes": [], "errors": [], "unforeseen": ""}
         try:
-            nights = asyncio.run(whole_night(Fleet.load(order["fleet_file"]), **said))
+            nights = asyncio.run(whole_night(load_fleet(order["fleet_file"]), **said))
             report["outcomes"] = [asdict(night.outcome) for night in nights]
             report["errors"] = [type(night.error).__name__ if night.error else "" for night in nights]
         except BaseException:  # noqa: BLE001 - told to whoever started this process

@@ -16,9 +16,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from a0backup import recovery
 from a0backup.files import digests
-from a0backup.vault import Manifest, ManifestNode, ManifestPassword, SealedPassword, Vault
+from a0backup.passwords import recovery_keys
+from a0backup.vault import storing
+from a0backup.vault.leftovers import verified_file
+from a0backup.vault.manifest import Manifest, ManifestNode, ManifestPassword, SealedPassword
+from a0backup.vault.vault import Vault
 from simulator.artifact import key_and_iv, make
 
 A0BACKUP = Path(sys.executable).with_name("a0backup")
@@ -33,7 +36,7 @@ class Keys:
     folder: Path
 
     def seal(self, password: str, *names: str) -> tuple[SealedPassword, ...]:
-        return tuple(recovery.load_public(self.folder / f"{name}.pub.pem").seal(password) for name in names)
+        return tuple(recovery_keys.load_public(self.folder / f"{name}.pub.pem").seal(password) for name in names)
 
     def options(self, name: str = "recovery") -> list[object]:
         return ["--key", self.folder / f"{name}.key.pem", "--passphrase-file", self.folder / "passphrase"]
@@ -45,7 +48,7 @@ class Keys:
     @classmethod
     def make(cls, folder: Path, password: str) -> Self:
         for name in ("recovery", "other"):
-            recovery.make_pair(folder / f"{name}.key.pem", folder / f"{name}.pub.pem", PASSPHRASE)
+            recovery_keys.make_pair(folder / f"{name}.key.pem", folder / f"{name}.pub.pem", PASSPHRASE)
         for name, text in {"passphrase": PASSPHRASE, "password": password, "wrong": "Canary8Another"}.items():
             (folder / name).write_text(f"{text}\n")
             (folder / name).chmod(0o600)
@@ -66,7 +69,7 @@ def store(
     """Store an artifact in the vault at *root* as a run does."""
     vault = Vault(root)
     vault.make(node)
-    place = vault.verified_file(node, kind)
+    place = verified_file(vault, node, kind)
     place.parent.mkdir(exist_ok=True, mode=0o700)
     if plain is None:
         make(place, kind=kind, seed=f"{node}{nights}", size=size, password=password, stopped=lambda: False)
@@ -75,7 +78,8 @@ def store(
         command = ["openssl", "enc", "-aes-256-ctr", "-K", key.hex(), "-iv", iv.hex()]
         place.write_bytes(subprocess.run(command, input=plain, capture_output=True, check=True).stdout)
     started = START + timedelta(days=nights)
-    return vault.store(
+    return storing.store(
+        vault,
         node=ManifestNode(name=node, host="127.0.0.1", port=10121),
         kind=kind,
         name_on_node="22-11-2026-02-00-01.tar.gz",

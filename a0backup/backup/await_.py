@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from enum import Enum
 
+from a0backup.a0cli.status import Absent, Found, InProgress, Status, shown
 from a0backup.backup.context import Context
 from a0backup.backup.start import Sent
 from a0backup.backup.steps import StepName, step
@@ -16,10 +17,9 @@ from a0backup.errors import (
     Md5MissingError,
     StartFailedError,
 )
-from a0backup.fleet import Existing
+from a0backup.fleet.models import Existing
 from a0backup.identity import BackupIdentity
-from a0backup.journal import NotOpened
-from a0backup.replies import Absent, Found, InProgress, Status, shown
+from a0backup.vault.journal import NotOpened
 
 
 class Verdict(Enum):

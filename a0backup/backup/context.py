@@ -6,15 +6,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from a0backup import progress
+from a0backup.a0cli.status import Found, Status
 from a0backup.backup.session import NodeSession
 from a0backup.backup.steps import StepName
-from a0backup.fleet import Existing, Fleet, Node
+from a0backup.fleet.models import Existing, Fleet, Node
 from a0backup.identity import BackupIdentity
-from a0backup.journal import Journal, JournalFile, NotOpened
-from a0backup.replies import Found, Status
-from a0backup.sealed_files import SealedFiles
-from a0backup.vault import Vault
+from a0backup.report import progress
+from a0backup.vault.journal import Journal, JournalFile, NotOpened
+from a0backup.vault.leftovers import sweep
+from a0backup.vault.sealed_files import SealedFiles
+from a0backup.vault.vault import Vault
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Context:
     async def sweep(self) -> None:
         """Remove what dead runs left of this backup. Raise VaultUnusableError."""
         keep = self.session.directory.path
-        for folder in await self.on_disk(self.vault.sweep, self.node.name, kind=self.kind, keep=keep):
+        for folder in await self.on_disk(sweep, self.vault, self.node.name, kind=self.kind, keep=keep):
             self.note(f"{folder.name} in the vault holds bytes and no manifest; look at it, then remove it")
 
 

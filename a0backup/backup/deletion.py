@@ -10,11 +10,12 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from a0backup.a0cli.replies import quoted
+from a0backup.a0cli.status import Found, InProgress, Status, shown
 from a0backup.backup.context import Context
 from a0backup.backup.steps import Done, StepName, step
 from a0backup.errors import A0cliError, A0cliMissingError, DeleteNotConfirmedError
 from a0backup.files import publish, remove_durably
-from a0backup.replies import Found, InProgress, Status, quoted, shown
 
 INTERVAL = 1.0  # seconds between two looks whether it has taken effect
 

@@ -5,9 +5,9 @@ from enum import Enum
 
 from a0backup.backup.start import KnownPassword
 from a0backup.errors import ContentsError
-from a0backup.fleet import Existing
-from a0backup.journal import Journal, NotOpened
-from a0backup.vault import ManifestPassword, Mode, SealedPassword
+from a0backup.fleet.models import Existing
+from a0backup.vault.journal import Journal, NotOpened
+from a0backup.vault.manifest import ManifestPassword, Mode, SealedPassword
 
 
 class Verdict(Enum):

@@ -1,8 +1,10 @@
 """Gathering the facts that `reconcile` decides on, from the vault. For runs, and for looks that change nothing."""
 
-from a0backup.journal import Journal
-from a0backup.replies import Absent, Found, Status
-from a0backup.vault import Manifest, Vault
+from a0backup.a0cli.status import Absent, Found, Status
+from a0backup.vault.journal import Journal
+from a0backup.vault.leftovers import salvage
+from a0backup.vault.manifest import Manifest
+from a0backup.vault.vault import Vault
 
 
 def stored_manifest(vault: Vault, node: str, kind: str, status: Status, journal: Journal | None) -> Manifest | None:
@@ -35,4 +37,4 @@ def is_lost_by_node(vault: Vault, node: str, kind: str, status: Status, journal:
         return False
     if journals_manifest(vault, node, kind, journal) is not None:
         return False
-    return vault.salvage(node, kind, journal.pinned.md5) is not None
+    return salvage(vault, node, kind, journal.pinned.md5) is not None

@@ -1,11 +1,12 @@
 """Keeping the verified bytes of a node backup: in the vault, read back, with the manifest that says what they are."""
 
+from a0backup.artifact.inspection import Contents
 from a0backup.backup.context import Context, now
 from a0backup.backup.evidence import password_of
 from a0backup.backup.retrieve import Retrieval
 from a0backup.backup.steps import Done, StepName, step
-from a0backup.contents import Contents
-from a0backup.vault import Manifest, ManifestNode, ManifestPassword, Verified, VerifiedMember
+from a0backup.vault.manifest import Manifest, ManifestNode, ManifestPassword, Verified, VerifiedMember
+from a0backup.vault.storing import store
 
 
 class Storing:
@@ -29,7 +30,8 @@ class Storing:
         if already is None:
             assert retrieval.bytes.digests is not None, "store comes after verify"
             self.stored = await context.on_disk(
-                context.vault.store,
+                store,
+                context.vault,
                 node=ManifestNode(name=node.name, host=node.host, port=node.port),
                 kind=self.kind,
                 name_on_node=retrieval.found.name,

@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from a0backup.a0cli.status import shown
 from a0backup.backup.node_backup import NodeBackup
 from a0backup.backup.reconcile import AskAgain, Await, Delete, Keep, Refuse, Replace, Settle, Start
 from a0backup.backup.retrieve import Next
 from a0backup.backup.session import NodeSession, Run, open_node
 from a0backup.backup.steps import StepName, TakeStep
 from a0backup.errors import A0BackupError, ForeignBackupError, UnsettledError
-from a0backup.fleet import Fleet, Node
-from a0backup.password import LoadShared
-from a0backup.replies import shown
-from a0backup.report import Outcome, halves, outcome_of
+from a0backup.fleet.models import Fleet, Node
+from a0backup.passwords.shared import LoadShared
+from a0backup.report.outcomes import Outcome, halves, outcome_of
+from a0backup.report.warnings import RunWarning
 
 MAX_ROUNDS = 20  # a night takes three or four; more is a node that somebody else works on all the time
 
@@ -30,7 +31,7 @@ class NodeOutcomes:
         self.node, self.kinds = node, fleet.kinds_of(node)
         self.all: list[Outcome] = []
         self.errors: list[Exception | None] = []  # what stopped each
-        self.warnings: list[str] = []
+        self.warnings: list[RunWarning] = []
 
     def note(self, outcome: Outcome, error: Exception | None) -> None:
         """Note how the next kind ended, and the *error* that stopped it."""
@@ -81,7 +82,7 @@ async def back_up_node(run: Run, outcomes: NodeOutcomes, *, take: TakeStep, shar
             for kind in outcomes.kinds:
                 await back_up_kind(session, kind, outcomes)
             if half := halves(node.name, outcomes.kinds, splits=session.splits, outcomes=outcomes.all):
-                outcomes.warnings.append(half)
+                outcomes.warnings.append(RunWarning(half, node.name))
     outcomes.note_rest(ended, step)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+from a0backup.a0cli.status import Absent, Found, Status, shown
 from a0backup.backup.await_ import Await
 from a0backup.backup.context import Context
 from a0backup.backup.deletion import Deletion
@@ -15,9 +16,8 @@ from a0backup.backup.start import Start
 from a0backup.backup.steps import StepName, step
 from a0backup.errors import A0BackupError, Md5MismatchError, RefusedError, VaultUnusableError
 from a0backup.identity import BackupIdentity
-from a0backup.replies import Absent, Found, Status, shown
-from a0backup.report import Outcome, outcome_of
-from a0backup.vault import Manifest
+from a0backup.report.outcomes import Outcome, outcome_of
+from a0backup.vault.manifest import Manifest
 
 log = logging.getLogger(__name__)
 

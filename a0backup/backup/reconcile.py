@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from a0backup.fleet import Existing
+from a0backup.a0cli.status import Absent, Found, InProgress, Status
+from a0backup.fleet.models import Existing
 from a0backup.identity import BackupIdentity
-from a0backup.journal import Journal
-from a0backup.replies import Absent, Found, InProgress, Status
-from a0backup.vault import Manifest
+from a0backup.vault.journal import Journal
+from a0backup.vault.manifest import Manifest
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from a0backup.a0cli.replies import quoted, refusal
+from a0backup.a0cli.status import shown
+from a0backup.artifact.inspection import Inspection, inspect
 from a0backup.backup import evidence
 from a0backup.backup.context import Context, now
 from a0backup.backup.evidence import Evidence
 from a0backup.backup.reconcile import Keep
 from a0backup.backup.start import KnownPassword, Start
 from a0backup.backup.steps import Done, StepName, step
-from a0backup.contents import Inspection, inspect
 from a0backup.errors import (
     A0BackupError,
     ArtifactDamagedError,
@@ -28,11 +30,13 @@ from a0backup.errors import (
     VaultUnusableError,
 )
 from a0backup.files import Digests, digests
-from a0backup.journal import NotOpened
-from a0backup.replies import quoted, refusal, shown
-from a0backup.report import human_size
-from a0backup.space import claim, release, space_for
-from a0backup.vault import Manifest, Verified
+from a0backup.report.words import human_size
+from a0backup.vault.journal import NotOpened
+from a0backup.vault.leftovers import salvage, sweep_private, verified_file
+from a0backup.vault.manifest import Manifest, Verified
+from a0backup.vault.quarantine import quarantine
+from a0backup.vault.space import claim, release, space_for
+from a0backup.vault.storing import confirm
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +89,7 @@ class Retrieval:
 
     @property
     def _verified_file(self) -> Path:
-        return self.context.vault.verified_file(self.context.node.name, self.kind)
+        return verified_file(self.context.vault, self.context.node.name, self.kind)
 
     def _md5(self) -> str:
         if self.found.md5 is None:
@@ -103,13 +107,13 @@ class Retrieval:
         self.bytes = Retrieved()
         if self._stored is not None:
             try:
-                await context.on_disk(vault.confirm, self._stored)
+                await context.on_disk(confirm, vault, self._stored)
             except ArtifactDamagedError as error:
                 context.note(f"{error.message()}; it is retrieved again")
             else:
                 self.bytes.stored = self._stored
                 return Done(f"verified in the vault as {self._stored.id}, read back just now", cached=True)
-        self.bytes.digests = await context.on_disk(vault.salvage, node, self.kind, wanted)
+        self.bytes.digests = await context.on_disk(salvage, vault, node, self.kind, wanted)
         if self.bytes.digests is not None:
             return Done("an earlier run retrieved these bytes; their md5 still matches", cached=True)
         self.attempts += 1
@@ -119,7 +123,7 @@ class Retrieval:
         context, vault, node = self.context, self.context.vault, self.context.node.name
         directory, a0cli = self.session.directory, self.session.a0cli
         # None of it is what is wanted now, and it would take the room that this artifact needs.
-        await context.on_disk(vault.sweep_private, node, keep=directory.path)
+        await context.on_disk(sweep_private, vault, node, keep=directory.path)
         await context.on_disk(directory.clear_retrieved)
         space = await context.on_disk(claim, vault, node, self.kind, arriving=directory.path)
         context.tell(StepName.RETRIEVE, watch=directory.path, size=space.last)
@@ -282,7 +286,7 @@ class Retrieval:
             "sealed": [entry.model_dump() for entry in sealed],
         }
         try:
-            await context.on_disk(context.vault.quarantine, node, self.kind, path, reason=reason, now=at)
+            await context.on_disk(quarantine, context.vault, node, self.kind, path, reason=reason, now=at)
         except VaultUnusableError as full:
             context.note(f"the bytes that failed verification could not be kept in quarantine: {full.reason}")
 

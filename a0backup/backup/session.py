@@ -6,17 +6,18 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
-from a0backup.a0cli import A0cli, PrivateDirectory
+from a0backup.a0cli.commands import A0cli
+from a0backup.a0cli.directory import PrivateDirectory
+from a0backup.a0cli.listing import missing_commands, offered_commands, offers_backup, offers_sensitive
 from a0backup.backup.steps import Done, StepName, TakeStep, step
 from a0backup.errors import PasswordError, VaultUnusableError
 from a0backup.files import in_thread
-from a0backup.fleet import Existing, Fleet, Node
-from a0backup.lock import node_lock
-from a0backup.password import LoadShared
-from a0backup.progress import Step, tell
-from a0backup.replies import missing_commands, offered_commands, offers_backup, offers_sensitive
-from a0backup.space import release
-from a0backup.vault import Vault, VaultSnapshot
+from a0backup.fleet.models import Existing, Fleet, Node
+from a0backup.passwords.shared import LoadShared
+from a0backup.report.progress import Step, tell
+from a0backup.vault.lock import node_lock
+from a0backup.vault.space import release
+from a0backup.vault.vault import Vault, VaultSnapshot
 
 P = ParamSpec("P")
 R = TypeVar("R")

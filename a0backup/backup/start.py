@@ -4,16 +4,17 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from a0backup import password, recovery
+from a0backup.a0cli.replies import made_nothing, quoted, refusal
 from a0backup.backup.context import Context, now
 from a0backup.backup.deletion import Deletion
 from a0backup.backup.steps import Done, StepName, step
 from a0backup.errors import A0BackupError, A0cliError, A0cliMissingError, PasswordError, RefusedError, StartFailedError
 from a0backup.identity import BackupIdentity
-from a0backup.journal import Journal
-from a0backup.replies import made_nothing, quoted, refusal
-from a0backup.space import claim
-from a0backup.vault import Mode, SealedPassword
+from a0backup.passwords import recovery_keys
+from a0backup.passwords import shared as password
+from a0backup.vault.journal import Journal
+from a0backup.vault.manifest import Mode, SealedPassword
+from a0backup.vault.space import claim
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class Start:
         if text is not None:
             return KnownPassword(text)
         assert source.sealed_to is not None, "a password is shared or sealed"
-        keys = await self.context.on_disk(recovery.load_all, source.sealed_to)
+        keys = await self.context.on_disk(recovery_keys.load_all, source.sealed_to)
         text = password.random_password()
         return KnownPassword(text, tuple(key.seal(text) for key in keys))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
-from a0backup import progress
+from a0backup.report import progress
 
 if TYPE_CHECKING:
     from a0backup.backup.session import NodeSession

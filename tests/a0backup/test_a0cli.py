@@ -21,7 +21,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from a0backup.a0cli import A0cli, Printed, PrivateDirectory, _running, kill_running, listening
+from a0backup.a0cli.commands import A0cli, listening
+from a0backup.a0cli.directory import PrivateDirectory
+from a0backup.a0cli.listing import missing_commands
+from a0backup.a0cli.printed import Printed
+from a0backup.a0cli.process import _running, kill_running
+from a0backup.a0cli.status import Absent, Found, InProgress
 from a0backup.errors import (
     A0cliMissingError,
     A0cliTimeoutError,
@@ -34,8 +39,7 @@ from a0backup.errors import (
     VaultUnusableError,
 )
 from a0backup.files import digests
-from a0backup.fleet import Fleet
-from a0backup.replies import Absent, Found, InProgress, missing_commands
+from a0backup.fleet.load import load_fleet
 from simulator.fleet import SimulatedFleet
 from tests.support.patience import patience
 
@@ -457,7 +461,7 @@ async def test_all_kinds_are_started_shown_retrieved_and_deleted(
 ) -> None:
     kinds = ["backup", "backup-sensitive", {"user-export": ["_id", "email", "__tenant"]}]
     settings = {"call_timeout": "20s", "password_style": style}
-    fleet = Fleet.load(simulated.fleet_yaml(tmp_path / "fleet.yaml", kinds=kinds, a0cli=settings))
+    fleet = load_fleet(simulated.fleet_yaml(tmp_path / "fleet.yaml", kinds=kinds, a0cli=settings))
     node = fleet.nodes[style == "option"]
     directory = PrivateDirectory.make(tmp_path, "work", key_dir=fleet.a0cli.key_dir, node=node.name)
     a0cli = A0cli(fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path)

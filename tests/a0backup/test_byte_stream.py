@@ -6,7 +6,7 @@ import pickle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a0backup.byte_stream import ByteStream, Fault
+from a0backup.artifact.byte_stream import ByteStream, Fault
 from a0backup.errors import GzipDamagedError
 
 STEPS = st.lists(

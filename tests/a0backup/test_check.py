@@ -20,13 +20,18 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 
-from a0backup.check import check_node, fleet_notes, fleet_room, fleet_warnings, recovery_key_problems
 from a0backup.files import digests, make_private_directory
-from a0backup.fleet import FIRST_SPLIT_BUILD, KEYSTREAM_REUSE, Existing, Fleet
+from a0backup.fleet.fields import FIRST_SPLIT_BUILD
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import KEYSTREAM_REUSE, Existing
 from a0backup.identity import BackupIdentity
-from a0backup.journal import Journal, JournalFile
-from a0backup.report import Finding
-from a0backup.vault import ManifestNode, ManifestPassword, Vault
+from a0backup.nodes.check import check_node, fleet_notes, fleet_room, fleet_warnings, recovery_key_problems
+from a0backup.report.outcomes import Finding, Problem
+from a0backup.vault.journal import Journal, JournalFile
+from a0backup.vault.leftovers import verified_file
+from a0backup.vault.manifest import ManifestNode, ManifestPassword
+from a0backup.vault.storing import store
+from a0backup.vault.vault import Vault
 from simulator.fleet import SimulatedFleet
 
 NOW = datetime(2026, 11, 23, 2, tzinfo=UTC)
@@ -62,7 +67,7 @@ class Desk:
         make_private_directory(self.folder)
 
     def configure(self, **overrides: object) -> None:
-        self.fleet = Fleet.load(self.simulated.fleet_yaml(self.room / "fleet.yaml", nodes=[self.node], **overrides))
+        self.fleet = load_fleet(self.simulated.fleet_yaml(self.room / "fleet.yaml", nodes=[self.node], **overrides))
 
     @property
     def vault(self) -> Vault:
@@ -85,11 +90,12 @@ class Desk:
         held = self.simulated.holds(self.name)
         assert held is not None
         content = Path(held["path"]).read_bytes()
-        place = self.vault.verified_file(self.name, "backup")
+        place = verified_file(self.vault, self.name, "backup")
         place.parent.mkdir(0o700, exist_ok=True)
         place.write_bytes(content)
         place.chmod(0o600)
-        self.vault.store(
+        store(
+            self.vault,
             node=ManifestNode(name=self.name, host="127.0.0.1", port=1),
             kind="backup",
             name_on_node=pair.name,
@@ -154,11 +160,11 @@ async def test_a_vault_without_room_for_the_next_artifact_is_a_problem(desk: Des
     finding = await desk.check()
     assert not finding.well
     assert finding.room.endswith("the last backup took 1000.0 PB")
-    [problem, hint] = finding.problems
-    assert problem.startswith(
+    [problem] = finding.problems
+    assert problem.text.startswith(
         "no room for the backup: it may take 1,250,000,000,000,000,000 bytes, the vault's disk has"
     )
-    assert hint.startswith("HINT: make room")
+    assert problem.hint.startswith("make room")
 
 
 async def test_room_for_each_node_but_not_for_all_of_them_is_a_problem_of_the_fleet(desk: Desk) -> None:
@@ -169,9 +175,9 @@ async def test_room_for_each_node_but_not_for_all_of_them_is_a_problem_of_the_fl
     file = desk.vault.root / manifest.id / "manifest.json"
     file.write_text(file.read_text().replace(f'"size": {manifest.artifact.size}', f'"size": {share}'))
     assert fleet_room(desk.fleet, desk.fleet.nodes) == ()
-    [problem, hint] = fleet_room(desk.fleet, desk.fleet.nodes * 4)
-    assert problem.startswith("no room for the artifacts of all 4 nodes: they may take ")
-    assert hint.startswith("HINT: make room")
+    [problem] = fleet_room(desk.fleet, desk.fleet.nodes * 4)
+    assert problem.text.startswith("no room for the artifacts of all 4 nodes: they may take ")
+    assert problem.hint.startswith("make room")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +264,7 @@ async def test_a_vault_that_cannot_be_made_is_a_problem(desk: Desk) -> None:
     desk.fleet.vault.write_text("a file in the way")
     finding = await desk.check()
     assert not finding.well
-    assert str(desk.fleet.vault) in finding.problems[0]
+    assert str(desk.fleet.vault) in finding.problems[0].text
 
 
 async def test_an_unknown_wording_is_a_problem_with_the_line_that_would_teach_it(desk: Desk) -> None:
@@ -266,7 +272,7 @@ async def test_an_unknown_wording_is_a_problem_with_the_line_that_would_teach_it
     finding = await desk.check()
     assert not finding.well
     assert finding.reachable
-    assert "Zilch in the larder" in " ".join(finding.problems)
+    assert "Zilch in the larder" in " ".join(problem.text for problem in finding.problems)
     assert finding.teach == 'a0cli: {replies: {absent: ["Zilch in the larder"]}}'
     desk.configure(a0cli={"replies": {"absent": ["Zilch in the larder"]}})
     taught = await desk.check()
@@ -281,14 +287,14 @@ async def test_an_unreachable_node_is_told_from_one_that_refuses(desk: Desk) -> 
     desk.tell("update-commands", "refuse", message="error: permission denied\n")
     refused = await desk.check()
     assert not refused.well
-    assert "permission denied" in " ".join(refused.problems)
+    assert "permission denied" in " ".join(problem.text for problem in refused.problems)
 
 
 async def test_a_node_without_the_backup_role_is_told(desk: Desk) -> None:
     desk.tell(None, "no_role")
     finding = await desk.check()
     assert not finding.well
-    assert "backup" in finding.problems[0]
+    assert "backup" in finding.problems[0].text
 
 
 async def test_a_build_that_is_too_old_is_told_without_touching_the_node(desk: Desk) -> None:
@@ -301,8 +307,8 @@ async def test_a_build_that_is_too_old_is_told_without_touching_the_node(desk: D
 
 async def test_problems_of_the_whole_fleet_are_those_of_the_node_too(desk: Desk) -> None:
     [node] = desk.fleet.nodes
-    finding = await check_node(desk.fleet, node, known=["no password"])
-    assert (finding.well, finding.problems) == (False, ("no password",))
+    finding = await check_node(desk.fleet, node, known=[Problem("no password")])
+    assert (finding.well, finding.problems) == (False, (Problem("no password"),))
 
 
 async def test_a_look_can_be_called_off(desk: Desk) -> None:
@@ -348,7 +354,7 @@ async def test_an_older_build_keeps_all_in_one_backup(old_desk: Desk) -> None:
     old_desk.configure(kinds=BOTH)
     undeclared = await old_desk.check()
     assert not undeclared.well
-    assert undeclared.problems[0] == "backup-sensitive is not offered by the node"
+    assert undeclared.problems[0].text == "backup-sensitive is not offered by the node"
     old_desk.node = old_desk.node | {"build": FIRST_SPLIT_BUILD - 1}
     old_desk.configure(kinds=BOTH)
     finding = await old_desk.check()
@@ -388,7 +394,7 @@ def seal_to(desk: Desk, *paths: str) -> None:
     text = path.read_text()
     assert '  env: "A0_BACKUP_PASSWORD"' in text
     path.write_text(text.replace('env: "A0_BACKUP_PASSWORD"', f"sealed_to: {list(paths)}"))
-    desk.fleet = Fleet.load(path)
+    desk.fleet = load_fleet(path)
 
 
 def test_a_shared_password_is_warned_of_once_for_the_whole_fleet(desk: Desk) -> None:
@@ -412,12 +418,12 @@ def test_a_recovery_key_that_cannot_be_used_is_a_problem_with_a_remedy(
     sealed: Desk, pair: tuple[bytes, bytes, bytes]
 ) -> None:
     seal_to(sealed, "keys/recovery.pub.pem", "keys/gone.pem")
-    [problem, hint] = recovery_key_problems(sealed.fleet)
-    assert problem.startswith(f"recovery key {sealed.room}/keys/gone.pem: ")
-    assert hint.startswith("HINT: ")
+    [problem] = recovery_key_problems(sealed.fleet)
+    assert problem.text.startswith(f"recovery key {sealed.room}/keys/gone.pem: ")
+    assert problem.hint
     assert len(fleet_notes(sealed.fleet)) == 1
     (sealed.room / "keys/gone.pem").write_bytes(pair[1])
-    assert "PRIVATE" in recovery_key_problems(sealed.fleet)[0]
+    assert "PRIVATE" in recovery_key_problems(sealed.fleet)[0].text
 
 
 @pytest.mark.parametrize("form", [1, 2])

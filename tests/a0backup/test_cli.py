@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from a0backup import recovery
-from a0backup.fleet import Fleet
+from a0backup.fleet.load import load_fleet
+from a0backup.passwords import recovery_keys
 from simulator.fleet import SimulatedFleet
 from tests.stored import PASSPHRASE, at_terminal
 from tests.support.command import PASSWORD, a0backup
@@ -61,19 +61,19 @@ def passphrase_file(place: Path, passphrase: str = PASSPHRASE) -> Path:
     return path
 
 
-def test_init_makes_the_key_pair_that_the_fleet_file_names(tmp_path: Path) -> None:
-    ended = a0backup("init", "--recovery-key", "--passphrase-file", passphrase_file(tmp_path), cwd=tmp_path)
+def test_key_create_makes_the_key_pair_that_the_fleet_file_names(tmp_path: Path) -> None:
+    ended = a0backup("key", "create", "--passphrase-file", passphrase_file(tmp_path), cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     public, private = tmp_path / "recovery.pub.pem", tmp_path / "recovery.key.pem"
-    assert f"fingerprint {recovery.load_private(private, PASSPHRASE).fingerprint}" in ended.stdout
+    assert f"fingerprint {recovery_keys.load_private(private, PASSPHRASE).fingerprint}" in ended.stdout
     assert "TAKE IT OFF THIS MACHINE" in ended.stdout
     assert PASSPHRASE not in ended.stdout + ended.stderr
     a0backup("init", cwd=tmp_path)
-    assert Fleet.load(tmp_path / "fleet.yaml").password.sealed_to == (public,)
+    assert load_fleet(tmp_path / "fleet.yaml").password.sealed_to == (public,)
 
 
-def test_the_check_that_init_names_shows_the_fingerprint_that_it_printed(tmp_path: Path) -> None:
-    said = a0backup("init", "--recovery-key", "--passphrase-file", passphrase_file(tmp_path), cwd=tmp_path).stdout
+def test_the_check_that_key_create_names_shows_the_fingerprint_that_it_printed(tmp_path: Path) -> None:
+    said = a0backup("key", "create", "--passphrase-file", passphrase_file(tmp_path), cwd=tmp_path).stdout
     [fingerprint] = re.findall(r"^fingerprint ([0-9a-f]{64})$", said, re.MULTILINE)
     [command] = re.findall(r"openssl pkey .*", said)
     command = command.replace("-pubout", "-passin file:passphrase -pubout")
@@ -82,16 +82,16 @@ def test_the_check_that_init_names_shows_the_fingerprint_that_it_printed(tmp_pat
 
 
 @pytest.mark.parametrize("there", ["recovery.pub.pem", "recovery.key.pem"])
-def test_init_never_overwrites_a_key(tmp_path: Path, there: str) -> None:
+def test_key_create_never_overwrites_a_key(tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_text("mine")
-    ended = a0backup("init", "--recovery-key", "--passphrase-file", passphrase_file(tmp_path), cwd=tmp_path)
+    ended = a0backup("key", "create", "--passphrase-file", passphrase_file(tmp_path), cwd=tmp_path)
     assert ended.returncode == 2
     assert {path.name for path in tmp_path.iterdir()} == {there, "passphrase"}
     assert (tmp_path / there).read_text() == "mine"
 
 
 def test_a_passphrase_that_is_too_short_makes_no_key(tmp_path: Path) -> None:
-    ended = a0backup("init", "--recovery-key", "--passphrase-file", passphrase_file(tmp_path, "short1"), cwd=tmp_path)
+    ended = a0backup("key", "create", "--passphrase-file", passphrase_file(tmp_path, "short1"), cwd=tmp_path)
     assert ended.returncode == 1
     assert "12 are the least" in ended.stderr
     assert "short1" not in ended.stderr
@@ -102,14 +102,14 @@ def test_a_passphrase_that_is_too_short_makes_no_key(tmp_path: Path) -> None:
     ("answers", "code"), [([PASSPHRASE, PASSPHRASE], 0), ([PASSPHRASE, "Another Passphrase"], 2), ([""], 2)]
 )
 def test_the_passphrase_is_asked_for_twice_and_not_shown(tmp_path: Path, answers: list[str], code: int) -> None:
-    ended, shown = at_terminal("init", "--recovery-key", cwd=tmp_path, answers=answers)
+    ended, shown = at_terminal("key", "create", cwd=tmp_path, answers=answers)
     assert ended == code, shown
     assert "Passphrase" not in shown
     assert (tmp_path / "recovery.key.pem").exists() == (code == 0)
 
 
 def test_without_a_terminal_a_key_needs_a_passphrase_file(tmp_path: Path) -> None:
-    ended = a0backup("init", "--recovery-key", cwd=tmp_path)
+    ended = a0backup("key", "create", cwd=tmp_path)
     assert ended.returncode == 2
     assert "--passphrase-file" in ended.stderr
 
@@ -148,7 +148,7 @@ def test_an_unknown_node_ends_with_2_before_anything_is_started(tmp_path: Path) 
     assert "engine" not in ended.stderr
 
 
-@pytest.mark.parametrize("module", ["a0backup.cli"])
+@pytest.mark.parametrize("module", ["a0backup.cli.main"])
 def test_the_command_imports_no_engine(module: str) -> None:
     code = f"import sys, {module}; sys.exit(any(name.partition('.')[0] == 'prefect' for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -409,7 +409,7 @@ def test_from_init_to_drill_three_kinds_are_sealed_and_opened_by_the_recovery_ke
     engine_server: str, tmp_path: Path
 ) -> None:
     passphrase = ("--passphrase-file", passphrase_file(tmp_path))
-    assert a0backup("init", "--recovery-key", *passphrase, cwd=tmp_path).returncode == 0
+    assert a0backup("key", "create", *passphrase, cwd=tmp_path).returncode == 0
     offline = tmp_path / "offline" / "recovery.key.pem"
     offline.parent.mkdir()
     (tmp_path / "recovery.key.pem").rename(offline)
@@ -423,7 +423,7 @@ def test_from_init_to_drill_three_kinds_are_sealed_and_opened_by_the_recovery_ke
         ended = a0backup("run", "--fleet", fleet_yaml, api=engine_server)
         exported = appliances.calls("a0-1", "user-export")
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert recovery.load_public(tmp_path / "recovery.pub.pem").fingerprint in checked.stdout
+    assert recovery_keys.load_public(tmp_path / "recovery.pub.pem").fingerprint in checked.stdout
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "warning" not in checked.stdout + ended.stdout
     assert [call["args"][-1] for call in exported] == ["_id,email"]

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from a0backup.byte_stream import CHUNK
-from a0backup.contents import HEAD, inspect
+from a0backup.a0cli.text import quote
+from a0backup.artifact.byte_stream import CHUNK
+from a0backup.artifact.gunzip import may_begin_gzip
+from a0backup.artifact.inspection import HEAD, inspect
+from a0backup.artifact.tar_walk import Member
 from a0backup.errors import (
     GzipDamagedError,
     TooLargeUnpackedError,
@@ -24,9 +27,6 @@ from a0backup.errors import (
     WrongPasswordError,
 )
 from a0backup.files import digests, in_thread
-from a0backup.gunzip import may_begin_gzip
-from a0backup.replies import quote
-from a0backup.tar_walk import Member
 from simulator import artifact as simulated
 from tests.artifacts import (
     BLOCK,
@@ -198,7 +198,7 @@ def test_a_beginning_that_compresses_well_is_no_bomb(look: Look) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from a0backup.contents import inspect
+from a0backup.artifact.inspection import inspect
 from tests.artifacts import Bounds
 
 def peak():
@@ -297,7 +297,7 @@ def test_a_disk_that_fails_amid_the_file_ends_it_and_leaves_no_thread(tmp_path: 
         tmp_path / "artifact", kind="backup", seed="s", size=5_000_000, password=PASSWORD, stopped=lambda: False
     )
     program = (
-        "import sys, threading\nfrom pathlib import Path\nfrom a0backup.contents import inspect\n"
+        "import sys, threading\nfrom pathlib import Path\nfrom a0backup.artifact.inspection import inspect\n"
         "from tests.artifacts import Bounds\n"
         "try:\n    inspect(Path(sys.argv[1]), ['Passw0rd'], node='n', kind='backup', limits=Bounds())\n"
         "except OSError as error:\n    print(error.strerror, threading.active_count())\n"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a0backup.encryption import decrypt_file, decryptor, key_and_iv
+from a0backup.artifact.encryption import decrypt_file, decryptor, key_and_iv
 from a0backup.files import CHUNK, Digests, digests, in_thread
 from tests.support.patience import patience
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from a0backup import enrolment
 from a0backup.backup.session import NodeSession, Run, open_node
-from a0backup.enrolment import Plan, Role, Seen, give_role, look, prove
 from a0backup.errors import A0cliMissingError, EnrolmentError, RefusedError, UnknownReplyError, WrongPasswordError
-from a0backup.fleet import Fleet
-from a0backup.password import Source
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import Fleet
+from a0backup.nodes import enrolment
+from a0backup.nodes.enrolment import Plan, Role, Seen, give_role, look, prove
+from a0backup.passwords.shared import Source
 from tests.desk import Desk
 from tests.nights import PASSWORD, Plainly, nothing_shared
 from tests.stored import Keys, store
@@ -189,8 +190,8 @@ async def test_an_a0cli_that_is_gone_is_told_as_such(desk: Desk) -> None:
 
 
 def test_nothing_of_what_a_node_says_is_markup_in_the_plan(desk: Desk) -> None:
-    from a0backup.enrolment import Told
-    from a0backup.replies import Found
+    from a0backup.a0cli.status import Found
+    from a0backup.nodes.enrolment import Told
 
     md5 = "0" * 32
     told = Told("backup", Found("|<b>**x**](http://x)\n| a |", md5))
@@ -209,7 +210,7 @@ def prepared(tmp_path: Path, password: dict[str, str]) -> Fleet:
         "nodes": [{"name": "a0-1", "host": "127.0.0.1"}],
     }
     (tmp_path / "other.yaml").write_text(json.dumps(content))
-    return Fleet.load(tmp_path / "other.yaml")
+    return load_fleet(tmp_path / "other.yaml")
 
 
 async def shared(source: Source) -> str | None:

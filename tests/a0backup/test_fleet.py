@@ -19,20 +19,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from a0backup.errors import BuildTooOldError, FleetFileError
-from a0backup.fleet import (
-    EXAMPLE,
-    EXPORT_FIELDS,
-    A0cliSettings,
-    ContentsLimits,
-    Fleet,
-    Kind,
-    Node,
-    PasswordSource,
-    Polling,
-    schema,
-    seconds,
-    size,
-)
+from a0backup.fleet.example import EXAMPLE
+from a0backup.fleet.fields import seconds, size
+from a0backup.fleet.kinds import EXPORT_FIELDS, Kind
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import A0cliSettings, ContentsLimits, Fleet, Node, PasswordSource, Polling, schema
 
 LEAST = """\
 vault: ./vault
@@ -59,7 +50,7 @@ def write(tmp_path: Path) -> Write:
 
 def problems(path: Path) -> tuple[str, ...]:
     with pytest.raises(FleetFileError) as raised:
-        Fleet.load(path)
+        load_fleet(path)
     assert raised.value.path == str(path)
     return raised.value.problems
 
@@ -67,7 +58,7 @@ def problems(path: Path) -> tuple[str, ...]:
 def test_the_smallest_fleet_file_has_the_documented_defaults(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/op")
     path = write(LEAST)
-    fleet = Fleet.load(path)
+    fleet = load_fleet(path)
     assert fleet.path == path
     assert fleet.vault == path.parent / "vault"
     assert fleet.a0cli == A0cliSettings(
@@ -87,7 +78,7 @@ def test_the_smallest_fleet_file_has_the_documented_defaults(write: Write, monke
 
 
 def test_a_fleet_file_with_every_key_is_read(write: Write, tmp_path: Path) -> None:
-    fleet = Fleet.load(
+    fleet = load_fleet(
         write("""\
 vault: /srv/vault
 a0cli:
@@ -381,12 +372,12 @@ def test_a_file_that_is_no_text_to_read_is_refused(write: Write, content: bytes,
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read(write: Write) -> None:
-    assert Fleet.load(write(b"\xef\xbb\xbf" + LEAST.replace("\n", "\r\n").encode())).nodes[0].name == "a0-1"
+    assert load_fleet(write(b"\xef\xbb\xbf" + LEAST.replace("\n", "\r\n").encode())).nodes[0].name == "a0-1"
 
 
 def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(FleetFileError, match="there is no such file\nHINT: `a0backup init`"):
-        Fleet.load(tmp_path / "fleet.yaml")
+        load_fleet(tmp_path / "fleet.yaml")
 
 
 def test_a_folder_and_a_pipe_are_refused_without_waiting(tmp_path: Path) -> None:
@@ -405,9 +396,9 @@ def test_an_unreadable_file_says_so(write: Write) -> None:
 
 def test_a_path_that_no_file_can_have_is_refused() -> None:
     with pytest.raises(FleetFileError, match="is not a usable path"):
-        Fleet.load("a\0b")
+        load_fleet("a\0b")
     with pytest.raises(FleetFileError, match="cannot be read"):
-        Fleet.load("x" * 5000)
+        load_fleet("x" * 5000)
 
 
 SECRET = "hunter2-Kx9"
@@ -461,7 +452,7 @@ def test_a_password_written_into_the_file_is_never_repeated(
         monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     path = write(f"vault: v\n{text}\nnodes: [{{name: a, host: b}}]\n")
     with pytest.raises(FleetFileError) as raised:
-        Fleet.load(path)
+        load_fleet(path)
     error: BaseException | None = raised.value
     while error:
         assert SECRET not in str(error)
@@ -502,7 +493,7 @@ def test_a_thousand_nodes_are_read_and_one_more_is_not(write: Write) -> None:
     rows = "".join(f"  - {{name: n{i}, host: h{i}, port: {i % 60000 + 1}, build: 13451}}\n" for i in range(1001))
     assert "more than 1000" in problems(write(HEAD + "nodes:\n" + rows))[0]
     fewer = rows[: rows.rindex("  - ")]
-    assert len(Fleet.load(write(HEAD + "nodes:\n" + fewer)).nodes) == 1000
+    assert len(load_fleet(write(HEAD + "nodes:\n" + fewer)).nodes) == 1000
 
 
 @settings(deadline=None, max_examples=300)
@@ -553,7 +544,7 @@ def load_or_refuse(content: bytes) -> None:
         path = Path(folder) / "fleet.yaml"
         path.write_bytes(content)
         try:
-            found = [node.name for node in Fleet.load(path).nodes]
+            found = [node.name for node in load_fleet(path).nodes]
         except FleetFileError as error:
             found = list(error.problems)
     assert found
@@ -600,17 +591,17 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_a_password_may_be_sealed_to_one_recovery_key_or_to_several(write: Write, tmp_path: Path) -> None:
-    assert Fleet.load(write(SEALED + "keys/a.pem}\n")).password.sealed_to == (tmp_path / "keys/a.pem",)
-    several = Fleet.load(write(SEALED + "[a.pem, /b.pem]}\n")).password
+    assert load_fleet(write(SEALED + "keys/a.pem}\n")).password.sealed_to == (tmp_path / "keys/a.pem",)
+    several = load_fleet(write(SEALED + "[a.pem, /b.pem]}\n")).password
     assert several.sealed_to == (tmp_path / "a.pem", Path("/b.pem"))
     assert (several.secret_block, several.env, several.file) == (None, None, None)
-    assert Fleet.load(write(LEAST)).password.sealed_to is None
+    assert load_fleet(write(LEAST)).password.sealed_to is None
     assert PasswordSource(sealed_to=Path("/k.pem")).sealed_to == (Path("/k.pem"),)
 
 
 def test_an_export_is_started_with_its_fields_and_the_other_kinds_with_nothing_more(write: Write) -> None:
     text = LEAST + "kinds: [backup, {user-export: [email, _id, lastLogin]}]\n"
-    fleet = Fleet.load(write(text))
+    fleet = load_fleet(write(text))
     assert fleet.kinds == ("backup", "user-export")
     assert fleet.arguments("user-export") == ("email,_id,lastLogin",)
     assert fleet.arguments("backup") == fleet.arguments("backup-sensitive") == ()
@@ -624,7 +615,7 @@ def test_an_export_is_started_with_its_fields_and_the_other_kinds_with_nothing_m
 
 
 def test_the_sensitive_kind_is_left_out_where_the_declared_build_has_none(write: Write) -> None:
-    fleet = Fleet.load(
+    fleet = load_fleet(
         write(
             HEAD + "kinds: [backup, backup-sensitive]\n"
             "nodes: [{name: a, host: a, build: 11637}, {name: b, host: b, build: 11638}, {name: c, host: c}]\n"
@@ -667,14 +658,14 @@ def test_the_pauses_never_pass_the_deadline_and_the_retries_always_outlast_it(
 
 
 def test_nodes_are_chosen_by_name_in_the_order_given(write: Write) -> None:
-    fleet = Fleet.load(write(HEAD + "nodes: [{name: a0-1, host: a}, {name: a0-2, host: b}, {name: b0-3, host: c}]\n"))
+    fleet = load_fleet(write(HEAD + "nodes: [{name: a0-1, host: a}, {name: a0-2, host: b}, {name: b0-3, host: c}]\n"))
     assert fleet.chosen([]) == fleet.nodes
     assert [node.name for node in fleet.chosen(["b0-3", "a0-1", "b0-3"])] == ["b0-3", "a0-1"]
     assert fleet.node("a0-2") == fleet.nodes[1]
 
 
 def test_unknown_nodes_are_all_named_with_the_closest_or_the_known_ones(write: Write) -> None:
-    fleet = Fleet.load(write(HEAD + "nodes: [{name: a0-1, host: a}, {name: berlin, host: b}]\n"))
+    fleet = load_fleet(write(HEAD + "nodes: [{name: a0-1, host: a}, {name: berlin, host: b}]\n"))
     with pytest.raises(FleetFileError) as raised:
         fleet.chosen(["Berlin", "a0-1", "\x1b[2J", "x" * 500])
     berlin, escape, long = raised.value.problems
@@ -686,7 +677,7 @@ def test_unknown_nodes_are_all_named_with_the_closest_or_the_known_ones(write: W
 
 
 def test_a_build_before_6868_is_too_old_and_loads_all_the_same(write: Write) -> None:
-    fleet = Fleet.load(
+    fleet = load_fleet(
         write(HEAD + "nodes: [{name: a, host: a, build: 6867}, {name: b, host: b, build: 6868}, {name: c, host: c}]\n")
     )
     assert [node.too_old for node in fleet.nodes] == [True, False, False]
@@ -697,7 +688,7 @@ def test_a_build_before_6868_is_too_old_and_loads_all_the_same(write: Write) -> 
 
 
 def test_a_fleet_is_frozen_and_survives_pickling_and_dumping(write: Write) -> None:
-    fleet = Fleet.load(write(LEAST))
+    fleet = load_fleet(write(LEAST))
     with pytest.raises(ValidationError):
         fleet.max_parallel = 3
     again = pickle.loads(pickle.dumps(fleet))
@@ -713,16 +704,16 @@ def test_relative_paths_are_those_of_the_file_and_not_of_the_current_folder(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    fleet = Fleet.load("../fleet.yaml")
+    fleet = load_fleet("../fleet.yaml")
     assert fleet.path.is_absolute()
     assert fleet.vault.parent.resolve() == tmp_path.resolve()
 
 
 def test_the_example_loads_as_it_stands_and_with_every_comment_opened(write: Write) -> None:
-    fleet = Fleet.load(write(EXAMPLE))
+    fleet = load_fleet(write(EXAMPLE))
     opened = re.sub(r"^( *)# (?=[a-z_]+: )", r"\1", EXAMPLE, flags=re.MULTILINE)
     opened = re.sub(r"^  (file|env|secret_block): .*\n", "", opened, flags=re.MULTILINE)
-    full = Fleet.load(write(opened))
+    full = load_fleet(write(opened))
     assert full.nodes[0].build == 13451
     # What stands in the comments is the defaults.
     same = {"nodes": fleet.nodes}
@@ -789,7 +780,7 @@ def test_the_schema_refuses_what_loading_refuses(change: dict[str, Any], write: 
 def test_the_schema_takes_what_loading_takes(change: dict[str, Any], write: Write) -> None:
     tree = {**yaml.safe_load(EXAMPLE), **change}
     jsonschema.Draft202012Validator(schema()).validate(tree)
-    Fleet.load(write(yaml.safe_dump(tree)))
+    load_fleet(write(yaml.safe_dump(tree)))
 
 
 @pytest.mark.parametrize("model", [Fleet, Node, A0cliSettings, PasswordSource, Polling, ContentsLimits])

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from a0backup import recovery
 from a0backup.backup.deletion import DeletionMark
-from a0backup.drill import Secrets, drill, is_damage
 from a0backup.errors import ArtifactDamagedError, LaterVersionError
-from a0backup.fleet import Fleet
-from a0backup.journal import Journal, JournalFile
-from a0backup.sealed_files import SealedFiles
-from a0backup.vault import Manifest, Vault
+from a0backup.fleet.load import load_fleet
+from a0backup.passwords import recovery_keys
+from a0backup.upkeep.drill import Secrets, drill, is_damage
+from a0backup.vault.journal import Journal, JournalFile
+from a0backup.vault.manifest import Manifest
+from a0backup.vault.sealed_files import SealedFiles
+from a0backup.vault.vault import Vault
 from simulator.fleet import SimulatedFleet
 from tests.nights import Night, night
 
@@ -42,7 +43,7 @@ class Left:
             polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": "20s"},
             a0cli={"call_timeout": "1s"},
         )
-        self.fleet = Fleet.load(file)
+        self.fleet = load_fleet(file)
         self.vault, self.folder = Vault(self.fleet.vault), self.fleet.vault / NODE
         self.journal, self.sealed = JournalFile(self.folder, "backup"), SealedFiles(self.folder, "backup")
         self.mark = DeletionMark(self.folder, "backup")
@@ -84,7 +85,7 @@ def test_each_file_is_written_today_as_it_was_then(left: Left) -> None:
 
 
 def test_the_stored_artifact_opens(left: Left) -> None:
-    key = recovery.load_private(FORMATS / "recovery.key.pem", PASSPHRASE)
+    key = recovery_keys.load_private(FORMATS / "recovery.key.pem", PASSPHRASE)
     [manifest] = left.vault.manifests(NODE)
     passwords = Secrets(key=key, password=None).passwords(manifest)
     assert drill(left.vault, manifest, passwords, left.fleet.contents).members == 5

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from a0backup.byte_stream import CHUNK, LONGEST_HEADER
-from a0backup.contents import HEAD
+from a0backup.artifact.byte_stream import CHUNK, LONGEST_HEADER
+from a0backup.artifact.inspection import HEAD
 from a0backup.errors import (
     GzipDamagedError,
     WrongPasswordError,

@@ -2,8 +2,8 @@
 
 import pytest
 
+from a0backup.a0cli.status import Found
 from a0backup.identity import BackupIdentity
-from a0backup.replies import Found
 
 NAME, OTHER, MD5, MORE = "04-06-2016-15-04-30.tar.gz", "05-06-2016-15-04-30.tar.gz", "a" * 32, "b" * 32
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from a0backup.identity import BackupIdentity
-from a0backup.journal import MAX_BYTES, Journal, JournalFile
+from a0backup.vault.journal import MAX_BYTES, Journal, JournalFile
 
 NOW = datetime(2026, 11, 23, 2, tzinfo=UTC)
 PAIR = BackupIdentity(name="04-06-2016-15-04-30.tar.gz", md5="a" * 32)

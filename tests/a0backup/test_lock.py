@@ -20,14 +20,14 @@ import psutil
 import pytest
 
 from a0backup.errors import LockDeadlineError, VaultUnusableError
-from a0backup.lock import Holder, end_orphans, is_held, node_lock, read_holder
+from a0backup.vault.lock import Holder, end_orphans, is_held, node_lock, read_holder
 from tests.support.patience import patience, until
 
 # Holds the lock until its stdin ends; with a third argument, a child that works there inherits the lock.
 HOLD = """
 import asyncio, subprocess, sys
 from pathlib import Path
-from a0backup.lock import node_lock
+from a0backup.vault.lock import node_lock
 
 async def hold(folder, run, work=None):
     async with node_lock(Path(folder), node="a0-1", run=run, deadline=20) as lock:

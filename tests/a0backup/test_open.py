@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from a0backup import drill, recovery
 from a0backup.errors import ArtifactDamagedError
-from a0backup.fleet import ContentsLimits
-from a0backup.vault import Manifest, Vault
+from a0backup.fleet.models import ContentsLimits
+from a0backup.passwords import recovery_keys
+from a0backup.upkeep import drill
+from a0backup.vault.manifest import Manifest
+from a0backup.vault.vault import Vault
 from tests.stored import A0BACKUP, PASSPHRASE, Keys, at_terminal, store
 from tests.support import command as started
 from tests.support.patience import patience
@@ -150,7 +152,7 @@ def test_a_key_that_does_not_fit_names_the_one_that_does(place: Path, keys: Keys
     manifest = store(place / "vault", "abc123", sealed=keys.seal("abc123", "recovery"))
     ended = a0backup("decrypt", manifest.id, "-o", "plain.tar.gz", *keys.options("other"), cwd=place)
     assert ended.returncode == 1
-    assert recovery.load_public(keys.folder / "recovery.pub.pem").fingerprint in ended.stderr
+    assert recovery_keys.load_public(keys.folder / "recovery.pub.pem").fingerprint in ended.stderr
     assert left_in(place) == set()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from a0backup.errors import PasswordError
-from a0backup.password import describe, load, random_password
+from a0backup.passwords.shared import describe, load, random_password
 
 SECRET = "S3cret-Passw0rd"
 
@@ -116,8 +116,8 @@ async def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
     [
         (b"", "empty"),
         (b"\n", "empty"),
-        (b"x" * 4097, "longer than 4 KiB"),
-        (b"y" * 100_000, "longer than 4 KiB"),
+        (b"x" * 4097, "er than 4 KiB"),
+        (b"y" * 100_000, "er than 4 KiB"),
         (b"S3c\0ret", "NUL"),
         (b"-S3cret", "starts with '-'"),
         (b"S3c\xffret", "not UTF-8"),

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from a0backup.progress import Board, Ended, Row, Step, Warned, percent_ended, table, tell, watched_by
-from a0backup.report import Ending, Outcome
+from a0backup.report.outcomes import Ending, Outcome
+from a0backup.report.progress import Board, Ended, Row, Step, Warned, percent_ended, table, tell, watched_by
+from a0backup.report.warnings import RunWarning
 
 ARTIFACT = "backup-retrieve.tar.gz.enc"
 
@@ -72,7 +73,7 @@ def test_without_a_list_of_nodes_whoever_is_heard_of_is_shown() -> None:
     board = Board()
     with watched_by(board.hear):
         tell(Step("a0-3", "", "ping"))
-        tell(Warned("nobody's"))
+        tell(Warned(RunWarning("nobody's")))
     tell(Step("a0-4", "", "ping"))
     assert [each.node for each in board.rows()] == ["a0-3"]
 
@@ -109,7 +110,7 @@ def test_a_directory_that_is_gone_is_no_error(board: Board, tmp_path: Path) -> N
 
 
 def test_a_node_that_has_ended_says_how_and_why(board: Board) -> None:
-    reason = "a0-2: ping: the node does not answer"
+    reason = "the node does not answer"
     board.hear(outcome("a0-1", size=734_003_200))
     board.hear(outcome("a0-2", Ending.UNREACHABLE, step="ping", reason=reason))
     assert percent_ended(board.rows()) == 100

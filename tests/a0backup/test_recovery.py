@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from a0backup import recovery
 from a0backup.errors import PasswordError, RecoveryKeyError
-from a0backup.password import random_password
-from a0backup.vault import SealedPassword
+from a0backup.passwords import recovery_keys
+from a0backup.passwords.shared import random_password
+from a0backup.vault.manifest import SealedPassword
 
 PASSPHRASE = "Canary9 Passphrase ü"
 
@@ -34,7 +34,7 @@ def openssl(*arguments: object, stdin: bytes = b"") -> bytes:
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with keys of several sorts."""
     room = tmp_path_factory.mktemp("keys")
-    recovery.make_pair(room / "recovery.key.pem", room / "recovery.pub.pem", PASSPHRASE)
+    recovery_keys.make_pair(room / "recovery.key.pem", room / "recovery.pub.pem", PASSPHRASE)
     other = rsa.generate_private_key(65537, 3072)
     public, spki = other.public_key(), PublicFormat.SubjectPublicKeyInfo
     pem, pkcs8 = Encoding.PEM, PrivateFormat.PKCS8
@@ -67,13 +67,13 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def public(room: Path) -> recovery.RecoveryKey:
-    return recovery.load_public(room / "recovery.pub.pem")
+def public(room: Path) -> recovery_keys.RecoveryKey:
+    return recovery_keys.load_public(room / "recovery.pub.pem")
 
 
 @pytest.fixture(scope="session")
-def private(room: Path) -> recovery.PrivateKey:
-    return recovery.load_private(room / "recovery.key.pem", PASSPHRASE)
+def private(room: Path) -> recovery_keys.PrivateKey:
+    return recovery_keys.load_private(room / "recovery.key.pem", PASSPHRASE)
 
 
 # -- sealing -----------------------------------------------------------------------------------------------------------
@@ -115,20 +115,20 @@ def test_a_box_that_does_not_open_is_an_error(private, box: str) -> None:
 
 @pytest.mark.parametrize("name", ["recovery.pub.pem", "other.pub.pem", "pkcs1.pub.pem"])
 def test_a_public_key_is_read(room: Path, name: str) -> None:
-    assert len(recovery.load_public(room / name).fingerprint) == 64
+    assert len(recovery_keys.load_public(room / name).fingerprint) == 64
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("missing.pem", "no such file"),
-        (".", "Is a directory"),
+        (".", "not a regular file"),
         ("empty", "not a key in PEM form"),
         ("der.pub", "not a key in PEM form"),
         ("cut.pub.pem", "not a key in PEM form"),
         ("two.pub.pem", "not one key"),
         ("noise.pub.pem", "cannot be read as a public key"),
-        ("large", "larger than a key can be"),
+        ("large", "larger than 64 KiB"),
         ("recovery.key.pem", "PRIVATE key"),
         ("traditional.key.pem", "PRIVATE key"),
         ("both.pem", "PRIVATE key"),
@@ -139,14 +139,14 @@ def test_a_public_key_is_read(room: Path, name: str) -> None:
 )
 def test_what_is_no_good_public_key_is_refused_with_its_remedy(room: Path, name: str, reason: str) -> None:
     with pytest.raises(RecoveryKeyError, match=reason) as caught:
-        recovery.load_public(room / name)
+        recovery_keys.load_public(room / name)
     assert caught.value.where == str(room / name)
     assert caught.value.hint()
 
 
 def test_a_private_key_on_this_machine_is_told_to_be_taken_off_it(room: Path) -> None:
     with pytest.raises(RecoveryKeyError) as caught:
-        recovery.load_public(room / "recovery.key.pem")
+        recovery_keys.load_public(room / "recovery.key.pem")
     assert "TAKE IT OFF THIS MACHINE" in caught.value.hint()
 
 
@@ -155,24 +155,26 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     path.touch(0o000)
     with pytest.raises(RecoveryKeyError, match="Permission denied"):
-        recovery.load_public(path)
+        recovery_keys.load_public(path)
 
 
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(RecoveryKeyError, match="not a regular file"):
-        recovery.load_public(tmp_path / "pipe")
+        recovery_keys.load_public(tmp_path / "pipe")
 
 
 def test_the_same_key_twice_is_one(room: Path) -> None:
     names = ["other.pub.pem", "recovery.pub.pem", "pkcs1.pub.pem"]
-    keys = recovery.load_all(room / name for name in names)
-    assert [key.fingerprint for key in keys] == [recovery.load_public(room / name).fingerprint for name in names[:2]]
+    keys = recovery_keys.load_all(room / name for name in names)
+    assert [key.fingerprint for key in keys] == [
+        recovery_keys.load_public(room / name).fingerprint for name in names[:2]
+    ]
 
 
 def test_one_bad_key_among_good_ones_is_an_error(room: Path) -> None:
     with pytest.raises(RecoveryKeyError):
-        recovery.load_all([room / "other.pub.pem", room / "small.pub.pem"])
+        recovery_keys.load_all([room / "other.pub.pem", room / "small.pub.pem"])
 
 
 # -- the private half --------------------------------------------------------------------------------------------------
@@ -188,11 +190,13 @@ def test_one_bad_key_among_good_ones_is_an_error(room: Path) -> None:
     ],
 )
 def test_a_private_key_is_read(room: Path, name: str, passphrase: str | None) -> None:
-    assert recovery.wants_passphrase(room / name) == (name != "other.key.pem")
-    key = recovery.load_private(room / name, passphrase)
+    assert recovery_keys.wants_passphrase(room / name) == (name != "other.key.pem")
+    key = recovery_keys.load_private(room / name, passphrase)
     assert (
         key.fingerprint
-        == recovery.load_public(room / f"{name.partition('.')[0]}.pub.pem".replace("traditional", "other")).fingerprint
+        == recovery_keys.load_public(
+            room / f"{name.partition('.')[0]}.pub.pem".replace("traditional", "other")
+        ).fingerprint
     )
 
 
@@ -206,7 +210,7 @@ def test_a_private_key_is_read(room: Path, name: str, passphrase: str | None) ->
         ("recovery.pub.pem", None, "a public key"),
         ("empty", None, "not a private key"),
         ("missing.pem", None, "no such file"),
-        (".", None, "Is a directory"),
+        (".", None, "not a regular file"),
         ("curve.key.pem", None, "not an RSA key"),
     ],
 )
@@ -214,7 +218,7 @@ def test_what_is_no_good_private_key_is_refused_with_its_remedy(
     room: Path, name: str, passphrase: str | None, reason: str
 ) -> None:
     with pytest.raises(RecoveryKeyError, match=reason) as caught:
-        recovery.load_private(room / name, passphrase)
+        recovery_keys.load_private(room / name, passphrase)
     assert caught.value.hint()
     assert "wrong" not in "".join(traceback.format_exception(caught.value)).replace("a wrong", "")
 
@@ -222,7 +226,7 @@ def test_what_is_no_good_private_key_is_refused_with_its_remedy(
 def test_a_cut_private_key_is_refused(room: Path, tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes((room / "other.key.pem").read_bytes()[:1000])
     with pytest.raises(RecoveryKeyError, match="cannot be read as a private key"):
-        recovery.load_private(tmp_path / "cut", None)
+        recovery_keys.load_private(tmp_path / "cut", None)
 
 
 def test_no_secret_shows_in_a_repr(private) -> None:
@@ -233,28 +237,28 @@ def test_no_secret_shows_in_a_repr(private) -> None:
 
 
 def test_every_password_that_the_key_opens_is_a_candidate_once_and_in_order(room: Path, public, private) -> None:
-    other = recovery.load_public(room / "other.pub.pem")
+    other = recovery_keys.load_public(room / "other.pub.pem")
     sealed = [key.seal(password) for password in ("second", "first", "second") for key in (other, public)]
-    assert recovery.candidates(sealed, private) == ["second", "first"]
+    assert recovery_keys.candidates(sealed, private) == ["second", "first"]
 
 
 def test_a_damaged_box_does_not_hide_the_others(public, private) -> None:
     sealed = [SealedPassword(recovery_key=public.fingerprint, box="QUJD"), public.seal("good")]
-    assert recovery.candidates(sealed, private) == ["good"]
+    assert recovery_keys.candidates(sealed, private) == ["good"]
     with pytest.raises(RecoveryKeyError, match="does not open the sealed password"):
-        recovery.candidates(sealed[:1], private)
+        recovery_keys.candidates(sealed[:1], private)
 
 
 def test_where_another_key_is_needed_it_is_named(room: Path, private) -> None:
-    other = recovery.load_public(room / "other.pub.pem")
+    other = recovery_keys.load_public(room / "other.pub.pem")
     with pytest.raises(RecoveryKeyError, match=other.fingerprint):
-        recovery.candidates([other.seal("x")], private)
+        recovery_keys.candidates([other.seal("x")], private)
 
 
 def test_a_hostile_fingerprint_is_not_printed_as_it_is(private) -> None:
     sealed = [SealedPassword(recovery_key=f"\x1b[2J{number}", box="") for number in range(1000)]
     with pytest.raises(RecoveryKeyError) as caught:
-        recovery.candidates(sealed, private)
+        recovery_keys.candidates(sealed, private)
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 8000
 
@@ -281,7 +285,7 @@ def test_the_passphrase_is_stretched_600_000_times(room: Path) -> None:
 def test_a_new_pair_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
     former = os.umask(0)
     try:
-        recovery.make_pair(tmp_path / "key", tmp_path / "pub", PASSPHRASE)
+        recovery_keys.make_pair(tmp_path / "key", tmp_path / "pub", PASSPHRASE)
     finally:
         os.umask(former)
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("key", "pub")] == [0o600, 0o600]
@@ -289,7 +293,7 @@ def test_a_new_pair_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path) ->
 
 def test_a_short_passphrase_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(RecoveryKeyError, match="11 characters, 12"):
-        recovery.make_pair(tmp_path / "key", tmp_path / "pub", "elevenchars")
+        recovery_keys.make_pair(tmp_path / "key", tmp_path / "pub", "elevenchars")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -297,7 +301,7 @@ def test_a_short_passphrase_is_refused_before_anything_is_written(tmp_path: Path
 def test_a_pair_overwrites_nothing_and_leaves_no_half(tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_text("mine")
     with pytest.raises(FileExistsError):
-        recovery.make_pair(tmp_path / "key", tmp_path / "pub", PASSPHRASE)
+        recovery_keys.make_pair(tmp_path / "key", tmp_path / "pub", PASSPHRASE)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(there, "mine")]
 
 
@@ -307,7 +311,7 @@ def test_a_pair_overwrites_nothing_and_leaves_no_half(tmp_path: Path, there: str
 def test_the_passphrase_is_the_first_line_of_its_file_as_with_openssl(tmp_path: Path) -> None:
     (tmp_path / "passphrase").write_text(f"{PASSPHRASE}\nand a note\n")
     (tmp_path / "passphrase").chmod(0o600)
-    assert recovery.read_passphrase(tmp_path / "passphrase") == PASSPHRASE
+    assert recovery_keys.read_passphrase(tmp_path / "passphrase") == PASSPHRASE
 
 
 @pytest.mark.parametrize(
@@ -319,5 +323,5 @@ def test_a_passphrase_file_that_is_empty_or_open_to_others_is_refused(
     (tmp_path / "passphrase").write_bytes(content)
     (tmp_path / "passphrase").chmod(mode)
     with pytest.raises(PasswordError, match=reason) as caught:
-        recovery.read_passphrase(tmp_path / "passphrase")
+        recovery_keys.read_passphrase(tmp_path / "passphrase")
     assert "secret" not in str(caught.value)

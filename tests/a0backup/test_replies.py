@@ -12,29 +12,13 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from a0backup.a0cli import Printed
+from a0backup.a0cli.listing import missing_commands, offered_commands, offers_backup, offers_sensitive
+from a0backup.a0cli.printed import Printed
+from a0backup.a0cli.replies import gave_no_role, made_nothing, read_ping, read_status, refusal, teach
+from a0backup.a0cli.status import Absent, Found, InProgress, Status
+from a0backup.a0cli.text import quote, redact
+from a0backup.a0cli.wordings import Meaning, Wordings, meaning
 from a0backup.errors import A0cliError, FleetFileError, RefusedError, UnknownReplyError, UnreachableError
-from a0backup.replies import (
-    Absent,
-    Found,
-    InProgress,
-    Meaning,
-    Status,
-    Wordings,
-    gave_no_role,
-    made_nothing,
-    meaning,
-    missing_commands,
-    offered_commands,
-    offers_backup,
-    offers_sensitive,
-    quote,
-    read_ping,
-    read_status,
-    redact,
-    refusal,
-    teach,
-)
 
 NAME = "04-06-2016-15-04-30.tar.gz"
 MD5 = "77d68bb4ab2c66200e6bfb4ec08d257d"

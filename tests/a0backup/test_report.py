@@ -10,30 +10,21 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from a0backup.report import (
+from a0backup.report.check_report import check_json, check_lines, check_markdown, check_rows
+from a0backup.report.outcomes import (
     Ending,
     Finding,
     Outcome,
-    cell,
+    Problem,
     check_exit_code,
-    check_json,
-    check_lines,
-    check_markdown,
-    check_rows,
-    escaped,
     exit_code,
     halves,
-    human_seconds,
-    human_size,
-    lines,
-    markdown,
     outcome_of,
-    plain,
-    rows,
-    summary,
-    to_json,
 )
-from a0backup.vault import Manifest
+from a0backup.report.run_report import lines, markdown, rows, summary, to_json
+from a0backup.report.warnings import RunWarning
+from a0backup.report.words import cell, escaped, human_seconds, human_size, plain
+from a0backup.vault.manifest import Manifest
 
 MD5 = "77d68bb4ab2c66200e6bfb4ec08d257d"
 GOOD = Outcome(
@@ -56,7 +47,7 @@ MISMATCH = Outcome(
     Ending.FAILED,
     61,
     step="verify",
-    reason="a0-2: md5 mismatch: the node says aa, the retrieved bytes have bb",
+    reason="md5 mismatch: the node says aa, the retrieved bytes have bb",
     hint="the node keeps its backup",
 )
 AWAY = Outcome("a0-3", "backup", Ending.UNREACHABLE, 5, step="check", reason="ping: connection refused")
@@ -75,6 +66,7 @@ KEPT = Outcome(
     password="shared",
 )
 MIXED = [GOOD, MISMATCH, AWAY, KEPT]
+HALF = RunWarning("one | half")
 
 HOSTILE = [
     "| a | b |",
@@ -133,7 +125,7 @@ def hostile(text: str) -> list[Outcome]:
 
 def findings(text: str) -> list[Finding]:
     return [
-        Finding(text, well, reachable, text, text, (text, text), text, text, (text,))
+        Finding(text, well, reachable, text, text, (Problem(text), Problem(text, text)), text, text, (text,))
         for well, reachable in ((True, True), (False, True), (False, False))
     ]
 
@@ -252,20 +244,23 @@ def test_rows_and_json_have_the_same_keys_for_every_outcome() -> None:
 
 
 def test_the_warnings_of_a_run_are_in_every_form_of_its_report() -> None:
-    assert lines([GOOD], ["one | half"])[-1] == "warning: one | half"
-    assert "still there\n\n**warning**: one \\| half\n\n- **a0-4" in markdown(MIXED, fleet="f", warnings=["one | half"])
-    assert [row["warnings"] for row in to_json(MIXED, ["one | half"])] == [["one | half"]] * 4
+    assert lines([GOOD], [HALF])[-1] == "warning: one | half"
+    assert "still there\n\n**warning**: one \\| half\n\n- **a0-4" in markdown(MIXED, fleet="f", warnings=[HALF])
+    assert [row["warnings"] for row in to_json(MIXED, [HALF])] == [["one | half"]] * 4
     assert "warning" not in markdown(MIXED, fleet="f") + "".join(lines(MIXED))
 
 
 def test_what_is_said_of_several_nodes_is_said_once() -> None:
-    said = ["the fleet", "a0-1: one half", "a0-3: one half", "a0-1: odd", "a0-9: one half"]
-    expected = ["the fleet", "a0-1, a0-3: one half", "a0-1: odd", "a0-9: one half"]
-    assert lines(MIXED, said)[-4:] == [f"warning: {warning}" for warning in expected]
+    said = [
+        RunWarning("the fleet: it is odd"),
+        *(RunWarning(text, node) for text, node in (("one half", "a0-1"), ("one half", "a0-3"), ("odd", "a0-1"))),
+    ]
+    expected = ["the fleet: it is odd", "a0-1, a0-3: one half", "a0-1: odd"]
+    assert lines(MIXED, said)[-3:] == [f"warning: {warning}" for warning in expected]
     assert lines([GOOD, AWAY], said[1:3])[-1] == "warning: every node: one half"
     assert lines([GOOD], said[1:2])[-1] == "warning: a0-1: one half"
     many = [replace(GOOD, node=f"node-{number}") for number in range(1000)]
-    page = markdown([*many, AWAY], fleet="f", warnings=[f"{outcome.node}: one half" for outcome in many])
+    page = markdown([*many, AWAY], fleet="f", warnings=[RunWarning("one half", outcome.node) for outcome in many])
     assert "…: one half\n" in page
     assert page.count("one half") == 1
 
@@ -340,7 +335,7 @@ def test_one_half_alone_is_warned_of_after_a_run(main: Ending, sensitive: Ending
         ended("backup-sensitive", Ending.STORED, "a0-3"),
     ]
     said = halves("a0-1", BOTH, splits=True, outcomes=outcomes)
-    assert said == (f"a0-1: this run {warning}: an installation cannot be fully recovered from it" if warning else "")
+    assert said == (f"this run {warning}: an installation cannot be fully recovered from it" if warning else "")
     assert halves("a0-1", BOTH, splits=False, outcomes=outcomes) == ""
 
 
@@ -354,7 +349,7 @@ def test_one_half_alone_is_warned_of_after_a_run(main: Ending, sensitive: Ending
 def test_a_half_that_nobody_asks_for_is_warned_of_also_before_a_run(kinds: list[str], made: str) -> None:
     for outcomes in (None, [ended(kinds[-1], Ending.STORED)], [ended(kinds[-1], Ending.FAILED)]):
         said = halves("a0-1", kinds, splits=True, outcomes=outcomes)
-        assert said.startswith(f"a0-1: {made}")
+        assert said.startswith(made)
         assert "an installation cannot be fully recovered from it" in said
     assert halves("a0-1", kinds, splits=False) == ""
 
@@ -386,8 +381,8 @@ def only_text(text: str) -> None:
     blocks = {"paragraph", "table", "thead", "tbody", "tr", "th", "td", "bullet_list", "list_item", "blockquote"}
     allowed |= {f"{block}_{end}" for block in blocks for end in ("open", "close")}
     for page, columns, body in (
-        (markdown(hostile(text), fleet=text, warnings=[text]), 5, len(Ending)),
-        (check_markdown(findings(text), fleet=text, warnings=[text], notes=[text]), 5, 3),
+        (markdown(hostile(text), fleet=text, warnings=[RunWarning(text, text)]), 5, len(Ending)),
+        (check_markdown(findings(text), fleet=text, warnings=[RunWarning(text)], notes=[text]), 5, 3),
     ):
         tokens = rendered(page)
         assert {token.type for token in tokens} <= allowed
@@ -400,9 +395,18 @@ def only_text(text: str) -> None:
     for row in (*rows(hostile(text)), *check_rows(findings(text))):
         for value in row.values():
             assert {token.type for token in rendered(str(value))} <= allowed - {"blockquote_open", "bullet_list_open"}
-    shown = [*lines(hostile(text), [text]), *check_lines(findings(text), [text], [text]), *summary(hostile(text))]
+    shown = [
+        *lines(hostile(text), [RunWarning(text, text)]),
+        *check_lines(findings(text), [RunWarning(text)], [text]),
+        *summary(hostile(text)),
+    ]
     shown += [str(value) for row in (*rows(hostile(text)), *check_rows(findings(text))) for value in row.values()]
-    shown += [json.dumps([to_json(hostile(text), [text]), check_json(findings(text), [text])], ensure_ascii=False)]
+    shown += [
+        json.dumps(
+            [to_json(hostile(text), [RunWarning(text)]), check_json(findings(text), [RunWarning(text)])],
+            ensure_ascii=False,
+        )
+    ]
     for line in shown:
         assert not any(unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" for c in line)
         assert len(line) < 40_000
@@ -475,10 +479,10 @@ UNKNOWN = Finding(
     True,
     "unknown",
     "fail",
-    ('backup-status: a reply that is not understood: "Nix da"',),
+    (Problem('backup-status: a reply that is not understood: "Nix da"'),),
     'a0cli: {replies: {absent: ["Nix da"]}}',
 )
-GONE = Finding("a0-3", False, False, "", "fail", ("ping: connection refused",))
+GONE = Finding("a0-3", False, False, "", "fail", (Problem("ping: connection refused"),))
 
 
 def test_a_check_is_reported_with_the_line_that_teaches_a_wording() -> None:
@@ -503,13 +507,13 @@ def test_a_check_is_reported_with_the_line_that_teaches_a_wording() -> None:
 
 
 def test_the_hint_of_a_problem_stands_below_it() -> None:
-    page = check_markdown([replace(GONE, problems=("ping: connection refused", "HINT: check the port"))], fleet="f")
+    page = check_markdown([replace(GONE, problems=(Problem("ping: connection refused", "check the port"),))], fleet="f")
     assert page.endswith("\n\n**a0-3**: ping: connection refused\n\nHINT: check the port\n")
 
 
 def test_a_warning_leaves_a_node_well_and_is_shown_below_it() -> None:
     warned = replace(WELL, warnings=("one | half",))
-    assert check_lines([warned], ["the same password"], ["sealed to k.pem"]) == [
+    assert check_lines([warned], [RunWarning("the same password")], ["sealed to k.pem"]) == [
         "1 node checked: 1 well",
         "a0-1  well  nothing there  start a backup",
         "  vault: 52.0 GB free, the last backup took 1.0 GB",
@@ -517,10 +521,10 @@ def test_a_warning_leaves_a_node_well_and_is_shown_below_it() -> None:
         "sealed to k.pem",
         "warning: the same password",
     ]
-    page = check_markdown([warned], fleet="f", warnings=["the same password"], notes=["sealed to k.pem"])
+    page = check_markdown([warned], fleet="f", warnings=[RunWarning("the same password")], notes=["sealed to k.pem"])
     assert page.endswith("\n\n**warning**: the same password\n\n**warning**: a0-1: one \\| half\n\n- sealed to k.pem\n")
     assert check_rows([warned])[0]["warnings"] == "one \\| half"
-    assert check_json([warned], ["the same password"])[0]["warnings"] == ["one | half", "the same password"]
+    assert check_json([warned], [RunWarning("the same password")])[0]["warnings"] == ["one | half", "the same password"]
     assert check_exit_code([warned]) == 0
 
 

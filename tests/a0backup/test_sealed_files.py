@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from a0backup import files, sealed_files
+from a0backup import files
 from a0backup.errors import VaultUnusableError
-from a0backup.sealed_files import SealedFiles
-from a0backup.vault import SealedPassword
+from a0backup.vault import sealed_files
+from a0backup.vault.manifest import SealedPassword
+from a0backup.vault.sealed_files import SealedFiles
 from tests.support.environment import unwatched
 
 START = datetime(2026, 11, 23, 2, 0, 0, tzinfo=UTC)
@@ -139,8 +140,8 @@ _WATCHED = """
 import os, sys
 from datetime import UTC, datetime
 from pathlib import Path
-from a0backup.sealed_files import SealedFiles
-from a0backup.vault import SealedPassword
+from a0backup.vault.sealed_files import SealedFiles
+from a0backup.vault.manifest import SealedPassword
 
 def hear(event, args):
     if event in ("os.link", "os.rename"):

@@ -8,8 +8,11 @@ import pytest
 
 from a0backup.errors import VaultFullError
 from a0backup.files import digests
-from a0backup.space import claim, release, space_for
-from a0backup.vault import ManifestNode, ManifestPassword, Vault
+from a0backup.vault.leftovers import verified_file
+from a0backup.vault.manifest import ManifestNode, ManifestPassword
+from a0backup.vault.space import claim, release, space_for
+from a0backup.vault.storing import store
+from a0backup.vault.vault import Vault
 
 STARTED = datetime(2026, 11, 23, 2, tzinfo=UTC)
 
@@ -24,10 +27,11 @@ def vault(tmp_path: Path) -> Iterator[Vault]:
 
 def stored(vault: Vault, node: str, size: int, *, kind: str = "backup", started_at: datetime = STARTED) -> None:
     """Have an artifact in the vault whose manifest says that it took *size* bytes."""
-    place = vault.verified_file(node, kind)
+    place = verified_file(vault, node, kind)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(b"an artifact")
-    manifest = vault.store(
+    manifest = store(
+        vault,
         node=ManifestNode(name=node, host="127.0.0.1", port=1),
         kind=kind,
         name_on_node="n",

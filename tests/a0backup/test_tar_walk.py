@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from a0backup.byte_stream import CHUNK, LONGEST_HEADER
+from a0backup.a0cli.text import quote
+from a0backup.artifact.byte_stream import CHUNK, LONGEST_HEADER
+from a0backup.artifact.tar_walk import Member
 from a0backup.errors import (
     TarTruncatedError,
     UnexpectedFormatError,
 )
-from a0backup.replies import quote
-from a0backup.tar_walk import Member
 from tests.artifacts import (
     BLOCK,
     END,

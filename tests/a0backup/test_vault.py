@@ -19,7 +19,12 @@ import pytest
 
 from a0backup.errors import ArtifactDamagedError, VaultUnusableError
 from a0backup.files import Digests
-from a0backup.vault import Manifest, ManifestNode, ManifestPassword, UnreadableManifest, Vault, unmounted
+from a0backup.vault.leftovers import salvage, sweep, verified_file
+from a0backup.vault.manifest import Manifest, ManifestNode, ManifestPassword, UnreadableManifest
+from a0backup.vault.mounts import unmounted
+from a0backup.vault.quarantine import drop_quarantine, quarantine
+from a0backup.vault.storing import confirm, store
+from a0backup.vault.vault import Vault
 from tests.support.patience import patience
 
 STARTED = datetime(2026, 11, 23, 2, 0, 0, tzinfo=UTC)
@@ -48,7 +53,7 @@ class Room:
         return self.vault.work("a0-1")
 
     def verified(self, content: bytes = BYTES, kind: str = "backup") -> Path:
-        place = self.vault.verified_file("a0-1", kind)
+        place = verified_file(self.vault, "a0-1", kind)
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         place.write_bytes(content)
         return place
@@ -61,7 +66,7 @@ class Room:
             "flow_run": "run-1",
         }
         known |= {"password": ManifestPassword(mode="shared"), "now": STORED, "expected": digests_of(content)}
-        return self.vault.store(node=NODE, kind=kind, **known | said)
+        return store(self.vault, node=NODE, kind=kind, **known | said)
 
     def write_manifest(self, **changes: object) -> Path:
         """Write a manifest that is well but for *changes*."""
@@ -157,7 +162,7 @@ def test_all_in_the_vault_is_private_whatever_the_umask(room: Room) -> None:
     room.vault.ensure_writable("a0-1")
     retrieved = room.node / "retrieved"
     retrieved.write_bytes(b"bad")
-    room.vault.quarantine("a0-1", "backup", retrieved, reason={"reason": "md5"}, now=STORED)
+    quarantine(room.vault, "a0-1", "backup", retrieved, reason={"reason": "md5"}, now=STORED)
     room.store()
     shutil.rmtree(room.work)
     for path in room.vault.root.rglob("*"):
@@ -171,7 +176,7 @@ def test_the_artifact_is_durable_and_read_back_from_the_disk_before_its_manifest
     program = f"""
 from pathlib import Path
 from tests.a0backup.test_vault import *
-Room(Path({str(room.vault.root)!r})).vault.store(node=NODE, kind="backup", name_on_node="n", started_at=STARTED,
+store(Room(Path({str(room.vault.root)!r})).vault, node=NODE, kind="backup", name_on_node="n", started_at=STARTED,
     flow_run="r", password=ManifestPassword(mode="shared"), now=STORED, expected=digests_of(BYTES))
 """
     calls = "trace=fsync,rename,renameat2,fadvise64,read,mkdir"
@@ -231,7 +236,7 @@ from pathlib import Path
 from tests.a0backup.test_vault import *
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
-    Room(Path({str(room.vault.root)!r})).vault.store(node=NODE, kind="backup", name_on_node="n", started_at=STARTED,
+    store(Room(Path({str(room.vault.root)!r})).vault, node=NODE, kind="backup", name_on_node="n", started_at=STARTED,
         flow_run="r", password=ManifestPassword(mode="shared"), now=STORED, expected=digests_of(BYTES))
 except VaultUnusableError as error:
     print(error.message())
@@ -247,7 +252,7 @@ except VaultUnusableError as error:
     assert ran.stdout == "a0-1: the artifact cannot be stored: File too large\n"
     assert list(room.vault.entries()) == []
     assert [path.name for path in (room.vault.root / ID).iterdir()] == ["backup.tar.gz.enc"]
-    assert room.vault.salvage("a0-1", "backup", digests_of(BYTES).md5) == digests_of(BYTES)
+    assert salvage(room.vault, "a0-1", "backup", digests_of(BYTES).md5) == digests_of(BYTES)
 
 
 # -- reading back ------------------------------------------------------------------------------------------------------
@@ -340,8 +345,9 @@ def test_what_is_no_artifact_folder_is_not_looked_at(room: Room) -> None:
 def test_artifacts_are_listed_by_node_and_oldest_first(room: Room) -> None:
     for node, day in (("b", 2), ("b", 1), ("a", 3)):
         room.vault.work(node).mkdir(parents=True, exist_ok=True)
-        room.vault.verified_file(node, "backup").write_bytes(BYTES)
-        room.vault.store(
+        verified_file(room.vault, node, "backup").write_bytes(BYTES)
+        store(
+            room.vault,
             node=ManifestNode(name=node, host="h", port=1),
             kind="backup",
             name_on_node="n",
@@ -467,7 +473,7 @@ def dead_run(room: Room, content: bytes, name: str = "dead-1", file: str = "back
 
 
 def salvaged(room: Room) -> Digests | None:
-    return room.vault.salvage("a0-1", "backup", digests_of(BYTES).md5)
+    return salvage(room.vault, "a0-1", "backup", digests_of(BYTES).md5)
 
 
 def test_there_is_nothing_to_salvage_in_an_empty_vault(room: Room) -> None:
@@ -485,7 +491,7 @@ def test_bytes_that_a_dead_run_retrieved_are_found_among_others(room: Room) -> N
     dead_run(room, BYTES[:-1], "dead-1")
     left = dead_run(room, BYTES, "dead-2")
     assert salvaged(room) == digests_of(BYTES)
-    assert room.vault.verified_file("a0-1", "backup").read_bytes() == BYTES
+    assert verified_file(room.vault, "a0-1", "backup").read_bytes() == BYTES
     assert not left.exists()
 
 
@@ -555,7 +561,7 @@ def test_sweeping_removes_what_dead_runs_left_and_nothing_else(room: Room) -> No
         (room.node / name).write_text(name)
     (room.node / "quarantine").mkdir()
 
-    assert room.vault.sweep("a0-1", kind="backup", keep=mine) == [bytes_alone]
+    assert sweep(room.vault, "a0-1", kind="backup", keep=mine) == [bytes_alone]
 
     left = sorted(
         str(path.relative_to(room.node)) for path in room.node.rglob("*") if not path.is_dir() or path == mine
@@ -582,7 +588,7 @@ def test_sweeping_follows_no_link(room: Room, tmp_path: Path) -> None:
     (precious / "file").write_text("kept")
     room.work.mkdir(parents=True)
     (room.work / "linked").symlink_to(precious)
-    room.vault.sweep("a0-1", kind="backup", keep=room.work / "mine")
+    sweep(room.vault, "a0-1", kind="backup", keep=room.work / "mine")
     assert (precious / "file").read_text() == "kept"
 
 
@@ -598,7 +604,7 @@ def test_a_writable_vault_is_left_as_it_was_but_for_the_nodes_folder(room: Room)
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_what_is_written_to_try_the_vault_is_private_though_it_is_removed_at_once(room: Room) -> None:
     log = room.vault.root.parent / "trace"
-    program = f"from a0backup.vault import *; Vault(Path({str(room.vault.root)!r})).ensure_writable('a0-1')"
+    program = f"from a0backup.vault.vault import *; Vault(Path({str(room.vault.root)!r})).ensure_writable('a0-1')"
     calls = ["strace", "-f", "-qq", "-e", "trace=openat", "-o", str(log)]
     subprocess.run(
         [*calls, sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True, timeout=patience(60)
@@ -650,7 +656,9 @@ def test_a_directory_that_is_bound_is_mounted_unless_it_is_bound_onto_itself(
     for name in ("data", "my disk"):
         (tmp_path / name).mkdir()
     (tmp_path / "fstab").write_text(f"{tmp_path}/data {tmp_path}/my\\040disk none bind 0 0\n")
-    question = "from a0backup.vault import *; print(unmounted(Path('my disk/vault').absolute(), fstab=Path('fstab')))"
+    question = (
+        "from a0backup.vault.mounts import *; print(unmounted(Path('my disk/vault').absolute(), fstab=Path('fstab')))"
+    )
     # In a mount name space of its own, which ends with it.
     binds = " && ".join(f'mount --bind "$0/{what}" "$0/{where}"' for what, where in mounts)
     script = f'cd "$0" && "$1" -c "{question}" && {binds} && cd "$0" && "$1" -c "{question}"'
@@ -667,7 +675,7 @@ def test_a_directory_that_is_bound_is_mounted_unless_it_is_bound_onto_itself(
 def test_a_vault_that_went_away_is_not_made_anew_by_what_is_kept_aside(room: Room, tmp_path: Path) -> None:
     (tmp_path / "retrieved").write_bytes(BYTES)
     with pytest.raises(FileNotFoundError):
-        room.vault.quarantine("a0-1", "backup", tmp_path / "retrieved", reason={}, now=STORED)
+        quarantine(room.vault, "a0-1", "backup", tmp_path / "retrieved", reason={}, now=STORED)
     assert not room.vault.root.exists()
 
 
@@ -687,7 +695,7 @@ def test_runs_that_look_at_once_whether_they_can_write_do_not_disturb_each_other
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        room.vault.sweep("a0-1", kind="backup", keep=room.work / "mine")
+        sweep(room.vault, "a0-1", kind="backup", keep=room.work / "mine")
     assert errors == []
 
 
@@ -696,7 +704,7 @@ def test_quarantine_keeps_the_newest_of_a_kind_with_its_reason_and_no_manifest(r
         room.work.mkdir(parents=True, exist_ok=True)
         retrieved = room.work / "retrieved"
         retrieved.write_bytes(b"%d" % second)
-        room.vault.quarantine("a0-1", kind, retrieved, reason={"n": second}, now=STORED + timedelta(seconds=second))
+        quarantine(room.vault, "a0-1", kind, retrieved, reason={"n": second}, now=STORED + timedelta(seconds=second))
         assert not retrieved.exists()
     place = room.node / "quarantine"
     assert {str(path.relative_to(place)): path.read_text() for path in place.rglob("*") if path.is_file()} == {
@@ -716,7 +724,7 @@ def test_sweeping_removes_the_quarantine_that_a_killed_run_did_not_fill_or_did_n
         (place / name / f"{name.partition('-')[2]}.tar.gz.enc").write_bytes(BYTES)
     (place / "20261123T020000Z-backup").mkdir()
     (place / "20261123T020000Z-backup" / ".reason.json.0.partial").write_text("{")
-    room.vault.sweep("a0-1", kind="backup", keep=room.work / "mine")
+    sweep(room.vault, "a0-1", kind="backup", keep=room.work / "mine")
     left = sorted(path.name for path in place.iterdir())
     assert left == ["20261120T020000Z-backup-sensitive", "20261122T020000Z-backup"]
 
@@ -725,8 +733,8 @@ def test_the_quarantine_of_a_kind_can_be_dropped(room: Room) -> None:
     room.work.mkdir(parents=True)
     for kind in ("backup", "backup-sensitive"):
         (room.work / "retrieved").write_bytes(BYTES)
-        room.vault.quarantine("a0-1", kind, room.work / "retrieved", reason={}, now=STORED)
-    room.vault.drop_quarantine("a0-1", "backup")
+        quarantine(room.vault, "a0-1", kind, room.work / "retrieved", reason={}, now=STORED)
+    drop_quarantine(room.vault, "a0-1", "backup")
     assert [path.name for path in (room.node / "quarantine").iterdir()] == ["20261123T021409Z-backup-sensitive"]
 
 
@@ -735,12 +743,12 @@ def test_what_another_run_stored_is_made_durable_anew_before_it_counts(room: Roo
     manifest = room.store()
     file = room.vault.root / ID / "manifest.json"
     before, content = file.stat().st_ino, file.read_bytes()
-    room.vault.confirm(manifest)
+    confirm(room.vault, manifest)
     assert file.stat().st_ino != before
     assert file.read_bytes() == content
     room.vault.artifact(manifest).write_bytes(b"damaged")
     with pytest.raises(ArtifactDamagedError):
-        room.vault.confirm(manifest)
+        confirm(room.vault, manifest)
 
 
 def test_a_folder_that_no_node_can_have_is_no_node(room: Room) -> None:
@@ -753,7 +761,7 @@ def test_a_folder_that_no_node_can_have_is_no_node(room: Room) -> None:
 def test_what_is_in_quarantine_is_never_salvaged(room: Room) -> None:
     room.work.mkdir(parents=True)
     (room.work / "retrieved").write_bytes(BYTES)
-    room.vault.quarantine("a0-1", "backup", room.work / "retrieved", reason={}, now=STORED)
+    quarantine(room.vault, "a0-1", "backup", room.work / "retrieved", reason={}, now=STORED)
     assert salvaged(room) is None
 
 

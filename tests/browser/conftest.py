@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from a0backup.fleet import FIRST_SPLIT_BUILD
-from a0backup.recovery import make_pair
+from a0backup.fleet.models import FIRST_SPLIT_BUILD
+from a0backup.passwords.recovery_keys import make_pair
 from deployments.server import own_server
 from simulator.fleet import SimulatedFleet
 from tests.browser.ui import CHROMIUM, TAKING_PICTURES, UI, browser

@@ -5,8 +5,8 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from a0backup.lock import is_held
-from a0backup.vault import Vault
+from a0backup.vault.lock import is_held
+from a0backup.vault.vault import Vault
 from simulator.fleet import SimulatedFleet
 from tests.browser.ui import UI
 from tests.deployed import Deployed

@@ -174,7 +174,7 @@ def test_what_the_build_sees_is_named_piece_by_piece() -> None:
     assert rules[0] == "*"
     wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert {f"!{package}/**" for package in wheel["packages"]} <= set(rules)
-    # The container's `python -m deployments.register` looks for it beside itself.
+    # The container's `a0backup engine register` looks for it beside itself.
     assert wheel["force-include"] == {"prefect.yaml": "deployments/prefect.yaml"}
     assert {f"!{file}" for file in wheel["force-include"]} <= set(rules)
 

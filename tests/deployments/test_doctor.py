@@ -1,4 +1,4 @@
-"""`a0backup check --engine`, from the outside: what an engine lacks for the night to come."""
+"""`a0backup engine check`, from the outside: what an engine lacks for the night to come."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ import pytest_asyncio
 import yaml
 from prefect.client.orchestration import PrefectClient
 
-from a0backup.fleet import Fleet
+from a0backup.fleet.load import load_fleet
 from deployments import doctor
 from deployments.doctor import Remark, Verdict
 from deployments.engine_objects import wanted
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 def check(desk: Desk, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return a0backup_in(desk.environment, "check", "--engine", *arguments, cwd=desk.folder, loud=True)
+    return a0backup_in(desk.environment, "engine", "check", *arguments, cwd=desk.folder, loud=True)
 
 
 def remarks(desk: Desk, verdict: str) -> list[str]:
@@ -44,7 +44,7 @@ def test_what_is_missing_another_or_switched_off_is_found_until_all_is_well(desk
     assert empty.returncode == 1
     for missing in ("work pool appliance", "limit a0backup-a0-2", "deployment backup-fleet/nightly"):
         assert f"problem  the {missing} is missing\n" in empty.stdout
-    assert "HINT: `python -m deployments.register` puts it right" in empty.stdout
+    assert "HINT: `a0backup engine register` puts it right" in empty.stdout
 
     assert desk.register().returncode == 0
     assert remarks(desk, "problem") == ["no worker of the pool appliance is online, so nothing runs"]
@@ -115,7 +115,7 @@ async def client(desk: Desk) -> AsyncIterator[PrefectClient]:
 
 async def coming(desk: Desk, client: PrefectClient, **later: float) -> list[tuple[Verdict, str]]:
     """What is said of the runs to come, *later* than now."""
-    things = wanted(Fleet.load(desk.folder / "fleet.yaml"))
+    things = wanted(load_fleet(desk.folder / "fleet.yaml"))
     looked = doctor._coming(client, things, datetime.now(UTC) + timedelta(**later))
     return [(remark.verdict, remark.text) async for remark in looked]
 

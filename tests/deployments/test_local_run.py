@@ -20,7 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from deployments.server import CRASHED
+from deployments.engine_runs import CRASHED
 from simulator.fleet import SimulatedFleet
 from tests.deployed import left_at_work
 from tests.support.login import logged_in, reaching

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from a0backup.lock import is_held, read_holder
+from a0backup.vault.lock import is_held, read_holder
 from simulator.fleet import SimulatedFleet
 from tests.deployments.parts import ENGINE_PARTS, Engine, Part, engine_on_parts, needed
 from tests.support.patience import eventually, patience
@@ -22,7 +22,7 @@ PASSWORD = "Canary7Password"
 
 def register(engine: Engine, folder: Path) -> None:
     settings = {"PATH": os.defpath, "PREFECT_HOME": str(folder / "prefect")} | engine.worker_settings()
-    command = [sys.executable, "-m", "deployments.register"]
+    command = [sys.executable, "-m", "a0backup", "engine", "register"]
     ended = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=patience(120))
     assert ended.returncode == 0, ended.stderr
 

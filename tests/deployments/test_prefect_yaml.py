@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from a0backup.errors import EngineError
-from a0backup.lock import is_held
-from deployments.engine_objects import Deployment, read_deployments
+from a0backup.vault.lock import is_held
+from deployments.engine_objects import Deployment
+from deployments.prefect_yaml import read_deployments
 from simulator.fleet import SimulatedFleet
 from tests.deployed import BIN, REPOSITORY, Deployed, deployed_in
 from tests.deployments.test_local_run import gone

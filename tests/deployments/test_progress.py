@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from a0backup.vault import Vault
+from a0backup.vault.vault import Vault
 from simulator.fleet import SimulatedFleet
 from tests.deployments.test_local_run import Place, Terminal
 from tests.support.patience import eventually

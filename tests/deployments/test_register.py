@@ -1,4 +1,4 @@
-"""`python -m deployments.register`, from the outside, on a server that has nothing yet."""
+"""`a0backup engine register`, from the outside, on a server that has nothing yet."""
 
 import http.server
 import os
@@ -54,7 +54,7 @@ class Desk:
 
     def register(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         settings = self.environment | environment
-        return a0backup_in(settings, *arguments, cwd=self.folder, program="deployments.register", loud=True)
+        return a0backup_in(settings, "engine", "register", *arguments, cwd=self.folder, loud=True)
 
     def deployment(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.client.get(f"/deployments/name/{name}").raise_for_status().json()
@@ -93,7 +93,7 @@ def test_what_is_registered_is_all_that_the_fleet_needs_and_a_second_time_change
         [line] = [line for line in first.stdout.splitlines() if f" {name} " in line]
         assert line.endswith("made"), line
     assert "nobody is told of failed or late runs" in first.stderr
-    assert "run `python -m deployments.register --notify SLUG/NAME`" in first.stderr
+    assert "run `a0backup engine register --notify SLUG/NAME`" in first.stderr
 
     second = desk.register()
     assert "made" not in second.stdout
@@ -211,9 +211,9 @@ def test_nothing_is_changed_where_the_value_of_the_secret_block_is_missing_and_n
     # As `a0backup serve` does without a terminal.
     serves = (
         "import asyncio, pathlib\n"
-        "from a0backup.fleet import Fleet\n"
+        "from a0backup.fleet.load import load_fleet\n"
         "from deployments.register import register\n"
-        "asyncio.run(register(Fleet.load(pathlib.Path('fleet.yaml'))))\n"
+        "asyncio.run(register(load_fleet(pathlib.Path('fleet.yaml'))))\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", serves], cwd=desk.folder, env=desk.environment, capture_output=True, text=True

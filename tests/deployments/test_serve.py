@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from a0backup.lock import is_held
+from a0backup.vault.lock import is_held
 from deployments.server import own_server, served_api
 from simulator.fleet import SimulatedFleet
 from tests.deployed import REPOSITORY, PatientClient, kill_with_all_it_started

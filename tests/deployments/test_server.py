@@ -21,18 +21,9 @@ import psutil
 import pytest
 
 from a0backup.errors import EngineError
-from deployments.server import (
-    CRASHED,
-    credentials,
-    default_home,
-    drained,
-    lasting_server,
-    operators_api,
-    own_server,
-    served_api,
-    serving,
-    use_api,
-)
+from deployments.engine_runs import CRASHED, drained
+from deployments.home import credentials, default_home, operators_api, use_api
+from deployments.server import lasting_server, own_server, served_api, serving
 from tests.support.login import logged_in
 from tests.support.patience import eventually, patience
 

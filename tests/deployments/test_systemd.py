@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from a0backup.lock import is_held
+from a0backup.vault.lock import is_held
 from simulator.fleet import SimulatedFleet
 from tests.deployments.parts import (
     BIN,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from a0backup.password import random_password
-from a0backup.vault import Manifest, Vault
+from a0backup.passwords.shared import random_password
+from a0backup.vault.manifest import Manifest
+from a0backup.vault.vault import Vault
 from tests.stored import PASSPHRASE, Keys, store
 
 PAGE = Path(__file__).parents[2] / "docs" / "restore.md"
@@ -97,7 +98,7 @@ def unpacked(folder: Path) -> dict[str, bytes]:
 
 def expected(manifest: Manifest, vault: Path, password: str, place: Path) -> dict[str, bytes]:
     """Return every member's bytes, by Python's own tarfile."""
-    from a0backup.encryption import decryptor
+    from a0backup.artifact.encryption import decryptor
 
     plain = place / "expected.tar.gz"
     plain.write_bytes(decryptor(password).update(Vault(vault).artifact(manifest).read_bytes()))

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from a0backup.lock import is_held
+from a0backup.vault.lock import is_held
 from simulator.fleet import SimulatedFleet
 from tests.deployed import BIN, REPOSITORY, Deployed
 from tests.deployments.test_local_run import Place

@@ -746,9 +746,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from a0backup.files import Digests, digests, in_thread, make_private_directory, publish, remove_durably
-from a0backup.journal import Journal, JournalFile
-from a0backup.lock import node_lock
-from a0backup.vault import ManifestNode, ManifestPassword, Vault
+from a0backup.vault.journal import Journal, JournalFile
+from a0backup.vault.lock import node_lock
+from a0backup.vault.leftovers import salvage, sweep
+from a0backup.vault.manifest import ManifestNode, ManifestPassword
+from a0backup.vault.quarantine import quarantine
+from a0backup.vault.storing import store
+from a0backup.vault.vault import Vault
 
 now = datetime(2026, 11, 23, 2, tzinfo=UTC)
 vault = Vault(Path(os.environ["VAULT"]))
@@ -768,17 +772,17 @@ async def main():
         await in_thread(journal.write, Journal(node="a0-1", kind="backup", flow_run="r1", started_at=now, sealed=False))
         file = retrieved(b"bytes")
         expected = digests(file)
-        assert await in_thread(vault.salvage, "a0-1", "backup", expected.md5)
-        store = dict(node=node, kind="backup", name_on_node="n", expected=expected, started_at=now, now=now,
+        assert await in_thread(salvage, vault, "a0-1", "backup", expected.md5)
+        of_it = dict(node=node, kind="backup", name_on_node="n", expected=expected, started_at=now, now=now,
                      password=ManifestPassword(mode="unknown"), flow_run="r1")
-        await in_thread(lambda: vault.store(**store))
+        await in_thread(lambda: store(vault, **of_it))
         for _ in range(2):
-            await in_thread(lambda: vault.quarantine("a0-1", "backup", retrieved(b"spoilt"), reason={}, now=now))
+            await in_thread(lambda: quarantine(vault, "a0-1", "backup", retrieved(b"spoilt"), reason={}, now=now))
         await asyncio.gather(*(
             in_thread(publish, folder / f"published-{n}", bytes(3_000_000)) for n in range(4)
         ))
         retrieved(b"left")
-        await in_thread(lambda: vault.sweep("a0-1", kind="backup", keep=vault.work("a0-1") / "none"))
+        await in_thread(lambda: sweep(vault, "a0-1", kind="backup", keep=vault.work("a0-1") / "none"))
         await in_thread(journal.set_aside, now)
         await in_thread(remove_durably, folder / "published-0")
         await in_thread(remove_durably, folder / "none")

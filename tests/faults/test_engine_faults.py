@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from a0backup.lock import is_held, read_holder
+from a0backup.vault.lock import is_held, read_holder
 from simulator.fleet import SimulatedFleet
 from tests.deployed import BIN, Deployed, PatientClient, left_at_work
 from tests.deployments.test_local_run import STEPS_OF_A_NODE, Place, gone, server_of

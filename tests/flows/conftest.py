@@ -53,7 +53,7 @@ async def recorded(flow_run_id: UUID) -> Recorded:
     )
     from prefect.client.schemas.sorting import ArtifactSort, LogSort, TaskRunSort
 
-    from deployments.server import drained
+    from deployments.engine_runs import drained
     from tasks.engine_task import task_runs
 
     assert await drained(flow_run_id, task_runs.pop(str(flow_run_id), set()))

@@ -52,7 +52,7 @@ def test_a_missing_password_is_known_before_the_night(
 def test_a_recovery_key_that_cannot_be_read_is_known_before_the_night(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from a0backup.recovery import make_pair
+    from a0backup.passwords.recovery_keys import make_pair
     from flows.check_fleet import check_fleet
 
     monkeypatch.delenv("A0_BACKUP_PASSWORD")
@@ -73,7 +73,7 @@ def test_a_recovery_key_that_cannot_be_read_is_known_before_the_night(
 def test_what_is_no_problem_yet_is_warned_of_and_the_check_completes(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
-    from a0backup.fleet import KEYSTREAM_REUSE
+    from a0backup.fleet.models import KEYSTREAM_REUSE
     from flows.check_fleet import check_fleet
 
     run = run_and_read(check_fleet, fleet=fleet_yaml)

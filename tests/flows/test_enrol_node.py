@@ -12,8 +12,8 @@ from uuid import UUID
 import psutil
 import pytest
 
-from a0backup.lock import is_held
-from a0backup.recovery import make_pair
+from a0backup.passwords.recovery_keys import make_pair
+from a0backup.vault.lock import is_held
 from simulator.fleet import SimulatedFleet
 from tests.deployed import Deployed, deployed_in
 from tests.flows.conftest import Recorded, recorded
@@ -29,7 +29,7 @@ LOOK = ["update-commands", "ping", "backup-status", "backup-sensitive-status"]
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.enrol_node.LOOKS_EVERY", 0.1)
-    monkeypatch.setattr("a0backup.enrolment.LOOK_INTERVAL", 0.1)
+    monkeypatch.setattr("a0backup.nodes.enrolment.LOOK_INTERVAL", 0.1)
 
 
 @pytest.fixture

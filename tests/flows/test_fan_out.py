@@ -6,7 +6,7 @@ from types import FrameType
 
 import pytest
 
-from a0backup.fleet import Node
+from a0backup.fleet.models import Node
 
 NODES = [Node(name=f"a0-{number}", host="127.0.0.1") for number in range(1, 5)]
 

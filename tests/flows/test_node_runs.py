@@ -16,10 +16,12 @@ import pytest
 from pydantic import TypeAdapter
 
 from a0backup.errors import EngineError, RefusedError
-from a0backup.fleet import Fleet
-from a0backup.lock import read_holder
-from a0backup.report import Ending, Outcome, outcome_of
-from deployments.server import own_server, use_api
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import Fleet
+from a0backup.report.outcomes import Ending, Outcome, outcome_of
+from a0backup.vault.lock import read_holder
+from deployments.home import use_api
+from deployments.server import own_server
 from simulator.fleet import SimulatedFleet
 from tests.deployed import Deployed, deployed_in, kill_with_all_it_started
 from tests.faults.engines import operators_server
@@ -44,7 +46,7 @@ def deployed(tmp_path: Path, own_home: Path, appliances: SimulatedFleet) -> Iter
 def nobody(engine: str, appliances: SimulatedFleet, fleet_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> "Nobody":
     """A deployment whose runs no worker takes, and this process where the night's would be."""
     appliances.fleet_yaml(fleet_yaml, lock_deadline=f"{patience(1.2):.1f}s")
-    nobody = Nobody(Fleet.load(fleet_yaml), f"nobodys-{uuid4()}")
+    nobody = Nobody(load_fleet(fleet_yaml), f"nobodys-{uuid4()}")
     monkeypatch.setattr("flows.node_runs.OF_FLEET", f"backup-node/{nobody.deployment}")
     monkeypatch.setattr("flows.node_runs.POLL", 0.1)
     return nobody
@@ -195,7 +197,7 @@ async def test_an_engine_that_is_away_when_a_run_is_to_be_made_is_waited_for(
     own_home: Path, appliances: SimulatedFleet, fleet_yaml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     appliances.fleet_yaml(fleet_yaml, lock_deadline="2m")
-    nobody = Nobody(Fleet.load(fleet_yaml), "nobodys")
+    nobody = Nobody(load_fleet(fleet_yaml), "nobodys")
     monkeypatch.setattr("flows.node_runs.OF_FLEET", "backup-node/nobodys")
     monkeypatch.setattr("flows.node_runs.POLL", 0.1)
     with operators_server(own_home) as server, use_api(server.api, own_home):
@@ -211,7 +213,7 @@ async def test_an_engine_that_is_away_when_a_run_is_to_be_made_is_waited_for(
 async def test_where_nothing_is_registered_the_hint_says_how(nobody: Nobody) -> None:
     error = await nobody.refused()
     assert f"there is no deployment backup-node/{nobody.deployment}" in str(error)
-    assert "python -m deployments.register" in str(error)
+    assert "a0backup engine register" in str(error)
 
 
 @pytest.mark.slow

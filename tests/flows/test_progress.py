@@ -15,8 +15,9 @@ from uuid import UUID
 import psutil
 import pytest
 
-from a0backup.fleet import Fleet, Node
-from a0backup.lock import is_held
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import Node
+from a0backup.vault.lock import is_held
 from simulator.fleet import SimulatedFleet
 from tests.flows.conftest import Recorded, recorded
 from tests.support.patience import patience
@@ -219,7 +220,7 @@ async def test_an_api_that_does_not_take_the_progress_fails_no_run_and_is_told_o
 
     at = time.monotonic()
     async with api_of() as api:
-        assert (await run_with_progress_on(api, list(Fleet.load(fleet_yaml).nodes), some_updates)).is_completed()
+        assert (await run_with_progress_on(api, list(load_fleet(fleet_yaml).nodes), some_updates)).is_completed()
     assert time.monotonic() - at < min(patience(10), 50)  # and not the minute for which Prefect's client asks again
     told = [record.getMessage() for record in caplog.records if "does not take the progress" in record.getMessage()]
     assert told == ["the engine does not take the progress of this run; it is tried again (no answer within 0.2 s)"]
@@ -240,7 +241,7 @@ async def test_a_cancel_does_not_wait_for_an_update_that_hangs(engine: str, flee
             called_off.append(time.monotonic())
 
     async with an_api_that_never_answers() as api:
-        run = asyncio.create_task(run_with_progress_on(api, list(Fleet.load(fleet_yaml).nodes), long))
+        run = asyncio.create_task(run_with_progress_on(api, list(load_fleet(fleet_yaml).nodes), long))
         await under_way.wait()
         run.cancel()
         await asyncio.wait([run], timeout=patience(10))
@@ -272,7 +273,7 @@ async def test_a_signal_that_comes_in_the_middle_of_an_update_calls_off_the_run(
     before = signal.signal(signal.SIGUSR1, raise_it)
     monkeypatch.setattr(progress, "table", table_at_the_wrong_time)
     try:
-        run = asyncio.create_task(run_with_progress_on(engine, list(Fleet.load(fleet_yaml).nodes), long))
+        run = asyncio.create_task(run_with_progress_on(engine, list(load_fleet(fleet_yaml).nodes), long))
         await asyncio.wait([run], timeout=patience(20))
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from a0backup.recovery import candidates, load_private
-from a0backup.vault import Manifest
+from a0backup.passwords.recovery_keys import candidates, load_private
+from a0backup.vault.manifest import Manifest
 from simulator.fleet import SimulatedFleet
 from tests.desk import Desk
 

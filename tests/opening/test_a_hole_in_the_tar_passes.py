@@ -5,9 +5,9 @@ import io
 import tarfile
 from pathlib import Path
 
-from a0backup.contents import inspect
-from a0backup.encryption import decryptor
-from a0backup.fleet import ContentsLimits
+from a0backup.artifact.encryption import decryptor
+from a0backup.artifact.inspection import inspect
+from a0backup.fleet.models import ContentsLimits
 
 
 def test_a_dump_of_which_most_members_cannot_be_reached_is_not_good(tmp_path: Path) -> None:

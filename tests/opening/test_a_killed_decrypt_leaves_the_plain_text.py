@@ -27,7 +27,7 @@ def test_a_decrypt_that_is_called_off_leaves_nothing_decrypted(tmp_path: Path, n
     target.parent.mkdir()
     arguments = ["decrypt", manifest.id, "-o", target, "--vault", tmp_path / "vault", "--password-file", password]
     running = subprocess.Popen(
-        [sys.executable, "-c", "from a0backup.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", "from a0backup.cli.main import main; main()", *map(str, arguments)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -5,10 +5,8 @@ import io
 import tarfile
 from pathlib import Path
 
-from click.testing import CliRunner
-
-from a0backup.cli import cli
 from tests.stored import store
+from tests.support.command import a0backup
 
 
 def test_what_the_run_stored_can_be_decrypted_where_there_is_no_fleet_yaml(tmp_path: Path) -> None:
@@ -24,6 +22,6 @@ def test_what_the_run_stored_can_be_decrypted_where_there_is_no_fleet_yaml(tmp_p
     password.chmod(0o600)
     target = tmp_path / "plain.tar.gz"
     arguments = ["decrypt", manifest.id, "-o", target, "--vault", tmp_path / "vault", "--password-file", password]
-    ended = CliRunner().invoke(cli, list(map(str, arguments)))
+    ended = a0backup(*arguments)
     # Whoever has password and vault wants the bytes; `ContentsLimits` are about what a node may do to a run.
-    assert ended.exit_code == 0, ended.output
+    assert ended.returncode == 0, ended.stdout

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from a0backup import password
 from a0backup.errors import PasswordError
+from a0backup.passwords import shared as password
 
 SECRET = "Canary7Password"
 

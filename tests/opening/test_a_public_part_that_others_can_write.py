@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from a0backup.check import fleet_notes, fleet_warnings
+from a0backup.nodes.check import fleet_notes, fleet_warnings
 
 
 async def test_check_warns_of_a_public_part_that_others_can_replace(sealed: Any) -> None:

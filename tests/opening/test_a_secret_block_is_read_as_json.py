@@ -7,7 +7,7 @@ import pytest
 from prefect.blocks.system import Secret
 
 from a0backup.errors import PasswordError
-from a0backup.fleet import PasswordSource
+from a0backup.fleet.models import PasswordSource
 from tasks.shared_password import shared_password
 
 

@@ -3,8 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from a0backup.sealed_files import SealedFiles
-from a0backup.vault import Manifest, SealedPassword, UnreadableManifest
+from a0backup.vault.manifest import Manifest, SealedPassword, UnreadableManifest
+from a0backup.vault.sealed_files import SealedFiles
 
 
 async def test_a_backup_is_kept_however_many_starts_failed_before_it(sealed: Any) -> None:

@@ -4,10 +4,8 @@ later.
 
 from pathlib import Path
 
-from click.testing import CliRunner
-
-from a0backup.cli import cli
 from tests.stored import store
+from tests.support.command import a0backup
 
 
 def test_a_target_that_cannot_be_made_is_told_before_the_artifact_is_read(tmp_path: Path) -> None:
@@ -19,5 +17,5 @@ def test_a_target_that_cannot_be_made_is_told_before_the_artifact_is_read(tmp_pa
     password.chmod(0o600)
     target = tmp_path / "not there" / "plain.tar.gz"
     arguments = ["decrypt", manifest.id, "-o", target, "--vault", tmp_path / "vault", "--password-file", password]
-    ended = CliRunner().invoke(cli, list(map(str, arguments)))
-    assert "not there" in f"{ended.output}{ended.exception}", ended.output
+    ended = a0backup(*arguments)
+    assert "not there" in f"{ended.stdout}{ended.stderr}", ended.stdout

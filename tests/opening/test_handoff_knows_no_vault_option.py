@@ -4,9 +4,7 @@
 
 from typing import Any
 
-from click.testing import CliRunner
-
-from a0backup.cli import cli
+from tests.support.command import a0backup
 
 
 async def test_every_command_that_the_restore_page_names_takes_a_vault(desk: Any) -> None:
@@ -14,11 +12,11 @@ async def test_every_command_that_the_restore_page_names_takes_a_vault(desk: Any
     [manifest] = desk.stored
     target = desk.room / "handed"
     arguments = ["handoff", "--vault", str(desk.vault.root), "-o", str(target), manifest.id]
-    ended = CliRunner().invoke(cli, arguments)
-    assert ended.exit_code == 0, ended.output
+    ended = a0backup(*arguments)
+    assert ended.returncode == 0, ended.stdout
 
 
 async def test_the_ids_can_be_had_on_the_machine_that_holds_the_private_part(desk: Any) -> None:
     await desk.night()
-    ended = CliRunner().invoke(cli, ["list", "--vault", str(desk.vault.root)])
-    assert ended.exit_code == 0, ended.output
+    ended = a0backup("list", "--vault", str(desk.vault.root))
+    assert ended.returncode == 0, ended.stdout

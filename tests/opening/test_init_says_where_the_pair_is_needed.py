@@ -7,10 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from a0backup.cli import cli
-from a0backup.fleet import Fleet
+from a0backup.fleet.load import load_fleet
+from tests.support.command import a0backup
 
 
 def test_the_printed_next_steps_lead_to_a_fleet_file_that_finds_its_key(
@@ -21,10 +20,10 @@ def test_the_printed_next_steps_lead_to_a_fleet_file_that_finds_its_key(
     passphrase = tmp_path / "passphrase"
     passphrase.write_text("twelve or more\n")
     passphrase.chmod(0o600)
-    printed = CliRunner().invoke(cli, ["init", "fleets/prod.yaml"]).output
-    command = re.search(r"`a0backup (init --recovery-key[^`]*)`", printed)
+    printed = a0backup("init", "fleets/prod.yaml").stdout
+    command = re.search(r"`a0backup (key create[^`]*)`", printed)
     assert command
-    made = CliRunner().invoke(cli, [*shlex.split(command[1]), "--passphrase-file", str(passphrase)])
-    assert made.exit_code == 0, made.output
-    [public] = Fleet.load(tmp_path / "fleets" / "prod.yaml").password.sealed_to or ()
+    made = a0backup(*shlex.split(command[1]), "--passphrase-file", str(passphrase))
+    assert made.returncode == 0, made.stdout
+    [public] = load_fleet(tmp_path / "fleets" / "prod.yaml").password.sealed_to or ()
     assert public.exists(), (printed, sorted(tmp_path.rglob("*.pem")))

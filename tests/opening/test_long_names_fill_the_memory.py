@@ -7,12 +7,12 @@ import sys
 import tarfile
 from pathlib import Path
 
-from a0backup.encryption import decryptor
+from a0backup.artifact.encryption import decryptor
 
 CHILD = """
 import sys
 from pathlib import Path
-from a0backup.contents import inspect
+from a0backup.artifact.inspection import inspect
 
 class Bounds:
     max_unpacked, max_ratio = 1 << 40, 1e9

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner
-
-from a0backup.cli import cli
+from tests.support.command import a0backup
 
 
 async def test_the_sealed_artifacts_are_drilled_beside_one_that_is_not(sealed: Any, tmp_path: Path) -> None:
@@ -23,7 +21,7 @@ async def test_the_sealed_artifacts_are_drilled_beside_one_that_is_not(sealed: A
             content = content.replace(f'"{desk.name}/'.encode(), b'"a0-other/')
             content = content.replace(f'"name": "{desk.name}"'.encode(), b'"name": "a0-other"')
         (folder / path.name).write_bytes(content)
-    ended = CliRunner().invoke(cli, ["drill", "--vault", str(desk.vault.root), "--key", str(sealed.private)])
+    ended = a0backup("drill", "--vault", str(desk.vault.root), "--key", str(sealed.private))
     # Without a terminal (or with an empty answer at one) the unknown one is 'not opened'; the others are still proven.
-    assert "well:" in ended.output, (ended.exit_code, ended.output)
-    assert ended.exit_code == 1
+    assert "well:" in ended.stdout, (ended.returncode, ended.stdout)
+    assert ended.returncode == 1

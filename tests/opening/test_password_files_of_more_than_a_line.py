@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from a0backup import password
-from a0backup.encryption import decryptor
+from a0backup.artifact.encryption import decryptor
 from a0backup.errors import PasswordError
+from a0backup.passwords import shared as password
 
 
 async def _never(name: str) -> str:

@@ -6,9 +6,9 @@ import gzip
 import tarfile
 from pathlib import Path
 
-from a0backup.contents import inspect
-from a0backup.encryption import decryptor
-from a0backup.fleet import ContentsLimits
+from a0backup.artifact.encryption import decryptor
+from a0backup.artifact.inspection import inspect
+from a0backup.fleet.models import ContentsLimits
 
 
 def test_the_largest_members_together_are_no_larger_than_the_tar(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ any more.
 import json
 from typing import Any
 
-from a0backup.encryption import decryptor
-from a0backup.recovery import candidates, load_private
-from a0backup.vault import SealedPassword
+from a0backup.artifact.encryption import decryptor
+from a0backup.passwords.recovery_keys import candidates, load_private
+from a0backup.vault.manifest import SealedPassword
 
 
 async def test_the_password_of_the_bytes_in_quarantine_is_kept_as_long_as_they_are(sealed: Any) -> None:

@@ -16,8 +16,9 @@ import psutil
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from a0backup.recovery import load_private
-from deployments.server import own_server, use_api
+from a0backup.passwords.recovery_keys import load_private
+from deployments.home import use_api
+from deployments.server import own_server
 from simulator.fleet import SimulatedFleet
 from tests.redaction.canary import Hit, search
 from tests.stored import A0BACKUP, at_terminal

@@ -123,9 +123,9 @@ def test_a_run_that_is_cancelled_under_a_worker_leaves_no_password(room: Room) -
 # -- it would be found -------------------------------------------------------------------------------------------------
 
 UNREDACTED = """
-import a0backup.replies
-a0backup.replies.redact = lambda text, secret: text
-from a0backup.cli import main
+from a0backup.a0cli import process, text
+process.redact = text.redact = lambda text, secret: text
+from a0backup.cli.main import main
 main()
 """
 KINDS_OF_PLACES = [
@@ -163,11 +163,11 @@ def test_the_passphrase_of_the_recovery_key_is_left_nowhere(room: Room) -> None:
     for path, text in ((given, PASSPHRASE), (wrong, WRONG)):
         path.touch(0o600)
         path.write_text(f"{text}\n", encoding="utf-8")
-    init = ("init", "--recovery-key")
-    assert room.on_a_terminal(*init, answers=[PASSPHRASE, WRONG], **LOUD) == 2
-    assert room.on_a_terminal(*init, answers=[PASSPHRASE, PASSPHRASE], **LOUD) == 0
+    create = ("key", "create")
+    assert room.on_a_terminal(*create, answers=[PASSPHRASE, WRONG], **LOUD) == 2
+    assert room.on_a_terminal(*create, answers=[PASSPHRASE, PASSPHRASE], **LOUD) == 0
     (room.place / "elsewhere").mkdir()
-    assert room.run(*init, "--passphrase-file", str(wrong), "elsewhere/fleet.yaml", **LOUD).code == 0
+    assert room.run(*create, "--passphrase-file", str(wrong), "elsewhere", **LOUD).code == 0
     room.fleet({"sealed_to": "recovery.pub.pem"})
     assert room.run("run", **LOUD).code == 0
     [artifact] = [f"a0-1/{path.parent.name}" for path in room.place.glob("vault/a0-1/*/manifest.json")]

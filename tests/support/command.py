@@ -44,7 +44,7 @@ def a0backup_in(
     environment: Mapping[str, str],
     *arguments: object,
     cwd: Path | None = None,
-    program: str = "a0backup.cli",
+    program: str = "a0backup.cli.main",
     loud: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run it, or the `main` of another module, to its end with this environment and no other.

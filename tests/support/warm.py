@@ -36,7 +36,7 @@ REPOSITORY = Path(__file__).parents[2]
 IMPORTED = (
     *("anyio._backends._asyncio", "fastapi", "graphviz", "prefect.client.orchestration", "prefect.events.worker"),
     *("prefect.flow_engine", "prefect.logging.handlers", "prefect.task_engine", "prefect.utilities.importtools"),
-    *("prefect.utilities.visualization", "a0backup.cli", "flows.backup_fleet", "flows.check_fleet"),
+    *("prefect.utilities.visualization", "a0backup.cli.main", "flows.backup_fleet", "flows.check_fleet"),
     *("flows.enrol_node", "deployments.register", "deployments.doctor"),
 )
 
@@ -119,7 +119,7 @@ class Warm:
         return self._start({"arguments": arguments, "cwd": str(cwd), "disk": str(disk or ""), "added": environment})
 
     def start_in(
-        self, environment: Mapping[str, str], *arguments: str, cwd: Path, program: str = "a0backup.cli"
+        self, environment: Mapping[str, str], *arguments: str, cwd: Path, program: str = "a0backup.cli.main"
     ) -> Run:
         """Start *program*, a module with a `main`, in the folder *cwd*, with this environment and no other."""
         order = {"program": program, "arguments": arguments, "cwd": str(cwd), "disk": "", "whole": dict(environment)}
@@ -198,7 +198,7 @@ def _run(order: Mapping[str, object]) -> None:
     sys.argv = ["a0backup", *order["arguments"]]
     code: object = 0
     try:
-        importlib.import_module(str(order.get("program", "a0backup.cli"))).main()
+        importlib.import_module(str(order.get("program", "a0backup.cli.main"))).main()
     except SystemExit as ended:
         code = ended.code
         if isinstance(code, str):

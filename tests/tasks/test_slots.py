@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.server import use_api
+from deployments.home import use_api
 from tests.faults.engines import operators_server
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from a0backup.a0cli.status import Absent, Found, InProgress, Status
 from a0backup.backup.await_ import Look, Verdict, judge
 from a0backup.identity import BackupIdentity
-from a0backup.replies import Absent, Found, InProgress, Status
 
 BEFORE = BackupIdentity(name="04-06-2016-15-04-30.tar.gz", md5="a" * 32)
 OLD, NEW = Found(BEFORE.name, BEFORE.md5), Found("05-06-2016-15-04-30.tar.gz", "b" * 32)

@@ -5,8 +5,8 @@ import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
+from a0backup.a0cli.status import Found
 from a0backup.backup.deletion import DeletionMark
-from a0backup.replies import Found
 
 
 def test_the_mark_of_a_deletion_says_what_was_deleted_and_by_whom(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 from a0backup.backup.evidence import Evidence, Verdict, judge, password_of
 from a0backup.backup.start import KnownPassword
 from a0backup.errors import GzipDamagedError, WrongPasswordError
-from a0backup.journal import Journal, NotOpened
-from a0backup.vault import ManifestPassword, SealedPassword
+from a0backup.vault.journal import Journal, NotOpened
+from a0backup.vault.manifest import ManifestPassword, SealedPassword
 
 NOISE, CUT = WrongPasswordError("a0-1", "backup", "noise"), GzipDamagedError("a0-1", "backup", "cut")
 KNOWN = NotOpened(reason="known from before", password_fits=False)

@@ -6,8 +6,8 @@ from a0backup.backup.loop import NodeOutcomes, back_up_node
 from a0backup.backup.session import NodeSession
 from a0backup.backup.steps import StepName
 from a0backup.errors import A0cliError, UnreachableError
-from a0backup.progress import News, Step, watched_by
-from a0backup.report import Ending
+from a0backup.report.outcomes import Ending
+from a0backup.report.progress import News, Step, watched_by
 from tests.desk import Desk
 from tests.nights import PASSWORD, Plainly, run_of, sharing
 

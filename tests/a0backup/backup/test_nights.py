@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from a0backup.a0cli import A0cli, Printed
+from a0backup.a0cli.commands import A0cli
+from a0backup.a0cli.printed import Printed
 from a0backup.backup.session import Run
 from a0backup.errors import (
     A0BackupError,
@@ -28,9 +29,9 @@ from a0backup.errors import (
     UnknownReplyError,
     VaultFullError,
 )
-from a0backup.fleet import Existing
-from a0backup.journal import Journal, JournalFile
-from a0backup.report import Ending
+from a0backup.fleet.models import Existing
+from a0backup.report.outcomes import Ending
+from a0backup.vault.journal import Journal, JournalFile
 from tests.desk import Desk
 from tests.nights import PASSWORD, Night, night
 from tests.support.patience import patience

@@ -22,9 +22,9 @@ from a0backup.errors import (
     WrongPasswordError,
 )
 from a0backup.files import digests
-from a0backup.recovery import candidates, load_private
-from a0backup.report import Ending
-from a0backup.vault import Manifest
+from a0backup.passwords.recovery_keys import candidates, load_private
+from a0backup.report.outcomes import Ending
+from a0backup.vault.manifest import Manifest
 from tests.desk import Desk
 from tests.nights import PASSWORD
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from a0backup.a0cli.status import Absent, Found, InProgress, Status
 from a0backup.backup.reconcile import (
     Action,
     AskAgain,
@@ -21,11 +22,10 @@ from a0backup.backup.reconcile import (
     Start,
     reconcile,
 )
-from a0backup.fleet import Existing
+from a0backup.fleet.models import Existing
 from a0backup.identity import BackupIdentity
-from a0backup.journal import Journal
-from a0backup.replies import Absent, Found, InProgress, Status
-from a0backup.vault import Encryption, Manifest, ManifestArtifact, ManifestNode, ManifestPassword
+from a0backup.vault.journal import Journal
+from a0backup.vault.manifest import Encryption, Manifest, ManifestArtifact, ManifestNode, ManifestPassword
 
 NOW = datetime(2026, 11, 23, 2, tzinfo=UTC)
 X, Y = (

@@ -1,0 +1,1 @@
+"""a0cli: the one place that starts it, its commands, and its replies."""

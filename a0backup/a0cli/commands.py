@@ -1,0 +1,229 @@
+"""The commands of a0cli for one node, and what they say.
+
+directory = PrivateDirectory.make(vault / "a0-1" / "work", "run-1", key_dir=settings.key_dir, node="a0-1")
+a0cli = A0cli(settings, node="a0-1", host="192.168.1.186", port=10121, directory=directory.path)
+await a0cli.update_commands()
+await a0cli.ping()
+print(await a0cli.status("backup"))
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from a0backup.a0cli.printed import Printed
+from a0backup.a0cli.process import run_program
+from a0backup.a0cli.replies import read_ping, read_status, refusal
+from a0backup.a0cli.status import Status
+from a0backup.a0cli.text import quote
+from a0backup.a0cli.wordings import Wordings
+from a0backup.errors import (
+    A0cliError,
+    A0cliMissingError,
+    A0cliTimeoutError,
+    FleetFileError,
+    PasswordError,
+    UnknownReplyError,
+    UnreachableError,
+)
+
+Answer = TypeVar("Answer")
+
+
+class Settings(Protocol):
+    """The `a0cli` part of fleet.yaml."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def call_timeout(self) -> float: ...
+    @property
+    def retrieve_timeout(self) -> float: ...
+    @property
+    def password_style(self) -> str: ...
+    @property
+    def replies(self) -> Mapping[str, Sequence[str]]: ...
+
+
+_LOOKED_FOR = 8  # characters: passwords from this length on are removed from every reply
+
+
+class A0cli:
+    """The calls of a0cli for one node, each in the node's private *directory*.
+
+    Each started process inherits the file descriptors *inherit*: the node's lock, so that it lasts until the last
+    a0cli has ended, even where the run is killed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        node: str,
+        host: str,
+        port: int,
+        directory: Path,
+        inherit: Sequence[int] = (),
+    ) -> None:
+        """Raise FleetFileError for a host that a0cli would read as an option, or for unusable `a0cli.replies`."""
+        self.settings, self.node, self.host, self.port = settings, node, host, port
+        self.directory, self.inherit = directory, tuple(inherit)
+        self.wordings = Wordings.extended(settings.replies)
+        self._known: list[str] = []
+        if not _plain(host):
+            raise FleetFileError("fleet.yaml", [f"host of node {node}: give a host name or an address"])
+
+    async def call(
+        self, command: str, *arguments: str, deadline: float | None = None, secret: str | None = None
+    ) -> Printed:
+        """Run one command and return what it printed, whatever its exit code; *secret* is removed from that.
+
+        Raise A0cliMissingError where it cannot be started, A0cliTimeoutError after *deadline* seconds (without one:
+        `call_timeout`), FleetFileError for an argument that a0cli would read as an option.
+        """
+        _require_plain(command, *arguments)
+        return await self._run(command, [command, *arguments], deadline=deadline, secret=secret)
+
+    async def update_commands(self) -> Printed:
+        """Ask the node which commands it takes; the private directory keeps the answer.
+
+        Raise RefusedError, UnreachableError or UnknownReplyError unless it ended with exit code 0 and no refusal.
+        """
+
+        def read(printed: Printed) -> Printed:
+            error = refusal(printed, node=self.node, command=printed.command, wordings=self.wordings)
+            if printed.exit_code != 0 or not isinstance(error, UnknownReplyError):
+                raise error
+            return printed
+
+        return await self._asked("update-commands", read)
+
+    async def commands(self) -> Printed:
+        """Return what `a0cli` alone prints: the commands that it has now."""
+        return await self._run("a0cli", None)
+
+    async def ping(self) -> None:
+        """Return if the node answers PONG. Raise RefusedError, UnreachableError or UnknownReplyError."""
+        await self._asked("ping", lambda p: read_ping(p, node=self.node, wordings=self.wordings))
+
+    async def status(self, kind: str) -> Status:
+        """Return what the node holds of *kind*. Raise RefusedError, UnreachableError or UnknownReplyError."""
+        command = f"{kind}-status"
+        return await self._asked(
+            command, lambda p: read_status(p, node=self.node, command=command, wordings=self.wordings)
+        )
+
+    async def start(self, kind: str, password: str, *arguments: str) -> Printed:
+        """Send the start of a node backup; what came of it, only the status tells.
+
+        *arguments* follow the password: the fields of a user-export. Raise PasswordError for a password that a0cli
+        would read as an option, FleetFileError for such an argument.
+        """
+        if not _plain(password):
+            raise PasswordError(
+                "its source", "it starts with '-', is empty or holds a NUL byte", "choose another password"
+            )
+        _require_plain(kind, *arguments)
+        style = {"positional": [], "option": ["--password"]}[self.settings.password_style]
+        # From here on the node knows it, and may say it again in any later reply.
+        self.know(password)
+        return await self._run(kind, [kind, *style, password, *arguments], secret=password)
+
+    def know(self, password: str) -> None:
+        """Remove *password* from every reply from now on.
+
+        A short one is not looked for: taken out of the middle of words it would make good replies unreadable.
+        """
+        if len(password) >= _LOOKED_FOR and password not in self._known:
+            self._known.append(password)
+
+    async def retrieve(self, kind: str) -> Printed:
+        """Have the node backup written into the private directory, within `retrieve_timeout`."""
+        return await self.call(f"{kind}-retrieve", deadline=self.settings.retrieve_timeout)
+
+    async def delete(self, kind: str) -> Printed:
+        """Send the deletion of the node backup; what came of it, only the status tells."""
+        return await self.call(f"{kind}-delete")
+
+    async def _asked(self, command: str, read: Callable[[Printed], Answer]) -> Answer:
+        """Make a call that only reads; its failure is UnreachableError where the port takes no connection."""
+        try:
+            return read(await self.call(command))
+        except (UnknownReplyError, A0cliTimeoutError) as error:
+            explained = await self._explained(error)
+            if explained is error:
+                raise
+            raise explained from error
+
+    async def _explained(self, error: A0cliError) -> A0cliError:
+        if isinstance(error, UnknownReplyError | A0cliTimeoutError) and not await listening(self.host, self.port):
+            reason = f"{self.host}:{self.port} takes no connection"
+            return UnreachableError(self.node, error.command, reason, error.exit_code, error.tail)
+        return error
+
+    async def _run(
+        self,
+        command: str,
+        arguments: Sequence[str] | None,
+        *,
+        deadline: float | None = None,
+        secret: str | None = None,
+    ) -> Printed:
+        limit = self.settings.call_timeout if deadline is None else deadline
+        program = self._program(command)
+        try:
+            ended = await run_program(
+                program,
+                [] if arguments is None else ["-t", self.host, "-p", str(self.port), *arguments],
+                directory=self.directory,
+                limit=limit,
+                inherit=self.inherit,
+                secrets=[*self._known, *([secret] if secret and secret not in self._known else [])],
+            )
+        except OSError as error:
+            gone = "" if self.directory.is_dir() else f" (private directory {self.directory} is gone)"
+            raise A0cliMissingError(self.node, command, f"{program}: {error.strerror}{gone}") from None
+        if ended.exit_code is None:
+            reason = f"no end within {limit:g} s (waited for {self.host}:{self.port})"
+            if ended.left is not None:
+                reason += f"; process {ended.left} could not be killed"
+            raise A0cliTimeoutError(self.node, command, reason, tail=quote(f"{ended.stdout}\n{ended.stderr}"))
+        return Printed(command, ended.exit_code, ended.stdout, ended.stderr, ended.seconds)
+
+    def _program(self, command: str) -> str:
+        found = shutil.which(self.settings.path)
+        if found is None:
+            if "/" in self.settings.path and Path(self.settings.path).is_file():
+                reason = f"{self.settings.path} is not executable"
+            else:
+                reason = f"no program {self.settings.path}" + ("" if "/" in self.settings.path else " on PATH")
+            raise A0cliMissingError(self.node, command, reason)
+        # The call happens in another directory, from which a relative path would lead elsewhere.
+        return str(Path(found).absolute())
+
+
+async def listening(host: str, port: int, timeout: float = 5) -> bool:  # noqa: ASYNC109 - part of the promise
+    """Return whether *host* takes a TCP connection on *port* within *timeout* seconds."""
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, UnicodeError):
+        return False
+    writer.transport.abort()
+    return True
+
+
+def _require_plain(command: str, *arguments: str) -> None:
+    if not all(map(_plain, (command, *arguments))):
+        raise FleetFileError("fleet.yaml", [f"an argument of `a0cli {command}` starts with '-' or is empty"])
+
+
+def _plain(text: str) -> bool:
+    """Return whether *text* can be an argument that a0cli does not read as an option."""
+    try:
+        return bool(text) and not text.startswith("-") and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False

@@ -1,0 +1,114 @@
+"""The one directory in which all calls of a0cli for one node's run happen."""
+
+import contextlib
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from a0backup.a0cli.text import quote
+from a0backup.errors import (
+    A0cliMissingError,
+    RetrieveFailedError,
+    VaultUnusableError,
+)
+from a0backup.files import open_regular
+
+RETRIEVED = "*.tar.gz.enc"
+
+
+class PrivateDirectory:
+    """The one directory in which all calls of a0cli for one node's run happen.
+
+    a0cli reads its key pair from the current directory and writes there what it retrieves (vendor's page on the CLI),
+    so nodes that shared one would overwrite each other.
+    """
+
+    def __init__(self, path: Path, *, node: str) -> None:
+        self.path, self.node = path, node
+
+    @classmethod
+    def make(cls, parent: Path, name: str, *, key_dir: Path, node: str) -> "PrivateDirectory":
+        """Make *parent*/*name*, mode 0700 whatever the umask, with a link to each file of *key_dir*.
+
+        What an earlier run left under this name is removed first. Raise A0cliMissingError where there is no key to
+        link, VaultUnusableError where the directory cannot be made.
+        """
+        if not name or name in (".", "..") or "/" in name or "\0" in name:
+            raise VaultUnusableError(node, f"{quote(name)!r} cannot name a private directory")
+        keys = _key_files(key_dir, node)
+        made = cls(parent.absolute() / name, node=node)
+        made.remove()
+        try:
+            _make_private(made.path)
+            for key in keys:
+                (made.path / key.name).symlink_to(key)
+        except OSError as error:
+            raise VaultUnusableError(node, f"private directory {made.path}: {error.strerror}") from error
+        return made
+
+    def remove(self) -> None:
+        """Remove the directory and all that is in it; the key files themselves stay. Raise VaultUnusableError."""
+        try:
+            shutil.rmtree(self.path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise VaultUnusableError(self.node, f"private directory {self.path}: {error.strerror}") from error
+
+    def clear_retrieved(self) -> None:
+        """Remove whatever could be taken for a retrieved file. Raise VaultUnusableError."""
+        try:
+            for path in self.path.glob(RETRIEVED):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        except OSError as error:
+            raise VaultUnusableError(self.node, f"private directory {self.path}: {error.strerror}") from error
+
+    def retrieved(self, kind: str = "backup") -> Path:
+        """Return the one file that the last retrieve left, its mode now 0600.
+
+        Call *clear_retrieved* before that retrieve. Raise RetrieveFailedError where there is none, more than one, or
+        something else than a regular file.
+        """
+        paths = sorted(self.path.glob(RETRIEVED))
+        if len(paths) != 1:
+            left = f"{len(paths)} {RETRIEVED} files" if paths else f"no {RETRIEVED} file"
+            raise RetrieveFailedError(self.node, kind, 1, f"a0cli left {left}")
+        try:
+            descriptor = open_regular(str(paths[0]), os.O_RDONLY)
+            try:
+                regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+                if regular:
+                    os.fchmod(descriptor, 0o600)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            regular = False
+        if not regular:
+            raise RetrieveFailedError(self.node, kind, 1, "what a0cli left is not a regular file")
+        return paths[0]
+
+
+def _key_files(key_dir: Path, node: str) -> list[Path]:
+    try:
+        files = sorted(path.absolute() for path in key_dir.iterdir() if path.is_file() and not path.match(RETRIEVED))
+    except OSError as error:
+        reason = f"key_dir {key_dir}: {error.strerror}"
+        raise A0cliMissingError(node, "key pair", reason) from error
+    if not files:
+        raise A0cliMissingError(node, "key pair", f"key_dir {key_dir} holds no file")
+    for path in files:
+        if not os.access(path, os.R_OK):
+            raise A0cliMissingError(node, "key pair", f"key file {path} cannot be read")
+    return files
+
+
+def _make_private(path: Path) -> None:
+    if not path.parent.is_dir():
+        _make_private(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(0o700)
+        path.chmod(0o700)

@@ -1,0 +1,217 @@
+"""The only place where a process is started: an a0cli, in a bounded time and with bounded output.
+
+    ended = await run_program("/usr/bin/a0cli", ["-t", host, "ping"], directory=private, limit=60.0)
+
+A call is an argument list, never a shell. At its deadline, on cancellation and on any error its whole process group is
+gone before the caller goes on. (A grandchild that opened a session of its own escapes that; it holds the node's lock,
+and so is not forgotten.)
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeVar
+
+from a0backup.a0cli.text import clean, longest_form, redact
+
+# The rest of the environment stays with the run: it may hold the password, and a0cli asks for none of it.
+_ENVIRONMENT = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "LD_LIBRARY_PATH"),
+)
+
+
+_KEPT = 32 * 1024
+_POLITE = 1.0  # seconds between SIGTERM and SIGKILL
+_PIPES = 0.5  # seconds for the pipes to close once a0cli has ended
+_KILLED = 5.0  # seconds for a killed process to go; longer only where the kernel itself waits
+_running: set[int] = set()
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: *exit_code* is None where it did not within its time, *left* is its pid if it lives on.
+
+    *stdout* and *stderr*: the first and last 32 KiB of each, without the secrets.
+    """
+
+    exit_code: int | None
+    stdout: str
+    stderr: str
+    seconds: float
+    left: int | None = None
+
+
+async def run_program(
+    program: str,
+    arguments: Sequence[str],
+    *,
+    directory: Path,
+    limit: float,
+    inherit: Sequence[int] = (),
+    secrets: Sequence[str] = (),
+) -> Ended:
+    """Run *program* in *directory* for *limit* seconds at most, and return how it ended, whatever its exit code.
+
+    It inherits the descriptors *inherit*; *secrets* are removed from what it printed. Raise OSError where it cannot be
+    started.
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with contextlib.AsyncExitStack() as stack:
+        stdout, stdout_end = await _pipe(stack)
+        stderr, stderr_end = await _pipe(stack)
+        starting = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
+                program,
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=stdout_end,
+                stderr=stderr_end,
+                cwd=directory,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                start_new_session=True,
+                umask=0o077,
+                pass_fds=inherit,
+            )
+        )
+        # A process half started cannot be ended: a cancellation waits until it can.
+        cancelled = await _to_the_end(starting)
+        stdout_end.close()
+        stderr_end.close()
+        if cancelled is not None and starting.exception() is not None:
+            raise cancelled
+        process = starting.result()
+        _running.add(process.pid)
+        exit_code = None
+        try:
+            if cancelled is not None:
+                raise cancelled
+            async with asyncio.timeout_at(began + limit):
+                exit_code = await process.wait()
+            await asyncio.wait({stdout.closed, stderr.closed}, timeout=_PIPES)
+        except TimeoutError:
+            pass  # told by the exit code that is None, once the group is gone
+        finally:
+            ending = asyncio.ensure_future(_end_group(process, (stdout, stderr)))
+            cancelled = await _to_the_end(ending)
+            if ending.cancelled():  # the loop itself is being closed
+                _signal_group(process.pid, signal.SIGKILL)
+            if process.returncode is not None:
+                _running.discard(process.pid)
+        if cancelled is not None:
+            raise cancelled
+        left = process.pid if process.returncode is None else None
+        return Ended(exit_code, stdout.text(secrets), stderr.text(secrets), loop.time() - began, left)
+
+
+def kill_running() -> None:
+    """Kill every a0cli that is running now and all that it started: for a process on its way out."""
+    for group in tuple(_running):
+        _signal_group(group, signal.SIGKILL)
+
+
+class _Stream(asyncio.Protocol):
+    """Reads a pipe to its end and keeps its first and last 32 KiB, so that neither side ever waits or grows."""
+
+    def __init__(self) -> None:
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._head, self._tail, self._size = b"", b"", 0
+
+    def data_received(self, octets: bytes) -> None:
+        self._size += len(octets)
+        room = _KEPT - len(self._head)
+        self._head += octets[:room]
+        self._tail = (self._tail + octets[room:])[-_KEPT:] if len(octets) > room else self._tail
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def text(self, secrets: Sequence[str]) -> str:
+        """Return what was kept, without *secrets*."""
+        left_out = self._size - len(self._head) - len(self._tail)
+        if not left_out:
+            return _without(secrets, (self._head + self._tail).decode(errors="replace"))
+        # A secret cut in two would not be recognised: its length is left out on both sides of the cut.
+        margin = max((longest_form(secret) for secret in secrets), default=0)
+        head, tail = self._head[: max(0, _KEPT - margin)], self._tail[margin:]
+        parts = [_without(secrets, part.decode(errors="replace")) for part in (head, tail)]
+        return f"{parts[0]}\n[{left_out + 2 * margin} bytes left out]\n{parts[1]}"
+
+
+def _without(secrets: Sequence[str], text: str) -> str:
+    """Return *text* without *secrets*, also where a colour or a control character splits one."""
+    for secret in secrets:
+        text = redact(text, secret)
+        bare = clean(text)
+        if (redacted := redact(bare, secret)) != bare:
+            text = redacted
+    return text
+
+
+async def _pipe(stack: contextlib.AsyncExitStack) -> tuple[_Stream, IO[bytes]]:
+    """Return a stream and its writing end.
+
+    asyncio's own pipes would keep `wait` from returning while a grandchild holds them open.
+    """
+    read_end, write_end = (os.fdopen(end, mode) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
+    stack.callback(write_end.close)
+    stack.callback(read_end.close)
+    transport, stream = await asyncio.get_running_loop().connect_read_pipe(_Stream, read_end)
+    stack.callback(transport.close)
+    return stream, write_end
+
+
+async def _to_the_end(work: asyncio.Future[_Answer]) -> asyncio.CancelledError | None:
+    """Wait until *work* is done, even through cancellations; return the first one for the caller to raise."""
+    cancelled = None
+    while not work.done():
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError as error:
+            cancelled = cancelled or error
+    return cancelled
+
+
+async def _end_group(process: asyncio.subprocess.Process, streams: Sequence[_Stream]) -> None:
+    """End all that is left of the process group: politely where a0cli itself has not ended."""
+
+    def silent() -> bool:
+        return process.returncode is not None and all(stream.closed.done() for stream in streams)
+
+    if process.returncode is None:
+        _signal_group(process.pid, signal.SIGTERM)
+        await _until(lambda: silent() or _gone(process), _POLITE)
+    if _signal_group(process.pid, signal.SIGKILL):
+        await _until(lambda: process.returncode is not None, _KILLED)
+        # Dead children that nobody reaps, as in a container without an init, stay in the group for ever.
+        await _until(lambda: _gone(process), _PIPES)
+        await asyncio.wait({stream.closed for stream in streams}, timeout=_PIPES)
+
+
+def _gone(process: asyncio.subprocess.Process) -> bool:
+    return process.returncode is not None and not _signal_group(process.pid, 0)
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until *condition* holds, up to *seconds*; the kernel tells of no end but that of one's own child."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:  # noqa: ASYNC110 - no event tells of a group's end
+        await asyncio.sleep(0.01)
+
+
+def _signal_group(group: int, number: int) -> bool:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # macOS: nothing but zombies is left
+        return False
+    return True

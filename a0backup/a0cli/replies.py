@@ -1,0 +1,131 @@
+"""What a0cli prints, read as typed replies; the one table of known messages.
+
+The vendor documents five replies only (its page on the CLI); the rest are worded by the builds as they please. So a
+message counts only as a whole, after its case, white space, colours and final full stop are taken away; nothing that
+means success is ever looked for *inside* a text ("No backup found" contains "backup found"). What is not known, what
+contradicts itself and what comes with an exit code other than 0 is never a status.
+"""
+
+import json
+from typing import TYPE_CHECKING
+
+from a0backup.a0cli.statements import judge
+from a0backup.a0cli.status import Absent, InProgress, Status
+from a0backup.a0cli.text import normalised, quote
+from a0backup.a0cli.wordings import (
+    ALREADY_THERE,
+    FAILURE_WORD,
+    IN_THE_WAY,
+    LONGEST_MESSAGE,
+    NEGATION,
+    PROGRESS_WORD,
+    REFUSED_WORDS,
+    UNREACHABLE_WORDS,
+    Meaning,
+    Wordings,
+    meaning,
+)
+from a0backup.errors import A0cliError, RefusedError, UnknownReplyError, UnreachableError
+
+if TYPE_CHECKING:
+    from a0backup.a0cli.printed import Printed
+
+
+def read_status(
+    printed: "Printed", *, node: str, command: str, wordings: Wordings, secret: str | None = None
+) -> Status:
+    """Return what a status command said.
+
+    Raise RefusedError, UnreachableError or UnknownReplyError for everything that is not plainly a status with exit
+    code 0.
+    """
+    if printed.exit_code == 0:
+        said, found, _ = judge(printed, wordings)
+        if found is not None:
+            return found
+        if said is Meaning.IN_PROGRESS:
+            return InProgress()
+        if said is Meaning.ABSENT:
+            return Absent()
+    raise refusal(printed, node=node, command=command, wordings=wordings, secret=secret)
+
+
+def read_ping(printed: "Printed", *, node: str, wordings: Wordings) -> None:
+    """Return if the node said PONG with exit code 0.
+
+    Raise RefusedError, UnreachableError or UnknownReplyError for everything else.
+    """
+    if printed.exit_code != 0 or judge(printed, wordings)[0] is not Meaning.PONG:
+        raise refusal(printed, node=node, command="ping", wordings=wordings)
+
+
+def refusal(
+    printed: "Printed", *, node: str, command: str, wordings: Wordings, secret: str | None = None
+) -> RefusedError | UnreachableError | UnknownReplyError:
+    """Return the error that says why a call did not do its work; unknown where its words say nothing known."""
+    said = judge(printed, wordings)[0]
+    both = f"{printed.stdout}\n{printed.stderr}"
+    if said not in (Meaning.REFUSED, Meaning.UNREACHABLE):
+        said = Meaning.UNKNOWN
+        if printed.exit_code != 0:
+            normal = normalised(both)
+            said = Meaning.REFUSED if REFUSED_WORDS.search(normal) else said
+            said = Meaning.UNREACHABLE if UNREACHABLE_WORDS.search(normal) else said
+    tail = quote(both, secret=secret)
+    if said is Meaning.UNREACHABLE:
+        return UnreachableError(node, command, "the node does not answer", printed.exit_code, tail)
+    if said is Meaning.REFUSED:
+        return RefusedError(node, command, "the command is refused", printed.exit_code, tail)
+    reason = "the reply is not understood" if tail else "it printed nothing"
+    return UnknownReplyError(node, command, reason, printed.exit_code, tail)
+
+
+def made_nothing(printed: "Printed", said: A0cliError) -> bool:
+    """Return whether a start, whose `refusal` is *said*, failed and says so: refused, or a backup was there already."""
+    # One that did not reach the node may have arrived all the same.
+    if printed.exit_code == 0 or isinstance(said, UnreachableError):
+        return False
+    return isinstance(said, RefusedError) or bool(
+        ALREADY_THERE.search(normalised(f"{printed.stdout}\n{printed.stderr}"))
+    )
+
+
+def gave_no_role(printed: "Printed", said: A0cliError) -> bool:
+    """Return whether a set-as-backup, whose `refusal` is *said*, failed and says so: refused, a folder, no device."""
+    if printed.exit_code == 0 or isinstance(said, UnreachableError):
+        return False
+    return made_nothing(printed, said) or bool(IN_THE_WAY.search(normalised(f"{printed.stdout}\n{printed.stderr}")))
+
+
+def teach(printed: "Printed", wordings: Wordings | None = None) -> str:
+    """Return the line for fleet.yaml that would teach the wording of an unknown reply.
+
+    The meaning in it is a guess for the operator to check. The result is empty where the reply is known already or no
+    single message stands out in it.
+    """
+    said, _, telling = judge(printed, wordings or Wordings())
+    messages = {statement.text for statement in telling}
+    if said is not Meaning.UNKNOWN or len(messages) != 1:
+        return ""
+    (message,) = messages
+    text = quote(message, limit=LONGEST_MESSAGE + 1)
+    normal = normalised(text)
+    if not normal or len(text) > LONGEST_MESSAGE or text.startswith("{"):
+        return ""
+    if meaning(text, wordings or Wordings()) is not Meaning.UNKNOWN:
+        return ""  # the words are known; what stands beside them keeps them from being believed
+    guess = Meaning.ABSENT
+    if printed.exit_code != 0 or FAILURE_WORD.search(normal):
+        guess = Meaning.REFUSED
+    elif PROGRESS_WORD.search(normal) and not NEGATION.search(normal):
+        guess = Meaning.IN_PROGRESS
+    for candidate in (guess, Meaning.FOUND):
+        if judge(printed, Wordings({**(wordings.taught if wordings else {}), normal: candidate}))[0] is candidate:
+            return f"a0cli: {{replies: {{{candidate}: [{json.dumps(text, ensure_ascii=False)}]}}}}"
+    return ""
+
+
+def quoted(printed: "Printed") -> str:
+    """Return what a call printed and how it ended, in a few words fit to be printed."""
+    text = quote(f"{printed.stdout}\n{printed.stderr}".strip())
+    return text if printed.exit_code == 0 else f"{text} (exit code {printed.exit_code})"

@@ -1,0 +1,152 @@
+"""What a whole reply states: its JSON objects, and the lines beside them."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from a0backup.a0cli.lenient_json import JSON_BEGINS, MalformedError, Reader, Value
+from a0backup.a0cli.status import Found
+from a0backup.a0cli.text import clean, normalised, quote
+from a0backup.a0cli.wordings import FAILURE_WORD, NEGATION, PROGRESS_WORD, Meaning, Wordings, meaning
+
+if TYPE_CHECKING:
+    from a0backup.a0cli.printed import Printed
+
+
+_FAILED_KEY = re.compile(r"err(?:ors?)?|fail(?:ed|ures?)?|exception|cancell?ed|aborted|corrupt(?:ed)?|expired|deleted")
+_AT_IT_KEY = re.compile(r"(?:in_?)?progress|running|pending|partial|incomplete")
+_WELL_KEY = re.compile(r"success(?:ful)?|ok|valid|complete|completed|finished|ready|done")
+_CODE_KEY = re.compile(r"(?:exit|status|error)?_?code|status")
+_LOG_PREFIX = re.compile(
+    r"(?:\[?\d{4}-\d\d-\d\d[t ][\d:.,]+(?:z|[+-]\d\d:?\d\d)?\]?:? )?(?:\[?(?:info|debug|notice)\]?:? )?(?:a0cli: )?"
+)
+
+
+_MOST_LINES = 200
+_MOST_TEXT = 64 * 1024
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """One JSON object or one line beside it. *noise* may stand beside a reply without changing it."""
+
+    text: str
+    meaning: Meaning
+    found: Found | None = None
+    noise: bool = False
+
+
+def _statements(text: str, wordings: Wordings) -> Iterator[_Statement]:
+    text = clean(text)
+    beside, position = [], 0
+    while begins := JSON_BEGINS.search(text, position):
+        beside.append(text[position : begins.start()])
+        reader = Reader(text, begins.start())
+        try:
+            yield _spoken(reader.object(), wordings)
+        except MalformedError:
+            yield _Statement(text[begins.start() : reader.position], Meaning.UNKNOWN)
+        position = reader.position
+    beside.append(text[position:])
+    lines = [line for part in beside for line in part.splitlines() if line.strip()]
+    if len(lines) > _MOST_LINES:
+        yield _Statement("", Meaning.UNKNOWN)
+    for line in lines[:_MOST_LINES]:
+        said = meaning(line, wordings)
+        if said is Meaning.UNKNOWN:
+            said = meaning(_LOG_PREFIX.sub("", normalised(line), count=1), wordings)
+        noise = said is Meaning.UNKNOWN and not FAILURE_WORD.search(normalised(line))
+        yield _Statement(line.strip(), said, noise=noise)
+
+
+def _spoken(members: Mapping[str, Value], wordings: Wordings) -> _Statement:
+    """Return what one JSON object says."""
+    inner = members.get("arguments")
+    place = inner if isinstance(inner, dict) and inner.keys() & {"name", "md5"} else members
+    held = {key: place[key] for key in ("name", "md5") if key in place}
+    kept_out = {"message", "arguments", *(held if place is members else ())}
+    extras = {key: value for key, value in members.items() if key not in kept_out}
+    if isinstance(inner, dict):
+        extras |= {key: value for key, value in inner.items() if key not in held}
+    elif inner is not None:
+        extras["arguments"] = inner
+    message = members.get("message")
+    if not isinstance(message, str):
+        text = " ".join(_texts(dict(members)))
+        said = meaning(text, wordings)
+        if said not in (Meaning.REFUSED, Meaning.UNREACHABLE):
+            said = Meaning.UNKNOWN
+        silent = "message" not in members and not held and not _spoils(extras, FAILURE_WORD)
+        return _Statement(text, said, noise=silent and said is Meaning.UNKNOWN)
+    said = meaning(message, wordings)
+    found = None
+    if said is Meaning.FOUND:
+        found = _found(held)
+        # A second md5 beside the first: which of them is the node backup's, nobody can tell.
+        if found is None or "md5" in extras or _spoils(extras, FAILURE_WORD, PROGRESS_WORD, NEGATION):
+            return _Statement(message, Meaning.UNKNOWN)
+    elif said is Meaning.ABSENT:
+        if any(held.values()) or _spoils(extras, FAILURE_WORD, PROGRESS_WORD):
+            return _Statement(message, Meaning.UNKNOWN)
+    elif said in (Meaning.IN_PROGRESS, Meaning.PONG) and _spoils(extras, FAILURE_WORD):
+        return _Statement(message, Meaning.UNKNOWN)
+    return _Statement(message, said, found)
+
+
+def _found(held: Mapping[str, Value]) -> Found | None:
+    name, md5 = held.get("name"), held.get("md5")
+    if not isinstance(name, str):
+        return None
+    if isinstance(md5, str) and re.fullmatch(r"[0-9a-fA-F]{32}", md5.strip(), re.ASCII):
+        return Found(name, md5.strip().lower(), md5.strip())
+    return Found(name, None, f"md5 {quote(str(md5), limit=60)!r}" if "md5" in held else "no md5")
+
+
+def _texts(value: Value) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+
+
+def _spoils(extras: Mapping[str, Value], *words: re.Pattern[str]) -> bool:
+    """Return whether something beside the message says that it is not to be believed as it stands."""
+    for key, value in extras.items():
+        hurts = value not in (None, False, 0, "", [], {})
+        if hurts and (_FAILED_KEY.fullmatch(key) or (PROGRESS_WORD in words and _AT_IT_KEY.fullmatch(key))):
+            return True
+        if PROGRESS_WORD in words and _WELL_KEY.fullmatch(key) and value in (False, 0, "false"):
+            return True
+        if _CODE_KEY.fullmatch(key) and isinstance(value, float) and value != 0 and not 200 <= value < 300:
+            return True
+        if isinstance(value, dict) and _spoils(value, *words):
+            return True
+        text = normalised(" ".join(_texts(value)))
+        if any(pattern.search(text) for pattern in words):
+            return True
+    return False
+
+
+def judge(printed: "Printed", wordings: Wordings) -> tuple[Meaning, Found | None, list[_Statement]]:
+    """Return what a whole reply says, as far as its text goes; the exit code is the caller's to look at."""
+    if max(len(printed.stdout), len(printed.stderr)) > _MOST_TEXT:
+        # Its middle was cut away: a word that changes everything may have stood there.
+        return Meaning.UNKNOWN, None, []
+    statements = [said for text in (printed.stdout, printed.stderr) for said in _statements(text, wordings)]
+    telling = [statement for statement in statements if not statement.noise]
+    meanings = {statement.meaning for statement in telling}
+    founds = {statement.found for statement in telling if statement.found}
+    if meanings == {Meaning.FOUND} and len(founds) == 1:
+        return Meaning.FOUND, founds.pop(), telling
+    if len(meanings) == 1 and Meaning.FOUND not in meanings:
+        return meanings.pop(), None, telling
+    if meanings <= {Meaning.REFUSED, Meaning.UNREACHABLE, Meaning.UNKNOWN}:
+        for bad in (Meaning.UNREACHABLE, Meaning.REFUSED):
+            if bad in meanings:
+                return bad, None, telling
+    return Meaning.UNKNOWN, None, telling or statements

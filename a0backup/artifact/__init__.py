@@ -1,0 +1,1 @@
+"""Artifacts: opened and read to their end, without writing any of it anywhere."""

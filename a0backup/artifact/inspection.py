@@ -1,0 +1,259 @@
+"""Opening an artifact and reading it to its end, in one pass, without writing any of it anywhere.
+
+    inspection = inspect(path, ["Passw0rd"], node="a0-1", kind="backup", limits=fleet.contents)
+
+Three threads share the work: one reads and takes the md5, one takes the SHA-256 and decrypts, one unpacks and walks
+the tar. All of it releases the interpreter's lock, so that the slowest, the unpacking, sets the pace.
+"""
+
+import contextvars
+import hashlib
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from a0backup.artifact.byte_stream import CHUNK, ByteStream, Fault
+from a0backup.artifact.encryption import decryptor
+from a0backup.artifact.formats import looks_like
+from a0backup.artifact.gunzip import gunzip, inflated, may_begin_gzip
+from a0backup.artifact.tar_walk import Member, Walked, walk
+from a0backup.errors import (
+    ContentsError,
+    TarTruncatedError,
+    TooLargeUnpackedError,
+    UnexpectedFormatError,
+    WrongPasswordError,
+)
+from a0backup.files import Digests, raise_if_stopped
+
+DEPTH = 8  # the most chunks that wait between two threads
+HEAD = 64 << 10  # what candidate passwords are tried on
+RATIO_FROM = 64 << 20  # a small tar of zeros compresses a thousand times and is no bomb
+SMALLEST_GZIP = 18
+
+
+class Limits(Protocol):
+    """The `contents` part of fleet.yaml."""
+
+    @property
+    def max_unpacked(self) -> int:
+        """The most bytes that the tar stream may have."""
+
+    @property
+    def max_ratio(self) -> float:
+        """The most that the tar stream may be to the artifact; judged from 64 MiB unpacked on."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an artifact holds that was opened and read to its end.
+
+    *opened_by* is the index of the password that opened it, *unpacked_size* the bytes of the tar stream. *odd* are
+    sentences on what does not belong into a backup: '..', absolute names, links, devices.
+    """
+
+    opened_by: int
+    members: int
+    unpacked_size: int
+    largest: tuple[Member, ...]
+    odd: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The digests of the encrypted bytes, always of the whole file, and either the contents or why there are none."""
+
+    digests: Digests
+    contents: Contents | None
+    error: ContentsError | None
+
+
+def inspect(path: Path, passwords: Sequence[str], *, node: str, kind: str, limits: Limits) -> Inspection:
+    """Return the digests of the artifact *path* and what it holds, opened by one of *passwords*.
+
+    The file is read once, in constant memory; what is wrong with its contents is returned, not raised. Raise OSError
+    where it cannot be read, or StoppedError when called off; no thread is left then.
+    """
+    with path.open("rb", buffering=0) as file:
+        head = _head_of(file)
+        # More than the file's own size times the ratio cannot come right again further on.
+        most = _Most(limits, os.fstat(file.fileno()).st_size)
+        try:
+            opened_by = _choose(head, passwords)
+        except Fault as fault:
+            return Inspection(_hashed_and_opened(file, head, None, most)[0], None, fault.error(node, kind))
+        digests, read = _hashed_and_opened(file, head, passwords[opened_by], most)
+    if isinstance(read, Fault):
+        return Inspection(digests, None, read.error(node, kind))
+    assert read is not None
+    contents = Contents(opened_by, read.members, read.unpacked_size, read.largest, tuple(read.odd))
+    return Inspection(digests, contents, None)
+
+
+class _Most:
+    """The most bytes that may come out of an artifact of *size* bytes."""
+
+    def __init__(self, limits: Limits, size: int) -> None:
+        by_ratio = max(RATIO_FROM, int(limits.max_ratio * size))
+        self.unpacked = min(limits.max_unpacked, by_ratio)
+        if by_ratio < limits.max_unpacked:
+            self.reason = (
+                f"it unpacks to more than {limits.max_ratio:g} times its {size:,} bytes (contents.max_ratio);"
+                " the reading ended there"
+            )
+        else:
+            self.reason = (
+                f"it unpacks to more than {limits.max_unpacked:,} bytes (contents.max_unpacked);"
+                " the reading ended there"
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Choosing the password
+
+
+def _head_of(file: BinaryIO) -> bytes:
+    head = b""
+    while len(head) < HEAD and (more := file.read(HEAD - len(head))):
+        head += more
+    return head
+
+
+def _choose(head: bytes, passwords: Sequence[str]) -> int:
+    """Return the index of the password that makes a gzip of *head*. Raise Fault where none does."""
+    if not head:
+        raise Fault(UnexpectedFormatError, "the file is empty")
+    if len(head) < SMALLEST_GZIP:
+        raise Fault(UnexpectedFormatError, f"the file has only {len(head)} bytes")
+    opened = [decryptor(password).update(head) for password in passwords]
+    looking_right = [i for i, plain in enumerate(opened) if may_begin_gzip(plain)]
+    if looking_right:
+        # Not the first that is not broken: the flags of a wrong one may announce more header than there is.
+        return max(looking_right, key=lambda i: inflated(opened[i]))
+    if what := looks_like(head):
+        raise Fault(UnexpectedFormatError, f"the file itself is {what}, not encrypted as the appliance does it")
+    for plain in opened:
+        if what := looks_like(plain):
+            raise Fault(UnexpectedFormatError, f"the password makes {what} of it, not a gzip")
+    count = "the password" if len(passwords) == 1 else f"none of the {len(passwords)} passwords"
+    makes = "does not make" if len(passwords) == 1 else "makes"
+    raise Fault(WrongPasswordError, f"{count} {makes} a gzip of it")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The threads
+
+
+class _Pipe:
+    """Chunks from one thread to another, few at a time. Either side may leave; the other is never kept waiting then."""
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self.left = False
+
+    def put(self, chunk: bytes) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._chunks) < DEPTH or self.left)
+            if not self.left:
+                self._chunks.append(chunk)
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Say that there is no more to come."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        """Drop what waits and all that may still come."""
+        with self._changed:
+            self.left = True
+            self._chunks.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._chunks or self._closed or self.left)
+                if not self._chunks:
+                    return
+                chunk = self._chunks.popleft()
+                self._changed.notify_all()
+            yield chunk
+
+
+def _hashed_and_opened(
+    file: BinaryIO, head: bytes, password: str | None, most: _Most
+) -> tuple[Digests, Walked | Fault | None]:
+    """Return the digests of *head* and the rest of *file*, and what *password* opens of it, if there is one."""
+    encrypted, packed = _Pipe(), _Pipe()
+    md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
+    cipher = decryptor(password) if password is not None else None
+    if cipher is None:
+        packed.leave()
+
+    def hash_and_decrypt() -> None:
+        try:
+            for chunk in encrypted:
+                sha256.update(chunk)
+                if cipher is not None and not packed.left:
+                    packed.put(cipher.update(chunk))
+        finally:
+            encrypted.leave()
+            packed.close()
+
+    def unpack_and_walk() -> Walked | Fault | None:
+        try:
+            return _read(iter(packed), most) if cipher is not None else None
+        except Fault as fault:
+            return fault
+        finally:
+            packed.leave()
+
+    with ThreadPoolExecutor(2, "inspect") as threads:
+        try:
+            # Each in a context of its own, so that a call to stop reaches it.
+            hashing = threads.submit(contextvars.copy_context().run, hash_and_decrypt)
+            opening = threads.submit(contextvars.copy_context().run, unpack_and_walk)
+            for chunk in itertools.chain([head], iter(lambda: file.read(CHUNK), b"")):
+                encrypted.put(chunk)
+                md5.update(chunk)
+                size += len(chunk)
+                raise_if_stopped()
+            encrypted.close()
+            hashing.result()
+            return Digests(size, md5.hexdigest(), sha256.hexdigest()), opening.result()
+        finally:
+            encrypted.leave()
+            packed.leave()
+
+
+def _read(chunks: Iterator[bytes], most: _Most) -> Walked:
+    """Read the packed *chunks* to their end. Raise Fault."""
+    unpacked = _bounded(gunzip(ByteStream(chunks)), most)
+    try:
+        return walk(ByteStream(unpacked))
+    except Fault as fault:
+        if fault.kind_of_error in (TarTruncatedError, UnexpectedFormatError):
+            # A compressed stream that turns out to be damaged explains a broken tar, and is told instead.
+            for _ in unpacked:
+                pass
+        raise
+
+
+def _bounded(pieces: Iterator[bytes], most: _Most) -> Iterator[bytes]:
+    size = 0
+    for piece in pieces:
+        raise_if_stopped()
+        size += len(piece)
+        if size > most.unpacked:
+            raise Fault(TooLargeUnpackedError, most.reason)
+        yield piece

@@ -1,0 +1,204 @@
+"""Walking a tar to its end (POSIX pax and ustar, GNU tar's manual, Python's tarfile), without keeping its bytes."""
+
+import heapq
+import re
+import sys
+import tarfile
+from dataclasses import dataclass
+
+from a0backup.a0cli.text import quote
+from a0backup.artifact.byte_stream import LONGEST_HEADER, ByteStream, Fault
+from a0backup.artifact.formats import looks_like
+from a0backup.errors import TarTruncatedError, UnexpectedFormatError
+
+MOST_LARGEST = 32
+MOST_ODD = 20
+_NO_MORE = bytes(tarfile.BLOCKSIZE)
+_WITHOUT_BYTES = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.DIRTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.FIFOTYPE,
+)
+_EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.XGLTYPE,
+)
+_PAX_RECORD = re.compile(rb"([1-9][0-9]{0,7}) ")
+_PAX_NUMBER = re.compile(rb"[0-9]{1,19}")
+_PAX_KEYS = {
+    b"path": "name",
+    b"GNU.sparse.name": "name",
+    b"linkpath": "linkname",
+    b"size": "size",
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of the tar: its name made printable and cut to a bounded length, its bytes in the tar."""
+
+    name: str
+    size: int
+
+
+class Walked:
+    """What a walk over the tar has seen: at most 20 sentences in *odd*, however many members are so."""
+
+    def __init__(self) -> None:
+        self.members = 0
+        self.unpacked_size = 0
+        self.odd: list[str] = []
+        self._largest: list[tuple[int, int, str]] = []  # a heap
+
+    @property
+    def largest(self) -> tuple[Member, ...]:
+        """At most 32 members, the largest first; of equal ones the first in the tar."""
+        return tuple(Member(_printable(name), size) for size, _, name in sorted(self._largest, reverse=True))
+
+    def see(self, name: str, size: int, header: tarfile.TarInfo, linkname: str) -> None:
+        """Count a member, and note what is odd about it."""
+        self.members += 1
+        if len(self._largest) < MOST_LARGEST:
+            heapq.heappush(self._largest, (size, -self.members, _bounded(name)))
+        elif size > self._largest[0][0]:
+            heapq.heapreplace(self._largest, (size, -self.members, _bounded(name)))
+        if name.startswith("/"):
+            self.note(f"{_printable(name)} has an absolute name")
+        if ".." in name.split("/"):
+            self.note(f"{_printable(name)} has '..' in its name")
+        if header.issym():
+            self.note(f"{_printable(name)} is a symbolic link to {_printable(linkname)}")
+        elif header.islnk():
+            self.note(f"{_printable(name)} is a hard link to {_printable(linkname)}")
+        elif header.isdev():
+            self.note(f"{_printable(name)} is a {'pipe' if header.isfifo() else 'device'}")
+
+    def note(self, sentence: str) -> None:
+        """Keep *sentence*, if there is room for it."""
+        if len(self.odd) < MOST_ODD:
+            self.odd.append(sentence)
+
+
+def walk(tar: ByteStream) -> Walked:
+    """Walk every member of *tar* and what follows them. Raise Fault where it is no tar, broken or cut."""
+    walked = Walked()
+    everywhere: dict[str, str] = {}  # the records of pax's global headers
+    ahead: dict[str, str] = {}  # what extended headers say of the member that comes next
+    announced = False
+    while True:
+        at = tar.position
+        block = tar.take(tarfile.BLOCKSIZE)
+        if block == _NO_MORE:
+            # Two such blocks are the end, or one and nothing more; one alone is where a header was lost.
+            if tar.take(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise _broken(f"zeros at byte {at:,}, where the header of a member is due")
+            break
+        header = _header(block, at)
+        announced = header.type in _EXTENDED
+        if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+            text = _long_header(tar, header, at).partition(b"\0")[0]
+            key = "name" if header.type == tarfile.GNUTYPE_LONGNAME else "linkname"
+            ahead.setdefault(key, text.decode("utf-8", "surrogateescape"))
+        elif header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+            ahead = _pax(_long_header(tar, header, at), at) | ahead
+        elif header.type == tarfile.XGLTYPE:
+            everywhere |= _pax(_long_header(tar, header, at), at)
+        else:
+            _pass_member(tar, header, block, everywhere | ahead, walked)
+            ahead = {}
+    if announced and walked.members:
+        raise _broken(f"it ends at byte {at:,} where a header announced one more member")
+    if not walked.members:
+        raise _broken("it holds no member")
+    while piece := tar.some():
+        if piece != bytes(len(piece)):
+            walked.note("bytes other than zeros follow the end of the tar")
+            tar.skip(sys.maxsize)
+    walked.unpacked_size = tar.position
+    return walked
+
+
+def _header(block: bytes, at: int) -> tarfile.TarInfo:
+    if at == 0 and not block:
+        raise _broken("it is empty")
+    try:
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        if at == 0:
+            what = looks_like(block) or "something else"
+            raise Fault(UnexpectedFormatError, f"it unpacks to {what}, not to a tar") from None
+        if len(block) < tarfile.BLOCKSIZE:
+            raise _broken(f"it is cut off at byte {at + len(block):,}, without the mark of its end") from None
+        raise _broken(f"no header of a member at byte {at:,}, where one is due ({error})") from None
+    if header.size < 0:
+        raise _broken(f"a member of a negative size at byte {at:,}")
+    return header
+
+
+def _long_header(tar: ByteStream, header: tarfile.TarInfo, at: int) -> bytes:
+    if header.size > LONGEST_HEADER:
+        raise _broken(f"a header of {header.size:,} bytes at byte {at:,}, more than {LONGEST_HEADER:,}")
+    text = tar.take(header.size)
+    if len(text) < header.size or tar.skip(-header.size % tarfile.BLOCKSIZE) < -header.size % tarfile.BLOCKSIZE:
+        raise _broken(f"it is cut off at byte {tar.position:,}, within a header")
+    return text
+
+
+def _pax(records: bytes, at: int) -> dict[str, str]:
+    """Return those of the *records* of a pax header that say how a member is called and how long it is."""
+    said: dict[str, str] = {}
+    here = 0
+    while here < len(records) and records[here]:
+        length = _PAX_RECORD.match(records, here)
+        after = here + int(length[1]) if length else 0
+        if length is None or not length.end() < after <= len(records) or records[after - 1] != ord("\n"):
+            raise _broken(f"a pax header that cannot be read at byte {at:,}")
+        key, _, text = records[length.end() : after - 1].partition(b"=")
+        if key in _PAX_KEYS:
+            if _PAX_KEYS[key] == "size" and not _PAX_NUMBER.fullmatch(text):
+                raise _broken(f"a pax header with a size that is no number at byte {at:,}")
+            said[_PAX_KEYS[key]] = text.decode("utf-8", "surrogateescape")
+        here = after
+    return said
+
+
+def _pass_member(tar: ByteStream, header: tarfile.TarInfo, block: bytes, said: dict[str, str], walked: Walked) -> None:
+    """Note the member and pass over its bytes; *said* by extended headers goes before what its own header says."""
+    # Not header.type: TarInfo takes for a directory what has V7's type of a file and a name, perhaps cut, that ends in
+    # '/'. GNU tar reads its bytes.
+    has_bytes = block[156:157] not in _WITHOUT_BYTES
+    size = int(said.get("size", header.size)) if has_bytes else 0
+    # GNU tar's old form of a sparse file: the map of its holes may go on in blocks of its own.
+    more = header.type == tarfile.GNUTYPE_SPARSE and block[482]
+    while more:
+        extension = tar.take(tarfile.BLOCKSIZE)
+        if len(extension) < tarfile.BLOCKSIZE:
+            raise _broken(f"it is cut off at byte {tar.position:,}, within a header")
+        more = extension[504]
+    name = said.get("name") or header.name
+    walked.see(name.rstrip("/") or name, size, header, said.get("linkname") or header.linkname)
+    missing = size - tar.skip(size)
+    if missing:
+        raise _broken(f"it is cut off {missing:,} bytes before the end of {_printable(name)}")
+    padding = -size % tarfile.BLOCKSIZE
+    if tar.skip(padding) < padding:
+        raise _broken(f"it is cut off at byte {tar.position:,}, without the mark of its end")
+
+
+def _broken(reason: str) -> Fault:
+    return Fault(TarTruncatedError, f"the tar is broken or cut: {reason}")
+
+
+def _printable(name: str) -> str:
+    # quote() looks at every character, and a name may have a million of them.
+    return quote(_bounded(name))
+
+
+def _bounded(name: str) -> str:
+    return name if len(name) <= 2000 else name[:1000] + name[-1000:]

@@ -1,0 +1,201 @@
+"""`a0backup list`, `show` and `verify`: what is in the vault, and whether it is still what it was."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from a0backup.cli.options import json_option, vault_at, vault_options
+from a0backup.errors import ArtifactDamagedError, LaterVersionError
+from a0backup.exit_codes import ExitCode
+from a0backup.report import terminal
+from a0backup.report.words import human_size, plain
+from a0backup.vault.manifest import MANIFEST, Manifest, UnreadableManifest
+from a0backup.vault.vault import Vault
+
+
+@click.command("list")
+@vault_options
+@json_option
+@click.argument("nodes", nargs=-1)
+def list_artifacts(fleet_path: Path, vault_path: Path | None, as_json: bool, nodes: tuple[str, ...]) -> int:
+    """List what is in the vault (of the NODES named), oldest first.
+
+    Ends with 4 where a manifest cannot be read or an artifact is missing; `a0backup verify` reads them whole.
+    """
+    vault = vault_at(fleet_path, vault_path)
+    for node in set(nodes) - set(vault.nodes()):
+        raise click.UsageError(f"the vault {vault.root} has no node {node!r}")
+    entries = [entry for name in (nodes or [None]) for entry in vault.entries(name)]
+    manifests = [entry for entry in entries if isinstance(entry, Manifest)]
+    if as_json:
+        click.echo(json.dumps([manifest.to_json() for manifest in manifests], indent=2))
+    elif manifests:
+        click.echo("\n".join(_table(manifests)))
+    elif not entries:
+        terminal.say(f"the vault {vault.root} holds no artifact yet; `a0backup run` makes the first")
+    return _say_flaws(vault, entries)
+
+
+def _table(manifests: list[Manifest]) -> Iterator[str]:
+    width = max(len(manifest.id) for manifest in manifests)
+    yield f"{'ID':<{width}}  {'SIZE':>9}  {'STORED':<20}  {'VERIFIED':<8}  {'PASSWORD':<8}  MD5"
+    for manifest in manifests:
+        artifact = manifest.artifact
+        yield (
+            f"{manifest.id:<{width}}  {human_size(artifact.size):>9}  "
+            f"{manifest.stored_at:%Y-%m-%dT%H:%M:%SZ}  {manifest.verified.level:<8}  "
+            f"{manifest.encryption.password.mode:<8}  {artifact.md5}"
+        )
+
+
+def _say_flaws(vault: Vault, entries: list[Manifest | UnreadableManifest]) -> int:
+    """Say what can be seen of damage without reading the artifacts; return the exit code."""
+    unread = [entry for entry in entries if isinstance(entry, UnreadableManifest)]
+    for entry in (entry for entry in unread if entry.later):
+        terminal.say(f"not read: {plain(entry.id)}: {plain(entry.reason)}")
+    problems = [f"{entry.id}: {entry.reason}" for entry in unread if not entry.later]
+    manifests = (entry for entry in entries if isinstance(entry, Manifest))
+    problems += [f"{manifest.id}: {flaw}" for manifest in manifests if (flaw := _visible_flaw(vault, manifest))]
+    for problem in problems:
+        terminal.say(f"damaged: {plain(problem)}")
+    return ExitCode.DAMAGED if problems else ExitCode.FAILED if unread else ExitCode.OK
+
+
+def _visible_flaw(vault: Vault, manifest: Manifest) -> str:
+    """Return what is wrong with an artifact that can be seen without reading it."""
+    try:
+        size = vault.artifact(manifest).lstat().st_size
+    except OSError as error:
+        return f"the artifact cannot be found: {error.strerror}"
+    expected = manifest.artifact.size
+    return "" if size == expected else f"the artifact has {size} bytes, its manifest says {expected}"
+
+
+@click.command()
+@vault_options
+@click.argument("artifact_ids", metavar="[ID]...", nargs=-1)
+def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, ...]) -> int:
+    """Read artifacts (all, or those named) again from the disk and compare them with their manifests.
+
+    Ends with 4 where one is damaged or missing.
+    """
+    vault = vault_at(fleet_path, vault_path)
+    entries = [find(vault, artifact_id) for artifact_id in artifact_ids] if artifact_ids else list(vault.entries())
+    if not entries:
+        terminal.say(f"the vault {vault.root} holds no artifact yet")
+    codes = {ExitCode.OK}
+    for entry in entries:
+        try:
+            if isinstance(entry, UnreadableManifest):
+                raise entry.error()
+            vault.reread(entry)
+        except LaterVersionError as error:
+            codes.add(ExitCode.FAILED)
+            click.echo(f"{entry.id}  NOT READ: {plain(error.message())}")
+        except ArtifactDamagedError as error:
+            codes.add(ExitCode.DAMAGED)
+            click.echo(f"{entry.id}  DAMAGED: {plain(error.message())}")
+        else:
+            click.echo(f"{entry.id}  well")
+    return max(codes)
+
+
+def find(vault: Vault, artifact_id: str) -> Manifest | UnreadableManifest:
+    """Return the manifest with that id. Raise UsageError where there is none."""
+    found = vault.get(artifact_id)
+    if found is None:
+        hint = "`a0backup list` shows the ids"
+        raise click.UsageError(f"the vault {vault.root} has no artifact {artifact_id!r}; {hint}")
+    return found
+
+
+def get(vault: Vault, artifact_id: str) -> Manifest:
+    """Return the readable manifest with that id. Raise UsageError where there is none, Exit where it is unreadable."""
+    found = find(vault, artifact_id)
+    if isinstance(found, UnreadableManifest):
+        terminal.say(f"{'not read' if found.later else 'damaged'}: {found.id}: {plain(found.reason)}")
+        raise click.exceptions.Exit(ExitCode.FAILED if found.later else ExitCode.DAMAGED)
+    return found
+
+
+# -- show --------------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@vault_options
+@json_option
+@click.argument("artifact_id", metavar="ID")
+def show(fleet_path: Path, vault_path: Path | None, as_json: bool, artifact_id: str) -> int:
+    """Show the manifest of the artifact ID, where its file is and how to open it without this software."""
+    vault = vault_at(fleet_path, vault_path)
+    manifest = get(vault, artifact_id)
+    if as_json:
+        click.echo(json.dumps(manifest.to_json(), indent=2))
+        return ExitCode.OK
+    for name, value in _rows(vault, manifest).items():
+        click.echo(f"{name:<13} {value}")
+    click.echo("\n".join(_how_to_open(vault, manifest)))
+    return ExitCode.OK
+
+
+def _rows(vault: Vault, manifest: Manifest) -> dict[str, str]:
+    password = manifest.encryption.password
+    rows = {
+        "id": manifest.id,
+        "node": f"{manifest.node.name} ({manifest.node.host}:{manifest.node.port})",
+        "kind": manifest.kind,
+        "name on node": plain(manifest.name_on_node),
+        "started": f"{manifest.started_at:%Y-%m-%dT%H:%M:%SZ}" if manifest.started_at else "not by this vault",
+        "stored": f"{manifest.stored_at:%Y-%m-%dT%H:%M:%SZ} by run {plain(manifest.flow_run)}",
+        "file": str(vault.artifact(manifest)),
+        "size": f"{manifest.artifact.size} bytes ({human_size(manifest.artifact.size)})",
+        "md5": manifest.artifact.md5,
+        "sha256": manifest.artifact.sha256,
+        "verified": _how_verified(manifest),
+        "password": password.mode + ("" if password.confirmed else ", not proven to open it"),
+    }
+    if password.sealed:
+        rows["sealed to"] = ", ".join(dict.fromkeys(plain(entry.recovery_key) for entry in password.sealed))
+    return rows
+
+
+def _how_verified(manifest: Manifest) -> str:
+    verified = manifest.verified
+    if verified.level == "md5":
+        return "md5; its contents were not read"
+    return f"contents: {verified.members} members, {human_size(verified.unpacked_size or 0)} unpacked"
+
+
+def _how_to_open(vault: Vault, manifest: Manifest) -> Iterator[str]:
+    """Yield how to list what is in the artifact without this software."""
+    sealed = manifest.encryption.password.sealed
+    if len({entry.recovery_key for entry in sealed}) < len(sealed):
+        yield "\na crash left it open which of several sealed passwords opens it: `a0backup drill` finds out with"
+        yield "--key recovery.key.pem, and docs/restore.md, step 3a, without this software"
+        return
+    if sealed:
+        yield "\nto take its password out with a private recovery key, and list what is in it (docs/restore.md):"
+        yield from (f"  {command}" for command in _unsealing(vault, manifest))
+    else:
+        yield "\nto list what is in it (the password is asked for):"
+    key = " -pass file:password" if sealed else ""
+    place = shlex.quote(str(vault.artifact(manifest)))
+    yield f"  openssl enc -d -aes-256-ctr -md md5 -nosalt{key} -in {place} | tar tz"
+
+
+def _unsealing(vault: Vault, manifest: Manifest) -> Iterator[str]:
+    """Yield the commands that take each sealed password of *manifest* out of it into a file."""
+    place = shlex.quote(str(vault.artifact(manifest).with_name(MANIFEST)))
+    sealed = manifest.encryption.password.sealed
+    yield "umask 077"
+    for number, entry in enumerate(sealed, 1):
+        if len(sealed) > 1:
+            yield f"# {'or, ' if number > 1 else ''}with the recovery key {plain(entry.recovery_key)}:"
+        yield (
+            f"""sed -n 's/^ *"box": "\\([^"]*\\)".*/\\1/p' {place} | sed -n {number}p | base64 -d |"""
+            " openssl pkeyutl -decrypt -inkey recovery.key.pem -pkeyopt rsa_padding_mode:oaep"
+            " -pkeyopt rsa_oaep_md:sha256 -pkeyopt rsa_mgf1_md:sha256 -out password"
+        )

@@ -1,0 +1,301 @@
+"""`a0backup drill`, `decrypt` and `handoff`: opening artifacts, and handing one over."""
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from a0backup.cli.artifacts import find, get
+from a0backup.cli.asking import ask
+from a0backup.cli.options import json_option, vault_at, vault_options
+from a0backup.errors import A0BackupError, ArtifactDamagedError
+from a0backup.exit_codes import ExitCode
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import ContentsLimits, Fleet, PasswordSource
+from a0backup.report import terminal
+from a0backup.report.words import human_size, plain
+from a0backup.vault.manifest import Manifest, UnreadableManifest
+from a0backup.vault.vault import Vault
+
+if TYPE_CHECKING:
+    from a0backup.upkeep.drill import Secrets
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Whoever has artifact and password wants what is in it; what fleet.yaml allows is about what nodes may do to a run.
+_WHATEVER_IT_IS = ContentsLimits(max_unpacked=10**15, max_ratio=1032)
+
+
+def opening_options(command: F) -> F:
+    """--key, --passphrase-file and --password-file"""
+    for option in reversed(
+        (
+            click.option(
+                "--key",
+                type=click.Path(path_type=Path),
+                help="The private part of the recovery key that the password is sealed to.",
+            ),
+            click.option(
+                "--passphrase-file",
+                type=click.Path(path_type=Path),
+                help="Its passphrase is the first line of this file; asked for if not given.",
+            ),
+            click.option(
+                "--password-file",
+                type=click.Path(path_type=Path),
+                help="The password, where it is not sealed, is in this file; asked for if not given.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What the options of `decrypt` and `drill` say."""
+
+    fleet_path: Path
+    vault_path: Path | None
+    key: Path | None
+    passphrase_file: Path | None
+    password_file: Path | None
+
+    def vault_and_fleet(self) -> tuple[Vault, Fleet | None]:
+        if self.vault_path is not None:
+            return Vault(self.vault_path), None
+        fleet = load_fleet(self.fleet_path)
+        return Vault(fleet.vault), fleet
+
+    def secrets(self, manifests: Sequence[Manifest], source: PasswordSource | None) -> "Secrets":
+        """Return what opens *manifests*; what no option names and *source* does not give is asked for."""
+        from a0backup.passwords import recovery_keys, shared
+        from a0backup.upkeep.drill import Secrets
+
+        if self.passphrase_file is not None and self.key is None:
+            raise click.UsageError("--passphrase-file goes with --key")
+        key = None
+        if self.key is not None:
+            passphrase = None
+            if self.passphrase_file is not None:
+                passphrase = recovery_keys.read_passphrase(self.passphrase_file)
+            elif recovery_keys.wants_passphrase(self.key):
+                passphrase = ask(f"passphrase of {self.key}", "--passphrase-file")
+            key = recovery_keys.load_private(self.key, passphrase)
+        if self.password_file is not None:
+            source = PasswordSource(file=self.password_file)
+        sealed = [bool(manifest.encryption.password.sealed) for manifest in manifests]
+        if source is not None and (source.env or source.file) and (self.password_file or not all(sealed)):
+            return Secrets(key, asyncio.run(shared.load(source, block=_no_block)))
+        # One that is not sealed, such as somebody else's, must not keep the others from being opened.
+        if all(sealed) or (key is not None and any(sealed)):
+            return Secrets(key)
+        return Secrets(key, ask("password", "--password-file"))
+
+
+async def _no_block(name: str) -> str:
+    raise AssertionError("no Secret block is asked for without an engine")
+
+
+@contextmanager
+def _at_work(text: str) -> Iterator[None]:
+    """Show *text* and for how long it has taken, on a terminal, until the block ends."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(text, total=None)
+        yield
+
+
+def _tidy_when_called_off() -> None:
+    """Have SIGTERM and a lost terminal end this process as Ctrl-C does: what is half written is removed then."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # One that is ignored (nohup) stays so.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
+# -- drill -------------------------------------------------------------------------------------------------------------
+
+
+@click.command("drill")
+@vault_options
+@opening_options
+@json_option
+@click.argument("artifact_ids", metavar="[ID]...", nargs=-1)
+def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Prove that artifacts can be restored: decrypt, decompress, read every member. Nothing is written.
+
+    Without IDs: the newest of each node and kind. The password is that of fleet.yaml where it names a file or an
+    environment variable. Ends with 4 where one is damaged, else with 1 where one could not be opened.
+    """
+    from a0backup.upkeep import drill
+
+    opening = _Opening(**options)
+    vault, fleet = opening.vault_and_fleet()
+    entries = [find(vault, artifact_id) for artifact_id in artifact_ids] if artifact_ids else _newest_of_each(vault)
+    if not entries:
+        terminal.say(f"the vault {vault.root} holds no artifact yet")
+    readable = [entry for entry in entries if isinstance(entry, Manifest)]
+    secrets = opening.secrets(readable, fleet.password if fleet else None) if readable else drill.Secrets()
+    limits = fleet.contents if fleet else _WHATEVER_IT_IS
+    rows, codes = [], {ExitCode.OK}
+    for number, entry in enumerate(entries, 1):
+        code, row = _drilled(vault, entry, secrets, limits, f"{number} of {len(entries)}")
+        codes.add(code)
+        rows.append(row)
+        if not as_json:
+            click.echo("\n".join(_lines(row)))
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    return max(codes)
+
+
+def _drilled(
+    vault: Vault, entry: Manifest | UnreadableManifest, secrets: "Secrets", limits: ContentsLimits, which: str
+) -> tuple[ExitCode, dict[str, object]]:
+    """Return the exit code of the drill of one artifact, and its row."""
+    from a0backup.upkeep import drill
+
+    try:
+        if isinstance(entry, UnreadableManifest):
+            raise entry.error()
+        with _at_work(f"reads {entry.id} to its end ({human_size(entry.artifact.size)}; {which})"):
+            contents = drill.drill(vault, entry, secrets.passwords(entry), limits)
+    except A0BackupError as error:
+        damaged = drill.is_damage(error)
+        hint = drill.remedy(error, entry) if isinstance(entry, Manifest) else error.hint()
+        result = "damaged" if damaged else "not opened"
+        row: dict[str, object] = {"id": entry.id, "result": result, "reason": error.message(), "hint": hint}
+        return ExitCode.DAMAGED if damaged else ExitCode.FAILED, row
+    read = {"members": contents.members, "unpacked_size": contents.unpacked_size, "odd": list(contents.odd)}
+    return ExitCode.OK, {"id": entry.id, "result": "well", **read}
+
+
+def _newest_of_each(vault: Vault) -> list[Manifest | UnreadableManifest]:
+    # By the folder's name, which is all that can be read of some.
+    newest = {(entry.id.partition("/")[0], entry.id.partition("Z-")[2]): entry for entry in vault.entries()}
+    return list(newest.values())
+
+
+def _lines(row: Mapping[str, Any]) -> Iterator[str]:
+    if row["result"] == "well":
+        yield f"{row['id']}  well: {row['members']} members, {human_size(row['unpacked_size'])} unpacked"
+        yield from (f"  odd: {plain(sentence)}" for sentence in row["odd"])
+    else:
+        yield f"{row['id']}  {row['result'].upper()}: {plain(row['reason'])}"
+        if row["hint"]:
+            yield f"  HINT: {plain(row['hint'])}"
+
+
+# -- decrypt -----------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@vault_options
+@opening_options
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The new file; one that exists is never overwritten.",
+)
+@click.argument("artifact_id", metavar="ID")
+def decrypt(artifact_id: str, target: Path, **options: Any) -> int:
+    """Write the artifact ID decrypted, a tar.gz, to a new FILE.
+
+    FILE is there only once the artifact matched its manifest and its contents were read to their end. Ends with 4
+    where the artifact is damaged, with 1 where password or key do not fit.
+    """
+    from a0backup.upkeep import drill
+
+    opening = _Opening(**options)
+    vault, _ = opening.vault_and_fleet()
+    manifest = get(vault, artifact_id)
+    if os.path.lexists(target):
+        raise click.UsageError(f"{target} exists already, and nothing is overwritten; name another file")
+    if not target.absolute().parent.is_dir():
+        raise click.UsageError(f"there is no folder {target.parent}; make it first, or name another file")
+    secrets = opening.secrets([manifest], None)
+    _tidy_when_called_off()
+    try:
+        with _at_work(f"reads {manifest.id} to its end, then decrypts it ({human_size(manifest.artifact.size)})"):
+            contents = drill.decrypt(vault, manifest, secrets.passwords(manifest), _WHATEVER_IT_IS, target)
+    except A0BackupError as error:
+        hint = drill.remedy(error, manifest)
+        terminal.say(f"error: {plain(error.message())}" + (f"\nHINT: {plain(hint)}" if hint else ""))
+        return ExitCode.DAMAGED if drill.is_damage(error) else ExitCode.FAILED
+    click.echo(
+        f"""\
+wrote {target}: {contents.members} members, {human_size(contents.unpacked_size)} unpacked, NOT ENCRYPTED
+
+next:
+  tar tzf {shlex.quote(str(target))}    # what is in it
+  Loading it into an appliance is done with the vendor's support; docs/restore.md says what to give them.
+  Remove it when you are done: shred -u {shlex.quote(str(target))}"""
+    )
+    return ExitCode.OK
+
+
+# -- handoff -----------------------------------------------------------------------------------------------------------
+
+
+@click.command("handoff")
+@vault_options
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The new folder; one that exists is left alone.",
+)
+@click.argument("artifact_id", metavar="ID")
+def hand_off(fleet_path: Path, vault_path: Path | None, artifact_id: str, target: Path) -> int:
+    """Make the new folder DIR with what a support engineer needs to restore the artifact ID, but no password.
+
+    Artifact, checksums, manifest, and how to check and open it. Ends with 4 where the artifact is damaged.
+    """
+    from a0backup.upkeep.handoff import handoff
+
+    vault = vault_at(fleet_path, vault_path)
+    manifest = get(vault, artifact_id)
+    size = human_size(manifest.artifact.size)
+    _tidy_when_called_off()
+    try:
+        with _at_work(f"copies {manifest.id} ({size})"):
+            handoff(vault, manifest, target)
+    except FileExistsError:
+        raise click.UsageError(f"{target} exists already, and nothing is overwritten; name another folder") from None
+    except ArtifactDamagedError as error:
+        terminal.say(f"error: {plain(error.message())}\nHINT: {error.hint()}")
+        return ExitCode.DAMAGED
+    of_it = (
+        "it was made for this artifact alone, docs/restore.md says how to take it out"
+        if manifest.encryption.password.sealed
+        else "if it is the one of all your backups, choose another for the next"
+    )
+    click.echo(
+        f"""\
+wrote {target}: {manifest.artifact.file} ({size}), verified, with RESTORE.md
+
+next:
+  Send the folder to the support engineer, and the password by another way: {of_it}."""
+    )
+    return ExitCode.OK

@@ -1,0 +1,58 @@
+"""Options that several commands take."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import click
+
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import Existing
+from a0backup.vault.vault import Vault
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def fleet_option(command: F) -> F:
+    """--fleet"""
+    return click.option(
+        "--fleet",
+        "fleet_path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path("fleet.yaml"),
+        show_default=True,
+        help="The fleet file.",
+    )(command)
+
+
+def vault_options(command: F) -> F:
+    """--fleet, or --vault: for commands that only read the vault, also on a machine that makes no backups."""
+    return fleet_option(
+        click.option(
+            "--vault",
+            "vault_path",
+            type=click.Path(path_type=Path, file_okay=False, exists=True),
+            help="The vault itself, where there is no fleet.yaml: the private part of a recovery key stays off the"
+            " machine that makes the backups.",
+        )(command)
+    )
+
+
+def vault_at(fleet_path: Path, vault_path: Path | None) -> Vault:
+    """Return the vault that the `vault_options` name. Raise FleetFileError."""
+    return Vault(vault_path) if vault_path is not None else Vault(load_fleet(fleet_path).vault)
+
+
+def json_option(command: F) -> F:
+    """--json"""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs to read.")(command)
+
+
+def existing_option(command: F) -> F:
+    """--existing"""
+    return click.option(
+        "--existing",
+        type=click.Choice(get_args(Existing)),
+        help="What to do, this once, with a backup on a node that this vault did not start. With replace, also one of"
+        " our own that cannot be verified is given up for a new one.",
+    )(command)

@@ -1,0 +1,113 @@
+"""`a0backup run` and `a0backup check`: the commands that drive the nodes, by way of a flow."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from a0backup.cli.options import existing_option, fleet_option, json_option
+from a0backup.errors import CheckFailedError, RunFailedError
+from a0backup.exit_codes import ExitCode
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import Existing
+from a0backup.report import terminal
+from a0backup.report.check_report import check_json, check_lines
+from a0backup.report.outcomes import Finding, Outcome, check_exit_code, exit_code
+from a0backup.report.progress import Checked, Ended, News, Warned, watched_by
+from a0backup.report.run_report import lines, to_json
+from a0backup.report.warnings import RunWarning
+
+
+@click.command()
+@fleet_option
+@json_option
+@existing_option
+@click.option("--dry-run", is_flag=True, help="Only say, node by node, what a run would do.")
+@click.argument("nodes", nargs=-1)
+def run(fleet_path: Path, as_json: bool, existing: Existing | None, dry_run: bool, nodes: tuple[str, ...]) -> int:
+    """Back up every node (or the NODES named): make, retrieve, verify, store, delete on the node.
+
+    Where your Prefect profile names an API it is used; otherwise a server of our own runs for as long as this command.
+    What a killed run left unfinished is finished first.
+    """
+    act = check_nodes if dry_run else back_up_nodes
+    return act(fleet_path, nodes, existing, as_json=as_json)
+
+
+@click.command()
+@fleet_option
+@json_option
+@existing_option
+@click.argument("nodes", nargs=-1)
+def check(fleet_path: Path, as_json: bool, existing: Existing | None, nodes: tuple[str, ...]) -> int:
+    """Look at every node (or the NODES named) without touching it: does it answer, what is on it, what would a run do.
+
+    For a reply that is not known it prints the line for a0cli.replies in fleet.yaml that teaches it.
+    `a0backup engine check` looks at the Prefect server.
+    """
+    return check_nodes(fleet_path, nodes, existing, as_json=as_json)
+
+
+def back_up_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool) -> int:
+    """Back up the nodes, print how that ended, and return the exit code."""
+    # What is wrong with the file is said before anything is started.
+    order = [node.name for node in load_fleet(fleet_path).chosen(nodes)]
+    outcomes: list[Outcome] = []
+    warnings: list[RunWarning] = []
+
+    def collect(news: News) -> None:
+        match news:
+            case Ended():
+                outcomes.append(news.outcome)
+            case Warned():
+                warnings.append(news.warning)
+
+    from deployments.local_run import run_here
+
+    error: Exception | None = None
+    try:
+        with watched_by(collect), terminal.shown(quiet=as_json):
+            error = run_here("backup-fleet", fleet_path, nodes, existing)
+    finally:
+        # Also when called off: what is stored by then is worth knowing.
+        outcomes.sort(key=lambda outcome: order.index(outcome.node))
+        if as_json:
+            click.echo(json.dumps(to_json(outcomes, warnings), indent=2))
+        elif outcomes:
+            click.echo("\n".join(lines(outcomes, warnings)))
+    return _code(exit_code(outcomes), error)
+
+
+def check_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool) -> int:
+    """Look at the nodes, print what was found, and return the exit code. Nothing is started or changed."""
+    fleet = load_fleet(fleet_path)
+    order = [node.name for node in fleet.chosen(nodes)]
+    findings: list[Finding] = []
+    warnings: list[RunWarning] = []
+
+    def collect(news: News) -> None:
+        match news:
+            case Checked():
+                findings.append(news.finding)
+            case Warned():
+                warnings.append(news.warning)
+
+    from a0backup.nodes.check import fleet_notes
+    from deployments.local_run import run_here
+
+    with watched_by(collect), terminal.shown(quiet=as_json):
+        error = run_here("check-fleet", fleet_path, nodes, existing)
+    findings.sort(key=lambda finding: order.index(finding.node))
+    if as_json:
+        click.echo(json.dumps(check_json(findings, warnings), indent=2))
+    elif findings:
+        click.echo("\n".join(check_lines(findings, warnings, fleet_notes(fleet))))
+    return _code(check_exit_code(findings), error)
+
+
+def _code(code: int, error: Exception | None) -> int:
+    """Return *code*; where the run failed for another reason than the nodes that are named, say it too."""
+    if error is not None and not isinstance(error, RunFailedError | CheckFailedError):
+        terminal.say(f"error: {error}")
+    return ExitCode.FAILED if code == ExitCode.OK and error is not None else code

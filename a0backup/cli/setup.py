@@ -1,0 +1,87 @@
+"""`a0backup init`, `a0backup schema`, `a0backup key create`: what is needed before the first run."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+import click
+
+from a0backup.cli.asking import ask_twice
+from a0backup.exit_codes import ExitCode
+from a0backup.fleet.example import EXAMPLE
+from a0backup.fleet.models import schema
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False), default=Path("fleet.yaml"))
+def init(path: Path) -> int:
+    """Write a commented fleet.yaml (to PATH) to start from. One that exists is never overwritten."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(EXAMPLE)
+    except FileExistsError:
+        raise click.UsageError(f"{path} exists already; name another PATH or move it away first") from None
+    except OSError as error:
+        raise click.UsageError(f"{path} cannot be written: {error.strerror}") from None
+    click.echo(f"wrote {path}")
+    beside = "" if path.parent == Path() else f" {shlex.quote(str(path.parent))}"
+    click.echo(f"next: `a0backup key create{beside}` makes the key pair that seals each backup's password,")
+    click.echo(f"then name your nodes in {path}, then `a0backup check --fleet {path}`")
+    return ExitCode.OK
+
+
+@click.command("schema")
+def print_schema() -> int:
+    """Print the JSON Schema of fleet.yaml, for editors that complete and check it."""
+    click.echo(json.dumps(schema(), indent=2))
+    return ExitCode.OK
+
+
+@click.group()
+def key() -> None:
+    """Make the recovery key pair that sealed passwords need."""
+
+
+@key.command()
+@click.option(
+    "--passphrase-file",
+    type=click.Path(path_type=Path),
+    help="The passphrase of the new private part is the first line of this file; asked for twice if not given.",
+)
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
+def create(folder: Path, passphrase_file: Path | None) -> int:
+    """Make a recovery key pair in FOLDER (by default here), best on a machine that makes no backups.
+
+    recovery.pub.pem seals the password of each backup: name it in `password: {sealed_to: ...}`. recovery.key.pem opens
+    them, and must be kept offline. No file is ever overwritten.
+    """
+    from a0backup.passwords import recovery_keys
+
+    private, public = folder / "recovery.key.pem", folder / "recovery.pub.pem"
+    for path in (private, public):
+        if os.path.lexists(path):
+            raise click.UsageError(f"{path} exists already, and no key is ever overwritten; move it away first")
+    if passphrase_file is not None:
+        passphrase = recovery_keys.read_passphrase(passphrase_file)
+    else:
+        differ = "the two passphrases differ; nothing was written"
+        passphrase = ask_twice("passphrase of the new private part", "--passphrase-file", differ)
+    made = recovery_keys.make_pair(private, public, passphrase)
+    click.echo(
+        f"""\
+wrote {public}   public part: leave it beside fleet.yaml, where `sealed_to: {public.name}` names it
+wrote {private}   private part, encrypted with the passphrase: TAKE IT OFF THIS MACHINE
+fingerprint {made.fingerprint}
+
+next:
+  1. Copy {private.name} to two places that are offline and apart, such as two USB sticks in two safes.
+     Keep the passphrase in neither of them, but where it is found in years.
+  2. Check each copy on the machine it is for; this prints the fingerprint above:
+       openssl pkey -in {private.name} -pubout -outform DER | sha256sum
+  3. Remove it here: shred -u {shlex.quote(str(private))}
+
+Whoever has both opens every backup. If either is lost for good, nobody opens the backups that were sealed to this key
+alone: name a second recovery key in sealed_to to be safe from that."""
+    )
+    return ExitCode.OK

@@ -1,0 +1,58 @@
+"""`a0backup status`: where each node stands, by the vault alone."""
+
+import json
+from pathlib import Path
+
+import click
+
+from a0backup.cli.options import fleet_option, json_option
+from a0backup.exit_codes import ExitCode
+from a0backup.fleet.load import load_fleet
+from a0backup.report.words import plain
+from a0backup.vault.journal import JournalFile
+from a0backup.vault.lock import is_held, read_holder
+from a0backup.vault.vault import Vault
+
+
+@click.command()
+@fleet_option
+@json_option
+def status(fleet_path: Path, as_json: bool) -> int:
+    """Show for every node its last artifact, its unfinished backup and who holds its lock. No node is asked."""
+    fleet = load_fleet(fleet_path)
+    vault = Vault(fleet.vault)
+    rows = [_row(vault, node.name, kind) for node in fleet.nodes for kind in fleet.kinds]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return ExitCode.OK
+    for row in rows:
+        click.echo(f"{row['node']} {row['kind']}")
+        click.echo(f"  last artifact  {row['last'] or 'none yet'}")
+        click.echo(f"  unfinished     {row['journal'] or 'nothing'}")
+        click.echo(f"  lock           {row['holder'] or 'free'}")
+    return ExitCode.OK
+
+
+def _row(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
+    # Late: it brings all that drives a node, which the commands that only read the vault start faster without.
+    from a0backup.backup.deletion import DeletionMark
+
+    last = vault.newest(node, kind)
+    lock = vault.folder(node) / "lock"
+    holder = str(read_holder(lock) or "a process that has not given its name yet") if is_held(lock) else None
+    unfinished = _unfinished(vault, node, kind)
+    if DeletionMark(vault.folder(node), kind).is_there():
+        sent = "a deletion was sent and is not confirmed; the next start lets it arrive first"
+        unfinished = f"{unfinished}; {sent}" if unfinished else sent
+    return {"node": node, "kind": kind, "last": last.id if last else None, "journal": unfinished, "holder": holder}
+
+
+def _unfinished(vault: Vault, node: str, kind: str) -> str | None:
+    try:
+        journal = JournalFile(vault.folder(node), kind).read()
+    except ValueError as error:
+        return f"the journal cannot be read, the next run sets it aside ({error})"
+    if journal is None:
+        return None
+    last = f"; last: {plain(journal.history[-1].what)}" if journal.history else ""
+    return f"started {journal.started_at:%Y-%m-%dT%H:%M:%SZ} by run {journal.flow_run}{last}"

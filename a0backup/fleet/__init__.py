@@ -1,0 +1,1 @@
+"""The fleet: the nodes and the settings that one fleet.yaml names."""

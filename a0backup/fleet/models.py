@@ -1,0 +1,350 @@
+"""The fleet: the nodes and the settings that one fleet.yaml names.
+
+    fleet = load_fleet("fleet.yaml")
+    for node in fleet.chosen(["a0-1"]):
+        print(node.name, node.host, fleet.polling.deadline)
+
+What stands under `password` is never repeated in a message.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from a0backup.errors import BuildTooOldError, UnknownNodeError
+from a0backup.fleet.clashes import clashes
+from a0backup.fleet.fields import (
+    DEFAULT_PORT,
+    FIRST_BUILD,
+    FIRST_SPLIT_BUILD,
+    Between,
+    FilePath,
+    FilePaths,
+    SizeBetween,
+    host_name,
+    matching,
+    printable,
+    program,
+    quoted_value,
+    suggestion,
+)
+from a0backup.fleet.kinds import Kind, KindEntry
+
+Existing = Literal["preserve", "replace", "fail"]
+
+
+MEANINGS: Final = ("absent", "in_progress", "found", "refused", "unreachable", "pong")
+KEYSTREAM_REUSE: Final = (
+    "one password for all backups gives one keystream for all of them, as a0cli encrypts without a salt: the XOR of "
+    "two artifacts is the XOR of what is in them; `password: {sealed_to: recovery.pub.pem}` in fleet.yaml gives each "
+    "backup a password of its own (`a0backup key create` makes the key pair)"
+)
+
+
+_MOST_DELAYS = 50  # Prefect takes no longer list of retry delays
+_GROWTH = 1.5
+_JITTER = 0.2
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_ENVIRONMENT_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_BLOCK_NAME = r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$"
+
+
+def reply_meaning(value: str) -> str:
+    if value not in MEANINGS:
+        raise PydanticCustomError("unknown_key", "unknown key{aid}", {"aid": suggestion(value, MEANINGS)})
+    return value
+
+
+def _duration(default: str, description: str) -> Any:
+    """Return the field of a duration; its default is text so that the JSON Schema shows it as one would write it."""
+    return Field(default, description=description)
+
+
+class _Strict(BaseModel):
+    # Inputs are hidden because a literal password could be one.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
+
+
+class Node(_Strict):
+    """One appliance instance."""
+
+    name: Annotated[
+        str,
+        matching(_NAME, "write 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"),
+    ] = Field(
+        description="The node's name, unique whatever the case; also its folder in the vault.",
+        json_schema_extra={"pattern": _NAME},
+    )
+    host: Annotated[str, AfterValidator(host_name)] = Field(
+        description="The host name, IPv4 or IPv6 address at which a0cli reaches the node.",
+        json_schema_extra={"minLength": 1, "maxLength": 253},
+    )
+    port: int = Field(
+        default=DEFAULT_PORT, ge=1, le=65535, strict=True, description="The port of a0cli's server on the node."
+    )
+    build: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        strict=True,
+        description=f"The appliance's build number, where known; below {FIRST_BUILD} the node is refused untouched.",
+    )
+
+    @property
+    def too_old(self) -> bool:
+        """Whether the declared build is one that a0cli must not back up."""
+        return self.build is not None and self.build < FIRST_BUILD
+
+    @property
+    def splits(self) -> bool | None:
+        """Whether its declared build keeps the encryption keys out of `backup`; None where none is declared."""
+        return None if self.build is None else self.build >= FIRST_SPLIT_BUILD
+
+    def require_build(self) -> None:
+        """Return if a0cli may back this node up. Raise BuildTooOldError if its declared build is too old."""
+        if self.build is not None and self.too_old:
+            raise BuildTooOldError(self.name, self.build)
+
+
+class A0cliSettings(_Strict):
+    """How a0cli is called."""
+
+    path: Annotated[str, AfterValidator(program)] = Field(
+        default="a0cli", description="The a0cli program: a name found on PATH, or a path relative to the fleet file."
+    )
+    key_dir: FilePath = Field(
+        default=Path("~/.a0cli"), description="The folder of the key pair that `a0cli create-key` made."
+    )
+    call_timeout: Annotated[float, Between("0.1s", "1d")] = _duration(
+        "60s", "How long any call of a0cli but a retrieve may take."
+    )
+    retrieve_timeout: Annotated[float, Between("0.1s", "30d")] = _duration("6h", "How long one retrieve may take.")
+    password_style: Literal["positional", "option"] = Field(
+        default="positional", description="How a0cli takes the password: `backup P` or `backup --password P`."
+    )
+    replies: dict[Annotated[str, AfterValidator(reply_meaning)], list[Annotated[str, AfterValidator(printable)]]] = (
+        Field(
+            default_factory=dict,
+            description="More wordings of a0cli's replies, by what they mean.",
+            json_schema_extra={"propertyNames": {"enum": list(MEANINGS)}},
+        )
+    )
+
+    @field_validator("replies")
+    @classmethod
+    def _bounded(cls, replies: dict[str, list[str]]) -> dict[str, list[str]]:
+        if any(len(wordings) > 100 or any(len(w) > 1000 for w in wordings) for wordings in replies.values()):
+            raise ValueError("write at most 100 wordings for a meaning, each of at most 1000 characters")
+        return replies
+
+
+class PasswordSource(_Strict):
+    """Where the password that encrypts the backups comes from: exactly one place."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    sealed_to: FilePaths | None = Field(
+        default=None,
+        description="The recovery public key, or a list of up to 10 of them, relative to the fleet file: each backup "
+        "gets a new random password, sealed to each of them.",
+    )
+    secret_block: (
+        Annotated[str, matching(_BLOCK_NAME, "write a block's name: lower-case letters, digits and '-'")] | None
+    ) = Field(
+        default=None,
+        max_length=255,
+        description="The name of the Prefect Secret block that holds it.",
+        json_schema_extra={"pattern": _BLOCK_NAME},
+    )
+    env: Annotated[str, matching(_ENVIRONMENT_NAME, "write an environment variable's name")] | None = Field(
+        default=None,
+        max_length=255,
+        description="The name of the environment variable that holds it.",
+        json_schema_extra={"pattern": _ENVIRONMENT_NAME},
+    )
+    file: FilePath | None = Field(default=None, description="The file that holds it, relative to the fleet file.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_password_itself(cls, given: object) -> object:
+        if isinstance(given, str | int):
+            raise PydanticCustomError(
+                "literal_password",
+                "never write the password itself into this file: write sealed_to, secret_block, env or file below "
+                "`password:`, and change this password if the file was shared",
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(place is not None for place in (self.secret_block, self.env, self.file, self.sealed_to)) != 1:
+            raise ValueError("name exactly one of sealed_to, secret_block, env or file")
+        return self
+
+
+class Polling(_Strict):
+    """How often and for how long a node's backup is awaited."""
+
+    interval: Annotated[float, Between("0.01s", "1d")] = _duration(
+        "15s", "The pause after the first look at a backup in progress."
+    )
+    max_interval: Annotated[float, Between("0.01s", "1d")] = _duration(
+        "2m", "The longest pause between two looks; pauses grow up to it."
+    )
+    deadline: Annotated[float, Between("1s", "30d")] = _duration(
+        "4h", "How long a backup is awaited in all, from the first look of a run on."
+    )
+
+    @field_validator("max_interval")
+    @classmethod
+    def _not_below_interval(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("interval", 0.0):
+            raise ValueError("write a max_interval that is not below interval (2m where none is written)")
+        return value
+
+    def delays(self) -> list[float]:
+        """Return the first pauses, growing from interval to max_interval; the last one is meant to be repeated.
+
+        Never more than 50; their sum never passes the deadline, and none but a lone one is below interval.
+        """
+        delays: list[float] = []
+        left, delay = self.deadline, self.interval
+        # A last pause clipped to almost nothing would be repeated as a busy loop, so it is left out.
+        while len(delays) < _MOST_DELAYS and (not delays or left >= self.interval):
+            delays.append(min(delay, self.max_interval, left))
+            if delay >= self.max_interval:
+                break
+            left, delay = left - delays[-1], delay * _GROWTH
+        return delays
+
+    def retries(self) -> int:
+        """Return how many retries outlast the deadline even if each pause is shortened by 20 % jitter, plus two."""
+        delays = self.delays()
+        left = self.deadline / (1 - _JITTER) - sum(delays)
+        return len(delays) + math.ceil(left / delays[-1]) + 2
+
+
+class ContentsLimits(_Strict):
+    """Up to where an artifact's contents are read; one that goes beyond is refused as a decompression bomb."""
+
+    max_unpacked: Annotated[int, SizeBetween("1MB", "1PB")] = Field(
+        default="10TB",  # type: ignore[assignment]  # text, so that the JSON Schema shows it as one would write it
+        description="How large an artifact may be unpacked; by default so large that only a read that would hardly "
+        "end meets it.",
+    )
+    max_ratio: float = Field(
+        default=200,
+        # zlib's page on its technical details: deflate packs at most 1032 to 1.
+        ge=2,
+        le=1032,
+        allow_inf_nan=False,
+        description="How many times its size an artifact may unpack to; a database dump seldom comes to more than 20, "
+        "and deflate cannot do more than 1032.",
+    )
+
+
+class Fleet(_Strict):
+    """The nodes and the settings that one fleet.yaml names."""
+
+    model_config = ConfigDict(title="a0backup fleet file")
+
+    vault: FilePath = Field(description="The folder that keeps the verified artifacts, relative to the fleet file.")
+    a0cli: A0cliSettings = Field(default_factory=A0cliSettings, description="How a0cli is called.")
+    password: PasswordSource = Field(description="Where the password that encrypts the backups comes from.")
+    polling: Polling = Field(default_factory=Polling, description="How a node's backup is awaited.")
+    lock_deadline: Annotated[float, Between("0s", "30d")] = _duration(
+        "2h", "How long a run waits for a node that another run holds."
+    )
+    max_parallel: int = Field(
+        default=16, ge=1, le=256, strict=True, description="How many nodes are backed up at once."
+    )
+    retrieve_attempts: int = Field(
+        default=3, ge=1, le=20, strict=True, description="How often an artifact whose md5 does not match is retrieved."
+    )
+    existing: Existing = Field(
+        default="preserve", description="What to do with a backup on the node that this vault did not start."
+    )
+    contents: ContentsLimits = Field(
+        default_factory=ContentsLimits, description="Up to where an artifact's contents are read."
+    )
+    kinds: tuple[KindEntry, ...] = Field(
+        default=("backup",),  # type: ignore[arg-type]  # the defaults are validated
+        min_length=1,
+        description="The kinds of backup to make of each node, one after another.",
+        json_schema_extra={"uniqueItems": True, "contains": {"type": "object"}, "minContains": 0, "maxContains": 1},
+    )
+    nodes: tuple[Node, ...] = Field(min_length=1, max_length=1000, description="The nodes to back up.")
+
+    _path: Path = PrivateAttr(default=Path("fleet.yaml"))
+
+    @field_validator("kinds")
+    @classmethod
+    def _each_kind_once(cls, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
+        if len(set(kinds)) != len(kinds):
+            raise ValueError("write each kind once")
+        return kinds
+
+    @field_validator("nodes")
+    @classmethod
+    def _each_node_once(cls, nodes: tuple[Node, ...], info: ValidationInfo) -> tuple[Node, ...]:
+        for index, key, remedy in clashes([node.model_dump() for node in nodes], info.data.get("kinds", ())):
+            raise PydanticCustomError(
+                "clash", "nodes[{index}].{key}: {remedy}", {"index": index, "key": key, "remedy": remedy}
+            )
+        return nodes
+
+    @property
+    def path(self) -> Path:
+        """The absolute path of the file that this fleet was loaded from."""
+        return self._path
+
+    def loaded_from(self, path: Path) -> Self:
+        """Return this fleet, which knows now that it is the one of the file *path*."""
+        self._path = path
+        return self
+
+    def kinds_of(self, node: Node) -> tuple[str, ...]:
+        """Return the kinds to make of *node*: all, without backup-sensitive where its declared build has none yet.
+
+        There the main backup holds the encryption keys still.
+        """
+        return tuple(kind for kind in self.kinds if node.splits is not False or kind != "backup-sensitive")
+
+    def arguments(self, kind: str) -> tuple[str, ...]:
+        """Return what the start of *kind* takes after the password: the fields of an export, comma-separated."""
+        fields = next((each.fields for each in self.kinds if each == kind), ())
+        return (",".join(fields),) if fields else ()
+
+    def node(self, name: str) -> Node:
+        """Return the node of that name. Raise FleetFileError, with the closest name, if there is none."""
+        return self.chosen([name])[0]
+
+    def chosen(self, names: Iterable[str]) -> tuple[Node, ...]:
+        """Return the nodes of these names, each once, in the order given; all nodes where no name is given.
+
+        Raise UnknownNodeError naming every unknown name.
+        """
+        wanted = list(dict.fromkeys(names))
+        by_name = {node.name: node for node in self.nodes}
+        unknown = [f"no node is named {quoted_value(n)}{suggestion(n, by_name)}" for n in wanted if n not in by_name]
+        if unknown:
+            raise UnknownNodeError(str(self.path), unknown)
+        return tuple(by_name[name] for name in wanted) if wanted else self.nodes
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a fleet file."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Fleet.model_json_schema()}

@@ -1,0 +1,1 @@
+"""Looking at nodes, and putting one into service."""

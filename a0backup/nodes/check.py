@@ -1,0 +1,267 @@
+"""The read-only look at fleet and nodes before a run: what is there, what a run would do, what would be in its way."""
+
+import contextlib
+import os
+import shlex
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+from a0backup.a0cli.commands import A0cli
+from a0backup.a0cli.directory import PrivateDirectory
+from a0backup.a0cli.listing import missing_commands, offers_sensitive
+from a0backup.a0cli.replies import read_status, teach
+from a0backup.a0cli.status import Status, shown
+from a0backup.backup.facts import stored_manifest
+from a0backup.backup.reconcile import Facts, reconcile
+from a0backup.errors import (
+    A0BackupError,
+    PasswordError,
+    RecoveryKeyError,
+    UnreachableError,
+    VaultFullError,
+    VaultUnusableError,
+)
+from a0backup.files import in_thread
+from a0backup.fleet.models import KEYSTREAM_REUSE, Existing, Fleet, Node
+from a0backup.passwords import recovery_keys
+from a0backup.passwords.shared import LoadShared
+from a0backup.report.outcomes import Finding, Problem, halves
+from a0backup.report.words import human_size
+from a0backup.vault.journal import Journal, JournalFile
+from a0backup.vault.lock import is_held, read_holder
+from a0backup.vault.space import nearest, space_for
+from a0backup.vault.vault import Vault
+
+_MOST_LOOKED_AT = 1000  # entries of a directory: a look must not take long, however large the vault
+_NEWEST = 10  # artifact folders of a node whose files are looked at
+
+
+async def check_node(
+    fleet: Fleet,
+    node: Node,
+    *,
+    existing: Existing | None = None,
+    known: Sequence[Problem] = (),
+    shared: LoadShared | None = None,
+) -> Finding:
+    """Return what is on the node and what a run would do. Nothing is started, deleted or written, in node or vault.
+
+    *known* are problems of the whole fleet that would make the node's backup fail as well; *shared* loads the password
+    that a node may say again.
+    """
+    problems, warnings = list(known), list[str]()
+    status, would, lesson, room = "not asked", "nothing", "", ""
+    reachable, splits = False, bool(node.splits)
+    vault, kinds = Vault(fleet.vault), fleet.kinds_of(node)
+    try:
+        node.require_build()
+        room = await in_thread(_check_room, vault, node.name, kinds, problems)
+        warnings += await in_thread(_node_warnings, fleet, node.name)
+        # No lock and nothing in the vault: a run under way is not disturbed by a look.
+        with tempfile.TemporaryDirectory(prefix="a0backup-check-") as parent:
+            directory = PrivateDirectory.make(Path(parent), node.name, key_dir=fleet.a0cli.key_dir, node=node.name)
+            a0cli = A0cli(fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path)
+            with contextlib.suppress(PasswordError):  # told for the whole fleet
+                if shared is not None and (text := await shared(fleet.password)) is not None:
+                    a0cli.know(text)
+            await a0cli.update_commands()
+            reachable = True
+            await a0cli.ping()
+            offered = (await a0cli.commands()).stdout
+            splits = splits or offers_sensitive(offered)
+            problems += [Problem(f"{kind} is not offered by the node") for kind in missing_commands(offered, kinds)]
+            seen, plans = [], []
+            for kind in kinds:
+                printed = await a0cli.call(f"{kind}-status")
+                lesson = lesson or teach(printed, a0cli.wordings)
+                found = read_status(printed, node=node.name, command=f"{kind}-status", wordings=a0cli.wordings)
+                seen.append(shown(found))
+                plans.append(await in_thread(_would, vault, node.name, kind, found, existing or fleet.existing))
+            status, would = "; ".join(seen), "; ".join(plans)
+    except A0BackupError as error:
+        reachable = reachable and not isinstance(error, UnreachableError)
+        problems.append(Problem.of(error))
+    if half := halves(node.name, kinds, splits=splits):
+        warnings.append(half)
+    return Finding(
+        node=node.name,
+        well=not problems,
+        reachable=reachable,
+        status=status,
+        would=would,
+        room=room,
+        problems=tuple(problems),
+        teach=lesson,
+        warnings=tuple(warnings),
+    )
+
+
+def _check_room(vault: Vault, node: str, kinds: Sequence[str], problems: list[Problem]) -> str:
+    """Return what is free for each kind's next artifact, in words; add to *problems* what would be in its way."""
+    place = nearest(vault.folder(node))
+    try:
+        vault.require_mounted(node)
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise VaultUnusableError(node, f"the vault {vault.root} cannot be written: {place} is not writable")
+        spaces = {kind: space_for(vault, node, kind) for kind in kinds}
+    except OSError as error:
+        problems.append(
+            Problem.of(VaultUnusableError(node, f"the vault {vault.root} cannot be read: {error.strerror}"))
+        )
+        return ""
+    except VaultUnusableError as error:
+        problems.append(Problem.of(error))
+        return ""
+    for kind, space in spaces.items():
+        if not space.enough:
+            problems.append(Problem.of(VaultFullError(node, kind, space.needed, space.free)))
+    free = min(space.free for space in spaces.values())
+    lasts = [f"the last {kind} took {human_size(space.last)}" for kind, space in spaces.items() if space.last]
+    return ", ".join([f"{human_size(free)} free", *lasts])
+
+
+def fleet_room(fleet: Fleet, nodes: Sequence[Node]) -> tuple[Problem, ...]:
+    """Return what is in the way where the vault's disk has room for each node's artifacts, but not for all of them."""
+    vault = Vault(fleet.vault)
+    try:
+        spaces = [space_for(vault, node.name, kind) for node in nodes for kind in fleet.kinds_of(node)]
+    except OSError:
+        return ()  # said for each node
+    needed, free = sum(space.needed for space in spaces), min(space.free for space in spaces)
+    if needed <= free or not all(space.enough for space in spaces):
+        return ()
+    text = f"no room for the artifacts of all {len(nodes)} nodes: they may take {needed:,} bytes, {free:,} are free"
+    return (Problem(text, "make room on the vault's disk, or give the vault a larger one"),)
+
+
+def recovery_key_problems(fleet: Fleet) -> tuple[Problem, ...]:
+    """Return what keeps a run from sealing its passwords; nothing where the password is shared."""
+    try:
+        recovery_keys.load_all(fleet.password.sealed_to or ())
+    except RecoveryKeyError as error:
+        return (Problem.of(error),)
+    return ()
+
+
+def fleet_notes(fleet: Fleet) -> tuple[str, ...]:
+    """Return which recovery keys the passwords are sealed to, by file and fingerprint."""
+    return tuple(
+        f"the password of each backup is sealed to {path}, recovery key {key.fingerprint}"
+        for path, key in _recovery_keys(fleet)
+    )
+
+
+def _recovery_keys(fleet: Fleet) -> Iterator[tuple[Path, recovery_keys.RecoveryKey]]:
+    for path in fleet.password.sealed_to or ():
+        with contextlib.suppress(RecoveryKeyError):  # told as a problem
+            yield path, recovery_keys.load_public(path)
+
+
+def fleet_warnings(fleet: Fleet) -> tuple[str, ...]:
+    """Return what does not stop a run of the fleet and should not stay so: the password, who can read keys and vault.
+
+    That of each node's folder in the vault is in the node's Finding.
+    """
+    warnings = [] if fleet.password.sealed_to else [KEYSTREAM_REUSE]
+    # Whoever makes a key pair names its public half so, and that one may be read.
+    keys = {path: _mode(path) for path in _entries(fleet.a0cli.key_dir) if path.suffix != ".pub"}
+    if exposed := _open_to_others({path: mode for path, mode in keys.items() if stat.S_ISREG(mode)}):
+        warnings.append(
+            f"a0cli's key can be used by others than its owner, and has full rights on the nodes: {exposed};"
+            f" chmod go= {_quoted(fleet.a0cli.key_dir)}/*"
+        )
+    if exposed := _open_to_others({fleet.vault: _mode(fleet.vault)}):
+        warnings.append(f"the vault can be read by others than its owner: {exposed}; chmod go= {_quoted(fleet.vault)}")
+    for path in fleet.password.sealed_to or ():
+        if _mode(path) & 0o022:
+            warnings.append(
+                f"others can put a key of their own in the place of {path} (mode {stat.S_IMODE(_mode(path)):04o}), to"
+                f" which all later passwords are sealed then; chmod go-w {_quoted(path)}"
+            )
+    beside = dict.fromkeys([path.parent for path in fleet.password.sealed_to or ()] + [fleet.vault])
+    return (*warnings, *_private_key_warnings(fleet, beside))
+
+
+def _node_warnings(fleet: Fleet, node: str) -> list[str]:
+    """Return who else can read the node's folder in the vault, and which keys do not belong there."""
+    vault = Vault(fleet.vault)
+    folder, newest = vault.folder(node), list[Path]()
+    with contextlib.suppress(OSError):  # told as a problem
+        newest = vault.folders(node)[-_NEWEST:]
+    entries = chain([folder], *map(_entries, [folder, folder / "passwords", *newest]))
+    exposed = _open_to_others({path: _mode(path, follow=False) for path in entries})
+    warnings = _private_key_warnings(fleet, [folder])
+    if exposed:
+        warnings.append(f"the vault can be read by others than its owner: {exposed}; chmod -R go= {_quoted(folder)}")
+    return warnings
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return up to 1000 of the entries of *folder*; none where it is not there or not to be read."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return [Path(entry.path) for entry in islice(entries, _MOST_LOOKED_AT)]
+    return []
+
+
+def _mode(path: Path, *, follow: bool = True) -> int:
+    """Return the mode of *path*, 0 where it cannot be seen, or is gone meanwhile, as what a run at work moves."""
+    try:
+        return path.stat(follow_symlinks=follow).st_mode
+    except OSError:
+        return 0
+
+
+def _open_to_others(modes: Mapping[Path, int]) -> str:
+    """Return which of the paths group or others may read or write, in words; empty where none."""
+    exposed = sorted(path for path, mode in modes.items() if mode & 0o077 and not stat.S_ISLNK(mode))
+    if not exposed:
+        return ""
+    more = f", and {len(exposed) - 1} more so" if len(exposed) > 1 else ""
+    return f"{exposed[0]} has mode {stat.S_IMODE(modes[exposed[0]]):04o}{more}"
+
+
+def _private_key_warnings(fleet: Fleet, folders: Iterable[Path]) -> list[str]:
+    """Return a warning for each file directly in *folders* that is or may be the private part of a recovery key."""
+    if not fleet.password.sealed_to:
+        return []
+    known = {key.fingerprint for _, key in _recovery_keys(fleet)}
+    return [
+        f"{path} is or may be the private part of a recovery key, which opens every backup: it must not be on a machine"
+        " that makes them; keep it offline, in two places"
+        for folder in folders
+        for path in sorted(_entries(folder))
+        if _may_open_backups(path, known)
+    ]
+
+
+def _may_open_backups(path: Path, known: set[str]) -> bool:
+    try:
+        if not path.is_file() or path.stat().st_size > recovery_keys.MAX_BYTES:
+            return False
+        # Which key an encrypted one is cannot be seen; a0cli's own is none, as it asks for no passphrase.
+        return recovery_keys.wants_passphrase(path) or recovery_keys.load_private(path, None).fingerprint in known
+    except (OSError, RecoveryKeyError):
+        return False
+
+
+def _would(vault: Vault, node: str, kind: str, status: Status, existing: Existing) -> str:
+    lock = vault.folder(node) / "lock"
+    first = ""
+    if is_held(lock):
+        first = f"wait for {read_holder(lock) or 'the run that holds the node'}; then "
+    journal: Journal | None = None
+    try:
+        journal = JournalFile(vault.folder(node), kind).read()
+    except ValueError:
+        first += "set the unreadable journal aside; "
+        existing = "preserve"
+    stored = stored_manifest(vault, node, kind, status, journal)
+    action = reconcile(Facts(status=status, existing=existing, journal=journal, stored=stored))
+    return f"{first}{action.then} ({action.because})"

@@ -1,0 +1,1 @@
+"""Passwords: shared or sealed, and the recovery keys that seal and open them."""

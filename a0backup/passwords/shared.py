@@ -1,0 +1,132 @@
+"""Where the password of a node backup comes from.
+
+The password is loaded inside the step that uses it and is never quoted, not even in part, in an error.
+"""
+
+import os
+import secrets
+import string
+import unicodedata
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from a0backup.errors import PasswordError
+from a0backup.files import ExposedFileError, UnsuitableFileError, read_whole
+
+LONGEST = 4096
+_LETTERS_AND_DIGITS = string.ascii_letters + string.digits
+
+
+class Source(Protocol):
+    """The `password` of fleet.yaml: exactly one of the four is set."""
+
+    @property
+    def secret_block(self) -> str | None: ...
+    @property
+    def env(self) -> str | None: ...
+    @property
+    def file(self) -> Path | None: ...
+    @property
+    def sealed_to(self) -> Sequence[Path] | None: ...
+
+
+# Loads the shared password of fleet.yaml, None where each backup has one of its own; raises PasswordError.
+LoadShared = Callable[[Source], Awaitable[str | None]]
+
+
+def describe(source: Source) -> str:
+    """Return where the password comes from, for messages."""
+    if source.sealed_to is not None:
+        return "a new random password for each backup, sealed to " + ", ".join(str(path) for path in source.sealed_to)
+    if source.env is not None:
+        return f"environment variable {source.env}"
+    if source.file is not None:
+        return f"file {source.file}"
+    return f"Secret block {source.secret_block}"
+
+
+async def load(source: Source, *, block: Callable[[str], Awaitable[object]]) -> str | None:
+    """Return the shared password from where *source* says; *block* reads a Secret block of the engine by its name.
+
+    None where each backup has a password of its own. Raise PasswordError, which never quotes the password, where there
+    is none or a0cli could not take it.
+    """
+    if source.sealed_to is not None:
+        return None
+    where = describe(source)
+    if source.env is not None:
+        text = os.environ.get(source.env)
+        if text is None:
+            raise PasswordError(where, "it is not set", f"export {source.env} in the environment of the run")
+        return checked(text, where)
+    if source.file is not None:
+        return read_file(Path(source.file), where)
+    if source.secret_block is None:
+        raise PasswordError("fleet.yaml", "it names no source", "name one under `password`")
+    failure = ""
+    try:
+        value = await block(source.secret_block)
+    except PasswordError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the engine's many errors may quote what the block holds
+        failure = type(error).__name__
+    # Out here, as an error that is raised in there keeps the other one as its context.
+    if failure:
+        raise PasswordError(where, f"it cannot be loaded ({failure})", f"create the Secret block {source.secret_block}")
+    if not isinstance(value, str):
+        raise PasswordError(where, "it does not hold a text", "store the password as a text, not as JSON")
+    return checked(value, where)
+
+
+def read_file(path: Path, where: str) -> str:
+    """Return the password in a file that only its owner may read. Raise PasswordError, naming *where* it is."""
+    return checked(_read(path, where), where)
+
+
+def random_password() -> str:
+    """Return a new password of 256 bits, letters and digits only: the vendor's page on the CLI advises no others."""
+    # 62 ** 43 is the first power beyond 2 ** 256.
+    return "".join(secrets.choice(_LETTERS_AND_DIGITS) for _ in range(43))
+
+
+def _read(path: Path, where: str) -> str:
+    remedy = f"write the password into {path} and `chmod 600 {path}`"
+    try:
+        octets = read_whole(path, LONGEST + 1, follow=True, private=True).removesuffix(b"\n")
+    except ExposedFileError as error:
+        raise PasswordError(where, f"it {error.reason}", f"chmod 600 {path}") from None
+    except UnsuitableFileError as error:
+        raise PasswordError(where, f"it {error.reason}", remedy) from None
+    except OSError as error:
+        raise PasswordError(where, error.strerror or type(error).__name__, remedy) from None
+    if len(octets) > LONGEST:
+        raise PasswordError(where, "it is longer than 4 KiB", remedy)
+    text = octets.decode(errors="replace")
+    if text.encode() != octets:
+        raise PasswordError(where, "it is not UTF-8", remedy)
+    return text
+
+
+def checked(text: str, where: str) -> str:
+    """Return *text* if a0cli can take it as a password. Raise PasswordError, naming *where* it comes from."""
+    octets = text.encode(errors="replace")
+    if octets.decode() != text:
+        raise PasswordError(where, "it is not UTF-8", "store the password as UTF-8 text")
+    reason = (
+        "it is empty"
+        if not octets
+        else "it is longer than 4 KiB"
+        if len(octets) > LONGEST
+        else "it holds a NUL byte"
+        if b"\0" in octets
+        # Whoever types it, or has openssl read it from a file, ends it at the first line.
+        else "it holds a line break or another control character"
+        if any(unicodedata.category(char) == "Cc" for char in text)
+        else "it starts with '-', which a0cli would read as an option"
+        if octets.startswith(b"-")
+        else ""
+    )
+    if reason:
+        raise PasswordError(where, reason, "choose another password; letters and digits suit a0cli best")
+    return text

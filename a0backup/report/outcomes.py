@@ -1,0 +1,173 @@
+"""How the work on node backups ended, and what a check found."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from a0backup.errors import A0BackupError, A0cliError, UnreachableError
+from a0backup.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from a0backup.vault.manifest import Manifest
+
+
+# From build 11638 on a full recovery needs both (vendor's page on backups): `backup` has no encryption keys in it.
+_HALVES = ("backup", "backup-sensitive")
+_NOT_FULLY = "an installation cannot be fully recovered from it"
+
+
+class Ending(StrEnum):
+    """How the work on one node backup ended."""
+
+    STORED = "stored"
+    NOT_DELETED = "stored, not deleted on the node"
+    FAILED = "failed"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one node backup ended, and at which step and why where it did not end well."""
+
+    node: str
+    kind: str
+    ending: Ending
+    seconds: float
+    step: str = ""
+    reason: str = ""
+    hint: str = ""
+    id: str = ""
+    size: int | None = None
+    md5: str = ""
+    notes: tuple[str, ...] = ()
+    verified: str = ""  # of the stored artifact: md5, or contents where it was opened and read to its end
+    members: int | None = None
+    unpacked_size: int | None = None
+    password: str = ""  # shared, sealed or unknown
+    confirmed: bool = False  # whether that password opened it
+
+    @property
+    def well(self) -> bool:
+        """Whether the artifact is stored and the node is free for its next backup."""
+        return self.ending is Ending.STORED
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What would make a run fail, and what to do about it where that is known."""
+
+    text: str
+    hint: str = ""
+
+    @classmethod
+    def of(cls, error: A0BackupError) -> "Problem":
+        """Return *error* as a problem of the node or fleet that it is about."""
+        return cls(error.text(), error.hint())
+
+    def lines(self) -> tuple[str, ...]:
+        return (self.text, f"HINT: {self.hint}") if self.hint else (self.text,)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the read-only check found out about one node, and what the next run would do there."""
+
+    node: str
+    well: bool
+    reachable: bool
+    status: str
+    would: str
+    problems: tuple[Problem, ...] = ()
+    teach: str = ""
+    room: str = ""
+    warnings: tuple[str, ...] = ()  # what is well enough for a run and should not stay so
+
+
+def outcome_of(
+    node: str,
+    kind: str,
+    *,
+    seconds: float,
+    error: BaseException | None = None,
+    step: str = "",
+    manifest: "Manifest | None" = None,
+    off_node: bool = False,
+    notes: Sequence[str] = (),
+) -> Outcome:
+    """Return how a node's backup ended: by what stopped it (*error*, in *step*) or, where nothing did, stored.
+
+    *manifest* is this run's artifact, where it is stored; *off_node* that the node has let go of the backup.
+    """
+    ending, reason, hint = Ending.STORED, "", ""
+    if error is not None:
+        ending = Ending.FAILED
+        if manifest is not None and not off_node:
+            ending = Ending.NOT_DELETED
+        elif isinstance(error, UnreachableError) and manifest is None:
+            ending = Ending.UNREACHABLE
+        reason, hint = _reason(error, step), error.hint() if isinstance(error, A0BackupError) else ""
+    return Outcome(
+        node=node,
+        kind=kind,
+        ending=ending,
+        seconds=seconds,
+        step=step if error is not None else "",
+        reason=reason,
+        hint=hint,
+        id=manifest.id if manifest else "",
+        size=manifest.artifact.size if manifest else None,
+        md5=manifest.artifact.md5 if manifest else "",
+        notes=tuple(notes),
+        verified=manifest.verified.level if manifest else "",
+        members=manifest.verified.members if manifest else None,
+        unpacked_size=manifest.verified.unpacked_size if manifest else None,
+        password=manifest.encryption.password.mode if manifest else "",
+        confirmed=manifest.encryption.password.confirmed if manifest else False,
+    )
+
+
+def _reason(error: BaseException, step: str) -> str:
+    """Return why it failed; node and step stand beside it wherever it is shown."""
+    if isinstance(error, A0cliError) and (error.command == step or error.command.endswith(f"-{step}")):
+        return error.what()
+    return error.text() if isinstance(error, A0BackupError) else f"{type(error).__name__}: {error}"
+
+
+def halves(node: str, kinds: Sequence[str], *, splits: bool, outcomes: Iterable[Outcome] | None = None) -> str:
+    """Return the warning that of *node* only one half is kept, empty where both are or no half is wanted.
+
+    *kinds*: those that are made of it. *splits*: its build keeps the encryption keys out of `backup`, as declared or
+    because it offers backup-sensitive. *outcomes*: those of a run, of any nodes; without them only what is wanted is
+    looked at.
+    """
+    wanted = [half for half in _HALVES if half in kinds]
+    if not splits or not wanted:
+        return ""
+    if len(wanted) == 1:
+        [missing] = set(_HALVES) - set(wanted)
+        why = "the node's build keeps the encryption keys out of backup"
+        remedy = f"have {missing} made too (kinds in fleet.yaml, and the node's build where it is declared)"
+        return f"{wanted[0]} is made without {missing}, and {why}: {_NOT_FULLY}; {remedy}"
+    stored = {outcome.kind for outcome in outcomes or () if outcome.node == node and outcome.id}
+    kept = [half for half in _HALVES if half in stored]
+    if len(kept) != 1:
+        return ""
+    [missing] = set(_HALVES) - stored
+    return f"this run stored its {kept[0]} without its {missing}: {_NOT_FULLY}"
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """Return 0 where every node backup ended well, 1 where none did or there is none, 3 where some did."""
+    return code_of([outcome.well for outcome in outcomes])
+
+
+def check_exit_code(findings: Sequence[Finding]) -> int:
+    """Return 0 where every node is well, 1 where none is or there is none, 3 where some are."""
+    return code_of([finding.well for finding in findings])
+
+
+def code_of(well: Sequence[bool]) -> int:
+    if not any(well):
+        return ExitCode.FAILED
+    return ExitCode.OK if all(well) else ExitCode.SOME_FAILED

@@ -1,0 +1,236 @@
+"""Where a run is, told to whoever watches in this process: the terminal, and the run's page.
+
+It needs no engine: what is said here is right also when the engine's server went away in the middle of a run.
+
+    board = Board()
+    with watched_by(board.hear):
+        ...
+        print(board.rows())
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from a0backup.report.outcomes import Finding, Outcome
+from a0backup.report.warnings import RunWarning
+from a0backup.report.words import cell, human_seconds, human_size
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of one node's backup has begun (*text* empty) or says how it is."""
+
+    node: str
+    kind: str
+    name: str
+    text: str = ""
+    watch: Path | None = None  # a directory in which a file grows meanwhile
+    size: int | None = None  # how large that file was the last time, in bytes
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A node's backup of one kind has ended."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The read-only look at a node has ended."""
+
+    finding: Finding
+
+
+@dataclass(frozen=True)
+class Warned:
+    """The run warns of something."""
+
+    warning: RunWarning
+
+
+News = Step | Ended | Checked | Warned
+Listener = Callable[[News], None]
+log = logging.getLogger(__name__)
+
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def watched_by(listener: Listener) -> Iterator[None]:
+    """Tell *listener* everything until the block ends."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        if listener in _listeners:
+            _listeners.remove(listener)
+
+
+def tell(news: News) -> None:
+    """Tell all who watch. One that fails at it is not told any more: a backup does not depend on who watches."""
+    for listener in tuple(_listeners):
+        try:
+            listener(news)
+        except Exception:
+            log.exception("a watcher of the run failed and is not told any more")
+            _listeners.remove(listener)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where the work on one node is: the step, and for how long it is at it; once it has ended, how and after what."""
+
+    node: str
+    kind: str = ""
+    step: str = "not begun"
+    seconds: float | None = None
+    retrieved: int | None = None  # bytes
+    expected: int | None = None  # bytes, as far as that can be known
+    says: str = ""  # the step of itself, or why it did not end well
+    ended: bool = False
+
+    @property
+    def who(self) -> str:
+        """The node, and the kind where it is not the usual one."""
+        return who(self.node, self.kind)
+
+    @property
+    def duration(self) -> str:
+        """For how long, in words."""
+        return "" if self.seconds is None else human_seconds(self.seconds)
+
+    @property
+    def bytes(self) -> str:
+        """How much was retrieved, in words, and of how much."""
+        if self.retrieved is None:
+            return ""
+        size = human_size(self.retrieved)
+        return f"{size} of about {human_size(self.expected)}" if self.expected and not self.ended else size
+
+
+@dataclass
+class _Place:
+    """What was heard of a node, and how large the file was when it was looked at last."""
+
+    step: Step | None = None
+    since: float = 0.0
+    watch: Path | None = None
+    expected: int | None = None
+    retrieved: int | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+class Board:
+    """Who is at which step since when, and how many bytes have come.
+
+    *nodes*: those to show, in this order, also before anything is heard of them; without it, whoever is heard of.
+    Several threads may use it.
+    """
+
+    def __init__(self, nodes: Sequence[str] | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._open = nodes is None
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._places = {node: _Place() for node in nodes or ()}
+
+    def hear(self, news: News) -> None:
+        """Take note of where a node is; a listener for `watched_by`."""
+        match news:
+            case Step(node=node):
+                pass
+            case Ended():
+                node = news.outcome.node
+            case _:
+                return
+        with self._lock:
+            if node not in self._places and not self._open:
+                return
+            place = self._places.setdefault(node, _Place())
+            if isinstance(news, Ended):
+                place.outcomes.append(news.outcome)
+            else:
+                self._note(place, news)
+
+    def _note(self, place: _Place, step: Step) -> None:
+        former, place.step = place.step, step
+        # An await is one wait, however often it is asked.
+        if former is None or (former.kind, former.name) != (step.kind, step.name):
+            place.since = self._clock()
+        if step.watch is not None:
+            place.watch, place.expected, place.retrieved = step.watch, step.size, None
+        elif former is not None and former.kind != step.kind:
+            place.watch = place.expected = place.retrieved = None
+
+    def rows(self) -> list[Row]:
+        """Return a row for each node. Looks at the growing files, which takes as long as their disk does."""
+        with self._lock:
+            watched = [(node, place.watch) for node, place in self._places.items() if not place.outcomes]
+        sizes = [(node, watch, _largest(watch)) for node, watch in watched if watch is not None]
+        with self._lock:
+            for node, watch, size in sizes:
+                place = self._places[node]
+                # Once it is verified it is in another place, and what was retrieved of it is no less for that.
+                if place.watch == watch and size is not None:
+                    place.retrieved = max(size, place.retrieved or 0)
+            now = self._clock()
+            return [_row(node, place, now) for node, place in self._places.items()]
+
+
+def _row(node: str, place: _Place, now: float) -> Row:
+    if place.outcomes:
+        bad = [outcome for outcome in place.outcomes if not outcome.well]
+        sizes = [outcome.size for outcome in place.outcomes if outcome.size is not None]
+        return Row(
+            node,
+            step=", ".join(dict.fromkeys(_ending(outcome) for outcome in bad or place.outcomes)),
+            seconds=sum(outcome.seconds for outcome in place.outcomes),
+            retrieved=sum(sizes) if sizes else place.retrieved,
+            says="; ".join(dict.fromkeys(outcome.reason for outcome in bad)),
+            ended=True,
+        )
+    if place.step is None:
+        return Row(node)
+    step = place.step
+    return Row(node, step.kind, step.name, now - place.since, place.retrieved, place.expected, step.text)
+
+
+def _ending(outcome: Outcome) -> str:
+    step = f" ({outcome.step})" if outcome.step and not outcome.well else ""
+    return f"{outcome.ending}{step}"
+
+
+def _largest(directory: Path) -> int | None:
+    try:
+        return max((path.lstat().st_size for path in directory.glob("*.tar.gz.enc")), default=None)
+    except OSError:
+        return None
+
+
+def who(node: str, kind: str) -> str:
+    """Return the node, and the kind where it is not the usual one."""
+    return f"{node} {kind}" if kind and kind != "backup" else node
+
+
+def percent_ended(rows: Sequence[Row]) -> float:
+    """Return how many of a hundred nodes have ended."""
+    return round(100 * sum(row.ended for row in rows) / len(rows), 1) if rows else 100.0
+
+
+def table(rows: Iterable[Row]) -> list[dict[str, str]]:
+    """Return the rows for Prefect's table artifact."""
+    return [
+        {
+            "node": cell(row.who),
+            "step": cell(row.step),
+            "for": row.duration,
+            "retrieved": row.bytes,
+            "note": cell(row.says),
+        }
+        for row in rows
+    ]

@@ -1,0 +1,115 @@
+"""What a person sees in the terminal while a run is under way: a live table on a tty, plain lines everywhere else."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from a0backup.report.outcomes import Finding, Outcome
+from a0backup.report.progress import Board, Checked, Ended, News, Step, watched_by, who
+from a0backup.report.words import human_seconds, plain
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def say(text: str) -> None:
+    """Print a line for the person at the terminal; standard output is left to results."""
+    # Nobody may be there any more to read it, or the disk of the log be full: the backup goes on.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def restore() -> None:
+    """Show the cursor again, which a live table hides; for a process that ends without leaving `shown`."""
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h\n")
+
+
+@contextmanager
+def shown(*, quiet: bool = False) -> Iterator[None]:
+    """Show what the run in this process does until the block ends: live on a tty, as lines otherwise."""
+    if quiet:
+        yield
+    elif sys.stderr.isatty():
+        with _LiveTable() as table, watched_by(table.hear):
+            yield
+    else:
+        with watched_by(_Lines().hear):
+            yield
+
+
+_LONG = {"await": "waits for the node to make it", "retrieve": "retrieves it"}
+
+
+class _Lines:
+    """One line for each thing that was done, and for the beginning of what may take hours."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, str] = {}
+
+    def hear(self, news: News) -> None:
+        match news:
+            case Step():
+                name = who(news.node, news.kind)
+                text = news.text
+                if not text and self._at.get(name) != news.name:
+                    text = _LONG.get(news.name, "")
+                self._at[name] = news.name
+                if text:
+                    say(f"{name}  {news.name}: {plain(text)}")
+            case Ended():
+                say(_ending(news.outcome))
+            case Checked():
+                say(_checked(news.finding))
+
+
+def _checked(finding: Finding) -> str:
+    return f"{finding.node}  " + (finding.status if finding.well else f"not well: {plain(finding.problems[0].text)}")
+
+
+def _ending(outcome: Outcome) -> str:
+    return f"{who(outcome.node, outcome.kind)}  {outcome.ending} after {human_seconds(outcome.seconds)}"
+
+
+class _LiveTable:
+    """One row a node: the step it is at, for how long, how many bytes have come, and what the step says."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._board = Board()
+        self._console = Console(stderr=True)
+        self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> "_LiveTable":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def hear(self, news: News) -> None:
+        self._board.hear(news)
+        # What is warned of, whoever prints the report says there.
+        if isinstance(news, Checked):
+            self._console.print(_checked(news.finding), highlight=False, markup=False)
+        elif isinstance(news, Ended):
+            self._console.print(_ending(news.outcome), highlight=False, markup=False)
+
+    def _render(self) -> "Table":
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        # Those that have been at their step for longest are the ones to look at.
+        rows = sorted((row for row in self._board.rows() if not row.ended), key=lambda row: -(row.seconds or 0))
+        room = max(self._console.height - 2, 3)
+        for row in rows[:room]:
+            table.add_row(*map(Text, (row.who, row.step, row.duration, row.bytes, plain(row.says))))
+        if len(rows) > room:
+            table.add_row(Text(f"and {len(rows) - room} more"))
+        return table

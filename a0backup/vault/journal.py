@@ -1,0 +1,125 @@
+"""A node's unfinished backup: one small file per node and kind, replaced atomically, removed when it is settled.
+
+It says what only this machine can know: that a backup on the node was started by us, and which it is. Whether its
+artifact is stored is asked of the vault itself, never of the journal.
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from a0backup.files import UnsuitableFileError, publish, read_whole, remove_durably
+from a0backup.identity import BackupIdentity
+
+if TYPE_CHECKING:
+    from a0backup.vault.manifest import Manifest
+
+MAX_BYTES = 256 * 1024
+
+
+def later_schema(error: ValidationError) -> str:
+    """Return in words that what was read is of a later version of this software, or nothing where it is not.
+
+    A file of a schema that is not known here is never damaged, and never to be removed.
+    """
+    for each in error.errors():
+        if each["loc"] == ("schema",) and isinstance(each["input"], int) and each["input"] > 1:
+            return f"has schema {each['input']}, and this a0backup knows 1: a later version wrote it"
+    return ""
+
+
+class Entry(BaseModel):
+    """Something that was about to be done, or was done, and when."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: datetime
+    what: str
+
+
+class NotOpened(BaseModel):
+    """Why the run that knew its password could not read a backup to its end, and whether the password fits it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str
+    password_fits: bool
+
+
+class Journal(BaseModel):
+    """The record of one node backup that we started and that is not settled yet (schema 1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    version: Literal[1] = Field(default=1, alias="schema")
+    node: str
+    kind: str
+    flow_run: str
+    started_at: datetime
+    sealed: bool  # whether it was started with a sealed password
+    seen_before: BackupIdentity | None = None
+    pinned: BackupIdentity | None = None
+    not_opened: NotOpened | None = None
+    history: tuple[Entry, ...] = ()
+
+    @field_validator("seen_before", "pinned")
+    @classmethod
+    def _has_md5(cls, value: BackupIdentity | None) -> BackupIdentity | None:
+        if value is not None and value.md5 is None:
+            raise ValueError("an md5 is missing")
+        return value
+
+    def is_of(self, manifest: "Manifest") -> bool:
+        """Return whether *manifest* is that of the very backup which this journal is about."""
+        # Another night's may have the same bytes.
+        same_bytes = self.pinned is not None and self.pinned.md5 == manifest.artifact.md5
+        return same_bytes and self.started_at == manifest.started_at
+
+    def noted(
+        self, at: datetime, what: str, *, pinned: BackupIdentity | None = None, not_opened: NotOpened | None = None
+    ) -> "Journal":
+        """Return this journal with one more entry, and with *pinned* and *not_opened* where these are known now."""
+        update: dict[str, object] = {"history": (*self.history, Entry(at=at, what=what))}
+        if pinned is not None:
+            update["pinned"] = pinned
+        if not_opened is not None:
+            update["not_opened"] = not_opened
+        return self.model_copy(update=update)
+
+
+class JournalFile:
+    """The place of one node's journal of one kind. All calls are made under the node's lock."""
+
+    def __init__(self, node_folder: Path, kind: str) -> None:
+        self.path = node_folder / f"journal-{kind}.json"
+
+    def read(self) -> Journal | None:
+        """Return the journal, None where there is none. Raise ValueError where it cannot be read as one."""
+        try:
+            journal = Journal.model_validate_json(read_whole(self.path, MAX_BYTES))
+            if (self.path.parent.name, self.path.name) != (journal.node, f"journal-{journal.kind}.json"):
+                raise ValueError(f"{self.path.name} is that of another node or kind")
+            return journal
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except UnsuitableFileError as error:
+            raise ValueError(f"{self.path.name} {error.reason}") from None
+        except ValidationError as error:
+            reason = later_schema(error) or f"is not a journal: {error.errors()[0]['msg']}"
+            raise ValueError(f"{self.path.name} {reason}") from None
+
+    def write(self, journal: Journal) -> None:
+        """Replace the journal by *journal*, durably, before the caller goes on. Raise OSError."""
+        publish(self.path, journal.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
+
+    def remove(self) -> None:
+        """Remove the journal: its backup is settled."""
+        remove_durably(self.path)
+
+    def set_aside(self, now: datetime) -> Path:
+        """Move an unreadable journal out of the way, kept for a person to read, and return its new place."""
+        aside = self.path.with_name(f"{self.path.name}.unreadable-{now:%Y%m%dT%H%M%SZ}")
+        self.path.replace(aside)
+        return aside

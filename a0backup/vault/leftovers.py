@@ -1,0 +1,74 @@
+"""What runs that died left of a node: verified bytes that wait to be stored, and what is to be swept."""
+
+import shutil
+from pathlib import Path
+
+from a0backup.files import (
+    Digests,
+    digests,
+)
+from a0backup.vault.manifest import (
+    MANIFEST,
+)
+from a0backup.vault.quarantine import drop_quarantine
+from a0backup.vault.vault import Vault
+
+
+def verified_file(vault: Vault, node: str, kind: str) -> Path:
+    """Return where the bytes that matched the node's md5 wait to be stored."""
+    return vault.work(node) / f"{kind}.tar.gz.enc"
+
+
+def salvage(vault: Vault, node: str, kind: str, md5: str) -> Digests | None:
+    """Look through what a run that died left of *node* for the bytes with this *md5*.
+
+    They are put where verified bytes wait to be stored and their digests returned; None where there are none.
+    """
+    place = verified_file(vault, node, kind)
+    without_manifest = [folder for folder in vault.folders(node) if not (folder / MANIFEST).exists()]
+    candidates = [place, *sorted(vault.work(node).glob("*/*.tar.gz.enc"))]
+    candidates += [path for folder in without_manifest for path in sorted(folder.glob("*.tar.gz.enc"))]
+    for candidate in candidates:
+        if candidate.is_symlink() or not candidate.is_file():
+            continue
+        try:
+            found = digests(candidate, past_cache=True)
+        except OSError:
+            continue  # what the disk does not give back is not here
+        if found.md5 == md5:
+            if candidate != place:
+                candidate.rename(place)
+            return found
+    return None
+
+
+def sweep(vault: Vault, node: str, *, kind: str, keep: Path) -> list[Path]:
+    """Remove what dead runs left of *node*: their private directories (all but *keep*) and partial files.
+
+    Called when nothing of it can be of use any more: the backup of *kind* is stored, or none is on the node. Return
+    the folders whose bytes miss their manifest: whether they are worth anything only a person can tell.
+    """
+    verified_file(vault, node, kind).unlink(missing_ok=True)
+    sweep_private(vault, node, keep=keep)
+    drop_quarantine(vault, node, kind, but_newest=True)
+    for path in vault.folder(node).glob(".*.partial"):
+        path.unlink(missing_ok=True)
+    without_manifest: list[Path] = []
+    for folder in vault.folders(node):
+        for path in folder.glob(".*.partial"):
+            path.unlink(missing_ok=True)
+        if folder.name.endswith(f"Z-{kind}") and not (folder / MANIFEST).exists():
+            left = list(folder.iterdir())
+            if any(not path.is_file() or path.stat().st_size for path in left):
+                without_manifest.append(folder)
+            else:
+                # Made, and by a crash never filled.
+                shutil.rmtree(folder)
+    return without_manifest
+
+
+def sweep_private(vault: Vault, node: str, *, keep: Path) -> None:
+    """Remove the private directories of dead runs, all but *keep*."""
+    for path in vault.work(node).iterdir():
+        if path != keep and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)

@@ -1,0 +1,135 @@
+"""The manifest beside an artifact: what it is, and how it was verified (schema 1)."""
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from a0backup.errors import ArtifactDamagedError, LaterVersionError
+from a0backup.identity import BackupIdentity
+
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 64 << 20  # ten recovery keys and thousands of starts that nobody knows the end of
+_ID = re.compile(r"(?P<node>[A-Za-z0-9][A-Za-z0-9._-]*)/(?P<folder>\d{8}T\d{6}Z-[a-z][a-z-]*)\Z")
+
+
+def _utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("a time needs its zone")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time needs a year that is one in UTC too") from None
+
+
+Time = Annotated[datetime, AfterValidator(_utc)]
+HexMd5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+HexSha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class ManifestNode(_Part):
+    """Which node it came from."""
+
+    name: str
+    host: str
+    port: int
+
+
+class ManifestArtifact(_Part):
+    """The file beside the manifest."""
+
+    file: Annotated[str, Field(pattern=r"^[a-z][a-z-]*\.tar\.gz\.enc$")]
+    size: Annotated[int, Field(ge=0)]
+    md5: HexMd5
+    sha256: HexSha256
+
+
+class SealedPassword(_Part):
+    """A password that only the holder of a recovery key can read."""
+
+    recovery_key: str
+    box: str
+
+
+Mode = Literal["shared", "sealed", "unknown"]
+
+
+class ManifestPassword(_Part):
+    """What is known of the password that opens the artifact; never the password itself."""
+
+    mode: Mode
+    confirmed: bool = False
+    sealed: tuple[SealedPassword, ...] = ()
+
+
+class Encryption(_Part):
+    """How the node encrypted it (vendor's page on exports: `openssl enc -aes-256-ctr -md md5 -nosalt`)."""
+
+    cipher: Literal["aes-256-ctr"] = "aes-256-ctr"
+    key_derivation: Literal["EVP_BytesToKey-md5-nosalt"] = "EVP_BytesToKey-md5-nosalt"
+    password: ManifestPassword
+
+
+class VerifiedMember(_Part):
+    """A member of the tar, and its size in bytes."""
+
+    name: str
+    size: Annotated[int, Field(ge=0)]
+
+
+class Verified(_Part):
+    """What was verified before the manifest was written; what was not looked at is None. Sizes in bytes."""
+
+    level: Literal["md5", "contents"] = "md5"
+    members: int | None = None
+    unpacked_size: int | None = None  # of the tar
+    largest: tuple[VerifiedMember, ...] | None = None  # a few of the members, largest first
+
+
+_MD5_ONLY = Verified()
+
+
+class Manifest(_Part):
+    """What an artifact is and how it was verified (schema 1)."""
+
+    version: Literal[1] = Field(default=1, alias="schema")
+    id: Annotated[str, Field(pattern=_ID.pattern.replace(r"\Z", "$").replace("?P<node>", "").replace("?P<folder>", ""))]
+    node: ManifestNode
+    kind: str
+    name_on_node: str
+    started_at: Time | None
+    stored_at: Time
+    artifact: ManifestArtifact
+    encryption: Encryption
+    verified: Verified = _MD5_ONLY
+    flow_run: str
+
+    @property
+    def identity(self) -> BackupIdentity:
+        """What the node showed of it."""
+        return BackupIdentity(name=self.name_on_node, md5=self.artifact.md5)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the manifest as design.md shows it; what was not looked at is left out."""
+        content: dict[str, object] = json.loads(self.model_dump_json(by_alias=True))
+        content["verified"] = json.loads(self.verified.model_dump_json(exclude_none=True))
+        return content
+
+
+class UnreadableManifest(_Part):
+    """A manifest that is there and cannot be read as one; *later*: because a later version wrote it."""
+
+    id: str
+    reason: str
+    later: bool = False
+
+    def error(self) -> LaterVersionError | ArtifactDamagedError:
+        """Return the error that says so; what a later version wrote is not damaged."""
+        kind = LaterVersionError if self.later else ArtifactDamagedError
+        return kind(self.id, self.reason)

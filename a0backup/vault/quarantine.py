@@ -1,0 +1,54 @@
+"""Retrievals that failed verification: the newest of each kind is kept aside, with the reason."""
+
+import contextlib
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from a0backup.files import (
+    make_new_directory,
+    make_private_directory,
+    publish,
+)
+from a0backup.vault.vault import Vault
+
+
+def quarantine(
+    vault: Vault, node: str, kind: str, retrieved: Path, *, reason: dict[str, object], now: datetime
+) -> Path:
+    """Keep the retrieval *retrieved* that failed verification aside with *reason*, the newest of its kind only."""
+    place = _quarantine(vault, node)
+    # Never the node's folder with it: a vault that went away meanwhile must not be made anew.
+    with contextlib.suppress(FileExistsError):
+        make_new_directory(place)
+    former = _quarantined(vault, node, kind)
+    folder = place / f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{kind}"
+    make_private_directory(folder)
+    # The bytes come last: a folder without them is what a killed run left.
+    publish(folder / "reason.json", json.dumps(reason, indent=2).encode() + b"\n")
+    retrieved.chmod(0o600)
+    retrieved.replace(folder / f"{kind}.tar.gz.enc")
+    for path in former:
+        if path != folder:
+            shutil.rmtree(path)
+    return folder
+
+
+def drop_quarantine(vault: Vault, node: str, kind: str, *, but_newest: bool = False) -> None:
+    """Remove the retrievals of *kind* that failed verification: all, or those that a killed run did not get to."""
+    whole = [path for path in _quarantined(vault, node, kind) if (path / f"{kind}.tar.gz.enc").exists()]
+    for path in _quarantined(vault, node, kind):
+        if not but_newest or path not in whole[-1:]:
+            shutil.rmtree(path)
+
+
+def _quarantine(vault: Vault, node: str) -> Path:
+    return vault.folder(node) / "quarantine"
+
+
+def _quarantined(vault: Vault, node: str, kind: str) -> list[Path]:
+    try:
+        return sorted(path for path in _quarantine(vault, node).iterdir() if path.name.endswith(f"Z-{kind}"))
+    except FileNotFoundError:
+        return []

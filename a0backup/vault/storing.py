@@ -1,0 +1,130 @@
+"""Storing an artifact: read back from the disk, and its manifest last."""
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from a0backup.errors import ArtifactDamagedError, VaultUnusableError
+from a0backup.files import (
+    Digests,
+    fsync_directory,
+    make_durable,
+    make_new_directory,
+    publish,
+    read_past_cache,
+)
+from a0backup.vault.leftovers import verified_file
+from a0backup.vault.manifest import (
+    _MD5_ONLY,
+    MANIFEST,
+    Encryption,
+    Manifest,
+    ManifestArtifact,
+    ManifestNode,
+    ManifestPassword,
+    Verified,
+)
+from a0backup.vault.quarantine import quarantine
+from a0backup.vault.vault import Vault
+
+
+def confirm(vault: Vault, manifest: Manifest) -> None:
+    """Have an artifact that another run stored read back and durable, so that the node's own copy can go.
+
+    That run may have been killed before its last fsync. Raise ArtifactDamagedError, VaultUnusableError.
+    """
+    vault.reread(manifest)
+    folder = vault.root / manifest.id
+    try:
+        _publish(vault, manifest)
+        fsync_directory(folder.parent)
+    except OSError as error:
+        reason = f"{manifest.id} cannot be made durable: {error.strerror}"
+        raise VaultUnusableError(manifest.node.name, reason) from error
+
+
+def store(
+    vault: Vault,
+    *,
+    node: ManifestNode,
+    kind: str,
+    name_on_node: str,
+    expected: Digests,
+    started_at: datetime | None,
+    password: ManifestPassword,
+    verified: Verified = _MD5_ONLY,
+    flow_run: str,
+    now: datetime,
+) -> Manifest:
+    """Store the verified bytes that wait in `verified_file` as an artifact and return its manifest.
+
+    When this returns, the artifact has been read back from the disk and matches *expected*, and both it and the
+    manifest survive a power cut. Raise ArtifactDamagedError where what is read back differs, VaultUnusableError
+    where the vault cannot be written; there is no manifest then.
+    """
+    source = verified_file(vault, node.name, kind)
+    try:
+        damaged = vault.with_md5(node.name, kind, expected.md5, started_at=started_at)
+        if damaged is not None and damaged.artifact.sha256 == expected.sha256:
+            # Its manifest is true of these very bytes: put them back where they belong.
+            _settle_bytes(vault, source, vault.artifact(damaged))
+            vault.reread(damaged)
+            return damaged
+        folder = _make_folder(vault, node.name, kind, started_at or now)
+        manifest = Manifest(
+            id=f"{node.name}/{folder.name}",
+            node=node,
+            kind=kind,
+            name_on_node=name_on_node,
+            started_at=started_at,
+            stored_at=now,
+            artifact=ManifestArtifact(file=f"{kind}.tar.gz.enc", **asdict(expected)),
+            encryption=Encryption(password=password),
+            verified=verified,
+            flow_run=flow_run,
+        )
+        _settle_bytes(vault, source, vault.artifact(manifest))
+        try:
+            vault.reread(manifest)
+        except ArtifactDamagedError as error:
+            # Out of the way: a folder without a manifest would be looked through again by every run.
+            reason: dict[str, object] = {"node": node.name, "kind": kind, "reason": error.message()}
+            quarantine(vault, node.name, kind, vault.artifact(manifest), reason=reason, now=now)
+            folder.rmdir()
+            raise
+        # The manifest comes last: a crash before this line leaves no folder that looks like a backup.
+        _publish(vault, manifest)
+    except OSError as error:
+        raise VaultUnusableError(node.name, f"the artifact cannot be stored: {error.strerror}") from error
+    return manifest
+
+
+def _settle_bytes(vault: Vault, source: Path, target: Path) -> None:
+    source.chmod(0o600)
+    source.replace(target)
+    make_durable(target)
+
+
+def _publish(vault: Vault, manifest: Manifest) -> None:
+    """Write the manifest, and have it read back before it takes its place. Raise OSError, ArtifactDamagedError."""
+    content = json.dumps(manifest.to_json(), indent=2).encode() + b"\n"
+
+    def read_back(written: Path) -> None:
+        if read_past_cache(written) != content:
+            reason = "the disk gave its manifest back otherwise than it was written"
+            raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)
+
+    publish(vault.root / manifest.id / MANIFEST, content, check=read_back)
+
+
+def _make_folder(vault: Vault, node: str, kind: str, start: datetime) -> Path:
+    second = start.astimezone(UTC)
+    while True:
+        folder = vault.folder(node) / f"{second:%Y%m%dT%H%M%SZ}-{kind}"
+        try:
+            make_new_directory(folder)
+        except FileExistsError:
+            second += timedelta(seconds=1)
+        else:
+            return folder

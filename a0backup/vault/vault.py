@@ -1,0 +1,237 @@
+"""The vault: verified artifacts, each in a folder with the manifest that says what it is.
+
+    vault/NODE/20261123T020000Z-backup/backup.tar.gz.enc    exactly the bytes that the node sent
+    vault/NODE/20261123T020000Z-backup/manifest.json        written last; without it the folder is not a backup
+
+Paths are only ever built from a node's validated name, a kind and a time, never from what a node or a file says.
+"""
+
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from a0backup.a0cli.text import quote
+from a0backup.errors import ArtifactDamagedError, VaultUnusableError
+from a0backup.files import (
+    Digests,
+    UnsuitableFileError,
+    digests,
+    fsync_directory,
+    make_private_directory,
+    open_private,
+    read_whole,
+)
+from a0backup.vault.journal import later_schema
+from a0backup.vault.manifest import (
+    _ID,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    UnreadableManifest,
+)
+from a0backup.vault.mounts import FSTAB, unmounted
+
+_FOLDER = re.compile(r"(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z][a-z-]*)\Z")
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+
+
+class VaultSnapshot(NamedTuple):
+    """The artifacts of a node that were there at one time, and in which vault: another disk may be mounted later."""
+
+    vault: tuple[int, int]  # device and inode of its root
+    ids: frozenset[str]
+
+
+class Vault:
+    """The vault at *root*. Whoever changes a node's folder holds that node's lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    # -- places ------------------------------------------------------------------------------------------------
+
+    def folder(self, node: str) -> Path:
+        """Return the folder of the node of that (validated) name."""
+        return self.root / node
+
+    def work(self, node: str) -> Path:
+        """Return where private directories and verified, not yet stored artifacts of that node are."""
+        return self.folder(node) / "work"
+
+    def artifact(self, manifest: Manifest) -> Path:
+        """Return the path of the artifact that *manifest* speaks of."""
+        return self.root / manifest.id / manifest.artifact.file
+
+    def require_mounted(self, node: str) -> None:
+        """Raise VaultUnusableError where the vault's disk is to be mounted and is not."""
+        if (place := unmounted(self.root)) is not None:
+            reason = f"{place} is to be mounted, says {FSTAB}, and is not: the vault would be made anew below it"
+            raise VaultUnusableError(node, reason)
+
+    def make(self, node: str) -> None:
+        """Have the node's folder there, and the vault. Raise VaultUnusableError where its disk is missing, OSError."""
+        self.require_mounted(node)
+        make_private_directory(self.folder(node))
+
+    def ensure_writable(self, node: str) -> None:
+        """Raise VaultUnusableError unless a file can be written and made durable in the node's folder."""
+        # Asked before the lock is had: a file of each run's own, and no rename that another run's sweep could spoil.
+        probe = self.folder(node) / f".writable.{uuid.uuid4().hex}.partial"
+        try:
+            self.make(node)
+            # Also where they are there already: whoever made them may have been killed before they were durable.
+            fsync_directory(self.root)
+            fsync_directory(self.root.parent)
+            with open(probe, "xb", buffering=0, opener=open_private) as file:
+                file.write(b"\n")
+                os.fsync(file.fileno())
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise VaultUnusableError(node, f"the vault {self.root} cannot be written: {error.strerror}") from error
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def nodes(self) -> list[str]:
+        """Return the names of the nodes that have a folder here, sorted."""
+        try:
+            # By names that a node can have: a disk of its own has a folder lost+found, which nobody may read.
+            entries = [entry for entry in os.scandir(self.root) if _NODE.match(entry.name)]
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
+
+    def folders(self, node: str) -> list[Path]:
+        """Return the artifact folders of *node*, with a manifest or without, oldest first."""
+        try:
+            entries = list(os.scandir(self.folder(node)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(Path(e.path) for e in entries if _FOLDER.match(e.name) and e.is_dir(follow_symlinks=False))
+
+    def entries(self, node: str | None = None) -> Iterator[Manifest | UnreadableManifest]:
+        """Yield every manifest, of one node or of all, by node and oldest first; unreadable ones as such."""
+        for name in [node] if node is not None else self.nodes():
+            for folder in self.folders(name):
+                manifest = self._read(folder)
+                if manifest is not None:
+                    yield manifest
+
+    def manifests(self, node: str | None = None, kind: str | None = None) -> list[Manifest]:
+        """Return the readable manifests, of one node and kind or of all, by node and oldest first."""
+        return [
+            entry
+            for entry in self.entries(node)
+            if isinstance(entry, Manifest) and (kind is None or entry.kind == kind)
+        ]
+
+    def newest_first(self, node: str, kind: str | None = None) -> Iterator[Manifest]:
+        """Yield the readable manifests of that node, and kind if named, each read only when it is wanted."""
+        for folder in reversed(self.folders(node)):
+            manifest = self._read(folder)
+            if isinstance(manifest, Manifest) and kind in (None, manifest.kind):
+                yield manifest
+
+    def newest(self, node: str, kind: str | None = None) -> Manifest | None:
+        """Return the newest readable manifest of that node, and kind if named, without reading the older ones."""
+        return next(self.newest_first(node, kind), None)
+
+    def snapshot(self, node: str) -> VaultSnapshot:
+        """Return the artifacts of *node* that are there now. Raise OSError where its folder cannot be read."""
+        here = self.root.stat()
+        names = [entry.name for entry in os.scandir(self.folder(node)) if _FOLDER.match(entry.name)]
+        ids = frozenset(f"{node}/{name}" for name in names if (self.folder(node) / name / MANIFEST).exists())
+        return VaultSnapshot((here.st_dev, here.st_ino), ids)
+
+    def stored_since(self, node: str, kind: str, before: VaultSnapshot) -> Manifest | None:
+        """Return the manifest of the last backup of that kind that a run has stored since *before*; not a foreign one.
+
+        By what was there, not by the clock, which may have been set meanwhile. None where this is another vault now.
+        """
+        now = self.snapshot(node)
+        if now.vault != before.vault:
+            return None
+        places = (self.root / each for each in now.ids - before.ids if each.endswith(f"Z-{kind}"))
+        found = [m for place in places if isinstance(m := self._read(place), Manifest) and m.started_at is not None]
+        return max(found, key=lambda manifest: manifest.stored_at, default=None)
+
+    def get(self, artifact_id: str) -> Manifest | UnreadableManifest | None:
+        """Return the manifest with that id, None where there is none. An id is never followed out of the vault."""
+        folder = self.root / artifact_id
+        if not _ID.match(artifact_id) or folder.is_symlink():
+            return None
+        return self._read(folder)
+
+    def _read(self, folder: Path) -> Manifest | UnreadableManifest | None:
+        place = f"{folder.parent.name}/{folder.name}"
+        try:
+            content = read_whole(folder / MANIFEST, MAX_MANIFEST_BYTES)
+        except FileNotFoundError:
+            return None
+        except UnsuitableFileError as error:
+            return UnreadableManifest(id=place, reason=f"{MANIFEST} {error.reason}")
+        except OSError as error:
+            return UnreadableManifest(id=place, reason=f"{MANIFEST} cannot be read: {error.strerror}")
+        try:
+            manifest = Manifest.model_validate_json(content)
+        except ValidationError as error:
+            if later := later_schema(error):
+                return UnreadableManifest(id=place, reason=f"{MANIFEST} {later}", later=True)
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            return UnreadableManifest(id=place, reason=quote(f"{MANIFEST}: {where}: {first['msg']}"))
+        parts = (manifest.node.name, manifest.kind, manifest.artifact.file)
+        kind = folder.name.partition("-")[2]
+        if manifest.id != place or parts != (folder.parent.name, kind, f"{kind}.tar.gz.enc"):
+            return UnreadableManifest(id=place, reason=f"{MANIFEST} is that of another artifact")
+        return manifest
+
+    def with_md5(self, node: str, kind: str, md5: str, *, started_at: datetime | None = None) -> Manifest | None:
+        """Return the newest manifest of that node and kind whose artifact has this md5.
+
+        With *started_at* only that of the very backup that was started then: another night's may have the same bytes.
+        """
+        same = [
+            manifest
+            for manifest in self.manifests(node, kind)
+            if manifest.artifact.md5 == md5 and started_at in (None, manifest.started_at)
+        ]
+        return same[-1] if same else None
+
+    def reread(self, manifest: Manifest) -> None:
+        """Read the artifact past the page cache. Raise ArtifactDamagedError unless it is what its manifest says."""
+        with reading(self, manifest) as path:
+            actual = digests(path, past_cache=True)
+        require_same(manifest, actual)
+
+
+@contextmanager
+def reading(vault: Vault, manifest: Manifest) -> Iterator[Path]:
+    """Give the path of the artifact to the block. Raise ArtifactDamagedError where it cannot be read there."""
+    node, path = manifest.node.name, vault.artifact(manifest)
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ArtifactDamagedError(node, manifest.id, "the artifact is not a regular file")
+        yield path
+    except FileNotFoundError:
+        raise ArtifactDamagedError(node, manifest.id, "the artifact is missing") from None
+    except OSError as error:
+        raise ArtifactDamagedError(node, manifest.id, f"the artifact cannot be read: {error.strerror}") from error
+
+
+def require_same(manifest: Manifest, actual: Digests) -> None:
+    """Raise ArtifactDamagedError unless *actual* is what *manifest* says of its artifact."""
+    expected = manifest.artifact
+    if actual.size != expected.size:
+        reason = f"the artifact has {actual.size} bytes, its manifest says {expected.size}"
+        raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)
+    if (actual.md5, actual.sha256) != (expected.md5, expected.sha256):
+        reason = f"the artifact's sha256 is {actual.sha256}, its manifest says {expected.sha256}"
+        raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)

@@ -1,0 +1,125 @@
+"""The home of our own engine, and how a process uses the API of an engine."""
+
+import contextlib
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from a0backup.errors import EngineError
+from a0backup.files import publish
+
+if TYPE_CHECKING:
+    pass
+
+
+NO_HOME = (
+    "make it writable and free room on its disk; it is below XDG_STATE_HOME where that is set, else ~/.local/state"
+)
+
+
+CREDENTIALS = "credentials"
+
+
+def operators_api() -> str | None:
+    """Return the API address that the operator's environment, profile or prefect.toml names, as Prefect resolves it."""
+    # The import alone would report a new user to Prefect's telemetry.
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from prefect.settings import get_current_settings
+
+    # Set and empty it is, to Prefect, no address either.
+    return get_current_settings().api.url or None
+
+
+def default_home() -> Path:
+    """Return where our own engine keeps its database, results and log: the user's state folder."""
+    # A relative path in it is to be ignored (XDG Base Directory Specification).
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".local" / "state") / "a0backup" / "engine"
+
+
+@contextmanager
+def use_api(api: str, home: Path) -> Iterator[None]:
+    """Make this process, and the ones it starts, use our own server at *api*, with results and all else in its *home*.
+
+    Works whether Prefect is imported already or not. The operator's own profile does not apply inside the block.
+    """
+    changes: dict[str, str | None] = {
+        "PREFECT_API_URL": api,
+        "PREFECT_HOME": str(home),
+        # They belong to another server: a profile that *home* does not know, and secrets that this one must not see.
+        "PREFECT_PROFILE": None,
+        "PREFECT_PROFILES_PATH": None,
+        "PREFECT_API_KEY": None,
+        "PREFECT_API_AUTH_STRING": credentials(home),
+        "DO_NOT_TRACK": "1",
+        **past_the_proxy(),
+    }
+    with environment(changes):
+        yield
+
+
+@contextmanager
+def environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Have these variables in the environment inside the block, or none of that name; Prefect takes notice of them."""
+    before = {name: os.environ.get(name) for name in changes}
+    _set_environment(changes)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def past_the_proxy() -> dict[str, str]:
+    """Return the variables that keep requests to loopback from the operator's proxy: they show the credentials."""
+    found = {name: os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")}
+    # Where both are set, who asks prefers the one or the other; where one is, it must not be hidden by ours.
+    theirs = {name: value or found["no_proxy"] or found["NO_PROXY"] for name, value in found.items()}
+    return {name: value if value.strip() == "*" else f"{value},127.0.0.1".lstrip(",") for name, value in theirs.items()}
+
+
+def credentials(home: Path) -> str:
+    """Return the ``user:password`` without which our own server in *home* answers nobody; made where there is none.
+
+    Whoever may speak to a server may have its worker run any program, and every user of the machine reaches loopback.
+    Raise EngineError.
+    """
+    path = home / CREDENTIALS
+    with using(home):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            # Whole or not there: another process may read it while this one makes it.
+            partial = home / f".{CREDENTIALS}-{secrets.token_hex(8)}"
+            publish(partial, f"a0backup:{secrets.token_urlsafe(32)}\n".encode())
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, path)
+            partial.unlink()
+        user_password = path.read_text().strip()
+    if not all(user_password.partition(":")):
+        # With an empty password the server would let everybody in.
+        raise EngineError(f"{path} holds no user:password", "delete it: the next start makes another")
+    return user_password
+
+
+def _set_environment(changes: Mapping[str, str | None]) -> None:
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    # Prefect reads the environment once, at its import; paths below the home are derived then, too.
+    if "prefect.context" in sys.modules:
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()
+
+
+@contextmanager
+def using(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EngineError(f"the engine's home {home} cannot be used: {error}", NO_HOME) from error
