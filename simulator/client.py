@@ -203,8 +203,8 @@ def main(argv: list[str]) -> int:
             print(VERSION)
             return 0
         elif word in ("-h", "--help"):
-            sys.stdout.write(usage(known_remote()))
-            return 0
+            words.clear()
+            break
         elif word.startswith("-") and not words:
             return refuse(f"unknown option `{word}'")
         else:
@@ -212,7 +212,11 @@ def main(argv: list[str]) -> int:
     if not words:
         sys.stdout.write(usage(known_remote()))
         return 0
-    command, args = words[0], words[1:]
+    return obey(host, port, words[0], words[1:])
+
+
+def obey(host: str, port: str, command: str, args: list[str]) -> int:
+    """Do what *command* says, on this machine or at the node; return the exit code."""
     if command in LOCAL and command != "update-commands":
         return local(command)
     if command == "update-commands":

@@ -50,7 +50,7 @@ def encrypted(plain, password):
     return subprocess.run(command, input=f"{password}\n".encode(), capture_output=True, check=True).stdout
 
 
-def main(arguments):
+def main(arguments):  # noqa: C901 - one branch a command
     with (NODE / "calls").open("a") as calls:
         calls.write(json.dumps(arguments[:1] if arguments[:1] != ["-t"] else arguments[4:5]) + "\n")
     if not arguments:
