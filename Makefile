@@ -63,7 +63,7 @@ test-all: setup
 		$(BIN)/coverage combine --quiet && $(BIN)/coverage report || status=1; exit $$status
 
 test-faults: setup
-	@A0BACKUP_FAULTS=1 $(BIN)/python $(PYTEST) loadgroup tests/faults tests/redaction
+	@A0BACKUP_FAULTS=1 $(BIN)/python $(PYTEST) loadgroup tests/system/faults tests/system/redaction
 
 mutants: setup
 	@rm -rf mutants

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from tests.support.extent import Extent, add_option
+from tests.support.paths import REPOSITORY
 from tests.support.patience import measure, patience
 
 _ROOM = "A0BACKUP_TEST_ROOM"
@@ -151,7 +152,7 @@ def engine_server(migrated_home: Path) -> str:
             with (room() / "lifeline").open() as lifeline, (room() / "keeper.log").open("wb") as log:
                 keeper = subprocess.Popen(
                     [sys.executable, "-c", _KEEPER, str(home), str(address)],
-                    cwd=Path(__file__).parents[1],
+                    cwd=REPOSITORY,
                     stdin=lifeline,
                     stdout=log,
                     stderr=log,

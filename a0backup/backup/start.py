@@ -11,7 +11,7 @@ from a0backup.backup.steps import Done, StepName, step
 from a0backup.errors import A0BackupError, A0cliError, A0cliMissingError, PasswordError, RefusedError, StartFailedError
 from a0backup.identity import BackupIdentity
 from a0backup.passwords import recovery_keys
-from a0backup.passwords import shared as password
+from a0backup.passwords.sealed import random_password
 from a0backup.vault.journal import Journal
 from a0backup.vault.manifest import Mode, SealedPassword
 from a0backup.vault.space import claim
@@ -118,7 +118,7 @@ class Start:
             return KnownPassword(text)
         assert source.sealed_to is not None, "a password is shared or sealed"
         keys = await self.context.on_disk(recovery_keys.load_all, source.sealed_to)
-        text = password.random_password()
+        text = random_password()
         return KnownPassword(text, tuple(key.seal(text) for key in keys))
 
     def _last_stored(self) -> BackupIdentity | None:

@@ -14,7 +14,7 @@ import binascii
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 
-from a0backup.a0cli.text import quote
 from a0backup.errors import PasswordError, RecoveryKeyError
 from a0backup.files import ExposedFileError, UnsuitableFileError, fsync_directory, open_private, read_whole
 from a0backup.passwords.pkcs8 import encrypted_pem
@@ -164,32 +163,6 @@ def read_passphrase(path: Path) -> str:
     if not line:
         raise PasswordError(where, "it is empty", remedy)
     return line.decode("utf-8", "surrogateescape")
-
-
-def candidates(sealed: Sequence[SealedPassword], key: PrivateKey) -> list[str]:
-    """Return every password that *key* opens, in order, each once.
-
-    Raise RecoveryKeyError where none is sealed to it, naming the keys that are needed, or where it opens none.
-    """
-    ours = [entry.box for entry in sealed if entry.recovery_key == key.fingerprint]
-    if not ours:
-        needed = list(dict.fromkeys(quote(entry.recovery_key) for entry in sealed))[:20]
-        raise RecoveryKeyError(
-            key.where,
-            f"its fingerprint is {key.fingerprint}, and the password is sealed to {', '.join(needed) or 'no key'}",
-            "give the private part of one of these; `openssl pkey -pubin -in PUBLIC -outform DER | sha256sum` prints"
-            " the fingerprint of a public part",
-        )
-    opened: dict[str, None] = {}
-    failure: RecoveryKeyError | None = None
-    for box in ours:
-        try:
-            opened[key.unseal(box)] = None
-        except RecoveryKeyError as error:
-            failure = error
-    if not opened and failure is not None:
-        raise failure
-    return list(opened)
 
 
 def make_pair(private: Path, public: Path, passphrase: str) -> RecoveryKey:

@@ -4,8 +4,6 @@ The password is loaded inside the step that uses it and is never quoted, not eve
 """
 
 import os
-import secrets
-import string
 import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -15,7 +13,6 @@ from a0backup.errors import PasswordError
 from a0backup.files import ExposedFileError, UnsuitableFileError, read_whole
 
 LONGEST = 4096
-_LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 
 
 class Source(Protocol):
@@ -82,12 +79,6 @@ async def load(source: Source, *, block: Callable[[str], Awaitable[object]]) -> 
 def read_file(path: Path, where: str) -> str:
     """Return the password in a file that only its owner may read. Raise PasswordError, naming *where* it is."""
     return checked(_read(path, where), where)
-
-
-def random_password() -> str:
-    """Return a new password of 256 bits, letters and digits only: the vendor's page on the CLI advises no others."""
-    # 62 ** 43 is the first power beyond 2 ** 256.
-    return "".join(secrets.choice(_LETTERS_AND_DIGITS) for _ in range(43))
 
 
 def _read(path: Path, where: str) -> str:

@@ -22,7 +22,8 @@ from a0backup.errors import (
     WrongPasswordError,
 )
 from a0backup.files import fsync_directory, open_private
-from a0backup.passwords.recovery_keys import PrivateKey, candidates
+from a0backup.passwords.recovery_keys import PrivateKey
+from a0backup.passwords.sealed import candidates
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault, reading, require_same
 

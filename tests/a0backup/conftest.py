@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from simulator.fleet import SimulatedFleet
-from tests.desk import Desk
+from tests.support.desk import Desk
+from tests.support.sealed import Sealed
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +26,8 @@ def unused(simulated: SimulatedFleet) -> Iterator[dict[str, Any]]:
 @pytest.fixture
 def desk(simulated: SimulatedFleet, unused: Iterator[dict[str, Any]], tmp_path: Path) -> Desk:
     return Desk(simulated, next(unused), tmp_path)
+
+
+@pytest.fixture
+def sealed(desk: Desk) -> Sealed:
+    return Sealed(desk)

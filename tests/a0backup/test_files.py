@@ -27,6 +27,7 @@ from a0backup.files import (
     remove_durably,
 )
 from tests.support.environment import unwatched
+from tests.support.paths import REPOSITORY
 from tests.support.patience import patience
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
@@ -38,7 +39,7 @@ def python(room: Path, body: str, *, before: list[str] | None = None) -> subproc
     return subprocess.run(
         [*(before or []), sys.executable, "-c", program],
         cwd=room,
-        env=unwatched() | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=unwatched() | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         timeout=patience(60),

@@ -13,9 +13,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.deployed import PatientClient
-from tests.deployments.parts import BIN, REPOSITORY, Part, filled_settings, found, free_port, needed
+from tests.support.deployed import PatientClient
 from tests.support.login import logged_in
+from tests.support.parts import BIN, REPOSITORY, Part, filled_settings, found, free_port, needed
 from tests.support.patience import eventually, patience
 
 # An event of its own, sent on one websocket and awaited on another.

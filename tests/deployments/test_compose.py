@@ -6,19 +6,16 @@ import signal
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import psutil
 import pytest
-import yaml
 
-from tests.deployments.parts import UNITS, Unit, example_settings, needed, unit_lines
+from tests.deployments.compose_file import COMPOSE, SERVICES
+from tests.support.parts import UNITS, Unit, example_settings, needed, unit_lines
+from tests.support.paths import REPOSITORY
 from tests.support.patience import eventually, patience
 
-REPOSITORY = Path(__file__).parents[2]
-COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "deployments/compose.yaml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (REPOSITORY / "deployments/Dockerfile").read_text()
 WORKER = "${A0BACKUP_WORKER:-worker}"
 

@@ -18,15 +18,15 @@ from a0backup.fleet.load import load_fleet
 from deployments import doctor
 from deployments.doctor import Remark, Verdict
 from deployments.engine_objects import wanted
-from tests.deployments.test_register import REPOSITORY, Desk, api, desk
+from tests.deployments.conftest import Desk
 from tests.support.command import a0backup_in
 from tests.support.login import logged_in
+from tests.support.paths import REPOSITORY
 from tests.support.patience import eventually
 
 BIN = Path(sys.executable).parent
 # Prefect schedules nothing that is more than 100 days ahead.
 FAR = f"0 2 1 {(datetime.now(UTC) + timedelta(days=180)).month} *"
-__all__ = ["api", "desk"]  # the fixtures
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

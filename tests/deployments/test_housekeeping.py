@@ -24,9 +24,9 @@ import pytest
 
 from deployments.server import OwnServer
 from simulator.fleet import REPOSITORY, SimulatedFleet
-from tests.deployed import PatientClient
-from tests.deployments.parts import Part, found, free_port, needed
+from tests.support.deployed import PatientClient
 from tests.support.login import logged_in
+from tests.support.parts import Part, found, free_port, needed
 from tests.support.patience import eventually, patience
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

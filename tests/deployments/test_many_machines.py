@@ -13,7 +13,7 @@ import pytest
 
 from a0backup.vault.lock import is_held, read_holder
 from simulator.fleet import SimulatedFleet
-from tests.deployments.parts import ENGINE_PARTS, Engine, Part, engine_on_parts, needed
+from tests.support.parts import ENGINE_PARTS, Engine, Part, engine_on_parts, needed
 from tests.support.patience import eventually, patience
 
 NODES = 16

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from simulator.fleet import SimulatedFleet
-from tests.deployed import REPOSITORY, PatientClient, kill_with_all_it_started
+from tests.support.deployed import REPOSITORY, PatientClient, kill_with_all_it_started
 from tests.support.login import logged_in
 from tests.support.patience import eventually, patience
 

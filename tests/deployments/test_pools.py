@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,9 +12,9 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_H
 from prefect_docker.worker import DockerWorker, DockerWorkerJobConfiguration
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 
-from tests.deployments.test_compose import SERVICES
+from tests.deployments.compose_file import SERVICES
+from tests.support.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 DEPLOYMENTS = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
 API, AUTH = "https://backup.example.com/api", "operator:canary-auth"
 

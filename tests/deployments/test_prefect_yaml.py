@@ -16,9 +16,9 @@ from a0backup.vault.lock import is_held
 from deployments.engine_objects import Deployment
 from deployments.prefect_yaml import read_deployments
 from simulator.fleet import SimulatedFleet
-from tests.deployed import BIN, REPOSITORY, Deployed, deployed_in
-from tests.deployments.test_local_run import gone
+from tests.support.deployed import BIN, REPOSITORY, Deployed, deployed_in
 from tests.support.patience import eventually, patience
+from tests.support.place import gone
 
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
 

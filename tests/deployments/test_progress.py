@@ -12,8 +12,8 @@ import pytest
 
 from a0backup.vault.vault import Vault
 from simulator.fleet import SimulatedFleet
-from tests.deployments.test_local_run import Place, Terminal
 from tests.support.patience import eventually
+from tests.support.place import Place, Terminal
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -67,7 +67,7 @@ def test_the_terminal_shows_the_bytes_that_have_come(place: Place, appliances: S
 def test_an_engine_that_goes_away_in_the_middle_keeps_no_node_from_being_stored(
     place: Place, appliances: SimulatedFleet, own_home: Path
 ) -> None:
-    from tests.faults.engines import Running, operators_server
+    from tests.system.faults.engines import Running, operators_server
 
     appliances.tell("a0-1", "backup-retrieve", "drip", bytes_per_second=30_000)
     with operators_server(own_home) as server:

@@ -16,10 +16,10 @@ import pytest
 from a0backup.vault.lock import is_held
 from deployments.server import own_server, served_api
 from simulator.fleet import SimulatedFleet
-from tests.deployed import REPOSITORY, PatientClient, kill_with_all_it_started
-from tests.deployments.test_local_run import Place, gone, server_of
+from tests.support.deployed import REPOSITORY, PatientClient, kill_with_all_it_started
 from tests.support.login import logged_in
 from tests.support.patience import eventually, patience
+from tests.support.place import Place, gone, server_of
 
 A0BACKUP = Path(sys.executable).with_name("a0backup")
 

@@ -25,6 +25,7 @@ from deployments.engine_runs import CRASHED, drained
 from deployments.home import credentials, default_home, operators_api, use_api
 from deployments.server import lasting_server, own_server, served_api, serving
 from tests.support.login import logged_in
+from tests.support.paths import REPOSITORY
 from tests.support.patience import eventually, patience
 
 get, post = (functools.partial(ask, timeout=patience(60)) for ask in (httpx.get, httpx.post))
@@ -56,7 +57,7 @@ with own_server(Path(sys.argv[1])) as api, use_api(api, Path(sys.argv[1])):
 def holder(home: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A running process with a server in *home*; gives it, the API's address and the id of its flow run."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(home)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", HOLDER, str(home)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
     )
     with process:
         try:

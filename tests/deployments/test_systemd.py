@@ -13,7 +13,7 @@ import pytest
 
 from a0backup.vault.lock import is_held
 from simulator.fleet import SimulatedFleet
-from tests.deployments.parts import (
+from tests.support.parts import (
     BIN,
     ENGINE_PARTS,
     INSTALLED,
@@ -27,9 +27,9 @@ from tests.deployments.parts import (
     needed,
     unit_lines,
 )
+from tests.support.paths import REPOSITORY
 from tests.support.patience import eventually, patience
 
-REPOSITORY = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in UNITS.glob("*.service"))
 ENGINE = ("a0backup-migrate", "a0backup-server", "a0backup-services")
 WORKER = "a0backup-worker"

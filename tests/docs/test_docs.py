@@ -16,9 +16,9 @@ from a0backup import errors
 from a0backup.cli.main import cli
 from a0backup.exit_codes import ExitCode
 from simulator.artifact import make
+from tests.support.paths import REPOSITORY as ROOT
 from tests.support.patience import patience
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCS = ("configuration", "design", "hardening", "install", "operations", "reliability", "restore", "upgrade")
 PAGES = ["README.md", "bench/README.md", *(f"docs/{name}.md" for name in DOCS)]
 ROOMS = ("a0backup", "bench", "deployments", "docs", "flows", "simulator", "tasks", "tests")

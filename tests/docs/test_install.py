@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from simulator.fleet import SimulatedFleet
-from tests.deployments.parts import ENGINE_PARTS, filled_settings, needed, postgresql, redis
+from tests.support.parts import ENGINE_PARTS, filled_settings, needed, postgresql, redis
+from tests.support.paths import REPOSITORY as ROOT
 from tests.support.patience import eventually, patience
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "install.md"
 
 

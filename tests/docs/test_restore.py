@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from a0backup.passwords.shared import random_password
+from a0backup.passwords.sealed import random_password
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
-from tests.stored import PASSPHRASE, Keys, store
+from tests.support.paths import REPOSITORY
+from tests.support.stored import PASSPHRASE, Keys, store
 
-PAGE = Path(__file__).parents[2] / "docs" / "restore.md"
+PAGE = REPOSITORY / "docs" / "restore.md"
 # What the page may use; neither Python nor anything of this project is in reach of its commands.
 TOOLS = [
     "openssl",

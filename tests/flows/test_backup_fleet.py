@@ -12,8 +12,8 @@ from uuid import UUID
 import pytest
 
 from simulator.fleet import SimulatedFleet
-from tests.deployed import left_at_work
 from tests.flows.conftest import PASSWORD, environment_for, run_and_read
+from tests.support.deployed import left_at_work
 from tests.support.patience import patience
 
 pytestmark = pytest.mark.engine

@@ -15,8 +15,8 @@ import pytest
 from a0backup.passwords.recovery_keys import make_pair
 from a0backup.vault.lock import is_held
 from simulator.fleet import SimulatedFleet
-from tests.deployed import Deployed, deployed_in
 from tests.flows.conftest import Recorded, recorded
+from tests.support.deployed import Deployed, deployed_in
 from tests.support.patience import eventually, patience
 
 pytestmark = pytest.mark.engine

@@ -23,9 +23,9 @@ from a0backup.vault.lock import read_holder
 from deployments.home import use_api
 from deployments.server import own_server
 from simulator.fleet import SimulatedFleet
-from tests.deployed import Deployed, deployed_in, kill_with_all_it_started
-from tests.faults.engines import operators_server
+from tests.support.deployed import Deployed, deployed_in, kill_with_all_it_started
 from tests.support.patience import eventually, patience
+from tests.system.faults.engines import operators_server
 
 pytestmark = pytest.mark.engine
 

@@ -16,12 +16,11 @@ import pytest
 
 from simulator.artifact import key_and_iv
 from simulator.fleet import SimulatedFleet
+from tests.support.paths import REPOSITORY
 from tests.support.patience import patience, until
 
 if TYPE_CHECKING:
     from tests.simulator.conftest import Desk
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def decrypted(path: Path, password: str) -> "subprocess.Popen[bytes]":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from simulator.faults import FAULTS
+from tests.support.paths import REPOSITORY
 from tests.support.patience import patience, until
 
 if TYPE_CHECKING:
@@ -480,5 +481,5 @@ def test_a_peer_that_is_no_a0cli_is_hung_up_on(desk: "Desk") -> None:
 
 
 def test_every_fault_has_an_example_in_the_readme() -> None:
-    readme = (Path(__file__).parents[2] / "simulator" / "README.md").read_text()
+    readme = (REPOSITORY / "simulator" / "README.md").read_text()
     assert [fault for fault in FAULTS if f"`{fault}`" not in readme] == []

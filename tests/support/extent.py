@@ -10,10 +10,11 @@
 import os
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+
+from tests.support.paths import REPOSITORY
 
 EVERY = int(os.environ.get("A0BACKUP_FAULTS", "0"))  # 1: every point of the matrices, 10: each tenth, 0: none
 WHOLE = EVERY == 1
@@ -94,4 +95,5 @@ def _waits(item: pytest.Item) -> bool:
 
 
 def _room(item: pytest.Item) -> str:
-    return item.path.relative_to(Path(__file__).parents[1]).parts[0]
+    room, *inner = item.path.relative_to(REPOSITORY / "tests").parts[:-1] or ["tests"]
+    return inner[0] if room == "system" else room

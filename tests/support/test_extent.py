@@ -5,13 +5,11 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.support.paths import REPOSITORY
 from tests.support.patience import patience
-
-REPOSITORY = Path(__file__).parents[2]
 
 # As a shell starts a job in the background: what it starts inherits that interrupts are ignored.
 IN_THE_BACKGROUND = """
@@ -54,7 +52,7 @@ INTERRUPTS = "tests/support/test_extent.py::test_what_a_test_starts_takes_interr
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_the_closing_lines_name_what_only_other_commands_run(workers: str) -> None:
-    left_out = ["tests/tasks", "tests/faults/test_two_engines.py"]
+    left_out = ["tests/tasks/test_slots.py", "tests/system/faults/test_two_engines.py"]
     quick = printed("-n", workers, "--extent", "quick", INTERRUPTS, *left_out)
     assert re.search(r"^not run by this command but by `make test-all`: faults 1, tasks \d+$", quick, re.MULTILINE)
     assert re.search(r"^not run by this command but by `make test-faults`: faults \d+$", quick, re.MULTILINE)
@@ -62,6 +60,6 @@ def test_the_closing_lines_name_what_only_other_commands_run(workers: str) -> No
 
 
 def test_the_rest_is_what_the_quick_tests_are_not() -> None:
-    rest = printed("--extent", "rest", "--collect-only", "tests/tasks", INTERRUPTS)
+    rest = printed("--extent", "rest", "--collect-only", "tests/tasks/test_slots.py", INTERRUPTS)
     assert "test_what_a_test_starts" not in rest
     assert re.search(r"^not run by this command but by `make test`: support \d+$", rest, re.MULTILINE)

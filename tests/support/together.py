@@ -6,7 +6,7 @@ pytest-xdist's own groups do nothing with pytest 9.2, which computes a test's id
 from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = {
-    "tests/browser/": "browser",
+    "tests/system/browser/": "browser",
     "tests/deployments/test_doctor.py": "register",
     "tests/deployments/test_register.py": "register",
     "tests/deployments/test_systemd.py": "units",

@@ -28,9 +28,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from tests.support.paths import REPOSITORY
 from tests.support.patience import patience
-
-REPOSITORY = Path(__file__).parents[2]
 
 # All that a run imports on its way, so that no child has to.
 IMPORTED = (
@@ -191,7 +190,7 @@ def _run(order: Mapping[str, object]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     signal.signal(signal.SIGUSR1, _say_where)
     if order["disk"]:
-        from tests.faults.disk import attach
+        from tests.system.faults.disk import attach
 
         attach(Path(str(order["disk"])))
     assert isinstance(order["arguments"], list)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deployments.home import use_api
-from tests.faults.engines import operators_server
+from tests.system.faults.engines import operators_server
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

@@ -8,8 +8,8 @@ from a0backup.backup.steps import StepName
 from a0backup.errors import A0cliError, UnreachableError
 from a0backup.report.outcomes import Ending
 from a0backup.report.progress import News, Step, watched_by
-from tests.desk import Desk
-from tests.nights import PASSWORD, Plainly, run_of, sharing
+from tests.support.desk import Desk
+from tests.support.nights import PASSWORD, Plainly, run_of, sharing
 
 BOTH = ["backup", "backup-sensitive"]
 

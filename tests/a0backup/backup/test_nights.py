@@ -32,8 +32,8 @@ from a0backup.errors import (
 from a0backup.fleet.models import Existing
 from a0backup.report.outcomes import Ending
 from a0backup.vault.journal import Journal, JournalFile
-from tests.desk import Desk
-from tests.nights import PASSWORD, Night, night
+from tests.support.desk import Desk
+from tests.support.nights import PASSWORD, Night, night
 from tests.support.patience import patience
 
 # -- plain nights ------------------------------------------------------------------------------------------------------

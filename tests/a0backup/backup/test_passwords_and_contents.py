@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-import os
-import subprocess
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,68 +12,27 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from a0backup.artifact.encryption import decryptor
 from a0backup.errors import (
     ContentsError,
     ForeignBackupError,
     GzipDamagedError,
     RecoveryKeyError,
+    StartFailedError,
     TarTruncatedError,
+    TooLargeUnpackedError,
     UnexpectedFormatError,
     WrongPasswordError,
 )
 from a0backup.files import digests
-from a0backup.passwords.recovery_keys import candidates, load_private
+from a0backup.passwords.recovery_keys import load_private
+from a0backup.passwords.sealed import candidates
 from a0backup.report.outcomes import Ending
-from a0backup.vault.manifest import Manifest
-from tests.desk import Desk
-from tests.nights import PASSWORD
-
-KEYS = [rsa.generate_private_key(public_exponent=65537, key_size=3072) for _ in range(2)]
-
-
-def keep(key: rsa.RSAPrivateKey, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write both halves of *key* and return the paths of the public and the private one."""
-    public, private = folder / f"{name}.pub.pem", folder / "offline" / f"{name}.key.pem"
-    private.parent.mkdir(exist_ok=True)
-    spki = serialization.PublicFormat.SubjectPublicKeyInfo
-    public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, spki))
-    pkcs8 = serialization.PrivateFormat.PKCS8
-    none = serialization.NoEncryption()
-    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, pkcs8, none))
-    return public, private
-
-
-class Sealed:
-    """A desk whose backups are sealed to recovery keys."""
-
-    def __init__(self, desk: Desk, count: int = 1) -> None:
-        self.desk = desk
-        self.pairs = [keep(key, desk.room, f"recovery-{number}") for number, key in enumerate(KEYS[:count])]
-        self.configure()
-
-    def configure(self, **overrides: object) -> None:
-        self.desk.configure(password={"sealed_to": [str(public) for public, _ in self.pairs]}, **overrides)
-
-    @property
-    def files(self) -> list[Path]:
-        return sorted((self.desk.vault.folder(self.desk.name) / "passwords").glob("*"))
-
-    def passwords(self, manifest: Manifest, *, key: int = 0) -> list[str]:
-        return candidates(manifest.encryption.password.sealed, load_private(self.pairs[key][1], None))
-
-    def opens(self, manifest: Manifest, password: str) -> bool:
-        """Whether openssl and tar read the stored artifact to its end with *password*."""
-        artifact = self.desk.vault.artifact(manifest)
-        command = f"openssl enc -d -aes-256-ctr -md md5 -nosalt -pass env:P -in {artifact} | tar tzf - > /dev/null"
-        ended = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", command], env={**os.environ, "P": password}, capture_output=True
-        )
-        return ended.returncode == 0
-
-
-@pytest.fixture
-def sealed(desk: Desk) -> Sealed:
-    return Sealed(desk)
+from a0backup.vault.manifest import Manifest, SealedPassword, UnreadableManifest
+from a0backup.vault.sealed_files import SealedFiles
+from tests.support.desk import Desk
+from tests.support.nights import PASSWORD
+from tests.support.sealed import Sealed
 
 
 def said_of_password(manifest: Manifest) -> tuple[str, bool]:
@@ -367,3 +326,208 @@ async def test_a_decompression_bomb_ends_the_reading_and_fails_the_node(desk: De
     assert type(ended.error).__name__ == "TooLargeUnpackedError"
     assert "max_unpacked" in ended.outcome.hint
     assert desk.holds is not None
+
+
+async def test_what_stands_there_the_day_after_a_start_without_effect_is_not_the_nights_success(sealed: Any) -> None:
+    desk = sealed.desk
+    sealed.configure(a0cli={"call_timeout": "0.5s"})
+    desk.tell("backup", "refuse", message="", exit=0, times=1)
+    first = await desk.night(flow_run="run-1")
+    assert isinstance(first.error, StartFailedError)  # 'was started and the node shows none'
+    desk.put()  # by hand, with a password of their own
+    second = await desk.night(flow_run="run-2")
+    stored = desk.vault.get(second.outcome.id)
+    assert second.error is not None or sealed.can_be_opened(stored), (stored, second.notes)
+
+
+async def test_one_run_keeps_at_most_one_backup_of_its_own_that_cannot_be_opened(desk: Any) -> None:
+    # An a0cli that sits until the backup is made: the call's deadline ends it, the backup is there all the same.
+    desk.configure(a0cli={"call_timeout": "0.4s"}, contents={"max_unpacked": "1MB"})
+    desk.tell("backup", "late", seconds=0.05, reply="hang")
+    desk.tell("backup", "size", bytes=3_000_000)
+    ended = await desk.night()
+    assert ended.error is not None
+    assert desk.counted("backup") == 1, (ended.error, desk.counts, [m.id for m in desk.stored])
+
+
+async def test_after_the_limit_was_raised_the_backup_is_finished_as_ours(sealed: Any) -> None:
+    desk = sealed.desk
+    # Its password opened it, which proves whose it is: only its size went beyond fleet.yaml.
+    sealed.configure(existing="fail", contents={"max_unpacked": "1MB"})
+    desk.tell("backup", "size", bytes=3_000_000)
+    first = await desk.night(flow_run="run-1")
+    assert isinstance(first.error, TooLargeUnpackedError)
+    assert "max_unpacked" in first.outcome.hint
+    sealed.configure(existing="fail")
+    nights = [await desk.night(flow_run=f"run-{number}") for number in (2, 3)]
+    assert nights[-1].error is None, [str(night.error) for night in nights]
+
+
+async def test_what_was_too_large_is_kept_with_a_manifest_that_says_whose_it_is(sealed: Any) -> None:
+    desk = sealed.desk
+    sealed.configure(contents={"max_unpacked": "1MB"})
+    desk.tell("backup", "size", bytes=3_000_000, times=1)
+    await desk.night(flow_run="run-1")
+    sealed.configure()
+    assert (await desk.night(flow_run="run-2")).error is None
+    [large] = [manifest for manifest in desk.stored if manifest.artifact.size > 1_000_000]
+    assert large.encryption.password.mode == "sealed", large.encryption.password.mode
+
+
+async def test_the_password_of_a_refused_start_that_took_effect_is_kept(sealed: Any) -> None:
+    desk = sealed.desk
+    desk.tell("backup", "say", stdout="", stderr="error: a backup already exists\n", times=1)
+    desk.tell("backup", "exit", code=1, times=1)
+    await desk.killed_after("start")
+    assert (await desk.night()).error is None
+    made = next(manifest for manifest in desk.stored if manifest.started_at is None)
+    assert sealed.can_be_opened(made), made.encryption
+
+
+async def test_what_the_shared_password_of_its_own_start_does_not_open_is_foreign(desk: Any, sealed: Any) -> None:
+    desk.tell("backup", "kill_parent", when="before", times=1)
+    await desk.killed_after("never that far")  # sealed, on the disk, and never sent
+    assert len(sealed.files) == 1
+    desk.configure(a0cli={"call_timeout": "0.5s"})  # shared from now on
+    desk.tell("backup", "contents", are="noise", times=1)
+    await desk.killed_after("await")
+    ended = await desk.night(flow_run="run-3")
+    assert ended.error is None
+    # As without that file: kept as foreign, and a new one made that opens.
+    assert ended.outcome.verified == "contents", (ended.outcome, ended.notes)
+
+
+async def test_a_backup_is_kept_however_many_starts_failed_before_it(sealed: Any) -> None:
+    desk = sealed.desk
+    files = SealedFiles(desk.vault.folder(desk.name), "backup")
+    desk.vault.ensure_writable(desk.name)
+    # 520 refused starts (22 days, hourly) of a fleet with 10 recovery keys of 4096 bits.
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    files.folder.mkdir(mode=0o700)
+    for number in range(520):
+        boxes = [SealedPassword(recovery_key=f"{key:064x}", box=f"{number:0>682}==") for key in range(10)]
+        _quickly(files, now + timedelta(hours=number), boxes)
+    desk.put()  # somebody makes one by hand
+    ended = await desk.night()
+    entries = list(desk.vault.entries(desk.name))
+    unreadable = [entry for entry in entries if isinstance(entry, UnreadableManifest)]
+    assert not unreadable, (ended.error, len(unreadable), unreadable[0], desk.counts)
+    assert ended.error is None
+    assert len([entry for entry in entries if isinstance(entry, Manifest)]) == 2
+
+
+def _quickly(files: SealedFiles, made_at: datetime, sealed: list[SealedPassword]) -> None:
+    """Write as SealedFiles does, without its fsyncs."""
+    import json
+
+    content = {"schema": 1, "node": files.node, "kind": files.kind, "made_at": made_at.isoformat()}
+    path = files.folder / f"{made_at:%Y%m%dT%H%M%SZ}-{files.kind}.json"
+    path.write_text(json.dumps({**content, "sealed": [each.model_dump() for each in sealed]}))
+
+
+async def test_a_sealed_backup_is_finished_after_the_fleet_went_to_a_shared_password(sealed: Any) -> None:
+    desk = sealed.desk
+    await desk.killed_after("await")
+    desk.configure()  # shared
+    ended = await desk.night()
+    assert ended.error is None
+    [manifest] = [each for each in desk.stored if each.encryption.password.sealed]
+    # Its password is at hand nowhere in this run, so that nothing speaks against the journal.
+    assert manifest.encryption.password.mode == "sealed"
+    assert manifest.started_at is not None
+    assert desk.counted("backup") == 1, "nor is a second backup made where the interrupted one can be finished"
+
+
+async def test_with_existing_fail_a_change_to_a_shared_password_does_not_block_the_node(sealed: Any) -> None:
+    desk = sealed.desk
+    await desk.killed_after("await")
+    desk.configure(existing="fail")  # shared
+    nights = [await desk.night(flow_run=f"run-{number}") for number in (2, 3, 4)]
+    assert not all(isinstance(each.error, ForeignBackupError) for each in nights), nights[-1].error
+
+
+async def test_a_password_that_is_in_no_manifest_survives_the_settle(sealed: Any) -> None:
+    desk = sealed.desk
+    await desk.killed_after("await")
+    [file] = sealed.files
+    content = file.read_bytes()
+    # Unreadable for one night: an error of the disk, or torn and restored from a copy.
+    file.write_bytes(b"{torn")
+    desk.tell("backup-delete", "false_delete")
+    sealed.configure(a0cli={"call_timeout": "0.5s"})
+    second = await desk.night(flow_run="run-2")
+    assert second.error is not None  # stored, and the deletion is not confirmed
+    assert "look at it" in second.notes
+    # The operator looks at it and puts it right.
+    file.write_bytes(content)
+    desk.forget()
+    third = await desk.night(flow_run="run-3")
+    assert third.error is None
+    earlier = desk.stored[0]
+    assert file.exists() or sealed.can_be_opened(earlier), (earlier.encryption, sealed.files)
+
+
+async def test_a_password_that_is_readable_again_by_the_settle_is_not_removed(sealed: Any) -> None:
+    desk = sealed.desk
+    await desk.killed_after("await")
+    [file] = sealed.files
+    content = file.read_bytes()
+    file.write_bytes(b"")  # what a failing disk gives, for a while
+
+    def back_again(stage: str) -> None:
+        if stage == "store":
+            file.write_bytes(content)
+
+    ended = await desk.night(after=back_again)
+    assert ended.error is None
+    [manifest] = desk.stored
+    assert file.exists() or sealed.can_be_opened(manifest), (manifest.encryption, sealed.files)
+
+
+async def test_a_late_backup_of_a_killed_run_keeps_its_password(sealed: Any) -> None:
+    desk = sealed.desk
+    sealed.configure(a0cli={"call_timeout": "0.5s"})
+    # The first start takes effect much later than call_timeout, and its run is killed.
+    desk.tell("backup", "late", seconds=6, reply="ok", times=1)
+    await desk.killed_after("start")
+
+    def late(stage: str) -> None:
+        # Right after the deletion of this run's own: what stands there now is the first run's.
+        while stage == "delete" and desk.holds is None:
+            time.sleep(0.05)
+
+    second = await desk.night(flow_run="run-2", after=late)
+    assert second.error is None
+    assert desk.holds is not None, "the status that this run saw last shows a backup that it cannot tell whose it is"
+    third = await desk.night(flow_run="run-3")
+    assert third.error is None
+    late_one = next(manifest for manifest in desk.stored if manifest.started_at is None)
+    assert sealed.can_be_opened(late_one), late_one.encryption
+
+
+async def test_a_backup_started_with_the_shared_password_is_said_to_be_so(desk: Any, sealed: Any) -> None:
+    desk.configure()
+    await desk.killed_after("await")
+    sealed.configure()
+    ended = await desk.night()
+    assert ended.error is None
+    [manifest] = desk.stored
+    assert manifest.started_at is not None
+    # `unknown` sends the operator away: 'this vault did not start that backup: ask who did for its password'.
+    assert manifest.encryption.password.mode == "shared", manifest.encryption
+
+
+async def test_the_password_of_the_bytes_in_quarantine_is_kept_as_long_as_they_are(sealed: Any) -> None:
+    desk = sealed.desk
+    desk.tell("backup", "contents", are="cut", times=1)
+    ended = await desk.night(existing="replace")
+    assert ended.error is None
+    [kept] = (desk.vault.folder(desk.name) / "quarantine").glob("*/backup.tar.gz.enc")
+    boxes = json.loads((kept.parent / "reason.json").read_text()).get("sealed", [])
+    for file in sealed.files:
+        boxes += json.loads(file.read_text())["sealed"]
+    for manifest in desk.stored:
+        boxes += [entry.model_dump() for entry in manifest.encryption.password.sealed]
+    found = candidates([SealedPassword(**box) for box in boxes], load_private(sealed.private, None))
+    # Most of the dump is in there: all but its last bytes.
+    assert any(decryptor(each).update(kept.read_bytes()).startswith(b"\x1f\x8b\x08") for each in found)

@@ -1,0 +1,461 @@
+"""What is told of an artifact that is whole, and of one that is not."""
+
+import asyncio
+import gzip
+import hashlib
+import io
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from a0backup.a0cli.text import quote
+from a0backup.artifact.byte_stream import CHUNK
+from a0backup.artifact.encryption import decryptor
+from a0backup.artifact.gunzip import may_begin_gzip
+from a0backup.artifact.inspection import HEAD, inspect
+from a0backup.artifact.tar_walk import Member
+from a0backup.errors import (
+    GzipDamagedError,
+    TooLargeUnpackedError,
+    UnexpectedFormatError,
+    WrongPasswordError,
+)
+from a0backup.files import digests, in_thread
+from a0backup.fleet.models import ContentsLimits
+from simulator import artifact as simulated
+from tests.support.artifacts import (
+    BLOCK,
+    END,
+    MIB,
+    OPENSSL,
+    PASSWORD,
+    TAR,
+    Bounds,
+    Look,
+    encrypted,
+    file,
+    gzip_header,
+    header,
+    inspected,
+    opened,
+    refused,
+    repeated,
+)
+from tests.support.paths import REPOSITORY
+from tests.support.patience import patience
+
+
+@pytest.fixture
+def look(tmp_path: Path) -> Look:
+    return Look(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole artifacts
+
+
+def folder(place: Path) -> Path:
+    """Make a dump with the names and sizes that tar has to go out of its way for."""
+    root = place / "dump"
+    deep = root / "/".join(["d" * 120] * 3)
+    deep.mkdir(parents=True)
+    (deep / ("f" * 200)).write_bytes(b"deep" * 300)
+    (root / "empty.bson").touch()
+    (root / "block.bson").write_bytes(b"b" * BLOCK)
+    (root / "users.bson").write_bytes(random.Random(1).randbytes(300_001))
+    (root / "ünïcode €.json").write_text("{}")
+    return root
+
+
+@pytest.mark.parametrize("form", ["v7", "oldgnu", "gnu", "ustar", "pax", "posix"])
+def test_what_gnu_tar_and_openssl_made_is_opened(form: str, tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    if form in ("v7", "ustar"):  # their names end at 99 and 255 characters
+        shutil.rmtree(root / ("d" * 120))
+    make = ["tar", "-C", tmp_path, f"--format={form}", "-czf", tmp_path / "dump.tar.gz", "dump"]
+    subprocess.run(make, check=True)
+    subprocess.run(
+        [*OPENSSL, "-nosalt", "-in", tmp_path / "dump.tar.gz", "-out", tmp_path / "artifact"],
+        check=True,
+    )
+    contents = opened(inspected(tmp_path / "artifact"))
+    with tarfile.open(tmp_path / "dump.tar.gz") as tar:
+        members = [Member(quote(member.name), member.size) for member in tar]
+    assert sorted(contents.largest, key=repr) == sorted(members, key=repr)
+    assert contents.members == len(members)
+    assert contents.unpacked_size == len(gzip.decompress((tmp_path / "dump.tar.gz").read_bytes()))
+    assert contents.largest[0] == Member("dump/users.bson", 300_001)
+    assert contents.odd == ()
+
+
+@pytest.mark.parametrize("kind", ["backup", "backup-sensitive", "user-export"])
+def test_what_the_simulated_appliance_makes_is_opened(kind: str, tmp_path: Path) -> None:
+    simulated.make(tmp_path / "artifact", kind=kind, seed="s", size=3_000_000, password=PASSWORD, stopped=lambda: False)
+    contents = opened(inspected(tmp_path / "artifact", kind=kind))
+    expected = "user-export.json" if kind == "user-export" else "users.bson"
+    assert contents.largest[0].name.endswith(expected)
+    assert contents.unpacked_size % BLOCK == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which password
+
+
+def test_the_password_that_fits_is_found_among_others(tmp_path: Path) -> None:
+    (tmp_path / "artifact").write_bytes(encrypted(gzip.compress(TAR), "third"))
+    for passwords in (("first", "second", "third"), ("first", "", "third", "third")):
+        assert opened(inspected(tmp_path / "artifact", passwords)).opened_by == 2
+
+
+def test_of_passwords_that_look_right_the_one_that_unpacks_is_taken(tmp_path: Path) -> None:
+    """The keystreams of these two agree in the magic, the method and the reserved flags; found by trying 18,450."""
+    one, other = "w13423", "w18449"
+    artifact = encrypted(gzip.compress(TAR), one)
+    assert may_begin_gzip(encrypted(artifact, one))
+    assert may_begin_gzip(encrypted(artifact, other))
+    (tmp_path / "artifact").write_bytes(artifact)
+    assert opened(inspected(tmp_path / "artifact", (other, one))).opened_by == 1
+    assert opened(inspected(tmp_path / "artifact", (one, other))).opened_by == 0
+
+
+@pytest.mark.parametrize("passwords", [("wrong",), ("wrong", "wronger"), ("passw0rd",), ("Passw0rd ",), ()])
+def test_noise_is_a_wrong_password(passwords: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "artifact").write_bytes(encrypted(gzip.compress(TAR)))
+    seen = inspected(tmp_path / "artifact", passwords)
+    refused(seen, WrongPasswordError, "password")
+    assert seen.digests == digests(tmp_path / "artifact")
+    assert "wrong" not in str(seen.error).replace("a wrong", "")
+
+
+def test_a_wrong_password_of_a_large_artifact_still_gives_its_digests(tmp_path: Path) -> None:
+    (tmp_path / "artifact").write_bytes(random.Random(4).randbytes(20 * CHUNK + 1))
+    seen = inspected(tmp_path / "artifact")
+    refused(seen, WrongPasswordError)
+    assert seen.digests == digests(tmp_path / "artifact")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Something else
+
+
+@pytest.mark.parametrize("text", [b"x", b"not a tar" * 1000, b"\xff" * (3 * CHUNK), b"\0" * 511])
+def test_a_whole_gzip_that_holds_no_tar_is_an_unexpected_format(text: bytes, look: Look) -> None:
+    refused(look(gzip.compress(text)), UnexpectedFormatError, "not to a tar")
+
+
+@pytest.mark.parametrize("plain", [b"not a tar" * 100_000, file("a", b"a" * 1000) + b"no header here" * 100_000])
+def test_a_damaged_gzip_is_told_before_what_it_does_to_the_tar(plain: bytes, look: Look) -> None:
+    packed = bytearray(gzip.compress(plain))
+    packed[-6] ^= 1
+    refused(look(bytes(packed)), GzipDamagedError, "checksum")
+
+
+def test_an_empty_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "artifact").touch()
+    refused(inspected(tmp_path / "artifact"), UnexpectedFormatError, "empty")
+
+
+@pytest.mark.parametrize("size", [1, 3, 17])
+def test_a_file_too_short_for_anything_is_told(size: int, look: Look) -> None:
+    refused(look(gzip.compress(TAR)[:size]), UnexpectedFormatError, f"only {size} bytes")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bombs, memory, and being called off
+
+
+def test_a_bomb_by_ratio_ends_the_unpacking_and_not_the_hashing(look: Look) -> None:
+    bomb = repeated(bytes(MIB), 200, before=header("dump/users.bson", 200 * MIB), after=END)
+    assert len(bomb) < MIB
+    refused(look(bomb, max_ratio=100), TooLargeUnpackedError, "100 times", "max_ratio")
+    assert opened(look(bomb, max_ratio=2000)).members == 1
+
+
+def test_a_bomb_by_total_ends_the_unpacking_and_not_the_hashing(look: Look) -> None:
+    bomb = repeated(bytes(MIB), 50, before=header("dump/users.bson", 50 * MIB), after=END)
+    refused(look(bomb, max_unpacked=50 * MIB), TooLargeUnpackedError, f"{50 * MIB:,} bytes", "max_unpacked")
+    assert opened(look(bomb, max_unpacked=50 * MIB + BLOCK + len(END))).members == 1
+
+
+def test_the_ratio_of_a_small_tar_is_not_judged(look: Look) -> None:
+    most = 64 * MIB - BLOCK - len(END)
+    assert opened(look(gzip.compress(file("zeros", bytes(most)) + END, 1), max_ratio=2)).members == 1
+    refused(look(gzip.compress(file("zeros", bytes(most + BLOCK)) + END, 1), max_ratio=2), TooLargeUnpackedError)
+
+
+def test_a_beginning_that_compresses_well_is_no_bomb(look: Look) -> None:
+    """What counts is the whole: a database's empty part may come first."""
+    noise = random.Random(6).randbytes(3 * MIB)
+    tar = header("a", 80 * MIB)
+    packed = repeated(bytes(MIB), 80, before=tar, after=file("b", noise) + END)
+    assert opened(look(packed, max_ratio=30)).members == 2
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from a0backup.artifact.inspection import inspect
+from tests.support.artifacts import Bounds
+
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+inspect(Path(sys.argv[1]), ["Passw0rd"], node="n", kind="backup", limits=Bounds())
+before = peak()
+seen = inspect(Path(sys.argv[2]), ["Passw0rd"], node="n", kind="backup", limits=Bounds())
+assert seen.error is None, seen.error
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("what", ["hardly compressed", "compressed a thousand times", "a million members"])
+def test_memory_is_constant(what: str, tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(encrypted(gzip.compress(TAR)))
+    large = tmp_path / "large"
+    if what == "hardly compressed":
+        simulated.make(large, kind="backup", seed="s", size=300_000_000, password=PASSWORD, stopped=lambda: False)
+    elif what == "compressed a thousand times":
+        large.write_bytes(encrypted(repeated(bytes(MIB), 2000, before=header("a", 2000 * MIB), after=END)))
+    else:
+        large.write_bytes(encrypted(repeated(file("../" + "n" * 80, b"") * 1000, 100, after=END)))
+    grown = subprocess.run(
+        [sys.executable, "-c", CHILD, tmp_path / "small", large],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    ).stdout
+    assert int(grown) < 30_000  # KiB
+
+
+def busy() -> bool:
+    return any(thread.name.startswith("inspect") for thread in threading.enumerate())
+
+
+async def test_a_call_off_ends_it_amid_its_work_and_leaves_no_thread(tmp_path: Path) -> None:
+    """Twenty million members keep the walk busy for minutes, those of one chunk for seconds, and the reader waits."""
+    members = gzip.compress(file("../n", b"") * 20_000) * 1000 + gzip.compress(END)
+    (tmp_path / "artifact").write_bytes(encrypted(members))
+    work = asyncio.ensure_future(
+        in_thread(inspect, tmp_path / "artifact", [PASSWORD], node="n", kind="backup", limits=Bounds())
+    )
+    while not busy() and not work.done():  # noqa: ASYNC110 - another thread makes it true
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.2)
+    assert not work.done()
+    work.cancel()
+    async with asyncio.timeout(3) as limit:
+        with pytest.raises(asyncio.CancelledError):
+            await work
+    # The timeout ends what is awaited by a cancel, too: that alone would look like the end waited for.
+    assert not limit.expired()
+    assert not busy()
+
+
+async def test_a_call_off_while_the_file_comes_slowly_ends_at_its_next_chunk(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    packed = encrypted(gzip.compress(file("a", random.Random(7).randbytes(2 * HEAD)) + END))
+    held = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        work = asyncio.ensure_future(
+            in_thread(inspect, tmp_path / "pipe", [PASSWORD], node="n", kind="backup", limits=Bounds())
+        )
+        await asyncio.to_thread(os.write, held, packed[: HEAD + 10])
+        while not busy() and not work.done():  # noqa: ASYNC110 - another thread makes it true
+            await asyncio.sleep(0)
+        work.cancel()
+        await asyncio.sleep(0)
+        os.write(held, b"x")
+        async with asyncio.timeout(patience(20)) as limit:
+            with pytest.raises(asyncio.CancelledError):
+                await work
+        # The timeout ends what is awaited by a cancel, too: that alone would look like the end waited for.
+        assert not limit.expired()
+    finally:
+        os.close(held)
+    assert not busy()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The disk
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        inspected(tmp_path / "missing")
+    with pytest.raises(IsADirectoryError):
+        inspected(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_a_disk_that_fails_amid_the_file_ends_it_and_leaves_no_thread(tmp_path: Path) -> None:
+    simulated.make(
+        tmp_path / "artifact", kind="backup", seed="s", size=5_000_000, password=PASSWORD, stopped=lambda: False
+    )
+    program = (
+        "import sys, threading\nfrom pathlib import Path\nfrom a0backup.artifact.inspection import inspect\n"
+        "from tests.support.artifacts import Bounds\n"
+        "try:\n    inspect(Path(sys.argv[1]), ['Passw0rd'], node='n', kind='backup', limits=Bounds())\n"
+        "except OSError as error:\n    print(error.strerror, threading.active_count())\n"
+    )
+    strace = ["strace", "-f", "-o", "/dev/null", "-P", tmp_path / "artifact"]
+    strace += ["-e", "trace=read", "-e", "inject=read:error=EIO:when=5"]
+    ended = subprocess.run(
+        [*strace, sys.executable, "-c", program, tmp_path / "artifact"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert ended.stdout == "Input/output error 1\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ten thousand mutated artifacts
+
+
+def originals() -> Iterator[tuple[bytes, bytes]]:
+    """Yield (tar, its gzip): compressed, stored, in several members, with all that a gzip header may have."""
+    rng = random.Random(8)
+    documents = b"".join(b'{"email":"user%d@example.com","id":"%s"}' % (n, rng.randbytes(6)) for n in range(60))
+    tar = file("dump/auth0/users.bson", documents) + file("dump/auth0/keys.bson", rng.randbytes(600)) + END
+    yield tar, gzip.compress(tar)
+    yield tar, gzip.compress(tar, 0)
+    yield tar, b"".join(gzip.compress(tar[at : at + 900]) for at in range(0, len(tar), 900))
+    yield tar, gzip_header(31, b"\5\0extra" + b"dump.tar\0" + b"made by hand\0") + gzip.compress(tar)[10:]
+    yield tar, gzip.compress(tar) + bytes(700)
+
+
+def mutated(artifact: bytes, rng: random.Random) -> bytes:
+    """Return *artifact* with something done to it; half of the time near its begin or end, where the frames are."""
+    made = bytearray(artifact)
+
+    def spot() -> int:
+        near = rng.choice([rng.randrange(min(24, len(made))), max(0, len(made) - 1 - rng.randrange(24))])
+        return rng.choice([near, rng.randrange(len(made))])
+
+    match rng.choice(["flip", "flip", "bytes", "cut", "begin", "insert", "delete", "swap", "zeros", "twice"]):
+        case "flip":
+            for _ in range(rng.choice([1, 1, 2, 8])):
+                made[spot()] ^= 1 << rng.randrange(8)
+        case "bytes":
+            made[spot()] = rng.randrange(256)
+        case "cut":
+            del made[spot() :]
+        case "begin":
+            del made[: spot()]
+        case "insert":
+            at = spot()
+            made[at:at] = rng.choice([rng.randbytes(rng.randint(1, 64)), bytes(rng.randint(1, 64))])
+        case "delete":
+            at = spot()
+            del made[at : at + rng.randint(1, 64)]
+        case "swap":
+            size = rng.choice([16, 64, 256])
+            one, other = sorted(rng.sample(range(0, len(made) - size, size), 2))
+            made[one : one + size], made[other : other + size] = made[other : other + size], made[one : one + size]
+        case "zeros":
+            at = spot()
+            made[at : at + 512] = bytes(len(made[at : at + 512]))
+        case "twice":
+            at = spot()
+            made[at:at] = made[at : at + rng.choice([1, 16, 512])]
+    return bytes(made)
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_ten_thousand_mutated_artifacts_never_pass_as_good(part: int, tmp_path: Path) -> None:
+    """1,000 in each part. One whose contents pass holds the original's bytes; its digests are others all the same."""
+    rng = random.Random(f"mutated {part}")
+    path = tmp_path / "artifact"
+    sound = [(tar, encrypted(packed)) for tar, packed in originals()]
+    tried = passed = 0
+    while tried < 1000:
+        tar, artifact = rng.choice(sound)
+        password = rng.choice([PASSWORD] * 9 + [rng.randbytes(4).hex()])
+        made = mutated(artifact, rng) if password == PASSWORD else artifact
+        if made == artifact and password == PASSWORD:
+            continue
+        tried += 1
+        path.write_bytes(made)
+        seen = inspect(path, [password], node="a0-1", kind="backup", limits=Bounds())
+        assert (seen.digests.size, seen.digests.md5) == (len(made), hashlib.md5(made).hexdigest())
+        if seen.error is None:
+            assert password == PASSWORD
+            assert seen.digests.sha256 != hashlib.sha256(artifact).hexdigest()
+            assert gzip.decompress(encrypted(made)) == tar
+            passed += 1
+    assert 0 < passed < 100
+
+
+def test_a_lost_tar_header_is_damage(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:", format=tarfile.GNU_FORMAT) as tar:
+        for number in range(10):
+            member = tarfile.TarInfo(f"dump/auth0/collection-{number}.bson")
+            member.size = 1024
+            tar.addfile(member, io.BytesIO(b"x" * 1024))
+    broken = bytearray(out.getvalue())
+    broken[1536 : 1536 + 512] = bytes(512)  # one header, lost on the node before it was compressed
+    (tmp_path / "artifact").write_bytes(decryptor("P").update(gzip.compress(bytes(broken))))
+    seen = inspect(tmp_path / "artifact", ["P"], node="n", kind="backup", limits=ContentsLimits())
+    # One of ten members is seen, and what follows are well-formed headers.
+    assert seen.error is not None, seen.contents
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from a0backup.artifact.inspection import inspect
+
+class Bounds:
+    max_unpacked, max_ratio = 1 << 40, 1e9
+
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+inspect(Path(sys.argv[1]), ["Passw0rd"], node="n", kind="backup", limits=Bounds())
+before = peak()
+seen = inspect(Path(sys.argv[2]), ["Passw0rd"], node="n", kind="backup", limits=Bounds())
+assert seen.error is None, seen.error
+print(peak() - before)
+"""
+
+
+def packed(name: str, count: int) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:", format=tarfile.GNU_FORMAT) as tar:
+        for number in range(count):
+            member = tarfile.TarInfo(f"{number}{name}")
+            member.size = number
+            tar.addfile(member, io.BytesIO(bytes(number)))
+    return decryptor("Passw0rd").update(gzip.compress(out.getvalue(), 1))
+
+
+def test_memory_is_constant_whatever_the_names(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(packed("n", 2))
+    # One character beyond the BMP makes Python keep each of the others in four bytes.
+    (tmp_path / "large").write_bytes(packed("\U0001f600" + "n" * 1_000_000, 40))
+    assert (tmp_path / "large").stat().st_size < 2_000_000
+    run = [sys.executable, "-c", CHILD, tmp_path / "small", tmp_path / "large"]
+    grown = subprocess.run(run, check=True, capture_output=True, text=True, cwd=REPOSITORY).stdout
+    assert int(grown) < 30_000, f"{int(grown):,} KiB"  # as tests/a0backup/artifact/test_inspection.py asks
+
+
+def test_the_largest_members_together_are_no_larger_than_the_tar(tmp_path: Path) -> None:
+    link = tarfile.TarInfo("dump/auth0/users.bson")
+    link.type, link.linkname, link.size = tarfile.LNKTYPE, "elsewhere", 1 << 70
+    tar = link.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+    (tmp_path / "artifact").write_bytes(decryptor("P").update(gzip.compress(tar)))
+    seen = inspect(tmp_path / "artifact", ["P"], node="n", kind="backup", limits=ContentsLimits())
+    assert seen.contents is not None
+    # The manifest would say: users.bson, 1,180,591,620,717,411,303,424 bytes, of a tar of 1,536.
+    assert sum(member.size for member in seen.contents.largest) <= seen.contents.unpacked_size, seen.contents

@@ -1,0 +1,518 @@
+"""The read-only look at a node: it changes nothing, and says what the next run would do."""
+# Other processes make the conditions true, and nothing else runs in a test's loop.
+# ruff: noqa: ASYNC110
+
+import asyncio
+import fcntl
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
+
+from a0backup.files import digests, make_private_directory
+from a0backup.fleet.fields import FIRST_SPLIT_BUILD
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import KEYSTREAM_REUSE, Existing
+from a0backup.identity import BackupIdentity
+from a0backup.nodes.check import check_node, fleet_notes, fleet_room, fleet_warnings, recovery_key_problems
+from a0backup.report.outcomes import Finding, Problem
+from a0backup.vault.journal import Journal, JournalFile
+from a0backup.vault.leftovers import verified_file
+from a0backup.vault.manifest import ManifestNode, ManifestPassword
+from a0backup.vault.storing import store
+from a0backup.vault.vault import Vault
+from simulator.fleet import SimulatedFleet
+
+NOW = datetime(2026, 11, 23, 2, tzinfo=UTC)
+LOOKS = {"update-commands", "ping", "backup-status", "backup-sensitive-status", "user-export-status"}
+BOTH = ["backup", "backup-sensitive"]
+ONE_HALF = (
+    "backup is made without backup-sensitive, and the node's build keeps the encryption keys out of backup: an"
+    " installation cannot be fully recovered from it; have backup-sensitive made too (kinds in fleet.yaml, and the"
+    " node's build where it is declared)"
+)
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedFleet]:
+    # The first one is for those who ask for a node of the last build before the keys had a backup of their own.
+    state, builds = tmp_path_factory.mktemp("fleet"), {"a0-1": FIRST_SPLIT_BUILD - 1}
+    with SimulatedFleet(state, 60, size=20_000, backup_seconds=0.05, builds=builds) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def unused(simulated: SimulatedFleet) -> Iterator[dict[str, Any]]:
+    return itertools.chain(simulated.nodes[1:])
+
+
+class Desk:
+    """A node of the simulator and a vault, both as an earlier run may have left them."""
+
+    def __init__(self, simulated: SimulatedFleet, node: dict[str, Any], room: Path) -> None:
+        self.simulated, self.node, self.name, self.room = simulated, node, str(node["name"]), room
+        self.configure()
+        self.folder = self.vault.folder(self.name)
+        make_private_directory(self.folder)
+
+    def configure(self, **overrides: object) -> None:
+        self.fleet = load_fleet(self.simulated.fleet_yaml(self.room / "fleet.yaml", nodes=[self.node], **overrides))
+
+    @property
+    def vault(self) -> Vault:
+        return Vault(self.fleet.vault)
+
+    def tell(self, command: str | None, fault: str, **settings: Any) -> None:
+        self.simulated.tell(self.name, command, fault, **settings)
+
+    def put(self) -> BackupIdentity:
+        held = self.simulated.put(self.name, password="their own")
+        return BackupIdentity(name=held["name"], md5=held["md5"])
+
+    def journal(self, pinned: BackupIdentity | None = None) -> None:
+        journal = Journal(node=self.name, kind="backup", flow_run="run-1", started_at=NOW, sealed=False, pinned=pinned)
+        JournalFile(self.folder, "backup").write(journal)
+
+    def store(self) -> BackupIdentity:
+        """Put a backup on the node that is in the vault already, as ours."""
+        pair = self.put()
+        held = self.simulated.holds(self.name)
+        assert held is not None
+        content = Path(held["path"]).read_bytes()
+        place = verified_file(self.vault, self.name, "backup")
+        place.parent.mkdir(0o700, exist_ok=True)
+        place.write_bytes(content)
+        place.chmod(0o600)
+        store(
+            self.vault,
+            node=ManifestNode(name=self.name, host="127.0.0.1", port=1),
+            kind="backup",
+            name_on_node=pair.name,
+            expected=digests(place),
+            started_at=NOW,
+            password=ManifestPassword(mode="shared"),
+            flow_run="run-1",
+            now=NOW,
+        )
+        return pair
+
+    async def check(self, existing: Existing | None = None) -> Finding:
+        """Look, and see that nothing was changed by it."""
+        [node] = self.fleet.nodes
+        before = self.state(), len(self.simulated.calls(self.name))
+        finding = await check_node(self.fleet, node, existing=existing)
+        assert self.state() == before[0]
+        assert {call["command"] for call in self.simulated.calls(self.name)[before[1] :]} <= LOOKS
+        return finding
+
+    def state(self) -> dict[str, object]:
+        """Return all that is in the vault and on the node."""
+        state: dict[str, object] = {"on the node": self.simulated.holds(self.name)}
+        for path in sorted(self.fleet.vault.rglob("*")):
+            status = path.lstat()
+            content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+            state[str(path)] = (status.st_mode, status.st_mtime_ns, status.st_ino, content)
+        return state
+
+
+@pytest.fixture
+def desk(simulated: SimulatedFleet, unused: Iterator[dict[str, Any]], tmp_path: Path) -> Desk:
+    return Desk(simulated, next(unused), tmp_path)
+
+
+@pytest.fixture
+def old_desk(simulated: SimulatedFleet, tmp_path: Path) -> Desk:
+    return Desk(simulated, simulated.nodes[0], tmp_path)
+
+
+async def test_a_free_node_is_well_and_would_be_backed_up(desk: Desk) -> None:
+    finding = await desk.check()
+    assert re.fullmatch(r"\d+\.\d [GT]B free", finding.room)
+    assert finding == Finding(
+        node=desk.name,
+        room=finding.room,
+        well=True,
+        reachable=True,
+        status="nothing there",
+        would="start a backup, retrieve, verify and store it, delete it on the node (nothing is on the node)",
+        warnings=(ONE_HALF,),
+    )
+
+
+async def test_a_vault_without_room_for_the_next_artifact_is_a_problem(desk: Desk) -> None:
+    desk.store()
+    [manifest] = desk.vault.manifests(desk.name)
+    finding = await desk.check()
+    assert finding.room.endswith(f"GB free, the last backup took {manifest.artifact.size / 1000:.1f} kB")
+    file = desk.vault.root / manifest.id / "manifest.json"
+    file.write_text(file.read_text().replace(f'"size": {manifest.artifact.size}', f'"size": {10**18}'))
+    finding = await desk.check()
+    assert not finding.well
+    assert finding.room.endswith("the last backup took 1000.0 PB")
+    [problem] = finding.problems
+    assert problem.text.startswith(
+        "no room for the backup: it may take 1,250,000,000,000,000,000 bytes, the vault's disk has"
+    )
+    assert problem.hint.startswith("make room")
+
+
+async def test_room_for_each_node_but_not_for_all_of_them_is_a_problem_of_the_fleet(desk: Desk) -> None:
+    desk.store()
+    [manifest] = desk.vault.manifests(desk.name)
+    assert fleet_room(desk.fleet, desk.fleet.nodes * 100) == ()
+    share = shutil.disk_usage(desk.fleet.vault).free // 3
+    file = desk.vault.root / manifest.id / "manifest.json"
+    file.write_text(file.read_text().replace(f'"size": {manifest.artifact.size}', f'"size": {share}'))
+    assert fleet_room(desk.fleet, desk.fleet.nodes) == ()
+    [problem] = fleet_room(desk.fleet, desk.fleet.nodes * 4)
+    assert problem.text.startswith("no room for the artifacts of all 4 nodes: they may take ")
+    assert problem.hint.startswith("make room")
+
+
+@pytest.mark.parametrize(
+    ("existing", "would"),
+    [
+        ("preserve", "retrieve, verify and store it, delete it on the node, then start a backup ("),
+        ("replace", "delete the backup on the node unkept, then start one ("),
+        ("fail", "leave the node alone and fail ("),
+    ],
+)
+async def test_a_foreign_backup_would_be_dealt_with_as_the_policy_says(
+    desk: Desk, existing: Existing, would: str
+) -> None:
+    pair = desk.put()
+    desk.configure(existing=existing)
+    finding = await desk.check()
+    assert finding.would.startswith(would)
+    assert finding.status == f"found {pair.name} ({pair.md5})"
+    said_for_once = await desk.check(existing="preserve")
+    assert said_for_once.would.startswith("retrieve, verify and store it")
+
+
+async def test_an_unfinished_backup_would_be_asked_for_again(desk: Desk) -> None:
+    desk.journal()
+    assert (await desk.check()).would.startswith("ask again for the backup that was started, and start one if ")
+
+
+async def test_a_backup_of_ours_that_is_found_would_be_finished_and_no_other_started(desk: Desk) -> None:
+    desk.journal(desk.put())
+    assert (await desk.check()).would.startswith("retrieve, verify and store it, delete it on the node (")
+
+
+async def test_a_stored_backup_would_be_read_back_and_deleted(desk: Desk) -> None:
+    desk.journal(desk.store())
+    assert (await desk.check()).would.startswith("read back what the vault has of it, delete it on the node (")
+
+
+async def test_a_stored_backup_that_is_off_the_node_would_only_be_tidied_up(desk: Desk) -> None:
+    desk.journal(desk.store())
+    desk.simulated.remove(desk.name)
+    assert (await desk.check()).would.startswith("nothing but tidy up: the backup is stored (")
+
+
+@pytest.mark.parametrize(("ours", "then"), [(True, "node ("), (False, "node, then start a backup of its own (")])
+async def test_a_backup_in_progress_would_be_awaited(desk: Desk, ours: bool, then: str) -> None:
+    desk.tell("backup-status", "in_progress")
+    if ours:
+        desk.journal()
+    finding = await desk.check()
+    assert finding.status == "in progress"
+    assert finding.would.startswith(
+        f"await the backup in progress, retrieve, verify and store it, delete it on the {then}"
+    )
+
+
+async def test_an_unreadable_journal_would_be_set_aside_and_the_backup_preserved(desk: Desk) -> None:
+    desk.configure(existing="replace")
+    desk.put()
+    (desk.folder / "journal-backup.json").write_text("torn")
+    finding = await desk.check()
+    assert finding.would.startswith("set the unreadable journal aside; retrieve, verify and store it")
+
+
+async def test_a_node_that_a_run_holds_would_be_waited_for_and_is_not_disturbed(desk: Desk) -> None:
+    descriptor = os.open(desk.folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        finding = await desk.check()
+    finally:
+        os.close(descriptor)
+    assert finding.would.startswith("wait for the run that holds the node; then start a backup")
+
+
+async def test_a_vault_that_is_not_there_yet_is_not_made(desk: Desk) -> None:
+    desk.folder.rmdir()
+    desk.fleet.vault.rmdir()
+    assert (await desk.check()).well
+    assert not desk.fleet.vault.exists()
+
+
+async def test_a_vault_that_cannot_be_made_is_a_problem(desk: Desk) -> None:
+    desk.folder.rmdir()
+    desk.fleet.vault.rmdir()
+    desk.fleet.vault.write_text("a file in the way")
+    finding = await desk.check()
+    assert not finding.well
+    assert str(desk.fleet.vault) in finding.problems[0].text
+
+
+async def test_an_unknown_wording_is_a_problem_with_the_line_that_would_teach_it(desk: Desk) -> None:
+    desk.tell("backup-status", "say", stdout="Zilch in the larder", when="absent")
+    finding = await desk.check()
+    assert not finding.well
+    assert finding.reachable
+    assert "Zilch in the larder" in " ".join(problem.text for problem in finding.problems)
+    assert finding.teach == 'a0cli: {replies: {absent: ["Zilch in the larder"]}}'
+    desk.configure(a0cli={"replies": {"absent": ["Zilch in the larder"]}})
+    taught = await desk.check()
+    assert (taught.well, taught.status, taught.teach) == (True, "nothing there", "")
+
+
+async def test_an_unreachable_node_is_told_from_one_that_refuses(desk: Desk) -> None:
+    desk.tell(None, "unreachable")
+    gone = await desk.check()
+    assert (gone.well, gone.reachable, gone.status, gone.would) == (False, False, "not asked", "nothing")
+    desk.simulated.forget(desk.name)
+    desk.tell("update-commands", "refuse", message="error: permission denied\n")
+    refused = await desk.check()
+    assert not refused.well
+    assert "permission denied" in " ".join(problem.text for problem in refused.problems)
+
+
+async def test_a_node_without_the_backup_role_is_told(desk: Desk) -> None:
+    desk.tell(None, "no_role")
+    finding = await desk.check()
+    assert not finding.well
+    assert "backup" in finding.problems[0].text
+
+
+async def test_a_build_that_is_too_old_is_told_without_touching_the_node(desk: Desk) -> None:
+    desk.node = desk.node | {"build": 6867}
+    desk.configure()
+    finding = await desk.check()
+    assert not finding.well
+    assert desk.simulated.calls(desk.name) == []
+
+
+async def test_problems_of_the_whole_fleet_are_those_of_the_node_too(desk: Desk) -> None:
+    [node] = desk.fleet.nodes
+    finding = await check_node(desk.fleet, node, known=[Problem("no password")])
+    assert (finding.well, finding.problems) == (False, (Problem("no password"),))
+
+
+async def test_a_look_can_be_called_off(desk: Desk) -> None:
+    desk.tell("backup-status", "hang")
+    look = asyncio.ensure_future(desk.check())
+    while not desk.simulated.calls(desk.name, "backup-status"):
+        await asyncio.sleep(0.01)
+    look.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await look
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two halves
+
+
+async def test_a_node_of_which_only_one_half_would_be_made_is_well_and_warned_of(desk: Desk) -> None:
+    finding = await desk.check()
+    assert (finding.well, finding.warnings) == (True, (ONE_HALF,))
+    desk.configure(kinds=["backup-sensitive"])
+    finding = await desk.check()
+    [warning] = finding.warnings
+    assert finding.well
+    assert warning.startswith("backup-sensitive is made without backup, ")
+
+
+async def test_a_node_of_which_both_halves_would_be_made_is_not_warned_of(desk: Desk) -> None:
+    desk.configure(kinds=[*BOTH, {"user-export": ["_id"]}])
+    finding = await desk.check()
+    assert (finding.well, finding.warnings) == (True, ())
+    assert finding.status == "nothing there; nothing there; nothing there"
+
+
+async def test_a_declared_build_tells_of_the_missing_half_though_the_node_is_away(desk: Desk) -> None:
+    desk.node = desk.node | {"build": FIRST_SPLIT_BUILD}
+    desk.configure()
+    desk.tell(None, "unreachable")
+    finding = await desk.check()
+    assert (finding.well, finding.warnings) == (False, (ONE_HALF,))
+
+
+async def test_an_older_build_keeps_all_in_one_backup(old_desk: Desk) -> None:
+    old_desk.configure(kinds=BOTH)
+    undeclared = await old_desk.check()
+    assert not undeclared.well
+    assert undeclared.problems[0].text == "backup-sensitive is not offered by the node"
+    old_desk.node = old_desk.node | {"build": FIRST_SPLIT_BUILD - 1}
+    old_desk.configure(kinds=BOTH)
+    finding = await old_desk.check()
+    assert (finding.well, finding.status, finding.warnings) == (True, "nothing there", ())
+
+
+async def test_a_declared_build_that_is_out_of_date_is_seen_by_what_the_node_offers(desk: Desk) -> None:
+    desk.node = desk.node | {"build": FIRST_SPLIT_BUILD - 1}
+    desk.configure(kinds=BOTH)
+    finding = await desk.check()
+    assert (finding.well, finding.status, finding.warnings) == (True, "nothing there", (ONE_HALF,))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Password and keys
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, bytes]:
+    """The public part of a recovery key, its private part as it is, and under a passphrase."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=3072)
+    forms = (serialization.NoEncryption(), serialization.BestAvailableEncryption(b"a passphrase"))
+    private = [key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, form) for form in forms]
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), private[0], private[1]
+
+
+@pytest.fixture
+def sealed(desk: Desk, pair: tuple[bytes, bytes, bytes]) -> Desk:
+    (desk.room / "keys").mkdir(0o700)
+    (desk.room / "keys/recovery.pub.pem").write_bytes(pair[0])
+    seal_to(desk, "keys/recovery.pub.pem")
+    return desk
+
+
+def seal_to(desk: Desk, *paths: str) -> None:
+    path = desk.simulated.fleet_yaml(desk.room / "fleet.yaml", nodes=[desk.node], kinds=BOTH)
+    text = path.read_text()
+    assert '  env: "A0_BACKUP_PASSWORD"' in text
+    path.write_text(text.replace('env: "A0_BACKUP_PASSWORD"', f"sealed_to: {list(paths)}"))
+    desk.fleet = load_fleet(path)
+
+
+def test_a_shared_password_is_warned_of_once_for_the_whole_fleet(desk: Desk) -> None:
+    assert fleet_warnings(desk.fleet) == (KEYSTREAM_REUSE,)
+    assert "sealed_to" in KEYSTREAM_REUSE
+    assert len(KEYSTREAM_REUSE) < 500  # a report cuts what is longer
+    assert (fleet_notes(desk.fleet), recovery_key_problems(desk.fleet)) == ((), ())
+
+
+def test_sealed_passwords_are_shown_with_the_fingerprint_that_openssl_shows(sealed: Desk) -> None:
+    path = sealed.room / "keys/recovery.pub.pem"
+    der = subprocess.run(["openssl", "pkey", "-pubin", "-in", path, "-outform", "DER"], capture_output=True, check=True)
+    fingerprint = hashlib.sha256(der.stdout).hexdigest()
+    assert fleet_notes(sealed.fleet) == (
+        f"the password of each backup is sealed to {path}, recovery key {fingerprint}",
+    )
+    assert (fleet_warnings(sealed.fleet), recovery_key_problems(sealed.fleet)) == ((), ())
+
+
+def test_a_recovery_key_that_cannot_be_used_is_a_problem_with_a_remedy(
+    sealed: Desk, pair: tuple[bytes, bytes, bytes]
+) -> None:
+    seal_to(sealed, "keys/recovery.pub.pem", "keys/gone.pem")
+    [problem] = recovery_key_problems(sealed.fleet)
+    assert problem.text.startswith(f"recovery key {sealed.room}/keys/gone.pem: ")
+    assert problem.hint
+    assert len(fleet_notes(sealed.fleet)) == 1
+    (sealed.room / "keys/gone.pem").write_bytes(pair[1])
+    assert "PRIVATE" in recovery_key_problems(sealed.fleet)[0].text
+
+
+@pytest.mark.parametrize("form", [1, 2])
+async def test_a_private_key_beside_the_public_one_or_in_the_vault_is_warned_of(
+    sealed: Desk, pair: tuple[bytes, bytes, bytes], form: int
+) -> None:
+    places = [sealed.room / "keys/recovery.key.pem", sealed.fleet.vault / "notes.txt"]
+    for place in places:
+        place.write_bytes(b"kept here for now\n" + pair[form])
+    assert [warning.split()[0] for warning in fleet_warnings(sealed.fleet)] == [str(place) for place in places]
+    (sealed.folder / "recovery.key.pem").write_bytes(pair[form])
+    (sealed.folder / "recovery.key.pem").chmod(0o600)
+    finding = await sealed.check()
+    assert finding.well
+    [warning] = finding.warnings
+    assert warning.startswith(f"{sealed.folder}/recovery.key.pem is or may be the private part of a recovery key")
+
+
+def test_another_private_key_and_odd_neighbours_are_not_taken_for_a_recovery_key(sealed: Desk) -> None:
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    folder = sealed.room / "keys"
+    pem = other.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
+    (folder / "a0cli-key").write_bytes(pem)
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to("loop")
+    (folder / "large").write_bytes(b"-----BEGIN ENCRYPTED PRIVATE KEY-----" + bytes(1 << 20))
+    (folder / "bad").write_bytes(b"-----BEGIN RSA PRIVATE KEY-----\n\xff")
+    (folder / "folder.pem").mkdir()
+    assert fleet_warnings(sealed.fleet) == ()
+
+
+def test_a_key_of_a0cli_that_others_can_use_is_warned_of_and_a_public_one_is_not(desk: Desk) -> None:
+    keys = desk.room / "a0cli keys"
+    keys.mkdir()
+    for name, mode in (("a0cli-key", 0o600), ("a0cli-key.pub", 0o644)):
+        (keys / name).write_text("x")
+        (keys / name).chmod(mode)
+    desk.configure(a0cli={"key_dir": str(keys)})
+    assert fleet_warnings(desk.fleet) == (KEYSTREAM_REUSE,)
+    (keys / "a0cli-key").chmod(0o640)
+    (keys / "linked").symlink_to("a0cli-key")
+    [warning, _] = sorted(fleet_warnings(desk.fleet))
+    assert f"{keys}/a0cli-key has mode 0640, and 1 more so; chmod go= '{keys}'/*" in warning
+    assert "full rights on the nodes" in warning
+
+
+def test_keys_and_vault_that_are_not_there_are_warned_of_by_nobody(sealed: Desk) -> None:
+    sealed.folder.rmdir()
+    sealed.fleet.vault.rmdir()
+    settings = sealed.fleet.a0cli.model_copy(update={"key_dir": sealed.room / "nowhere"})
+    assert fleet_warnings(sealed.fleet.model_copy(update={"a0cli": settings})) == ()
+
+
+async def test_a_vault_that_others_can_read_is_warned_of_where_it_is_open(desk: Desk) -> None:
+    desk.configure(kinds=BOTH)
+    desk.store()
+    (desk.folder / "a link").symlink_to("lock")  # whose mode says nothing
+    assert (await desk.check()).warnings == ()
+    root = desk.fleet.vault
+    root.chmod(0o750)
+    assert fleet_warnings(desk.fleet)[1:] == (
+        f"the vault can be read by others than its owner: {root} has mode 0750; chmod go= {root}",
+    )
+    [manifest] = desk.vault.manifests(desk.name)
+    artifact = desk.vault.artifact(manifest)
+    for path in (artifact, desk.folder / "passwords"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        path.chmod(0o644)
+    finding = await desk.check()
+    assert finding.well
+    assert finding.warnings == (
+        f"the vault can be read by others than its owner: {artifact} has mode 0644, and 1 more so;"
+        f" chmod -R go= {desk.folder}",
+    )
+    await (await asyncio.create_subprocess_exec("chmod", "-R", "go=", desk.folder)).wait()
+    assert (await desk.check()).warnings == ()
+
+
+async def test_a_vault_with_thousands_of_artifacts_is_looked_at_soon(desk: Desk) -> None:
+    desk.configure(kinds=BOTH)
+    for number in range(3000):
+        folder = desk.folder / f"2020{number:04}T000000Z-backup"
+        folder.mkdir(0o700)
+        (folder / "open").touch(0o644)
+    finding = await check_node(desk.fleet, desk.fleet.nodes[0])
+    assert ", and 9 more so" in finding.warnings[0]
+
+
+def test_check_warns_of_a_public_part_that_others_can_replace(sealed: Desk) -> None:
+    (sealed.room / "keys/recovery.pub.pem").chmod(0o666)
+    assert "0666" in "\n".join(fleet_warnings(sealed.fleet))

@@ -1,0 +1,308 @@
+"""Nights without an engine: the product's own loop, whose steps are taken plainly, for tests that need no Prefect.
+
+ended = await night(fleet)                    # in this process
+with Runs(room) as runs:                      # each in a process of its own, which may be killed
+    run = runs.start(fleet_file, flow_run="run-1")
+    print(run.wait(60))
+"""
+
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
+
+from a0backup.backup.loop import NodeOutcomes, back_up_node
+from a0backup.backup.session import NodeSession, Run
+from a0backup.backup.steps import StepName
+from a0backup.errors import A0BackupError
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import Existing, Fleet
+from a0backup.passwords.shared import LoadShared, Source
+from a0backup.report.outcomes import Ending, Outcome
+from a0backup.vault.vault import Vault
+from tests.support.paths import REPOSITORY
+from tests.support.patience import patience
+
+PASSWORD = "Passw0rd"
+T = TypeVar("T")
+Hook = Callable[[str], None]
+
+
+# -- the driver --------------------------------------------------------------------------------------------------------
+
+READS = (StepName.UPDATE_COMMANDS, StepName.PING, StepName.STATUS, StepName.DELETE, StepName.CONFIRM_DELETE)
+
+
+@dataclass
+class Plainly:
+    """Takes each step as it is, an await or a transient fault again after a moment, as the flows do; see `TakeStep`.
+
+    *after* is told each step that ended well, and *taken* holds them; both name the steps of the node as a whole too.
+    """
+
+    after: Hook = lambda name: None
+    taken: list[str] = field(default_factory=list)
+
+    async def __call__(self, name: StepName, session: NodeSession, kind: str, work: Callable[[], Awaitable[T]]) -> T:
+        tries = 100_000 if name is StepName.AWAIT else 4 if name in READS else 1
+        result = await again(work, tries)
+        self.taken.append(name)
+        self.after(name)
+        return result
+
+
+async def again(work: Callable[[], Awaitable[T]], tries: int) -> T:
+    """Do *work*, up to so many times while its error is transient."""
+    for _ in range(tries - 1):
+        try:
+            return await work()
+        except A0BackupError as error:
+            if not error.transient:
+                raise
+        await asyncio.sleep(0.02)
+    return await work()
+
+
+async def nothing_shared(source: Source) -> str | None:
+    return None
+
+
+def sharing(password: str) -> LoadShared:
+    async def shared(source: Source) -> str | None:
+        return None if source.sealed_to else password
+
+    return shared
+
+
+@dataclass(frozen=True)
+class Night:
+    """How a run ended for one kind, and the steps that it took."""
+
+    outcome: Outcome
+    error: BaseException | None
+    stages: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> str:
+        return "; ".join(self.outcome.notes)
+
+
+def run_of(fleet: Fleet, flow_run: str, *, existing: Existing | None = None, began: datetime | None = None) -> Run:
+    """A run that begins now, or that began at a time when only what was stored before *began* was there."""
+    run = Run.begin(fleet, fleet.nodes, id=flow_run, existing=existing)
+    if began is None:
+        return run
+    stored = {
+        node: snapshot._replace(ids=frozenset(m.id for m in Vault(fleet.vault).manifests(node) if m.stored_at < began))
+        for node, snapshot in run.stored_before.items()
+    }
+    return replace(run, stored_before=stored)
+
+
+async def night(fleet: Fleet, **said: Any) -> Night:
+    """One run on the only node of *fleet*, of its first kind; see `whole_night`."""
+    [ended, *_] = await whole_night(fleet, **said)
+    return ended
+
+
+async def whole_night(
+    fleet: Fleet,
+    *,
+    flow_run: str = "run-2",
+    existing: Existing | None = None,
+    began: datetime | None = None,
+    password: str = PASSWORD,
+    after: Hook = lambda name: None,
+    run: Run | None = None,
+) -> list[Night]:
+    """One run on the only node of *fleet*: how each of its kinds ended. *after* is told each step that ended well."""
+    [node] = fleet.nodes
+    outcomes, plainly = NodeOutcomes(node, fleet), Plainly(after)
+    run = run or run_of(fleet, flow_run, existing=existing, began=began)
+    await back_up_node(run, outcomes, take=plainly, shared=sharing(password))
+    return [Night(*ended, plainly.taken) for ended in zip(outcomes.all, outcomes.errors, strict=True)]
+
+
+# -- runs in processes of their own ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the process of a run ended: killed by *signal*, or with how each kind ended."""
+
+    signal: int
+    outcomes: list[Outcome]
+    errors: list[str]
+    unforeseen: str = ""  # the traceback of what is no A0BackupError
+
+    @property
+    def stored(self) -> bool:
+        return bool(self.outcomes) and all(outcome.well for outcome in self.outcomes)
+
+
+class Running:
+    """A run in a process of its own."""
+
+    def __init__(self, runs: "Runs", pid: int, report: Path) -> None:
+        self.runs, self.pid, self._report = runs, pid, report
+
+    @property
+    def lives(self) -> bool:
+        """Whether the process is still there."""
+        return Path(f"/proc/{self.pid}").exists()
+
+    def wait(self, seconds: float = 120) -> Ended:
+        """Return how it ended. Raise TimeoutError after *seconds*, with the process killed."""
+        status = self.runs._status_of(self.pid, seconds)
+        if status < 0:
+            return Ended(-status, [], [])
+        said = json.loads(self._report.read_text())
+        outcomes = [Outcome(**{**each, "ending": Ending(each["ending"])}) for each in said["outcomes"]]
+        return Ended(0, outcomes, said["errors"], said["unforeseen"])
+
+
+class Runs:
+    """A warm process that forks one for each run, so that a run costs no start of Python.
+
+    *environment* is added to that of the warm process, such as the library of a fault harness.
+    """
+
+    def __init__(self, room: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.room = room
+        self._environment = {**os.environ, **(environment or {})}
+        self._ended: dict[int, int] = {}
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        program = "from tests.support.nights import serve_runs; serve_runs()"
+        with (self.room / "runs.log").open("ab") as log:
+            self._warm = subprocess.Popen(
+                [sys.executable, "-c", program],
+                cwd=REPOSITORY,
+                env=self._environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # The end of its stdin makes it kill its runs and end.
+        self._warm.communicate(timeout=patience(30))
+
+    def start(self, fleet_file: Path, *, attach: Path | None = None, **said: object) -> Running:
+        """Start `whole_night` with *said* in a process of its own; *attach*: to that control file of the disk."""
+        self._count += 1
+        report = self.room / f"run-{self._count}.json"
+        order = {"fleet_file": str(fleet_file), "report": str(report), "attach": str(attach or ""), "said": said}
+        assert self._warm.stdin is not None
+        self._warm.stdin.write(json.dumps(order, default=str).encode() + b"\n")
+        self._warm.stdin.flush()
+        return Running(self, int(self._line(patience(30))["started"]), report)
+
+    def _line(self, seconds: float) -> dict[str, int]:
+        """Return the next 'started', noting what ended meanwhile; without one until then, raise TimeoutError."""
+        stdout = self._warm.stdout
+        assert stdout is not None
+        ends = time.monotonic() + seconds
+        while select.select([stdout], [], [], max(0, ends - time.monotonic()))[0]:
+            # Unbuffered lines of a few bytes: each is written at once and comes whole.
+            line = b""
+            while not line.endswith(b"\n"):
+                piece = os.read(stdout.fileno(), 1)
+                if not piece:
+                    raise RuntimeError(f"the warm process ended: {(self.room / 'runs.log').read_text()[-3000:]}")
+                line += piece
+            said: dict[str, int] = json.loads(line)
+            if "started" in said:
+                return said
+            self._ended[said["ended"]] = said["status"]
+            return said
+        raise TimeoutError(f"nothing from the warm process for {seconds:.0f} s")
+
+    def _status_of(self, pid: int, seconds: float) -> int:
+        ends = time.monotonic() + patience(seconds)
+        try:
+            while pid not in self._ended:
+                self._line(ends - time.monotonic())
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        return self._ended.pop(pid)
+
+
+def serve_runs() -> None:
+    """The warm process: fork a run for each line on stdin, tell on stdout when it starts and ends."""
+    os.nice(5)  # as those of tests/support/warm.py
+    pids: dict[int, int] = {}  # by the descriptor that becomes readable when the process ends
+    orders = b""
+
+    def tell(**line: int) -> None:
+        os.write(1, json.dumps(line).encode() + b"\n")
+
+    while True:
+        for ready in select.select([0, *pids], [], [])[0]:
+            if ready != 0:
+                pid = pids.pop(ready)
+                os.close(ready)
+                tell(ended=pid, status=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                continue
+            piece = os.read(0, 1 << 16)
+            if not piece:
+                for pid in pids.values():
+                    os.kill(pid, signal.SIGKILL)
+                return
+            *whole, orders = (orders + piece).split(b"\n")
+            for order in map(json.loads, whole):
+                pid = os.fork()
+                if pid == 0:
+                    _run_forked(order)
+                pids[os.pidfd_open(pid)] = pid
+                tell(started=pid)
+
+
+def _run_forked(order: Mapping[str, Any]) -> NoReturn:
+    """Do one run and end this process, whatever happens."""
+    status = 1
+    try:
+        os.setsid()
+        os.umask(0)  # the vault's files are private whatever it is
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        log = os.open(f"{order['report']}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        for descriptor, target in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(descriptor, target)
+        os.closerange(3, 1024)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+        if order["attach"]:
+            ctypes.CDLL(None).a0_disk_attach(order["attach"].encode())
+        said = dict(order["said"])
+        if said.get("began") is not None:
+            said["began"] = datetime.fromisoformat(said["began"])
+        report: dict[str, Any] = {"outcomes": [], "errors": [], "unforeseen": ""}
+        try:
+            nights = asyncio.run(whole_night(load_fleet(order["fleet_file"]), **said))
+            report["outcomes"] = [asdict(night.outcome) for night in nights]
+            report["errors"] = [type(night.error).__name__ if night.error else "" for night in nights]
+        except BaseException:  # noqa: BLE001 - told to whoever started this process
+            report["unforeseen"] = traceback.format_exc()
+        Path(order["report"]).write_text(json.dumps(report))
+        status = 0
+    except BaseException:  # noqa: BLE001 - a fork must never go on with its parent's work
+        traceback.print_exc()
+    finally:
+        os._exit(status)
