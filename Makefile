@@ -1,19 +1,19 @@
-# make setup   a virtual environment with the `a0backup` command in it
-# make install the same for a machine that makes backups: without the tools of development
-# make demo    a simulated three-node fleet, backed up for real
-# make test    the tests to run before every commit
-# make test-all     every test, with real servers and browser, and how much of the core the quick ones cover
-# make test-faults  every kill and fault, and the table of what was tried
-# make mutants      changes the code that decides, bit by bit, and names each change that no test noticed
-# make lint    ruff, format check and mypy
-# make lock    resolve the dependencies anew (needs uv)
+# make setup        create a virtual environment with the `a0backup` command
+# make install      the same for a machine that makes backups, without the development tools
+# make demo         back up a simulated three-node fleet for real
+# make test         run the tests that must pass before every commit
+# make test-all     run every test, with real servers and a browser, and report the quick tests' coverage of the core
+# make test-faults  try every kill and fault, with a table of what was tried
+# make mutants      change the deciding code bit by bit, and list each change that no test noticed
+# make lint         ruff, format check and mypy
+# make lock         resolve the dependencies anew (needs uv)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Of pytest-xdist. Most tests wait for processes, so that more of them than cores keep the cores busy.
+# Workers of pytest-xdist. Most tests wait for processes, so it takes more workers than cores to keep the cores busy.
 WORKERS ?= 4
 test-faults: WORKERS := 6
 PYTEST = -m pytest -n $(WORKERS) --dist
@@ -22,21 +22,22 @@ PYTEST = -m pytest -n $(WORKERS) --dist
 
 setup: $(STAMP)
 
-# Hashes for everything that is installed, build backend included; nothing is built in isolation behind them. The lock is
-# whole, so nothing is left to resolve: pip would look for newer versions where a package is asked for with its extras.
+# Everything installed is checked by its hash, the build backend included; no isolated build bypasses the hashes. The lock
+# is complete, so nothing is resolved: pip would look for newer versions of a package that is requested with its extras.
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/pip
 	@echo "installing into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
-# Not python: Debian without python3-venv leaves that behind, and no pip.
+# The target is pip, not python: Debian without python3-venv leaves a python behind, but no pip.
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("a0backup needs Python 3.11 or later, this is " + sys.version.split()[0] + "; say: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv --clear $(VENV)
 
-# As the image: all that the lock names is checked by its hash, and what the package asks for installed from that alone; by
-# force, so that an older lock can be gone back to. Then the package as `setup` leaves it, beside its prefect.yaml.
+# As in the image: everything in the lock is checked by its hash, and the package's requirements are installed from that
+# alone. The installation is forced: this allows a return to an older lock. Then the package is installed as by `setup`,
+# beside its prefect.yaml.
 install: | $(BIN)/pip
 	@echo "installing into $(VENV) ..."
 	@rm -rf $(VENV)/wheels
@@ -51,11 +52,11 @@ demo: setup
 test: setup
 	@$(BIN)/python $(PYTEST) worksteal --extent quick
 
-# What `test-all` runs on top of `test`.
+# What `test-all` runs in addition to `test`.
 test-rest: setup
 	@$(BIN)/python $(PYTEST) loadgroup --extent rest
 
-# The core is measured in the quick tests alone: in the others it would slow each server and worker that they start.
+# Only the quick tests measure the coverage of the core: in the others it would slow each server and worker they start.
 test-all: setup
 	@rm -f .coverage .coverage.*
 	@status=0; $(BIN)/coverage run $(PYTEST) worksteal --extent quick || status=1; \

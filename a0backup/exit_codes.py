@@ -1,4 +1,4 @@
-"""The exit codes of the command: the one place that defines them."""
+"""The exit codes of the command, defined only here."""
 
 from enum import IntEnum
 

@@ -1,4 +1,4 @@
-"""Files that survive a crash, and reading them as the disk has them."""
+"""Write files that survive a crash, and read files as the disk has them."""
 
 import asyncio
 import contextlib
@@ -21,14 +21,14 @@ R = TypeVar("R")
 
 
 class StoppedError(Exception):
-    """The work in this thread was called off by whoever waits for it."""
+    """The caller that waits for this thread has cancelled its work."""
 
 
 _stopping: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stopping", default=None)
 
 
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run *function* in a thread; when cancelled, call it off and wait for its end before going on.
+    """Run *function* in a thread; when cancelled, stop the thread's work and wait for its end.
 
     The wait keeps the node's lock from being released while the thread still renames or writes.
     """
@@ -40,17 +40,17 @@ async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         stop.set()
-        # However often it is cancelled meanwhile.
+        # Wait to the end, however often this is cancelled.
         while not work.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([work])
         if not work.cancelled():
-            work.exception()  # taken, so that the loop does not report it as never retrieved
+            work.exception()  # retrieved here, or the loop reports it as never retrieved
         raise
 
 
 def raise_if_stopped() -> None:
-    """Raise StoppedError where the work in this thread was called off; to be asked every chunk or so."""
+    """Raise StoppedError if the work in this thread was cancelled; call it about once per chunk."""
     stop = _stopping.get()
     if stop is not None and stop.is_set():
         raise StoppedError
@@ -66,7 +66,7 @@ class Digests:
 
 
 class Hasher:
-    """Takes the digests of bytes that go by."""
+    """Computes the digests of a stream of bytes."""
 
     def __init__(self) -> None:
         self._md5, self._sha256, self._size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
@@ -77,15 +77,16 @@ class Hasher:
         self._size += len(chunk)
 
     def digests(self) -> Digests:
-        """Return those of all bytes so far."""
+        """Return the digests of all bytes so far."""
         return Digests(self._size, self._md5.hexdigest(), self._sha256.hexdigest())
 
 
 def digests(path: Path, *, past_cache: bool = False) -> Digests:
-    """Return the digests of *path*, reading it once in constant memory. Raise OSError, or StoppedError when called off.
+    """Return the digests of *path*, read once in constant memory. Raise OSError, or StoppedError when cancelled.
 
-    With *past_cache* the pages that the kernel holds of it are dropped first, so that what the disk has is read. They
-    are dropped again on the way: a file larger than the memory of the machine must not push everything else out.
+    With *past_cache*, the kernel's cached pages of the file are dropped first: the bytes then come
+    from the disk. They are dropped again at the end: a file larger than the machine's memory must
+    not push everything else out.
     """
     hasher = Hasher()
     with path.open("rb", buffering=0) as file:
@@ -100,7 +101,7 @@ def digests(path: Path, *, past_cache: bool = False) -> Digests:
 
 
 class UnsuitableFileError(Exception):
-    """A file is not what it was taken for; *reason* completes a sentence that begins with it."""
+    """A file is not what it was expected to be; *reason* completes a sentence that begins with the file."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -108,14 +109,14 @@ class UnsuitableFileError(Exception):
 
 
 class ExposedFileError(UnsuitableFileError):
-    """Others than its owner may read or write a file that is to be private."""
+    """Others than the owner may read or write a file that must be private."""
 
 
 def read_whole(path: Path, limit: int, *, follow: bool = False, private: bool = False) -> bytes:
-    """Return the content of the regular file *path*, of *limit* bytes at most; no pipe is waited for.
+    """Return the content of the regular file *path*, at most *limit* bytes, without waiting for a pipe.
 
-    A link is refused unless *follow*. Raise UnsuitableFileError, OSError; ExposedFileError where it is to be *private*
-    and others than its owner may read or write it.
+    A link is refused unless *follow*. Raise UnsuitableFileError, OSError; ExposedFileError if the
+    file must be *private* and others than its owner may read or write it.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
@@ -142,12 +143,12 @@ def read_whole(path: Path, limit: int, *, follow: bool = False, private: bool = 
 
 
 def open_regular(path: str, flags: int) -> int:
-    """Open *path* for the `opener` of `open`: neither a link is followed nor a pipe waited for. Raise OSError."""
+    """Open *path* as the `opener` of `open`, without following a link or waiting for a pipe. Raise OSError."""
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def open_private(path: str, flags: int) -> int:
-    """Open *path* for the `opener` of `open`; a new file is its owner's alone. Raise OSError."""
+    """Open *path* as the `opener` of `open`; only the owner may access a new file. Raise OSError."""
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
@@ -159,13 +160,13 @@ def read_past_cache(path: Path) -> bytes:
 
 
 def _drop_cached_pages(fd: int) -> None:
-    # Linux only; elsewhere the read back is of the cache, which is still a read of what was written.
+    # Linux only. Elsewhere the read back comes from the cache, which still reads what was written.
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def make_private_directory(path: Path) -> None:
-    """Make *path* and what is missing above it with mode 0700, whatever the umask; one that exists is left as it is."""
+    """Make *path* and its missing parents with mode 0700, whatever the umask; existing ones stay unchanged."""
     if path.is_dir():
         return
     make_private_directory(path.parent)
@@ -178,7 +179,7 @@ def make_private_directory(path: Path) -> None:
 
 
 def make_new_directory(path: Path) -> None:
-    """Make *path* with mode 0700 exclusively. Raise FileExistsError where it is there already."""
+    """Make the new directory *path* with mode 0700. Raise FileExistsError if it already exists."""
     path.mkdir(0o700)
     path.chmod(0o700)
     fsync_directory(path.parent)
@@ -190,11 +191,11 @@ def fsync_directory(path: Path) -> None:
 
 
 def make_durable(path: Path) -> None:
-    """Make the bytes of *path* durable, under this name; where fsync fails they are written anew, once. Raise OSError.
+    """Make the bytes of *path* durable under this name; if fsync fails, rewrite them once. Raise OSError.
 
-    After an error the same file is never synced again: the kernel may have forgotten what it could not write, and a
-    second fsync would then lie (LWN, "PostgreSQL's fsync() surprise"). What is written anew is what the disk gives
-    back.
+    After an error the same file is never synced again: the kernel may have forgotten what it could
+    not write, and a second fsync would then report a false success (LWN, "PostgreSQL's fsync()
+    surprise"). The rewrite uses the bytes that the disk returns.
     """
     try:
         _fsync(path, os.O_RDONLY | os.O_NOFOLLOW)
@@ -214,12 +215,14 @@ def _fsync(path: Path, flags: int) -> None:
 
 
 def publish(path: Path, content: bytes, *, check: Callable[[Path], None] = lambda written: None) -> None:
-    """Replace *path* by *content* atomically and durably, mode 0600: all of it is there after a crash, or none.
+    """Replace *path* by *content* atomically and durably, mode 0600: after a crash, all of it is there or none.
 
-    *check* is given the written file before it takes its place, and raises where it must not.
+    *check* receives the written file before it takes its place, and raises an error to prevent
+    that.
 
-    Where it cannot be made durable it is written anew, to another file, once. Raise OSError; nothing is left beside
-    the file then, and the former one is still whole unless only the new name could not be made durable.
+    If the file cannot be made durable, it is written once more, to another file. Raise OSError;
+    then no other file is left, and the former file is still whole unless only the new name could
+    not be made durable.
     """
     try:
         _write_and_rename(path, [content], check)
@@ -252,6 +255,6 @@ def _write_and_rename(
 
 
 def remove_durably(path: Path) -> None:
-    """Remove the file *path*, if it is there, so that it stays away after a crash."""
+    """Remove the file *path* if it exists; it stays removed after a crash."""
     path.unlink(missing_ok=True)
     fsync_directory(path.parent)

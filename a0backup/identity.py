@@ -1,12 +1,12 @@
-"""Which node backup it is: the one place that compares them."""
+"""The identity of a node backup: the one place that compares backups."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class BackupIdentity(BaseModel):
-    """The name and the md5 that a node shows of a backup. *md5* is None where it shows none that is well-formed.
+    """The name and the md5 that a node shows for a backup; two equal identities are the same backup.
 
-    Two that are equal are the same backup.
+    *md5* is None if the node shows none that is well-formed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -15,5 +15,5 @@ class BackupIdentity(BaseModel):
     md5: str | None
 
     def may_be(self, other: "BackupIdentity") -> bool:
-        """Return whether both may be the same backup: an md5 that is not shown proves nothing."""
+        """Return whether both may be the same backup; an md5 that is not shown proves nothing."""
         return self.name == other.name and (self.md5 == other.md5 or None in (self.md5, other.md5))

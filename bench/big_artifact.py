@@ -1,8 +1,9 @@
-"""The memory that `a0backup run` takes for one large artifact, and its speed beside `md5sum` and `cp` of the same file.
+"""Measure the memory of `a0backup run` for one large artifact, and its speed against `md5sum` and `cp` of that file.
 
 python bench/big_artifact.py --size 5000000000
 
-Ends with 1 where the run failed or its process went over 200 MB. Needs three times the size free below TMPDIR.
+The exit code is 1 where the run failed or its process exceeded 200 MB. Needs three times the size free
+below TMPDIR.
 """
 
 import argparse
@@ -29,7 +30,7 @@ A0BACKUP = Path(sys.executable).with_name("a0backup")
 
 @dataclass
 class Sampled:
-    """How a process ended, and what it had resident over time: (seconds since the epoch, bytes)."""
+    """How a process ended, and its resident memory over time: (seconds since the epoch, bytes)."""
 
     exit_code: int
     resident: list[tuple[float, int]]
@@ -39,7 +40,7 @@ class Sampled:
 
 
 def sampled(command: list[str], environment: dict[str, str]) -> Sampled:
-    """Run *command* and sample what it alone has resident, its children apart."""
+    """Run *command* and sample its own resident memory, without its children."""
     resident: list[tuple[float, int]] = []
     with subprocess.Popen(command, env=environment) as running:
         process = psutil.Process(running.pid)

@@ -1,9 +1,10 @@
-"""`a0backup run` on a simulated fleet, beside a plain shell script that makes the same a0cli calls under `xargs -P`.
+"""Compare `a0backup run` on a simulated fleet with a shell script that makes the same a0cli calls under `xargs -P`.
 
 python bench/fleet.py --nodes 100
 
-The script keeps no journal, lock, manifest or report, and waits for no disk: it is the floor, not an equal. Both take
-turns on the same fleet, on an engine home that is migrated already; the fastest round of each counts.
+The script keeps no journal, lock, manifest or report, and waits for no disk: it is a lower bound, not an
+equal. Both take turns on the same fleet, on an engine home that is already migrated. The fastest round
+of each counts.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from simulator.fleet import SimulatedFleet
 
 A0BACKUP = Path(sys.executable).with_name("a0backup")
 BACKUP_SECONDS = 0.4
-PAUSE = 0.2  # between two polls
+PAUSE = 0.2  # seconds between two polls
 PARALLEL = 32
 
 SCRIPT = """\
@@ -51,7 +52,7 @@ node backup-status "$2" | grep -q 'No backup found'
 
 
 def seconds_of(command: list[str], environment: dict[str, str], given: str | None = None) -> float:
-    """Return how long *command* took. Raise CalledProcessError, once its words are shown, where it failed."""
+    """Return the seconds that *command* took. Show its errors and raise CalledProcessError where it failed."""
     began = time.perf_counter()
     done = subprocess.run(
         command, env=environment, input=given, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -1,9 +1,10 @@
-"""The inspection of an artifact beside each of its stages alone, and beside what a person's shell does for the same.
+"""Compare the inspection of an artifact with each of its stages alone, and with shell commands for the same work.
 
 python bench/inspection.py --size 150000000
 
-Two artifacts, of documents that hardly compress and of ones that compress about 5:1. All that is measured takes turns,
-the page cache warm; the fastest round of each counts. Speeds are in MB of the artifact a second.
+There are two artifacts: one of documents that hardly compress, one of documents that compress about 5:1.
+All measurements take turns, with a warm page cache; the fastest round of each counts. Speeds are in MB
+of the artifact per second.
 """
 
 import argparse
@@ -49,7 +50,7 @@ class Limits:
 
 
 def documents(size: int) -> bytes:
-    """Return user documents of about *size* bytes that gzip makes a fifth of."""
+    """Return user documents of about *size* bytes that gzip compresses to a fifth."""
     rng = random.Random("documents")
     words = [rng.randbytes(4).hex() for _ in range(200)]
     made: list[bytes] = []
@@ -75,7 +76,7 @@ def documents(size: int) -> bytes:
 
 
 def make_compressible(path: Path, size: int) -> None:
-    """Write an artifact of about *size* bytes to *path*: one block, compressed as gzip does by default, many times."""
+    """Write an artifact of about *size* bytes to *path*: one block, compressed at gzip's default level, repeated."""
     block = documents(4 << 20)
     packer = zlib.compressobj(6, zlib.DEFLATED, -15)
     packed = packer.compress(block) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -135,7 +136,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def measure(place: Path, rounds: int) -> dict[str, Any]:
-    """Measure all on the file `artifact` in *place*."""
+    """Measure everything on the file `artifact` in *place*."""
     encrypted, packed, tar = (place / name for name in ("artifact", "packed", "tar"))
     cipher = decryptor(PASSWORD)
     with packed.open("wb") as file:
@@ -149,7 +150,7 @@ def measure(place: Path, rounds: int) -> dict[str, Any]:
         if done.returncode:
             sys.exit(done.stderr)
 
-    # The inflate has its CRC in it; the stages read what they work on from the page cache, as `read` alone does.
+    # The inflate includes its CRC. The stages read their input from the page cache, as `read` alone does.
     stages: dict[str, Callable[[], object]] = {
         "read": lambda: exhaust(chunks(encrypted)),
         "md5": lambda: hash_all(encrypted, "md5"),

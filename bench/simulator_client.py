@@ -1,4 +1,4 @@
-"""How long a call of the stand-in a0cli takes, beside an interpreter that does nothing.
+"""Measure how long a call of the stand-in a0cli takes, compared with an interpreter that does nothing.
 
 python bench/simulator_client.py
 """
@@ -17,7 +17,7 @@ from simulator.fleet import SimulatedFleet
 
 
 def fastest(command: list[str], directory: Path, rounds: int) -> float:
-    """Return the seconds of the fastest of *rounds* runs: what else the machine does only ever adds to it."""
+    """Return the seconds of the fastest of *rounds* runs: other load on the machine only ever adds time."""
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()

@@ -1,1 +1,1 @@
-"""How it is installed: the engine's own server, and the registration of blocks, limits and automations."""
+"""The installation: the engine's own server, and the registration of blocks, limits and automations."""

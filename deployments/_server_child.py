@@ -1,7 +1,7 @@
 """The engine's own server, as the process that ``deployments.server`` starts: ``python _server_child.py SOCKET_FD``.
 
-It serves API, UI and all services on the socket it inherits, and ends itself when its standard input ends. Only its
-parent holds the other end of that pipe, so a parent that is killed takes the server with it.
+It serves API, UI and all services on the socket it inherits, and exits when its standard input ends.
+Only its parent holds the other end of that pipe, so a killed parent takes the server with it.
 """
 
 import gc
@@ -13,13 +13,13 @@ import threading
 import time
 
 GRACE = 4.0
-"""Seconds in which the server may end by itself once its parent is gone."""
+"""Seconds that the server gets to end by itself once its parent is gone."""
 
 
 def main() -> None:
     os.umask(0o077)
-    # A Ctrl-C or a stop of the whole service reaches this process together with its parent, which still needs it to
-    # record how the run ended: the pipe alone says when to end.
+    # Ctrl-C, or a stop of the whole service, reaches this process together with its parent. The parent still needs the
+    # server to record how the run ended, so only the pipe ends it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     parent_gone = threading.Event()
@@ -33,16 +33,16 @@ def main() -> None:
 
     threading.Thread(target=watch_the_parent, daemon=True).start()
 
-    # The start makes millions of objects that stay; looking for garbage among them would take a quarter of its time.
+    # The start creates millions of permanent objects. Looking for garbage among them would take a quarter of its time.
     gc.disable()
-    # Imported late: the import takes seconds, and a parent may be killed within them.
+    # Imported late: the import takes seconds, and the parent may be killed meanwhile.
     import uvicorn
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: object) -> None:
-            """Take no notice, as above."""
+            """Ignore the signal, as above."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -52,7 +52,7 @@ def main() -> None:
         async def on_tick(self, counter: int) -> bool:
             return parent_gone.is_set() or await super().on_tick(counter)
 
-    # What `prefect server start` does in the foreground, on a socket that is bound already.
+    # What `prefect server start` does in the foreground, on a socket that is already bound.
     api = get_current_settings().server.api
     config = uvicorn.Config(
         create_app(final=True),
@@ -65,7 +65,7 @@ def main() -> None:
     )
     server = Server(config)
     server.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
-    # Threads of the database driver may still wait, and would keep the interpreter from ending.
+    # Threads of the database driver may still be waiting and would keep the interpreter from exiting.
     os._exit(0 if server.started else 1)
 
 

@@ -1,4 +1,4 @@
-"""The automations that the engine must hold: zombie runs are ended, failed and late ones are told of."""
+"""The automations that the engine must hold: they end zombie runs and notify of failed and late ones."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,14 +14,14 @@ POOL = "appliance"
 TELL_OF_FAILED = "a0backup: tell of failed runs"
 
 
-# Of each run a person waits for; a node's run that the night started is told of by the night.
+# The tag of each run that a person waits for. The night reports on the node runs that it started.
 WATCHED_TAG = "a0backup"
 
 
 NODE_TAG = "a0backup-node"
 
 
-# Prefect's default is a heartbeat in 180 s: one that was missed, while a server restarts, is no death.
+# Prefect's default is one heartbeat per 180 s. One missed heartbeat, while a server restarts, does not mean a death.
 ZOMBIE_AFTER = timedelta(seconds=3 * 180)
 
 
@@ -30,14 +30,14 @@ _ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
 
 @dataclass(frozen=True)
 class Notify:
-    """The operator's notification block, as the address SLUG/NAME and the id of its document."""
+    """The operator's notification block: its address SLUG/NAME and the id of its document."""
 
     address: str
     document: UUID
 
 
 def automations(notify: Notify | None) -> list[AutomationCore]:
-    """Return the automations: a run whose process died is ended; with *notify*, failed and late ones are told of."""
+    """Return the automations: end runs whose process died and, with *notify*, notify of failed and late runs."""
     ours = {"prefect.resource.role": "tag", "prefect.resource.id": [f"prefect.tag.{WATCHED_TAG}"]}
     with_nodes = {**ours, "prefect.resource.id": [f"prefect.tag.{WATCHED_TAG}", f"prefect.tag.{NODE_TAG}"]}
     runs = {"prefect.resource.id": "prefect.flow-run.*"}
@@ -51,10 +51,10 @@ def automations(notify: Notify | None) -> list[AutomationCore]:
             ),
             trigger=EventTrigger(
                 posture=Posture.Proactive,
-                match=runs,  # type: ignore[arg-type]  # a dict is what Prefect's own examples give
+                match=runs,  # type: ignore[arg-type]  # Prefect's own examples pass a dict
                 match_related=with_nodes,  # type: ignore[arg-type]
-                # A run may die before its first heartbeat, which comes with Running: the time runs from when a worker
-                # takes it up.
+                # A run may die before its first heartbeat, which comes with Running. So the time counts from the moment
+                # a worker takes the run up.
                 after={"prefect.flow-run.Pending", "prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
                 expect={"prefect.flow-run.heartbeat"} | ended,
                 for_each={"prefect.resource.id"},

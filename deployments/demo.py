@@ -1,4 +1,4 @@
-"""`a0backup demo`: a simulated three-node fleet, backed up by the real flow, and what to look at afterwards."""
+"""`a0backup demo`: back up a simulated three-node fleet with the real flow, and say what to look at afterwards."""
 
 import json
 import secrets
@@ -52,7 +52,7 @@ def run_demo(directory: Path | None) -> int:
 
 @contextmanager
 def _simulated_fleet(place: Path) -> Iterator[Path]:
-    """Run the simulated appliance as a process of its own; yield the fleet.yaml that names its nodes."""
+    """Run the simulated appliance as a separate process; yield the fleet.yaml that names its nodes."""
     command = [sys.executable, "-m", "simulator", "serve", "--until-stdin-closes"]
     command += ["--state", str(place / "simulator"), "--nodes", ",".join(NODES)]
     command += ["--size", str(ARTIFACT_BYTES), "--backup-seconds", "2"]

@@ -1,4 +1,4 @@
-"""`a0backup engine check`: what the engine lacks for the night to come, and what should not stay as it is."""
+"""`a0backup engine check`: what the engine lacks for the next night, and what else needs fixing."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from deployments.engine_objects import EngineObject
 
 REGISTER = "`a0backup engine register` puts it right"
-# Those whose runs are backups, by Prefect's names.
+# The flows that back up, by their Prefect names.
 _BACKUPS = ("backup-fleet", "backup-node")
-# The server's scheduler goes round every minute.
+# The server's scheduler runs every minute.
 _SCHEDULED_WITHIN = timedelta(minutes=2)
-# As Prefect's foreman judges (server/services/foreman.py), which is not there to set OFFLINE where services are down.
+# The rule of Prefect's foreman (server/services/foreman.py), which cannot set OFFLINE itself where services are down.
 _MISSED_HEARTBEATS, _HEARTBEAT_SECONDS = 3, 30
 _SWITCH_ON = "switch it on in the UI"
 _MEMORY = "prefect.server.concurrency.lease_storage.memory"
@@ -34,13 +34,13 @@ class Verdict(StrEnum):
     """What a remark means for the next night."""
 
     WELL = "well"
-    WARNING = "warning"  # the night runs, and this should not stay so
+    WARNING = "warning"  # the night runs, but fix this
     PROBLEM = "problem"  # the night does not run, or not as fleet.yaml and prefect.yaml say
 
 
 @dataclass(frozen=True)
 class Remark:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     verdict: Verdict
     text: str
@@ -51,7 +51,7 @@ class Remark:
 
 
 def check_engine(fleet: Fleet) -> list[Remark]:
-    """Return what was found of the engine in use, the worst first. Raise EngineError where none can be asked."""
+    """Return the remarks about the engine in use, worst first. Raise EngineError where no engine is available."""
     with engine_in_use():
         remarks = asyncio.run(_all(fleet))
     return sorted(remarks, key=lambda remark: list(Verdict)[::-1].index(remark.verdict))
@@ -62,7 +62,8 @@ async def _all(fleet: Fleet) -> list[Remark]:
 
     things = wanted(fleet)
     async with engine_client() as client:
-        # By the server's clock, which set the times that are looked at: a machine whose own is wrong sees no dead.
+        # Use the server's clock, which set the times compared here: with a wrong clock of its own, a machine would not
+        # detect dead workers and runs.
         answer = await client.request("GET", "/health")
         now = parsedate_to_datetime(answer.headers["date"])
         looks = (
@@ -106,7 +107,7 @@ async def _workers(client: "PrefectClient", now: datetime) -> AsyncIterator[Rema
     try:
         pool = await client.read_work_pool(POOL)
     except ObjectNotFound:
-        return  # said above
+        return  # reported above
     if pool.is_paused:
         yield Remark(Verdict.PROBLEM, f"the work pool {POOL} is paused", f"`prefect work-pool resume {POOL}`")
     if (await client.read_work_queue(pool.default_queue_id)).is_paused:
@@ -128,7 +129,7 @@ async def _workers(client: "PrefectClient", now: datetime) -> AsyncIterator[Rema
 
 
 async def _coming(client: "PrefectClient", things: "Sequence[EngineObject]", now: datetime) -> AsyncIterator[Remark]:
-    """Look for the next run of each deployment that prefect.yaml gives a schedule, whatever may keep it away."""
+    """Check that each deployment with a schedule in prefect.yaml has a next run, whatever may prevent one."""
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.exceptions import ObjectNotFound
 
@@ -143,12 +144,12 @@ async def _coming(client: "PrefectClient", things: "Sequence[EngineObject]", now
         try:
             found = await client.read_deployment_by_name(thing.name)
         except ObjectNotFound:
-            continue  # said above
+            continue  # reported above
         to_come = FlowRunFilter.model_validate(
             {
                 "deployment_id": {"any_": [found.id]},
                 "state": {"name": {"any_": ["Scheduled"]}},
-                # The scheduler's own tag: a run that a person has set for tomorrow says nothing of the days after.
+                # The scheduler's own tag: a run that a person scheduled for tomorrow says nothing about the days after.
                 "tags": {"all_": ["auto-scheduled"]},
                 "next_scheduled_start_time": {"after_": now},
             }
@@ -200,7 +201,7 @@ async def _stuck(client: "PrefectClient", now: datetime) -> AsyncIterator[Remark
 
 
 async def _server(client: "PrefectClient") -> AsyncIterator[Remark]:
-    """Look at the server itself, as far as it tells of itself."""
+    """Check the server itself, as far as it reports its version and settings."""
     import prefect
 
     theirs = await client.api_version()

@@ -1,6 +1,6 @@
 """What the engine holds for the pipeline: work pool, limits, Secret block, deployments, automations.
 
-Each knows how it should be, reads how the server has it, and can make it so:
+Each object knows its wanted settings, reads the current ones from the server, and can apply the wanted ones:
 
     things = wanted(fleet, notify=None, secrets={}, pool_type=None)
     async with get_client() as client:
@@ -41,7 +41,7 @@ _POOLS = Path(__file__).with_name("pools")
 
 @dataclass(frozen=True)
 class Change:
-    """What a thing is, and what is to be done about it: each *detail* names a setting, how it is and how it will be."""
+    """An object and what to do about it; each of *details* names a setting, its current and its new value."""
 
     kind: str
     name: str
@@ -57,18 +57,18 @@ class EngineObject(ABC):
 
     @abstractmethod
     def wanted(self) -> dict[str, Any]:
-        """Return its settings as they should be."""
+        """Return the wanted settings."""
 
     @abstractmethod
     async def current(self, client: PrefectClient) -> dict[str, Any] | None:
-        """Return the same settings as the server has them; None where it has no such thing."""
+        """Return the same settings as they are on the server, or None where it has no such object."""
 
     @abstractmethod
     async def put(self, client: PrefectClient) -> None:
-        """Make it, or change it, so that it is as wanted."""
+        """Create the object, or change it to the wanted settings."""
 
     async def compare(self, client: PrefectClient) -> Change:
-        """Return what is to be done. Raise EngineError where it must not be."""
+        """Return what has to be done. Raise EngineError where it must not be done."""
         current, wanted = await self.current(client), self.wanted()
         if current is None:
             return Change(self.kind, self.name, "to make")
@@ -87,7 +87,7 @@ def _short(value: object) -> str:
 
 @dataclass
 class Pool(EngineObject):
-    """The work pool; of *type* process, docker or kubernetes, None for whatever is there, else process."""
+    """The work pool, of *type* process, docker or kubernetes; None accepts an existing type and defaults to process."""
 
     type: str | None
     kind = "work pool"
@@ -127,7 +127,7 @@ def _job_template(of: str) -> dict[str, Any]:
 
 @dataclass
 class Limit(EngineObject):
-    """A concurrency limit that runs show and queue at."""
+    """A concurrency limit, which runs use for display and queueing."""
 
     name: str
     limit: int
@@ -149,7 +149,7 @@ class Limit(EngineObject):
 
 @dataclass
 class SecretBlock(EngineObject):
-    """The block that holds the shared password; *value* None leaves alone what is there."""
+    """The block that holds the shared password; with *value* None an existing block is left alone."""
 
     name: str
     value: str | None = field(repr=False)
@@ -161,9 +161,9 @@ class SecretBlock(EngineObject):
     async def current(self, client: PrefectClient) -> dict[str, Any] | None:
         try:
             block: Secret[Any] = await Secret.aload(self.name, client=client)
-        except ValueError:  # what Prefect raises where there is none
+        except ValueError:  # Prefect raises this for a missing block
             return None
-        # Not get(), which reads a text as JSON where it can.
+        # Not get(), which parses a text as JSON where it can.
         return {"value": "the one given" if block.value.get_secret_value() == self.value else "another"}
 
     async def put(self, client: PrefectClient) -> None:
@@ -174,7 +174,7 @@ class SecretBlock(EngineObject):
 
 @dataclass
 class Deployment(EngineObject):
-    """A deployment of prefect.yaml, for the fleet file in *folder*; taken from another one's only if it *may_move*."""
+    """A deployment of prefect.yaml for the fleet file in *folder*; taken over from another folder if it *may_move*."""
 
     entry: Entry
     folder: Path
@@ -249,7 +249,7 @@ class Deployment(EngineObject):
             schedules=[
                 DeploymentScheduleCreate(
                     schedule=CronSchedule(cron=each.cron, timezone=each.timezone),
-                    # A person who paused it in the UI had a reason.
+                    # Keep a pause set in the UI: the person who set it had a reason.
                     active=each.active and _in_words(each) not in paused,
                 )
                 for each in self.entry.schedules
@@ -267,7 +267,7 @@ class Deployment(EngineObject):
         return {_in_words(each.schedule) for each in found.schedules if not each.active}
 
     def _shown(self, schedule: object, active: bool) -> str:
-        """Return the schedule in words; that it is off where prefect.yaml says so, not where a person paused it."""
+        """Return the schedule in words, with "off" where prefect.yaml says so, but not where a person paused it."""
         words = _in_words(schedule)
         return words if active or words not in self._off else f"{words}, off"
 
@@ -288,7 +288,7 @@ def _folder_of(pull_steps: list[dict[str, Any]] | None) -> str | None:
 
 @dataclass
 class Automation(EngineObject):
-    """An automation, as Prefect's own model of it."""
+    """An automation, as Prefect's own model."""
 
     core: AutomationCore
     kind = "automation"
@@ -307,7 +307,7 @@ class Automation(EngineObject):
     async def put(self, client: PrefectClient) -> None:
         found = await client.read_automations_by_name(self.name)
         if found:
-            # Whether it is on is for the operator to say.
+            # The operator decides whether it is enabled.
             await client.update_automation(found[0].id, self.core.model_copy(update={"enabled": found[0].enabled}))
         else:
             await client.create_automation(self.core)
@@ -315,7 +315,7 @@ class Automation(EngineObject):
 
 def _settings(core: AutomationCore) -> dict[str, Any]:
     def plain(value: object) -> object:
-        # What is a set comes in any order, and the server gives triggers ids.
+        # Sets come in any order, and the server adds ids to triggers.
         if isinstance(value, dict):
             return {key: plain(each) for key, each in value.items() if key != "id"}
         if isinstance(value, list):
@@ -334,10 +334,11 @@ def wanted(
     pool_type: str | None = None,
     may_move: bool = False,
 ) -> list[EngineObject]:
-    """Return all that the engine must hold for *fleet*, in the order in which it is made.
+    """Return all objects that the engine must hold for *fleet*, in the order of their creation.
 
-    Without *notify* the automations that tell of failed and late runs are left as they are. Deployments of a fleet in
-    another folder are taken over where they *may_move*. Raise EngineError where prefect.yaml is wrong.
+    Without *notify* the automations that notify of failed and late runs are left as they are.
+    Deployments of a fleet in another folder are taken over if they *may_move*. Raise EngineError where
+    prefect.yaml is wrong.
     """
     things: list[EngineObject] = [Pool(pool_type), Limit(ALL_NODES, fleet.max_parallel)]
     things += [Limit(limit_of(node.name), 1) for node in fleet.nodes]

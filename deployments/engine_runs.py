@@ -1,4 +1,4 @@
-"""The runs that an engine has on record: those that a crash left, and those that just ended."""
+"""The runs that an engine has on record: those that a crash left unfinished, and those that just ended."""
 
 import logging
 from collections.abc import Collection, Coroutine, Iterator
@@ -19,13 +19,14 @@ DRAIN_DEADLINE = 30.0
 CRASHED = "The process that ran it ended without saying how; the next start of the engine found it unfinished."
 
 
-_PAGE = 200  # the most that the API gives at once
+_PAGE = 200  # the API's maximum per request
 
 
 def crash_unfinished(api: str, user_password: str) -> int:
-    """Mark every run that our own server at *api* shows as under way as Crashed, tasks first, and return how many.
+    """Mark every run that our own server at *api* shows as unfinished as Crashed, tasks first; return their number.
 
-    Only for one who knows that nothing runs there. Scheduled flow runs stay. Raise EngineError if it cannot be done.
+    Call this only where nothing runs on that server. Scheduled flow runs stay. Raise EngineError where
+    a run cannot be marked.
     """
     import httpx
 
@@ -56,9 +57,9 @@ def _crash_all(client: "httpx.Client", runs: str, states: list[str]) -> int:
 
 
 async def drained(flow_run_id: UUID, task_run_ids: Collection[UUID], *, deadline: float = DRAIN_DEADLINE) -> bool:
-    """Wait until the API shows the flow run and each of the task runs in a terminal state; False at *deadline*.
+    """Wait until the API shows the flow run and each task run in a terminal state; return False at *deadline*.
 
-    For after the flow has ended in this process: states that it has not yet sent are sent first.
+    Call this after the flow has ended in this process. It first sends the states that are still unsent.
     """
     import asyncio
 
@@ -73,9 +74,9 @@ async def drained(flow_run_id: UUID, task_run_ids: Collection[UUID], *, deadline
     pause = 0.05
     try:
         async with asyncio.timeout(deadline):
-            # Task states travel as events, log lines in batches, each through a queue and a thread of this process.
+            # Task states are sent as events, log lines in batches, each through a queue and a thread of this process.
             for worker in (EventsWorker, APILogWorker):
-                # It would count aloud, on the terminal, what it still has to send.
+                # Otherwise it logs to the terminal how much it still has to send.
                 logging.getLogger(worker.__name__).setLevel(logging.ERROR)
                 if isinstance(flushed := worker.drain_all(timeout=deadline), Coroutine):
                     await flushed

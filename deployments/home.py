@@ -1,4 +1,4 @@
-"""The home of our own engine, and how a process uses the API of an engine."""
+"""The home of our own engine, and how a process uses an engine's API."""
 
 import contextlib
 import os
@@ -25,32 +25,32 @@ CREDENTIALS = "credentials"
 
 
 def operators_api() -> str | None:
-    """Return the API address that the operator's environment, profile or prefect.toml names, as Prefect resolves it."""
+    """Return the API address set by the operator's environment, profile or prefect.toml, as Prefect resolves it."""
     # The import alone would report a new user to Prefect's telemetry.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from prefect.settings import get_current_settings
 
-    # Set and empty it is, to Prefect, no address either.
+    # Prefect takes an empty address for none.
     return get_current_settings().api.url or None
 
 
 def default_home() -> Path:
-    """Return where our own engine keeps its database, results and log: the user's state folder."""
-    # A relative path in it is to be ignored (XDG Base Directory Specification).
+    """Return the folder in the user's state folder where our own engine keeps its database, results and log."""
+    # A relative path in the variable must be ignored (XDG Base Directory Specification).
     base = Path(os.environ.get("XDG_STATE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".local" / "state") / "a0backup" / "engine"
 
 
 @contextmanager
 def use_api(api: str, home: Path) -> Iterator[None]:
-    """Make this process, and the ones it starts, use our own server at *api*, with results and all else in its *home*.
+    """Make this process and its children use our own server at *api*, with results and all else in its *home*.
 
-    Works whether Prefect is imported already or not. The operator's own profile does not apply inside the block.
+    Works whether or not Prefect is already imported. The operator's profile does not apply inside the block.
     """
     changes: dict[str, str | None] = {
         "PREFECT_API_URL": api,
         "PREFECT_HOME": str(home),
-        # They belong to another server: a profile that *home* does not know, and secrets that this one must not see.
+        # These belong to another server: a profile that *home* does not know, and secrets that ours must not see.
         "PREFECT_PROFILE": None,
         "PREFECT_PROFILES_PATH": None,
         "PREFECT_API_KEY": None,
@@ -64,7 +64,7 @@ def use_api(api: str, home: Path) -> Iterator[None]:
 
 @contextmanager
 def environment(changes: Mapping[str, str | None]) -> Iterator[None]:
-    """Have these variables in the environment inside the block, or none of that name; Prefect takes notice of them."""
+    """Set these environment variables inside the block, and unset those that are None; Prefect reloads its settings."""
     before = {name: os.environ.get(name) for name in changes}
     _set_environment(changes)
     try:
@@ -74,24 +74,24 @@ def environment(changes: Mapping[str, str | None]) -> Iterator[None]:
 
 
 def past_the_proxy() -> dict[str, str]:
-    """Return the variables that keep requests to loopback from the operator's proxy: they show the credentials."""
+    """Return the variables that keep loopback requests, which carry the credentials, off the operator's proxy."""
     found = {name: os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")}
-    # Where both are set, who asks prefers the one or the other; where one is, it must not be hidden by ours.
+    # Where both are set, clients differ in which one they prefer. Where only one is set, ours must not hide it.
     theirs = {name: value or found["no_proxy"] or found["NO_PROXY"] for name, value in found.items()}
     return {name: value if value.strip() == "*" else f"{value},127.0.0.1".lstrip(",") for name, value in theirs.items()}
 
 
 def credentials(home: Path) -> str:
-    """Return the ``user:password`` without which our own server in *home* answers nobody; made where there is none.
+    """Return the ``user:password`` that our own server in *home* requires; create it where it is missing.
 
-    Whoever may speak to a server may have its worker run any program, and every user of the machine reaches loopback.
-    Raise EngineError.
+    Anyone who can talk to a server can make its worker run any program, and every user of the machine
+    can reach loopback. Raise EngineError where the file cannot be used or does not hold both parts.
     """
     path = home / CREDENTIALS
     with using(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
-            # Whole or not there: another process may read it while this one makes it.
+            # Complete or missing, never partial: another process may read the file while this one creates it.
             partial = home / f".{CREDENTIALS}-{secrets.token_hex(8)}"
             publish(partial, f"a0backup:{secrets.token_urlsafe(32)}\n".encode())
             with contextlib.suppress(FileExistsError):
@@ -99,7 +99,7 @@ def credentials(home: Path) -> str:
             partial.unlink()
         user_password = path.read_text().strip()
     if not all(user_password.partition(":")):
-        # With an empty password the server would let everybody in.
+        # With an empty password the server would admit everybody.
         raise EngineError(f"{path} holds no user:password", "delete it: the next start makes another")
     return user_password
 
@@ -110,7 +110,7 @@ def _set_environment(changes: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    # Prefect reads the environment once, at its import; paths below the home are derived then, too.
+    # Prefect reads the environment once, at import, and then also derives the paths below its home.
     if "prefect.context" in sys.modules:
         from prefect.context import refresh_global_settings_context
 

@@ -1,7 +1,7 @@
-"""Run one flow in this process, from the command line: on the operator's engine, or on one of our own.
+"""Run one flow in this process, from the command line, on the operator's engine or on our own.
 
-The command stays in charge of signals: Ctrl-C and SIGTERM call the flow off, its a0cli processes end, the engine is
-told, and the process is gone within ten seconds, also where something hangs on the way.
+The command handles the signals. On Ctrl-C or SIGTERM it cancels the flow, ends the flow's a0cli
+processes, informs the engine, and exits within ten seconds, even if something hangs.
 """
 
 import asyncio
@@ -36,18 +36,19 @@ FLOWS = {
 
 LAST_RESORT = 8.0  # seconds from the first signal to the end of the process, whatever still runs
 DRAIN_INTERRUPTED = 4.0
-DRAIN_GONE = 1.0  # the flow's end has waited for the engine already
+DRAIN_GONE = 1.0  # the end of the flow has already waited for the engine
 API_DEADLINE = 10.0
 NO_API = "start that server or correct the address: `prefect config view --show-sources` shows where it comes from"
 OR_OUR_OWN = f"{NO_API}; where none is set, a server of our own is used"
 
 
 def run_here(flow_name: str, fleet: Path, nodes: Sequence[str], existing: Existing | None) -> Exception | None:
-    """Run the flow of that name; return the error that it ended with, None where it ended well.
+    """Run the flow with that name; return the error that it ended with, or None where it succeeded.
 
-    What becomes of each node is told through a0backup.progress. Where all of that was told and only the engine failed,
-    the terminal says so and None is returned: what was told is right without it. Raise KeyboardInterrupt when called
-    off, EngineError where no engine can be had, A0BackupError where the run ended before any node was tried.
+    The result of each node is reported through a0backup.report.progress. Where all nodes were reported
+    and only the engine failed, say so on the terminal and return None: the reported results are right
+    without it. Raise KeyboardInterrupt when interrupted, EngineError where no engine is available,
+    A0BackupError where the run ended before any node was tried.
     """
     _quiet_prefect()
     untold = {node.name for node in load_fleet(fleet).chosen(nodes)}
@@ -86,11 +87,11 @@ def _in_words(error: Exception) -> str:
 
 
 def _quiet_prefect() -> None:
-    # What a run does is shown by ourselves; the engine's own lines go to the run's page, with those of the core.
+    # We show ourselves what a run does. The engine's own lines go to the run's page, with those of the core.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "a0backup")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
-    # Where the engine goes away, it would print every event and log line that it could not send.
+    # Otherwise Prefect prints every event and log line that it cannot send once the engine is unavailable.
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     logging.raiseExceptions = False
 
@@ -110,7 +111,7 @@ def _engine() -> Iterator[str]:
             asyncio.run(_require_answer(api))
             yield api
         return
-    # Each try doubles the wait, 62 s with the five of the default: on loopback a server that does not answer is gone.
+    # Each retry doubles the wait: 62 s with the default of five. On loopback a server that does not answer is gone.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
     terminal.say("engine: starting one of our own for this run ...")
     with own_server(home) as api, use_api(api, home):
@@ -120,12 +121,12 @@ def _engine() -> Iterator[str]:
 
 
 async def _require_answer(api: str) -> None:
-    """Raise EngineError where nothing answers there: Prefect's own retries would take minutes to find out."""
+    """Raise EngineError where nothing answers at *api*: Prefect's own retries would take minutes to find out."""
     import httpx
     from prefect.client.orchestration import get_client
 
     try:
-        # Prefect's client knows the profile's certificates and proxies. Whatever is answered, the flow will find out.
+        # Prefect's client knows the profile's certificates and proxies. Any answer will do; the flow handles the rest.
         async with asyncio.timeout(API_DEADLINE), get_client() as client:
             error = await client.api_healthcheck()
     except TimeoutError:
@@ -135,7 +136,7 @@ async def _require_answer(api: str) -> None:
 
 
 class Interrupt:
-    """What a signal does: at first nothing but raise, once a flow runs call it off, the second time end at once."""
+    """The signal handler: raise before a flow runs, cancel a running flow, exit at once on the second signal."""
 
     def __init__(self, last_resort: float) -> None:
         self.received = False
@@ -156,7 +157,7 @@ class Interrupt:
 
 
 def _end_now() -> None:
-    # A vault survives being left at any point; a process that hangs does not end by itself.
+    # A vault survives an exit at any point, and a hanging process does not end by itself.
     kill_running()
     terminal.restore()
     os._exit(ExitCode.INTERRUPTED)
@@ -164,7 +165,7 @@ def _end_now() -> None:
 
 @contextlib.contextmanager
 def interruptible(last_resort: float = LAST_RESORT) -> Iterator[Interrupt]:
-    """Take Ctrl-C and SIGTERM while the block runs; *last_resort* seconds after the first the process ends anyway."""
+    """Handle Ctrl-C and SIGTERM inside the block; *last_resort* seconds after the first signal the process exits."""
     interrupt = Interrupt(last_resort)
     former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -175,9 +176,9 @@ def interruptible(last_resort: float = LAST_RESORT) -> Iterator[Interrupt]:
 
 
 def run_in_thread(work: Callable[[], Awaitable[None]], interrupt: Interrupt) -> Exception | None:
-    """Do *work* in a thread of its own: in the main thread Prefect would put its SIGTERM handler over ours.
+    """Do *work* in a separate thread: in the main thread Prefect would replace our SIGTERM handler with its own.
 
-    Return the error it ended with, None where it ended well. Raise KeyboardInterrupt when called off.
+    Return the error it ended with, or None where it succeeded. Raise KeyboardInterrupt when interrupted.
     """
     ended: list[BaseException | None] = []
     ready = threading.Event()
@@ -202,14 +203,14 @@ def run_in_thread(work: Callable[[], Awaitable[None]], interrupt: Interrupt) -> 
     called_off = threading.Event()
 
     def call_off() -> None:
-        # Once: a second cancellation would hit what the first one made clean up.
+        # Only once: a second cancellation would interrupt the cleanup that the first one started.
         if handles and not called_off.is_set():
             called_off.set()
             loop, task = handles[0]
             with contextlib.suppress(RuntimeError):  # the loop has ended by itself
                 loop.call_soon_threadsafe(task.cancel)
 
-    # From here on a signal must not raise in this thread, which would leave the other one behind.
+    # From here on a signal must not raise in this thread: that would leave the other thread behind.
     interrupt.call_off = call_off
     thread = threading.Thread(target=body, name="flow")
     thread.start()
@@ -249,7 +250,7 @@ async def _run_flow(flow_name: str, parameters: dict[str, Any]) -> None:
 
 
 async def _drain(flow_run: UUID, begun: set[UUID], deadline: float | None) -> None:
-    """Wait until the engine has recorded the run: one of our own ends right after."""
+    """Wait until the engine has recorded the run: our own engine ends right after."""
     try:
         whole = await (drained(flow_run, begun) if deadline is None else drained(flow_run, begun, deadline=deadline))
     except Exception as error:  # noqa: BLE001 - the vault, the report and the exit code are right without the engine
@@ -263,9 +264,9 @@ async def _drain(flow_run: UUID, begun: set[UUID], deadline: float | None) -> No
 
 
 def _drop_unsent() -> None:
-    """Drop the events and log lines that the engine did not take.
+    """Drop the events and log lines that the engine did not accept.
 
-    At the end of the interpreter Prefect would try each of them again for several seconds: hours for a large fleet.
+    At interpreter exit Prefect would retry each of them for several seconds: hours for a large fleet.
     """
     from prefect._internal.concurrency.services import _active_services
 
@@ -273,5 +274,5 @@ def _drop_unsent() -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 service._queue.get_nowait()
-        # What tells it to end may have been among them.
+        # The dropped items may have included the one that stops the service.
         service._queue.put_nowait(None)

@@ -1,4 +1,4 @@
-"""The deployments of prefect.yaml, as far as they are honoured here."""
+"""The deployments of prefect.yaml, with the keys supported here."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,19 +20,19 @@ _HERE = Path(__file__).resolve().parent
 
 
 class _Strict(BaseModel):
-    # What is not honoured is refused, never dropped: a schedule that nobody meant is worse than none.
+    # Unsupported keys are rejected, never ignored: an unintended schedule is worse than none.
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class WorkPool(_Strict):
-    """Where the runs of a deployment go, and what their jobs are given."""
+    """Where the runs of a deployment go, and the variables that their jobs get."""
 
     name: str
     job_variables: dict[str, Any] = {}
 
 
 class Schedule(CronSchedule):
-    """When a deployment runs by itself; not at all while it is not *active*."""
+    """When a deployment runs by itself; never while the schedule is not *active*."""
 
     timezone: str = Field(min_length=1)
     day_or: Literal[True] = True
@@ -40,14 +40,14 @@ class Schedule(CronSchedule):
 
 
 class RunsAtOnce(_Strict):
-    """How many runs of a deployment may be under way, and what becomes of one more."""
+    """How many runs of a deployment may run at once, and what happens to one more."""
 
     limit: int = Field(ge=1)
     collision_strategy: ConcurrencyLimitStrategy
 
 
 class Entry(_Strict):
-    """A deployment as prefect.yaml has it: the keys of Prefect's own that are honoured here."""
+    """A deployment in prefect.yaml, with those of Prefect's keys that are supported here."""
 
     name: str
     description: str
@@ -73,7 +73,7 @@ class Entry(_Strict):
     @field_validator("parameters")
     @classmethod
     def _are_the_flows(cls, parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "entrypoint" in info.data:  # else that is the error
+        if "entrypoint" in info.data:  # otherwise the entrypoint is the error
             known = parameter_schema(import_object(info.data["entrypoint"])).properties
             if unknown := parameters.keys() - known.keys():
                 raise ValueError(f"the flow has no {', '.join(sorted(unknown))}; it takes {', '.join(known)}")
@@ -88,7 +88,10 @@ class _PrefectYaml(_Strict):
 
 
 def prefect_yaml(folder: Path) -> Path:
-    """Return the prefect.yaml that counts: the one beside fleet.yaml in *folder*, else the one that came with this."""
+    """Return the prefect.yaml to use: the one beside fleet.yaml in *folder*, else the one shipped with this package.
+
+    Raise EngineError where neither exists.
+    """
     candidates = (folder / "prefect.yaml", _HERE.parent / "prefect.yaml", _HERE / "prefect.yaml")
     for candidate in candidates:
         if candidate.is_file():
@@ -97,7 +100,7 @@ def prefect_yaml(folder: Path) -> Path:
 
 
 def read_deployments(path: Path) -> list[Entry]:
-    """Return the deployments of prefect.yaml. Raise EngineError, which names deployment and key, for what is wrong."""
+    """Return the deployments of prefect.yaml. Raise EngineError, naming deployment and key, where it is wrong."""
     content: object = None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -116,7 +119,7 @@ def read_deployments(path: Path) -> list[Entry]:
 
 
 def _in_place(content: Any, detail: ErrorDetails) -> str:
-    """Return what is wrong, after the name of its deployment and the key in it."""
+    """Return what is wrong, preceded by its deployment and key."""
     where, parts = list(detail["loc"]), []
     if len(where) > 1 and where[0] == "deployments":
         entry, where = content["deployments"][where[1]], where[2:]

@@ -1,6 +1,6 @@
-"""What the engine must hold: work pool, concurrency limits, Secret block, the deployments of prefect.yaml, automations.
+"""What the engine must hold: work pool, concurrency limits, Secret block, deployments of prefect.yaml, automations.
 
-`a0backup engine register` registers it. A second time it changes only what differs, and says what.
+`a0backup engine register` registers it. Run again, it changes only what differs and reports it.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ NO_LOGIN = "set PREFECT_API_AUTH_STRING to the user:password that the server was
 
 @dataclass(frozen=True)
 class Registered:
-    """What was changed, or would be, and whether anybody is told of failed runs."""
+    """What was changed, or would be, and whether anybody is notified of failed runs."""
 
     changes: "list[Change]"
     told_of_failures: bool
@@ -43,7 +43,10 @@ class Registered:
 
 @contextmanager
 def engine_in_use() -> Iterator[str]:
-    """Use the operator's engine, else a running `a0backup serve`, inside the block. Raise EngineError for neither."""
+    """Use the operator's engine inside the block, else a running `a0backup serve`; yield the API address.
+
+    Raise EngineError where there is neither.
+    """
     with ExitStack() as stack:
         api = operators_api()
         if api is None:
@@ -65,11 +68,11 @@ async def register(
     dry_run: bool = False,
     asked: Callable[[str], str] | None = None,
 ) -> Registered:
-    """Make the engine in use hold what *fleet* needs and return what was done, or where *dry_run* what would be.
+    """Register what *fleet* needs on the engine in use; return what was done, or with *dry_run* what would be.
 
-    *notify*: SLUG/NAME of a notification block. *secrets*: values by the names of their blocks; *asked* gives those
-    that are missing. *may_move*: deployments of a fleet in another folder are taken over. Raise EngineError; nothing
-    was changed then, unless the engine failed in the middle.
+    *notify* is SLUG/NAME of a notification block. *secrets* are values by block name; *asked* returns
+    the missing ones. *may_move* takes over deployments of a fleet in another folder. Raise EngineError;
+    in that case nothing was changed, unless the engine failed in the middle.
     """
     from deployments.automations import TELL_OF_FAILED
     from deployments.engine_objects import SecretBlock, wanted
@@ -77,7 +80,7 @@ async def register(
     async with engine_client() as client:
         block = await _notification_block(client, notify) if notify is not None else None
         things = wanted(fleet, notify=block, secrets=secrets, pool_type=pool_type, may_move=may_move)
-        # All are looked at before the first is changed: what must not be done is found before anything is.
+        # Compare all before changing the first: a forbidden change is then found before anything is done.
         changes = [await thing.compare(client) for thing in things]
         to_do = [] if dry_run else [t for t, change in zip(things, changes, strict=True) if change.verdict != "there"]
         for thing in to_do:
@@ -96,7 +99,7 @@ async def register(
 
 @asynccontextmanager
 async def engine_client() -> "AsyncIterator[PrefectClient]":
-    """Give a client of the engine in use; an answer that it refuses, or none at all, becomes an EngineError."""
+    """Yield a client of the engine in use. Raise EngineError where the engine refuses or does not answer."""
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectHTTPStatusError
@@ -136,7 +139,7 @@ async def _notification_block(client: "PrefectClient", address: str) -> "Notify"
 
 
 def lines(changes: "Sequence[Change]", *, dry_run: bool) -> Iterator[str]:
-    """Yield what was changed, or would be, for people, with the sums at the end."""
+    """Yield what was changed, or would be, as lines for people, with the totals at the end."""
     done = {"there": "there", "to make": "made", "to change": "changed"}
     width = max(len(change.name) for change in changes)
     for change in changes:

@@ -1,4 +1,4 @@
-"""`a0backup serve`: one machine, one command. Our own server, all deployments with their schedules, and a worker."""
+"""`a0backup serve`: our own server, all deployments with their schedules, and a worker: one command for one machine."""
 
 import asyncio
 import contextlib
@@ -27,26 +27,27 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
 PORT = 4200
-# What runs is called off first: its a0cli processes end, and the engine hears of it.
+# Running flows are cancelled first: their a0cli processes end, and the engine is informed.
 CALLED_OFF_WITHIN = 10.0
 WORKER_ENDS_WITHIN = 6.0
 LAST_RESORT = 25.0
-# More than a minute: to a run that starts, Prefect replays the cancels of the last minute, and its own would end it
-# again. The run is late, and told of as such, only where a restart takes longer.
+# More than a minute: Prefect replays the cancels of the last minute to a run that starts, and the run's own would end
+# it again. The run is late, and reported as late, only where a restart takes longer.
 BACK_IN = timedelta(seconds=75)
 
 
 def serve(fleet: Fleet, port: int, *, asked: Callable[[str], str] | None = None) -> None:
-    """Serve all deployments of *fleet* until the process is interrupted, which calls off what runs.
+    """Serve all deployments of *fleet* until the process is interrupted, which cancels what runs.
 
-    What a schedule has started goes on with the next start. *asked* gives the value of a Secret block that is missing
-    by the block's name. Raise KeyboardInterrupt then, EngineError where the server
-    or the worker cannot run; where the server ends later, the process does, with an error and exit code 1.
+    A run that a schedule started resumes with the next start. *asked* returns the value of a missing
+    Secret block, by the block's name. Raise KeyboardInterrupt when interrupted, EngineError where the
+    server or the worker cannot run. If the server ends later, the process ends with an error and exit
+    code 1.
     """
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "a0backup")
-    # Prefect's lines about each run it starts, and the runs' own, are on the runs' pages.
+    # Prefect's lines about each run that it starts, and the runs' own lines, are on the runs' pages.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
-    # Of libraries, the worst: asyncio has a traceback for each run that is called off.
+    # From libraries only the worst: asyncio logs a traceback for each cancelled run.
     os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "5")
     home, theirs = default_home(), operators_api()
@@ -71,13 +72,13 @@ def serve(fleet: Fleet, port: int, *, asked: Callable[[str], str] | None = None)
 
 @contextmanager
 def _temporary_files_in(place: Path) -> Iterator[None]:
-    """Have this process and what it starts keep temporary files in *place*: what others have in /tmp may be in the way.
+    """Make this process and its children keep temporary files in *place*, as other users' files in /tmp may collide.
 
-    Prefect's worker wants a folder of a certain name there, which belongs to whoever made it first.
+    Prefect's worker needs a folder with a fixed name there, which belongs to the user who created it first.
     """
     place.mkdir(mode=0o700, exist_ok=True)
     place.chmod(0o700)
-    # They hold environments, with passwords, of runs whose worker was killed. The rest may be in use by such a run.
+    # These hold environments, with passwords, of runs whose worker was killed. The rest may be in use by such a run.
     for left in place.glob("prefect-workspace-attempt-*"):
         shutil.rmtree(left, ignore_errors=True)
     with environment({"TMPDIR": str(place)}):
@@ -98,7 +99,7 @@ def _say_where(api: str, home: Path, theirs: str | None) -> None:
 
 
 async def _work(server: OwnServer) -> None:
-    """Run a worker of the pool until this is cancelled; then call off its runs first."""
+    """Run a worker of the pool until cancelled; then cancel its runs before ending it."""
     from prefect.workers.process import ProcessWorker
 
     from deployments.automations import POOL
@@ -112,28 +113,28 @@ async def _work(server: OwnServer) -> None:
         await worker
     finally:
         alone.cancel()
-        # What Prefect has to say of each run that is cut short is on its page; here it would be a traceback.
+        # Prefect's messages about each interrupted run are on its page. Here they would be tracebacks.
         for handler in logging.getLogger().handlers:
             handler.setLevel(logging.CRITICAL)
         called_off = await _call_off_all()
         worker.cancel()
         await asyncio.wait({worker}, timeout=WORKER_ENDS_WITHIN)
-        # Not before: it would take them up once more.
+        # Not earlier: the worker would take them up again.
         await _give_back(called_off)
 
 
 def _end_without(error: EngineError) -> None:
-    """End this process as it is: without the server nothing can be called off, and the worker would try for minutes."""
+    """Exit at once: without the server nothing can be cancelled, and the worker would retry for minutes."""
     terminal.say(f"error: {error}")
     os._exit(ExitCode.FAILED)
 
 
 def _unsaid(*_: object) -> None:
-    """Take what the worker would print: who serves has said it in words of ours."""
+    """Discard what the worker would print: `serve` has printed it in our own words."""
 
 
 async def _call_off_all() -> "list[FlowRun]":
-    """Cancel each run that is under way and return them; wait for their ends as long as that may take at a stop."""
+    """Cancel all unfinished runs and return them; wait for their ends for as long as a stop allows."""
     from prefect.states import Cancelled, Cancelling
 
     async with engine_client() as client:
@@ -146,7 +147,7 @@ async def _call_off_all() -> "list[FlowRun]":
                 while runs:
                     await asyncio.sleep(0.2)
                     runs = await _under_way(client)
-        # The processes have seconds to end; that the worker then takes longer to say so must not hold up the stop.
+        # The processes have seconds to end. A worker that takes longer to report that must not delay the stop.
         for run in await _under_way(client):
             await client.set_flow_run_state(
                 run.id, Cancelled(message="called off, as `a0backup serve` ended"), force=True
@@ -155,12 +156,12 @@ async def _call_off_all() -> "list[FlowRun]":
 
 
 async def _give_back(called_off: "list[FlowRun]") -> None:
-    """Have the next start go on with those that a schedule started: nobody would start them again."""
+    """Reschedule the runs that a schedule started, for the next start: nobody else would start them again."""
     from prefect.client.schemas.objects import StateType
     from prefect.states import Scheduled
     from prefect.types import DateTime
 
-    # One that was being cancelled already was so by a person.
+    # A run that was already being cancelled was cancelled by a person.
     ours = [
         run for run in called_off if run.auto_scheduled and run.state and run.state.type is not StateType.CANCELLING
     ]

@@ -3,7 +3,7 @@
     with own_server() as api, use_api(api, default_home()):
         state = asyncio.run(backup_fleet(..., return_state=True))
 
-Nothing here imports Prefect before a function that needs it is called.
+This module imports Prefect only when a function that needs it is called.
 """
 
 import contextlib
@@ -46,15 +46,15 @@ log = logging.getLogger("a0backup.engine")
 
 @contextmanager
 def serving(home: Path) -> Iterator[Callable[[str], None]]:
-    """Be the one who serves on *home* while the block runs; what the block is given is to be told the API's address.
+    """Be the only `a0backup serve` on *home* inside the block; yield a function that announces the API's address.
 
-    From then on `served_api` gives it to all who ask. Raise EngineError if another serves.
+    From then on `served_api` returns that address to every caller. Raise EngineError where another serves.
     """
     with using(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = _open_lock(home / _SERVED)
     try:
-        # Whoever asks `served_api` holds it for a moment.
+        # A caller of `served_api` holds the lock for a moment.
         _wait_for_lock(fd, fcntl.LOCK_EX, 1.0, f"another `a0backup serve` runs on {home}, and one is enough")
         os.ftruncate(fd, 0)
 
@@ -67,7 +67,10 @@ def serving(home: Path) -> Iterator[Callable[[str], None]]:
 
 
 def served_api(home: Path) -> str | None:
-    """Return the API address of the `a0backup serve` that runs on *home*; None where none does. Raise EngineError."""
+    """Return the API address of the `a0backup serve` that runs on *home*, or None where none runs.
+
+    Raise EngineError where *home* cannot be used.
+    """
     with using(home):
         try:
             fd = os.open(home / _SERVED, os.O_RDONLY)
@@ -81,12 +84,12 @@ def served_api(home: Path) -> str | None:
 
 @contextmanager
 def own_server(home: Path | None = None, *, port: int = 0) -> Iterator[str]:
-    """Run a full Prefect server on *port* of loopback (0: any) while the block runs, and give its API address.
+    """Run a full Prefect server on *port* of loopback (0 picks a free one) inside the block; yield its API address.
 
-    Database, leases, results and log live in *home* (`default_home()` if not given). Several may share one home. The
-    first on a home marks the runs that a crash left unfinished there as Crashed. The server ends with the block, and
-    with this process however that ends. It answers only to the `credentials` of its home. Raise EngineError if it does
-    not come up.
+    Database, leases, results and log are in *home* (default: `default_home()`). Several servers may
+    share one home. The first on a home marks the runs that a crash left unfinished there as Crashed.
+    The server ends with the block, and with this process however that ends. It answers only to the
+    `credentials` of its home. Raise EngineError where it does not come up.
     """
     with lasting_server(home or default_home(), port, new_credentials=False) as server:
         yield server.api
@@ -94,10 +97,10 @@ def own_server(home: Path | None = None, *, port: int = 0) -> Iterator[str]:
 
 @contextmanager
 def lasting_server(home: Path, port: int, *, new_credentials: bool = True) -> Iterator["OwnServer"]:
-    """The same, giving the server itself, for one on a port that is known before and after.
+    """Do as `own_server` does, for a server on a port that is known before and after, and yield the server itself.
 
-    Whoever listens there while nobody serves hears the credentials, from a browser or from a run that goes on: the
-    first on a home makes *new_credentials*.
+    While nobody serves, another program that listens on that port receives the credentials, from a
+    browser or from a run that continues. So the first server on a home creates *new_credentials*.
     """
     with using(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,24 +121,24 @@ def lasting_server(home: Path, port: int, *, new_credentials: bool = True) -> It
 
 
 class _Presence:
-    """A lock on ``home/alive``: shared by all who live there, held alone by one who found nobody there."""
+    """A lock on ``home/alive``: shared by all engines in the home, exclusive for one that found no other there."""
 
     def __init__(self, home: Path) -> None:
-        # Not inheritable, as all of Python's descriptors: an a0cli that outlives us must not look like a live engine.
+        # Not inheritable, like all of Python's descriptors: an a0cli that outlives us must not look like a live engine.
         self._fd = _open_lock(home / "alive")
         try:
             self.alone = _locked(self._fd, fcntl.LOCK_EX)
             if self.alone:
                 self._wait_for_the_last_server(home)
             else:
-                # Whoever is still starting here holds it alone: two must not build one database.
+                # An engine that is still starting here holds it exclusively: two must not create one database.
                 _wait_for_lock(self._fd, fcntl.LOCK_SH, START_DEADLINE, f"another engine is still starting in {home}")
         except BaseException:
             self.leave()
             raise
 
     def _wait_for_the_last_server(self, home: Path) -> None:
-        """Wait for a server whose parent was just killed: it may still record states, and has seconds to end."""
+        """Wait for a server whose parent was just killed: it may still record states, and gets seconds to end."""
         serving = _open_lock(home / "serving")
         try:
             _wait_for_lock(serving, fcntl.LOCK_EX, 2 * STOP_DEADLINE, f"a server is left over in {home}")
@@ -180,7 +183,7 @@ def _presence(home: Path) -> Iterator[_Presence]:
 
 
 class OwnServer:
-    """A full Prefect server in a process of its own, on a port of 127.0.0.1; 0: one that the system chooses."""
+    """A full Prefect server in a separate process, on a port of 127.0.0.1; 0 picks a free one."""
 
     def __init__(self, home: Path, port: int = 0) -> None:
         self.home, self.port = home, port
@@ -189,10 +192,10 @@ class OwnServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers; raise EngineError, with the end of its log, if it does not."""
-        # Bound here and handed over: nobody can take the port in between, and nothing answers on it until it is served.
+        """Start the server and wait until it answers. Raise EngineError, with the end of its log, where it does not."""
+        # Bound here and passed on: nobody can take the port in between, and nothing answers on it until it is served.
         with socket.socket() as listener, self._fresh_log() as output, self._serving() as serving:
-            # Else a server that just ended keeps its port for a minute.
+            # Otherwise a server that just ended blocks its port for a minute.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._bind(listener)
             port = listener.getsockname()[1]
@@ -201,12 +204,12 @@ class OwnServer:
                 [sys.executable, "-P", str(_CHILD), str(listener.fileno())],
                 cwd=self.home,
                 env=self._environment(port),
-                # The server ends when this pipe does; its other end is held by this process alone.
+                # The server ends when this pipe does. Only this process holds the other end.
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 pass_fds=[listener.fileno(), serving],
-                # A Ctrl-C in the terminal is for us; the server must outlive it until the run's end is recorded.
+                # Ctrl-C in the terminal is for us. The server must outlive it until the run's end is recorded.
                 start_new_session=True,
             )
         log.info("starting the engine's server at %s", self.api.removesuffix("/api"))
@@ -226,7 +229,7 @@ class OwnServer:
             ) from error
 
     def stop(self) -> None:
-        """End it: gracefully within 5 s, else by force. Nothing of it is left on return."""
+        """End the server, gracefully within 5 s, else by force; nothing of it is left on return."""
         if self._process is None:
             return
         process, self._process = self._process, None
@@ -241,7 +244,7 @@ class OwnServer:
             process.wait()
 
     async def ended(self) -> EngineError:
-        """Wait until the server, once started, has ended by itself, and return an error that says how."""
+        """Wait until the started server has ended by itself, and return an error that says how."""
         import asyncio
 
         assert self._process is not None, "it was started"
@@ -254,10 +257,10 @@ class OwnServer:
 
         def wait() -> None:
             said = process.wait()
-            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody is waiting
                 loop.call_soon_threadsafe(tell, said)
 
-        # A daemon: one that nobody waits for any more must not hold up the end of this process.
+        # A daemon: a thread that nobody waits for must not delay the exit of this process.
         threading.Thread(target=wait, daemon=True).start()
         how = await code
         words = signal.Signals(-how).name if how < 0 else f"exit code {how}"
@@ -289,14 +292,14 @@ class OwnServer:
 
     @contextmanager
     def _fresh_log(self) -> Iterator[int]:
-        """Open a new log file; the last one stays beside it, also while its server still writes."""
+        """Open a new log file; the previous one stays beside it, even while its server still writes."""
         with using(self.home):
             with contextlib.suppress(FileNotFoundError):
                 self.log_file.replace(self.log_file.with_suffix(".log.1"))
             fd = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             with using(self.home):
-                # A disk that is full is found here, by its name: the server could not even log why it ends.
+                # A full disk is detected here, with an error that names it: the server could not even log why it ends.
                 os.write(fd, f"started by process {os.getpid()}\n".encode())
             yield fd
         finally:
@@ -304,7 +307,7 @@ class OwnServer:
 
     @contextmanager
     def _serving(self) -> Iterator[int]:
-        """Open a lock that the server inherits, and so holds until it has ended."""
+        """Open a lock that the server inherits and therefore holds until it has ended."""
         fd = _open_lock(self.home / "serving")
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
@@ -317,7 +320,7 @@ class OwnServer:
         return f"; {self.log_file} ends:\n" + "\n".join(lines) if lines else f"; {self.log_file} is empty"
 
     def _environment(self, port: int) -> dict[str, str]:
-        """Return this process's environment with none of the operator's Prefect settings: they mean another server."""
+        """Return this process's environment without the operator's Prefect settings: they are for another server."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         return kept | {
             **past_the_proxy(),
@@ -327,10 +330,10 @@ class OwnServer:
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": str(port),
             "PREFECT_UI_URL": f"http://127.0.0.1:{port}",
-            # As engine.env.example: longer than clients keep a connection, or one is used that is just being closed.
+            # As in engine.env.example: longer than clients keep a connection, else they use one that is being closed.
             "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "75",
             "PREFECT_SERVER_API_AUTH_STRING": credentials(self.home),
-            # The default keeps all runs for ever.
+            # The default keeps all runs forever.
             "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
             "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(90 * 86400),
             "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P30D",
@@ -338,10 +341,10 @@ class OwnServer:
             "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self.home / "ui"),
             # The default keeps leases in memory: slots of runs that die with the server would never be freed.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-            # One transaction per state, the default, takes 40 s for the states of 1,200 task runs; these take 3 s.
+            # One transaction per state, the default, takes 40 s for the states of 1,200 task runs; this takes 3 s.
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
-            # Prefect takes whole seconds of it: below one it would flush without a pause, on a whole core.
+            # Prefect uses only whole seconds: below one it would flush without a pause and use a whole core.
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
             "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "200",
             "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",

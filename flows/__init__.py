@@ -1,1 +1,1 @@
-"""What runs: each file one flow, reading top to bottom as the table of contents of what it does."""
+"""The flows: one per file, each a top-to-bottom table of contents of what it does."""

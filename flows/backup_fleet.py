@@ -1,7 +1,8 @@
-"""Back up a fleet: every node in parallel, all of them tried, each verified artifact in the vault.
+"""Back up a fleet: all nodes in parallel, each of them tried, each verified artifact stored in the vault.
 
-One task per node calls the step tasks; with `fan_out: workers`, one run per node does. Nothing is cached by the engine
-(see backup_node). Blocks: the Secret block that `password.secret_block` in fleet.yaml names, where it names one.
+One task per node calls the step tasks; with `fan_out: workers`, one run per node does. The engine
+caches nothing (see backup_node). Blocks: the Secret block named by `password.secret_block` in
+fleet.yaml, if any.
 """
 
 from functools import partial
@@ -29,7 +30,7 @@ from tasks.progress import progress_published
 )
 async def backup_fleet(
     fleet: Path = Path("fleet.yaml"),
-    nodes: list[str] = [],  # noqa: B006 - Prefect shows the default in its form; it is never changed
+    nodes: list[str] = [],  # noqa: B006 - Prefect shows the default in its form; it is never mutated
     existing: ExistingChoice = "as in fleet.yaml",
     fan_out: Literal["in this run", "workers"] = "in this run",
 ) -> list[Outcome]:
@@ -37,11 +38,11 @@ async def backup_fleet(
 
     Args:
         fleet: The fleet file, as a path on the machine that runs this.
-        nodes: Names of the nodes to back up; none named means all of them.
-        existing: What to do with a backup on a node that this vault did not start. preserve: keep a copy first.
-            replace: delete it unkept. fail: leave the node alone.
-        fan_out: Where each node's backup runs. in this run: in its own process. workers: as a run of its own, on
-            whichever worker of the pool takes it.
+        nodes: Names of the nodes to back up; an empty list means all of them.
+        existing: What to do with a backup on a node that this vault did not start. preserve: store a copy first.
+            replace: delete it without a copy. fail: leave the node alone.
+        fan_out: Where each node's backup runs. in this run: in the process of this run. workers: as a separate run,
+            on whichever worker of the pool takes it.
     """
     settings = load_fleet(fleet)
     chosen = settings.chosen(nodes)

@@ -1,8 +1,8 @@
 """Back up one node: check, reconcile, start, await, retrieve, verify, inspect, store, delete, settle.
 
-That sequence is `a0backup.backup.loop`; here each of its steps becomes a task run. Nothing is cached by the engine: a
-step finds out from the journal and the vault whether its work is done, and then ends as Cached. Blocks: the Secret
-block that `password.secret_block` in fleet.yaml names, where it names one.
+That sequence is `a0backup.backup.loop`; here each of its steps becomes a task run. The engine caches
+nothing: a step learns from the journal and the vault whether its work is done, and then ends as
+Cached. Blocks: the Secret block named by `password.secret_block` in fleet.yaml, if any.
 """
 
 from pathlib import Path
@@ -38,23 +38,23 @@ from tasks.steps import take_step
 async def backup_node(
     node: str, fleet: Path = Path("fleet.yaml"), existing: ExistingChoice = "as in fleet.yaml"
 ) -> list[Outcome]:
-    """Back up the node of that name.
+    """Back up one node of a fleet file.
 
     Args:
         node: The node's name in the fleet file, such as a0-1.
         fleet: The fleet file, as a path on the machine that runs this.
-        existing: What to do with a backup on the node that this vault did not start. preserve: keep a copy first.
-            replace: delete it unkept. fail: leave the node alone.
+        existing: What to do with a backup on the node that this vault did not start. preserve: store a copy first.
+            replace: delete it without a copy. fail: leave the node alone.
     """
     settings = load_fleet(fleet)
     [chosen] = settings.chosen([node])
     of_fleet = runtime.flow_run.parent_flow_run_id
-    # By the id of the fleet's run: what one run of a node has settled is so for each that comes after it, too.
+    # All runs of a node work under the id of the fleet's run: what one has settled stays settled for the next.
     run_id = of_fleet or str(runtime.flow_run.id)
     run = await in_thread(Run.begin, settings, [chosen], id=run_id, existing=chosen_policy(existing))
-    # What is warned of in the fleet file is said once, by the run of the fleet.
+    # The run of the fleet has already given the warnings about the fleet file.
     warnings = [] if of_fleet else await warned_of(settings)
-    # The run of the fleet has waited for its turn already, and takes one that does not begin for dead.
+    # The run of the fleet has already waited for its turn, and takes a run that does not begin for dead.
     deadline = 10.0 if of_fleet else settings.lock_deadline
     async with progress_published([chosen]), slots(node, deadline=deadline):
         outcomes = await backed_up(chosen, run)
@@ -64,7 +64,7 @@ async def backup_node(
 
 
 async def backed_up(node: Node, run: Run) -> NodeOutcomes:
-    """Return how the backups of *node* ended, also where the engine itself failed at it."""
+    """Return how the backups of *node* ended, even if the engine itself failed."""
     outcomes = NodeOutcomes(node, run.fleet)
     with error_kept() as ended:
         await backup_one_node(node, run, outcomes)

@@ -1,7 +1,7 @@
-"""The read-only preflight: what is on every node, what the next run would do, and what would be in its way.
+"""The read-only preflight: what is on each node, what the next run would do, and what would stop it.
 
-Nothing is started, deleted or stored. Nothing is cached. Blocks: the Secret block that `password.secret_block` in
-fleet.yaml names, where it names one; it is looked up, to see that it is there.
+Nothing is started, deleted, stored or cached. Blocks: the Secret block named by
+`password.secret_block` in fleet.yaml, if any; it is loaded only to check that it exists.
 """
 
 from functools import partial
@@ -35,15 +35,15 @@ from tasks.shared_password import secret_block, shared_password
 )
 async def check_fleet(
     fleet: Path = Path("fleet.yaml"),
-    nodes: list[str] = [],  # noqa: B006 - Prefect shows the default in its form; it is never changed
+    nodes: list[str] = [],  # noqa: B006 - Prefect shows the default in its form; it is never mutated
     existing: ExistingChoice = "as in fleet.yaml",
 ) -> list[Finding]:
     """Check the nodes of a fleet file.
 
     Args:
         fleet: The fleet file, as a path on the machine that runs this.
-        nodes: Names of the nodes to look at; none named means all of them.
-        existing: The choice for the next run that the check is to reckon with; see backup-fleet.
+        nodes: Names of the nodes to check; an empty list means all of them.
+        existing: The choice that the check assumes for the next run; see backup-fleet.
     """
     settings = load_fleet(fleet)
     chosen = settings.chosen(nodes)
@@ -63,7 +63,7 @@ async def check_fleet(
 async def check_one_node(
     node: Node, fleet: Fleet, existing: Existing | None, problems: tuple[Problem, ...]
 ) -> State[Finding]:
-    """Look at one node; fail if a backup of it could not be made now, also for *problems* of the whole fleet."""
+    """Check one node; fail if it could not be backed up now, also because of *problems* of the whole fleet."""
     finding = await check_node(fleet, node, existing=existing, known=problems, shared=shared_password)
     tell(Checked(finding))
     if finding.well:
@@ -75,11 +75,11 @@ async def check_one_node(
 
 
 async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None, problems: tuple[Problem, ...]) -> Finding:
-    """Return what was found of the node, also where the engine itself failed at it."""
+    """Return what was found on the node, even if the engine itself failed."""
     try:
         state = await check_one_node(node, fleet, existing, problems)
         finding: Finding = await state.aresult(raise_on_failure=False)  # type: ignore[assignment]  # never an error
-    except Exception as error:  # noqa: BLE001 - whatever the engine raises must not stop the others
+    except Exception as error:  # noqa: BLE001 - no engine error may stop the other nodes
         problem = Problem(f"{type(error).__name__}: {error}")
         finding = Finding(node.name, well=False, reachable=False, status="not asked", would="", problems=(problem,))
         tell(Checked(finding))
@@ -87,7 +87,7 @@ async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None, pro
 
 
 async def password_problems(fleet: Fleet) -> tuple[Problem, ...]:
-    """Return what keeps a run from having its password, which is looked at and forgotten, or from sealing one."""
+    """Return what would keep a run from loading its password, or from sealing one; a loaded password is dropped."""
     if fleet.password.sealed_to is not None:
         return await in_thread(recovery_key_problems, fleet)
     try:

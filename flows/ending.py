@@ -1,4 +1,4 @@
-"""What all flows that back up share: what they are asked, and how they end."""
+"""What all flows that back up share: the choice they offer, and how they end."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -17,33 +17,33 @@ from a0backup.report.run_report import summary
 from a0backup.report.warnings import RunWarning
 from tasks.publish import publish_report
 
-# Flat, without None, so that the form in the UI offers the choices as they are.
+# Flat and without None: the form in the UI then offers the choices as they are.
 ExistingChoice = Literal["as in fleet.yaml", "preserve", "replace", "fail"]
 
 
 def chosen_policy(choice: ExistingChoice) -> Existing | None:
-    """Return what was chosen for this run alone, None where fleet.yaml is to decide."""
+    """Return the policy chosen for this run alone, or None where fleet.yaml decides."""
     return None if choice == "as in fleet.yaml" else choice
 
 
 async def warned_of(fleet: Fleet) -> list[RunWarning]:
-    """Return the warnings about *fleet*, which are in the run's log and on the terminal by then."""
+    """Write the warnings about *fleet* to the run's log and the terminal, and return them."""
     warnings = [RunWarning(text) for text in await in_thread(fleet_warnings, fleet)]
     warn(warnings)
     return warnings
 
 
 def warn(warnings: Iterable[RunWarning]) -> None:
-    """Have *warnings* in the run's log and on the terminal."""
+    """Write *warnings* to the run's log and the terminal."""
     for warning in warnings:
         get_run_logger().warning("%s", warning)
         tell(Warned(warning))
 
 
 def tell_ended(outcomes: NodeOutcomes) -> None:
-    """Log what stopped the backups of a node, and tell whoever watches how they ended."""
+    """Log what stopped the backups of a node, and tell all watchers how they ended."""
     for error in filter(None, outcomes.errors):
-        # The traceback only where nobody foresaw it.
+        # Only an unforeseen error gets a traceback.
         get_run_logger().error("%s", error, exc_info=None if isinstance(error, A0BackupError) else error)
     for outcome in outcomes.all:
         tell(Ended(outcome))
@@ -51,7 +51,7 @@ def tell_ended(outcomes: NodeOutcomes) -> None:
 
 
 async def conclude(nodes: Sequence[NodeOutcomes], fleet: Fleet, warnings: Sequence[RunWarning]) -> list[Outcome]:
-    """Publish how all *nodes* ended, and the *warnings* of the fleet and of each of them.
+    """Publish how all *nodes* ended, with the *warnings* of the fleet and of each node; return all outcomes.
 
     Raise RunFailedError, which names each node that is not stored and why.
     """
@@ -65,5 +65,5 @@ async def conclude(nodes: Sequence[NodeOutcomes], fleet: Fleet, warnings: Sequen
 
 
 def now() -> datetime:
-    """Return the time for the name of a run."""
+    """Return the current time in UTC, for the name of a run."""
     return datetime.now(UTC)

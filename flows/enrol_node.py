@@ -1,7 +1,8 @@
 """Put a new node into service: look at it, have a person confirm, give it the backup role, prove its first backup.
 
-While the confirmation is waited for, no lock is held and nothing is changed on the node. Nothing is cached by the
-engine (see backup_node). Blocks: the Secret block that `password.secret_block` in fleet.yaml names, where it names one.
+While it waits for the confirmation, the run holds no lock and changes nothing on the node. The engine
+caches nothing (see backup_node). Blocks: the Secret block named by `password.secret_block` in
+fleet.yaml, if any.
 """
 
 import asyncio
@@ -34,12 +35,12 @@ from tasks.shared_password import shared_password
 from tasks.slots import slots
 from tasks.steps import take_step
 
-CONFIRMED_WITHIN = 3600  # seconds: whoever started it is still there
-LOOKS_EVERY = 5  # seconds from one question whether it is confirmed to the next
+CONFIRMED_WITHIN = 3600  # seconds; the person who started the run is still present
+LOOKS_EVERY = 5  # seconds between two checks for the confirmation
 
 
 class Confirmation(RunInput):
-    """What whoever starts the run is asked before anything is changed on the node."""
+    """The confirmation that a person must give before anything is changed on the node."""
 
     decision: Literal["go ahead", "change nothing"] = Field(
         title="Decision",
@@ -57,13 +58,13 @@ class Confirmation(RunInput):
     persist_result=False,
 )
 async def enrol_node(node: str, device: Device, fleet: Path = Path("fleet.yaml"), force: bool = False) -> State[None]:
-    """Put the node of that name into service.
+    """Put one node of a fleet file into service.
 
     Args:
         node: The node's name in the fleet file, such as a0-1.
-        device: The device on the node that is to hold its backups and nothing else, such as /dev/sdb.
+        device: The device on the node that will hold its backups and nothing else, such as /dev/sdb.
         fleet: The fleet file, as a path on the machine that runs this.
-        force: Give the role also where a backup folder exists on the node; what is in that folder is lost.
+        force: Give the role even if a backup folder exists on the node; the contents of that folder are lost.
     """
     settings = load_fleet(fleet)
     [chosen] = settings.chosen([node])
@@ -87,7 +88,7 @@ async def enrol_node(node: str, device: Device, fleet: Path = Path("fleet.yaml")
 
 @asynccontextmanager
 async def connected(node: Node, fleet: Fleet) -> AsyncIterator[NodeSession]:
-    """Hold the node's lock while the block runs; it has answered by then and said which commands it takes."""
+    """Hold the node's lock inside the block; by then the node has answered and listed its commands."""
     run = Run(str(runtime.flow_run.id), fleet)
     async with open_node(run, node, take=take_step, shared=shared_password) as session:
         await session.update_commands()
@@ -96,15 +97,15 @@ async def connected(node: Node, fleet: Fleet) -> AsyncIterator[NodeSession]:
 
 
 async def confirmed(plan: Plan) -> bool:
-    """Return whether a person says so in the UI. Raise EnrolmentError where nobody says anything within an hour."""
+    """Return whether a person confirms in the UI. Raise EnrolmentError where nobody answers within an hour."""
     minutes = f"{CONFIRMED_WITHIN / 60:.0f} minutes"
     get_run_logger().info("%s: to be confirmed within %s: press Resume on this page", plan.node.name, minutes)
     asked = Confirmation.with_initial_data(description=plan.question())
-    # A key of its own: with Prefect's, which counts from one, a retry would meet the answer to the run's first try.
+    # A unique key: Prefect's own counts from one, so a retry would find the answer to the run's first try.
     key = f"confirmation-{uuid.uuid4()}"
     try:
         async with asyncio.timeout(CONFIRMED_WITHIN):
-            # The engine's own deadline comes later: past it, the engine puts a message of its own in the place of ours.
+            # The engine's deadline must come later: when it passes, the engine's message replaces ours.
             answer = await apause_flow_run(
                 wait_for_input=asked, timeout=CONFIRMED_WITHIN + 60, poll_interval=LOOKS_EVERY, key=key
             )
@@ -115,7 +116,7 @@ async def confirmed(plan: Plan) -> bool:
 
 
 async def first_backup(node: Node, fleet: Fleet) -> list[Outcome]:
-    """Return the stored artifacts of the node's first backup, one for each kind. Raise RunFailedError."""
+    """Return the stored artifacts of the node's first backup, one per kind. Raise RunFailedError where one failed."""
     run = await in_thread(Run.begin, fleet, [node], id=str(runtime.flow_run.id))
     warnings = await warned_of(fleet)
     async with progress_published([node]), slots(node.name, deadline=fleet.lock_deadline):

@@ -1,4 +1,4 @@
-"""The same work for many nodes at once."""
+"""Do the same work for many nodes at once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,10 +12,10 @@ R = TypeVar("R")
 
 
 async def for_each(nodes: Sequence[Node], work: Callable[[Node], Awaitable[R]], *, at_most: int) -> list[R]:
-    """Return what *work* returns for each of the nodes, in their order, doing *at_most* at a time.
+    """Return the result of *work* for each node, in the order of *nodes*, running *at_most* at a time.
 
-    *work* keeps its errors to itself: an exception of one would call off the others. When this is cancelled, all work
-    has ended before it returns: no a0cli process is left behind, and no lock.
+    *work* must handle its own errors: an exception would cancel the work of the other nodes. When
+    cancelled, this returns only after all work has ended and leaves no a0cli process and no lock behind.
     """
     slots = asyncio.Semaphore(at_most)
 
@@ -27,7 +27,7 @@ async def for_each(nodes: Sequence[Node], work: Callable[[Node], Awaitable[R]], 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(in_turn(node)) for node in nodes]
     except BaseExceptionGroup as raised:
-        # Prefect raises a signal in whatever runs just then. In a group it would take it for a crash, not for a cancel.
+        # Prefect raises a signal in whatever code is running. In a group it would take it for a crash, not a cancel.
         if signals := raised.subgroup(TerminationSignal):
             raise signals.exceptions[0] from None
         raise

@@ -1,8 +1,9 @@
-"""One node's backup as a run of its own, on whichever worker takes it; the vault and the engine are all that is shared.
+"""One node's backup as a separate run, on whichever worker takes it; only the vault and the engine are shared.
 
-The run that started it waits for its end, and starts another where its machine died. The engine tells that after some
-minutes (Crashed), the vault sooner: nobody holds the lock of the node that a run is at work on. What is settled by then
-is not made twice: all runs of a node work under the id of the run that started them.
+The run that started it waits for its end, and starts another if its machine died. The engine detects
+a dead machine after some minutes (Crashed), the vault sooner: nobody holds the lock of the node that
+the run works on. Work that is settled by then is not repeated: all runs of a node work under the id
+of the run that started them.
 """
 
 import asyncio
@@ -34,32 +35,32 @@ from flows.ending import ExistingChoice, tell_ended
 from tasks.hand_over import HandedOver, handed_over
 
 OF_FLEET = "backup-node/of-fleet"
-RUNS = 3  # of one node, where the machine under each of them dies
+RUNS = 3  # for one node, if the machine of each run dies
 POLL = 5.0
-# Longer than a run takes from its beginning to its node's lock, and from letting go of that to its end. Where it was
-# slower, no harm is done: the lock keeps the second run off, and each takes what the other has stored for its outcome.
+# Longer than a run takes from its start to the node's lock, and from releasing the lock to its end. A slower run does
+# no harm: the lock makes the second run wait, and each takes what the other has stored as its own outcome.
 GONE_AFTER = 60.0
-# From a worker's taking it up to its first sign; an image may have to be fetched meanwhile.
+# From the moment a worker takes the run up to its first sign of life; the worker may have to pull an image first.
 STARTS_WITHIN = 600.0
 CALLED_OFF_WITHIN = 5.0
-# An answer that took longer came after the engine had been away.
+# A slower answer means that the engine was unavailable meanwhile.
 AWAY = 10.0
-# NFS shows a new directory after as many seconds at the latest, where it is not set otherwise (acdirmax of nfs(5)).
+# NFS shows a new directory within this many seconds at the latest, unless configured otherwise (acdirmax in nfs(5)).
 SHOWN_WITHIN = 60.0
 
 T = TypeVar("T")
 
 
 class NodeRuns:
-    """The runs of one night, each for one node."""
+    """The runs of one night, one per node."""
 
     def __init__(self, fleet: Fleet, existing: ExistingChoice) -> None:
         self._fleet, self._existing = fleet, existing
         self._vault = Vault(fleet.vault)
-        self._at_work = time.monotonic()  # when one of them was last seen to be: until then the others may have to wait
+        self._at_work = time.monotonic()  # when a run was last seen at work; until then the others may have to wait
 
     async def outcomes(self, node: Node) -> NodeOutcomes:
-        """Return how the backups of *node* ended, also where no run of it came to an end."""
+        """Return how the backups of *node* ended, even if none of its runs came to an end."""
         outcomes = NodeOutcomes(node, self._fleet)
         with error_kept() as ended:
             said = await self.run(node)
@@ -69,10 +70,10 @@ class NodeRuns:
         return outcomes
 
     async def run(self, node: Node) -> HandedOver:
-        """Return how the backups of *node* ended in a run made from the deployment `backup-node/of-fleet`.
+        """Return how the backups of *node* ended in a run of the deployment `backup-node/of-fleet`.
 
-        Raise EngineError where no worker takes it up, no run of it comes to an end of its own, or what one says is not
-        so.
+        Raise EngineError where no worker takes the run up, no run for the node ends by itself, or what
+        one reports does not match fleet.yaml or the vault.
         """
         last = ""
         async with get_client() as client:
@@ -103,7 +104,7 @@ class NodeRuns:
             parameters={"node": node.name, "fleet": str(self._fleet.path), "existing": self._existing},
             flow_run_name=f"backup-{node.name}",
             timeout=0,
-            # Whoever asks again does not get a second one.
+            # A repeated request does not create a second run.
             idempotency_key=str(uuid4()),
         )
         try:
@@ -114,7 +115,7 @@ class NodeRuns:
             ) from None
 
     async def _end_of(self, client: PrefectClient, run: FlowRun, node: Node) -> State:
-        """Return the final state of *run*: its own, or the one that it is given where it can come to none by itself."""
+        """Return the final state of *run*: its own, or the one set here where it cannot reach one by itself."""
         lock = self._vault.folder(node.name) / "lock"
         shown = ""
         since = last_alive = time.monotonic()
@@ -126,7 +127,7 @@ class NodeRuns:
             if state.is_final():
                 return state
             if now - asked > AWAY:
-                # What the run did meanwhile, the engine has yet to hear.
+                # The engine does not know yet what the run did meanwhile.
                 since = last_alive = now
             if state.name != shown:
                 shown, since = str(state.name), now
@@ -147,7 +148,7 @@ class NodeRuns:
             await asyncio.sleep(POLL)
 
     async def _verify(self, said: HandedOver, run: FlowRun, node: Node) -> None:
-        """Raise EngineError where *said* is not about *node*, or an artifact is not in the vault that is known here."""
+        """Raise EngineError where *said* is not about *node*, or names an artifact that this machine's vault lacks."""
         told = [(outcome.node, outcome.kind) for outcome in said.outcomes]
         if told != [(node.name, kind) for kind in self._fleet.kinds_of(node)]:
             raise EngineError(
@@ -163,7 +164,7 @@ class NodeRuns:
                 )
 
     async def _is_here(self, artifact_id: str) -> bool:
-        """Return whether the vault has it, once this machine must know: a network's file system may show it late."""
+        """Return whether the vault has the artifact; wait for it, as a network file system may show it late."""
         deadline = time.monotonic() + SHOWN_WITHIN
         while not isinstance(await in_thread(self._vault.get, artifact_id), Manifest):
             if time.monotonic() > deadline:
@@ -172,7 +173,7 @@ class NodeRuns:
         return True
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Return what *ask* returns, asked again while the engine is away: its runs go on, and are waited for."""
+        """Return what *ask* returns, retrying while the engine is unavailable: its runs continue and are awaited."""
         deadline = time.monotonic() + self._fleet.lock_deadline
         while True:
             try:
@@ -186,7 +187,7 @@ class NodeRuns:
 
 async def _crash(client: PrefectClient, run: UUID, why: str) -> State:
     answer: OrchestrationResult[Any] = await client.set_flow_run_state(run, Crashed(message=why))
-    # The engine may have heard of its end meanwhile.
+    # The run's own end may have reached the engine meanwhile.
     return answer.state if answer.state is not None and answer.state.is_final() else Crashed(message=why)
 
 
@@ -194,5 +195,5 @@ async def _call_off(client: PrefectClient, run: FlowRun) -> None:
     try:
         async with asyncio.timeout(CALLED_OFF_WITHIN):
             await client.set_flow_run_state(run.id, Cancelling())
-    except Exception as error:  # noqa: BLE001 - whatever it is: why the run is called off must not be lost
+    except Exception as error:  # noqa: BLE001 - no error here may hide why the run is cancelled
         get_run_logger().warning("the run %s could not be called off, and may go on: %r", run.name, error)

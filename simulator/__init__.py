@@ -1,1 +1,1 @@
-"""A stand-in PSaaS Appliance: nodes on loopback and an `a0cli` that speaks to them, with faults to order."""
+"""A stand-in PSaaS Appliance: nodes on loopback and an `a0cli` that talks to them, with faults on order."""

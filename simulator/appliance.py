@@ -1,4 +1,4 @@
-"""A node: its address, the appliance behind it, and one call of a0cli as the node sees it."""
+"""A node: its address, the appliance behind it, and one a0cli call as the node sees it."""
 
 import asyncio
 import contextlib
@@ -38,14 +38,14 @@ COMMANDS = {
 }
 
 
-# What `user-export PASSWORD FIELDS` takes, comma-separated.
+# The fields that `user-export PASSWORD FIELDS` accepts, comma-separated.
 EXPORT_FIELDS = (
     *("_id", "email", "email_verified", "phone_number", "phone_verified"),
     *("name", "user_id", "lastLogin", "updated_at", "__tenant"),
 )
 
 
-# Builds before this one have the encryption keys in the backup, and no commands for a sensitive one.
+# Builds before FIRST_SPLIT_BUILD have the encryption keys in the backup, and no commands for a sensitive one.
 FIRST_SPLIT_BUILD, NEWEST_BUILD = 11638, 13451
 
 
@@ -61,10 +61,10 @@ class Reply:
 
 
 class Appliance:
-    """What stands behind a node's address: the backups that it holds and makes."""
+    """What is behind a node's address: the backups that it holds and makes."""
 
     def __init__(self, node: str, folder: Path, build: int) -> None:
-        self.node = node  # the name of the address that it is behind now
+        self.node = node  # the name of the address it is behind now
         self.build = build
         self.folder, self.origin = folder, node
         self.held: dict[str, Artifact] = {}
@@ -87,7 +87,7 @@ class Node:
     def __init__(self, name: str, folder: Path, build: int) -> None:
         self.name, self.rules, self.appliance = name, Rules(), Appliance(name, folder, build)
         self.server: asyncio.Server | None = None
-        # Bound and never listening: keeps the port for this node, and refuses connections, while it is unreachable.
+        # Bound but never listening: reserves the port for this node, and refuses connections while it is unreachable.
         self.anchor = self._bound(0)
         self.port: int = self.anchor.getsockname()[1]
 
@@ -99,7 +99,7 @@ class Node:
         return bound
 
     async def open(self, answer: "Answer") -> None:
-        """Have each call answered by *answer*, unless the node is unreachable."""
+        """Answer each call with *answer*, unless the node is unreachable."""
         if self.server is None and not self.rules.has("unreachable"):
             self.server = await asyncio.start_server(partial(answer, self), sock=self._bound(self.port), backlog=256)
 
@@ -111,7 +111,7 @@ class Node:
 
 @dataclass
 class Call:
-    """One call of a0cli as the node sees it, and the faults it met; without a pid, what an operator does by hand."""
+    """One a0cli call as the node sees it, and the faults it met; without a pid, an operator's action by hand."""
 
     node: Node
     command: str
@@ -132,29 +132,29 @@ class Call:
 
     @property
     def password(self) -> str | None:
-        """What the node encrypts with: both `backup P` and `backup --password P` are taken."""
+        """The password that the node encrypts with; both `backup P` and `backup --password P` are accepted."""
         return next((word for word in self.args if word != "--password"), None) if self.group == "start" else None
 
     def met(
         self, fault: str, fits: Callable[[dict[str, Any]], bool] = lambda settings: True, **wanted: object
     ) -> dict[str, Any] | None:
-        """Return the settings of *fault* if it is in force for this call, and count it."""
+        """Return the settings of *fault* if it is in force for this call, and count the call."""
         if settings := self.node.rules.meet(self.command, fault, fits, **wanted):
             self.faults.append(fault)
             return settings
         return None
 
     def kill(self, fault: str) -> None:
-        """SIGKILL the process that *fault* is about: this a0cli or, for kill_parent, the one that called it."""
+        """SIGKILL the process that *fault* targets: this a0cli or, for kill_parent, its caller."""
         victim = self.pid if fault == "kill_client" else self.ppid
-        # 1 is the reaper of orphans: the parent has gone. Our own parent is the test that gave the order.
+        # Pid 1 adopts orphans, so the parent is gone. Our own parent is the test that gave the order.
         if victim is not None and victim > 1 and victim not in (os.getpid(), os.getppid()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
 
 
 class Record:
-    """A file of JSON lines, numbered from where an earlier server left it."""
+    """A file of JSON lines, numbered from where an earlier server stopped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

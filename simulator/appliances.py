@@ -1,4 +1,4 @@
-"""All nodes of one process: what they hold and make, and the record of that."""
+"""All nodes of one process: what they hold and make, and the record of it."""
 
 import asyncio
 import hashlib
@@ -17,20 +17,20 @@ from simulator.faults import KINDS
 
 
 class Appliances:
-    """All nodes of one process, the records of their calls and of what they hold, and the orders given about them."""
+    """All nodes of one process, the records of their calls and of what they hold, and the orders about them."""
 
     def __init__(
         self, state: Path, builds: dict[str, int], *, size: int, backup_seconds: float, vault: Path | None
     ) -> None:
         self.state, self.size, self.backup_seconds, self.vault = state, size, backup_seconds, vault
         self.calls, self.events = Record(state / "calls.jsonl"), Record(state / "events.jsonl")
-        # No two backups are alike, also not those of two servers that use one DIR after another.
+        # No two backups are alike, not even those of two servers that use one DIR in turn.
         self.seed = f"{self.calls.before}-{self.events.before}"
         self.nodes = {name: Node(name, state / "nodes" / name, build) for name, build in builds.items()}
         for node in self.nodes.values():
             shutil.rmtree(node.appliance.folder, ignore_errors=True)
             node.appliance.folder.mkdir(parents=True)
-        self.answer: Answer = lambda node, reader, writer: writer.close()  # until a server says how
+        self.answer: Answer = lambda node, reader, writer: writer.close()  # until a server sets it
         self.stopping = threading.Event()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -68,14 +68,14 @@ class Appliances:
         return Reply("done", {"ping": "PONG", "update-commands": "Commands updated"}.get(command, "OK"))
 
     def give_role(self, call: Call, device: str, force: str = "") -> Reply:
-        """Give the node the backup role; its page refuses that where a backup folder exists, unless force is true."""
+        """Give the node the backup role; its page refuses where a backup folder exists, unless *force* is true."""
         node, appliance = call.node, call.node.appliance
         if not device.startswith("/dev/"):
             return Reply("refused", f"{device}: no such device", exit=1)
         folder = bool(appliance.held) or node.rules.has("backup_folder") or not node.rules.has("no_role")
         if folder and force != "true":
             return Reply("refused", "A backup folder already exists", exit=1)
-        # The new folder is an empty one.
+        # The new folder is empty.
         for kind in list(appliance.held):
             self.discard(appliance, kind, call.pid)
         node.rules.clear("no_role")
@@ -128,20 +128,20 @@ class Appliances:
     async def make(self, appliance: Appliance, kind: str, password: str, size: int, spoilt: str = "") -> Artifact:
         number = next(appliance.serial)
         seed, path = f"{self.seed}/{appliance.origin}/{kind}/{number}", appliance.folder / f"{kind}-{number}.tar.gz.enc"
-        # In a thread, so that the nodes go on answering while a large one is made.
+        # In a thread: the nodes keep answering while a large artifact is made.
         return await asyncio.to_thread(
             make, path, kind=kind, seed=seed, size=size, password=password, stopped=self.stopping.is_set, spoilt=spoilt
         )
 
     def copied(self, appliance: Appliance, kind: str, file: Path, settings: dict[str, Any]) -> Artifact:
-        """Return the bytes of *file* as a finished backup of the name and password that an order gives."""
+        """Return the bytes of *file* as a finished backup with the name and password of an order's *settings*."""
         path = appliance.folder / f"{kind}-{next(appliance.serial)}.tar.gz.enc"
         path.write_bytes(file.read_bytes())
         md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         return Artifact(settings["name"], md5, path.stat().st_size, path, fingerprint(settings["password"]))
 
     def discard(self, appliance: Appliance, kind: str, pid: int | None) -> None:
-        """Take away what *appliance* holds: deleted by the a0cli *pid* or, without one, removed by hand."""
+        """Discard what *appliance* holds: deleted by the a0cli *pid* or, without one, removed by hand."""
         artifact = appliance.held[kind]
         if pid is None:
             event, witnessed = "removed", {}
@@ -153,7 +153,7 @@ class Appliances:
         self.event(appliance, kind, event, artifact, pid, **witnessed)
 
     def lay(self, appliance: Appliance, kind: str, laid: Artifact | None) -> None:
-        """Do as another desk does: take away what *appliance* holds and lay *laid* there if the place is free."""
+        """Act as another desk: discard what *appliance* holds, and put *laid* there unless a backup is being made."""
         if kind in appliance.held:
             self.discard(appliance, kind, None)
         if laid is not None and kind not in appliance.making:
@@ -171,7 +171,7 @@ class Appliances:
     def event(
         self, appliance: Appliance, kind: str, event: str, artifact: Artifact | None, pid: int | None, **more: object
     ) -> None:
-        """Append a change of what a node holds to the record of events."""
+        """Append a change in what a node holds to the record of events."""
         self.events.write(
             node=appliance.node,
             kind=kind,
@@ -200,9 +200,10 @@ class Appliances:
 
 
 def kept_in(folder: Path, kind: str, md5: str) -> bool:
-    """Whether a manifest in a node's *folder* of the vault names that md5, and the artifact beside it is those bytes.
+    """Return whether a manifest in a node's *folder* of the vault names that md5 and its artifact is those bytes.
 
-    Reads the vault as its page describes it, and shares no code with the product: it is a witness against it.
+    This reads the vault as its page describes it, and shares no code with the product: it is an
+    independent witness.
     """
     try:
         paths = [path for path in folder.glob("*/manifest.json") if path.is_file()]
@@ -219,7 +220,7 @@ def kept_in(folder: Path, kind: str, md5: str) -> bool:
                 found = hashlib.file_digest(stored, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
                 size = os.fstat(stored.fileno()).st_size
         except (OSError, ValueError, KeyError, TypeError):
-            # What cannot be read keeps nothing.
+            # What is unreadable does not count as kept.
             continue
         if (found, size) == (md5, artifact["size"]):
             return True

@@ -1,7 +1,7 @@
-"""Making the file of a node backup: a real tar.gz of a Mongo-dump-like tree, encrypted as the appliance does.
+"""Make the file of a node backup: a real tar.gz of a Mongo-dump-like tree, encrypted as the appliance does.
 
-Any size is made in constant memory and quickly: one block of documents is compressed once, ended by a full flush,
-and repeated byte for byte within a single gzip stream.
+Any size is made quickly and in constant memory: one block of documents is compressed once, ended by a
+full flush, and repeated byte for byte within a single gzip stream.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ SMALLEST_BLOCK = 2048
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished node backup as it lies on the node."""
+    """A finished node backup on the node."""
 
     name: str
     md5: str
@@ -37,7 +37,7 @@ def fingerprint(password: str) -> str:
 
 
 def key_and_iv(password: str) -> tuple[bytes, bytes]:
-    """Return OpenSSL's EVP_BytesToKey with MD5, no salt and one round, for AES-256-CTR."""
+    """Return key and IV for AES-256-CTR, from OpenSSL's EVP_BytesToKey with MD5, no salt and one round."""
     secret, derived = password.encode("utf-8", "surrogateescape"), b""
     digest = b""
     while len(derived) < 48:
@@ -47,7 +47,7 @@ def key_and_iv(password: str) -> tuple[bytes, bytes]:
 
 
 def bson(document: dict[str, str | int | bytes]) -> bytes:
-    """Encode the few BSON types a dump of users needs (bsonspec.org): ObjectId as 12 bytes, string, int64, binary."""
+    """Encode the BSON types that a dump of users needs (bsonspec.org): ObjectId as 12 bytes, string, int64, binary."""
     body = b""
     for name, value in document.items():
         key = name.encode() + b"\0"
@@ -89,7 +89,7 @@ def users(seed: str, size: int, *, as_json: bool) -> bytes:
 def _header(name: str, size: int) -> bytes:
     member = tarfile.TarInfo(name)
     member.size, member.mode, member.mtime = size, 0o600, 1_465_052_670
-    # GNU, because its sizes go beyond the 8 GiB of ustar.
+    # GNU, because its sizes can exceed the 8 GiB of ustar.
     return member.tobuf(tarfile.GNU_FORMAT)
 
 
@@ -98,13 +98,13 @@ def _padding(size: int) -> bytes:
 
 
 def _deflated(plain: bytes, *, last: bool = False) -> bytes:
-    """Compress *plain* so that it stands on its own within a deflate stream and ends on a byte."""
+    """Compress *plain* into an independent part of a deflate stream that ends on a byte boundary."""
     compressor = zlib.compressobj(1, zlib.DEFLATED, -15)
     return compressor.compress(plain) + compressor.flush(zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH)
 
 
 def _gzip(kind: str, seed: str, size: int, *, cut: bool = False) -> Iterator[bytes]:
-    """Yield one gzip stream of a tar of about *size* bytes; of one that is *cut* in its last member."""
+    """Yield one gzip stream of a tar of about *size* bytes; with *cut*, the tar is truncated in its last member."""
     if kind == "user-export":
         small: dict[str, bytes] = {}
         large = "user-export.json"
@@ -121,7 +121,7 @@ def _gzip(kind: str, seed: str, size: int, *, cut: bool = False) -> Iterator[byt
         large = f"{folder}/users.bson"
     before = b"".join(_header(name, len(held)) + held + _padding(len(held)) for name, held in small.items())
     room = max(0, size - len(_deflated(before)) - 200)
-    # Eight blocks or more meet any size within some percent.
+    # Eight or more blocks match any size within a few percent.
     block = users(seed, min(MIB, max(SMALLEST_BLOCK, room // 8)), as_json=kind == "user-export")
     deflated = _deflated(block)
     count = max(1, round(room / len(deflated)))
@@ -139,7 +139,7 @@ def _gzip(kind: str, seed: str, size: int, *, cut: bool = False) -> Iterator[byt
 
 
 def _spoilt(kind: str, seed: str, size: int, how: str) -> Iterator[bytes]:
-    """Yield what is encrypted by a node that does not do well."""
+    """Yield the bytes that a faulty node encrypts."""
     if how == "uncompressed":
         yield from (_header("users.bson", size), bytes(size), _padding(size), bytes(2 * tarfile.BLOCKSIZE))
         return
@@ -161,10 +161,10 @@ def make(
     stopped: Callable[[], bool],
     spoilt: str = "",
 ) -> Artifact:
-    """Write an encrypted artifact of about *size* bytes to *path* and return what it is.
+    """Write an encrypted artifact of about *size* bytes to *path* and return its description.
 
-    Memory is constant, but for one that is *spoilt*. Raise InterruptedError, leaving nothing at *path*, once *stopped*
-    says so.
+    Memory is constant, except for a *spoilt* artifact. Raise InterruptedError, leaving nothing at *path*,
+    once *stopped* returns true.
     """
     key, iv = key_and_iv(f"not {password}" if spoilt == "noise" else password)
     encryptor = Cipher(algorithms.AES(key), modes.CTR(iv)).encryptor()

@@ -1,11 +1,11 @@
-"""The stand-in a0cli: `python -m simulator serve` compiles it once, into the one self-contained DIR/bin/a0cli.
+"""The stand-in a0cli: `python -m simulator serve` compiles it once, into the self-contained file DIR/bin/a0cli.
 
-Commands and options are those of the vendor's page on the CLI. What a remote command prints, and how it exits, is
-decided by the node alone, so that every fault in wording is ordered there.
+Commands and options are those of the vendor's page on the CLI. The node alone decides what a remote
+command prints and how it exits, so every fault in wording is ordered there.
 """
 
-# Tests make calls by the hundred thousand, and pathlib, json, socket and signal cost more to import than an interpreter
-# to start: the C modules beneath them do.
+# Tests make hundreds of thousands of calls, and importing pathlib, json, socket and signal takes longer than starting
+# an interpreter. The C modules below them suffice.
 # ruff: noqa: PTH108, PTH109, PTH110, PTH119, PTH123
 import _json
 import _signal  # type: ignore[import-not-found]
@@ -13,7 +13,7 @@ import _socket
 import os
 import sys
 
-TYPE_CHECKING = False  # as that of typing, for the same reason
+TYPE_CHECKING = False  # in place of typing's, for the same reason
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -30,7 +30,7 @@ CHUNK = 1 << 18
 
 
 class PlainJson:
-    """What the scanner of `_json` asks of its caller: json.loads without options."""
+    """What the scanner of `_json` expects from its caller: json.loads without options."""
 
     strict, parse_float, parse_int, parse_constant = True, float, int, float
     object_hook = object_pairs_hook = array_hook = None
@@ -77,7 +77,7 @@ def refuse(message: str) -> int:
 
 
 def known_remote() -> dict[str, str]:
-    """Return the commands that update-commands noted here; none without a key pair beside them."""
+    """Return the commands that update-commands saved here; none without a key pair beside them."""
     if not (os.path.exists(KEY) and os.path.exists(PUBLIC_KEY) and os.path.exists(COMMANDS)):
         return {}
     with open(COMMANDS, encoding="utf-8") as listing:
@@ -86,11 +86,11 @@ def known_remote() -> dict[str, str]:
 
 
 def create_key() -> int:
-    import binascii  # for this command alone
+    import binascii  # needed by this command alone
 
     if os.path.exists(KEY):
         return refuse("a key exists on the current path")
-    # The nodes compare fingerprints and never compute with the key, so any odd number does for a modulus.
+    # The nodes compare fingerprints and never compute with the key, so any odd number will do as modulus.
     modulus = b"\0\xc0" + os.urandom(254) + b"\x01"
     fields = (b"ssh-rsa", b"\x01\x00\x01", modulus)
     public = (
@@ -124,7 +124,7 @@ def local(command: str) -> int:
 
 
 def receive(connection: _socket.socket, name: str, size: int) -> bool:
-    """Write *size* bytes to *name* on the current path; False, with what came left there, if fewer came."""
+    """Write *size* bytes to *name* on the current path; if fewer arrive, keep them and return False."""
     with open(os.path.basename(name), "wb") as file:
         while size > 0 and (piece := connection.recv(min(CHUNK, size))):
             file.write(piece)
@@ -168,7 +168,7 @@ def remote(host: str, port: int, command: str, args: list[str]) -> int:
             if "file" in reply:
                 if not receive(connection, reply["file"], reply["size"]):
                     break
-                # The node counts a transfer as done when the file is written here, not when it left the node.
+                # The node counts a transfer as done once the file is written here, not once it has left the node.
                 connection.sendall(b"\n")
             if "exit" in reply:
                 for stream, text in ((sys.stdout, reply["out"]), (sys.stderr, reply["err"])):
@@ -216,7 +216,7 @@ def main(argv: list[str]) -> int:
 
 
 def obey(host: str, port: str, command: str, args: list[str]) -> int:
-    """Do what *command* says, on this machine or at the node; return the exit code."""
+    """Run *command*, on this machine or at the node; return the exit code."""
     if command in LOCAL and command != "update-commands":
         return local(command)
     if command == "update-commands":

@@ -1,4 +1,4 @@
-"""Answering a call: what the client prints, how it exits, and the faults that it meets on the way."""
+"""The answer to a call: what the client prints, how it exits, and the faults that the call meets."""
 
 import asyncio
 import hashlib
@@ -25,26 +25,26 @@ CHUNK = 1 << 18
 async def answer(
     appliances: Appliances, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """Answer one call of a0cli, from its request to its end."""
+    """Answer one a0cli call, from its request to its end."""
     try:
         request = json.loads(await reader.readline())
         request["key"] = _key_fingerprint(request["key"].encode())
         call = Call(node, **request)
     except (ConnectionError, ValueError, KeyError, TypeError):
-        # No a0cli, or one that was killed before it had asked: a node hangs up on it.
+        # Not an a0cli, or one that was killed before it sent its request: a node hangs up.
         writer.close()
         return
     try:
         await Conversation(appliances, call, reader, writer).hold()
     except ConnectionError:
-        # A client that has gone needs no reply; what it asked for was done or not, and is on record.
+        # A client that is gone needs no reply. Whether its command was done is on record.
         pass
     finally:
         writer.close()
 
 
 class Conversation:
-    """One call: what comes of it, and what its client is told."""
+    """One call: its effect, and what its client is told."""
 
     def __init__(
         self, appliances: Appliances, call: Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -52,7 +52,7 @@ class Conversation:
         self.appliances, self.call, self.reader, self.writer = appliances, call, reader, writer
 
     def worded(self, reply: Reply) -> dict[str, Any]:
-        """Return what the client prints for *reply* and how it exits, after the faults in wording."""
+        """Return what the client prints for *reply* and how it exits, with the faults in wording applied."""
         call, arguments = self.call, self._arguments(reply)
         out, err, code = self._printed(reply, arguments), "", reply.exit
         if code:
@@ -81,10 +81,10 @@ class Conversation:
         return arguments
 
     def _printed(self, reply: Reply, arguments: dict[str, Any]) -> str:
-        """Return *reply* as the node prints it where it goes well."""
+        """Return *reply* as the node prints it on success."""
         call = self.call
         body = {"message": reply.message} | ({"arguments": arguments} if arguments else {})
-        # As in the screenshots: one line without spaces or newline, a started backup in plain text, ping with a space.
+        # As in the screenshots: one line without spaces or newline; a started backup in plain text; ping with a space.
         out = json.dumps(body, separators=(",", ":"))
         if call.group == "start" and reply.state == "done":
             out = reply.message
@@ -103,7 +103,7 @@ class Conversation:
         return out
 
     async def hold(self) -> None:
-        """Do what the call asks for and answer it, or meet the faults that are ordered for it."""
+        """Do what the call asks for and answer it, or apply the faults ordered for it."""
         call = self.call
         if await self._meets_a_fault_first():
             return
@@ -116,7 +116,7 @@ class Conversation:
         if late := call.met("late"):
             await self._answer_before(late, done)
             return
-        # Another desk's backup is made before this call is answered, so as to lie there before the next one is.
+        # Make the other desk's backup before this call is answered: it must be on the node before the next call is.
         appliance, laid = call.node.appliance, None
         replaced = call.met("replaced") if call.kind in appliance.held else None
         taken = call.met("taken") if call.kind in appliance.held and not replaced else None
@@ -136,7 +136,7 @@ class Conversation:
             await self._tell(told, outcome)
 
     async def _meets_a_fault_first(self) -> bool:
-        """Return whether a fault has ended the call before anything was asked of the node."""
+        """Return whether a fault has ended the call before the node was asked for anything."""
         call = self.call
         if hang := call.met("hang"):
             self.record("hang", None)
@@ -164,7 +164,7 @@ class Conversation:
         return False
 
     async def _answer_before(self, late: dict[str, Any], done: Reply) -> None:
-        """Answer as *late* says, and do what was asked for some time later."""
+        """Answer as *late* says, and do what was asked some time later."""
         self.appliances.spawn(self._later(late["seconds"]))
         told = self.worded(done)
         self.record("late", told["exit"] if late["reply"] == "ok" else None)
@@ -182,7 +182,7 @@ class Conversation:
         return reply, "refused" if reply.exit else "done"
 
     def _end(self, outcome: str) -> tuple[list[str], bool]:
-        """Return whom to kill at the end of the call, and whether its client is answered."""
+        """Return the kill faults to apply at the end of the call, and whether its client gets an answer."""
         if outcome in ("drop", "gone", "kill_client"):
             return [], False
         kills = [fault for fault in ("kill_parent", "kill_client") if self.call.met(fault, when="after")]
@@ -209,7 +209,7 @@ class Conversation:
         return (self.appliances.state / "keys").glob("*.pub")
 
     async def transfer(self) -> tuple[str, int]:
-        """Stream the artifact; return how that ended, and how many bytes were sent."""
+        """Stream the artifact; return how that ended and how many bytes were sent."""
         call, reader, writer = self.call, self.reader, self.writer
         held = call.node.appliance.held[call.kind]
         truncate, drop, flip = call.met("truncate"), call.met("drop"), call.met("flip")
@@ -252,7 +252,7 @@ class Conversation:
             return "gone", sent
 
     def record(self, outcome: str, exit_code: int | None, **more: object) -> None:
-        """Append the call to the record. Its password is there as a fingerprint only."""
+        """Append the call to the record, with its password as a fingerprint only."""
         call = self.call
         password = call.password and fingerprint(call.password)
         self.appliances.calls.write(

@@ -9,12 +9,12 @@ ANY = ("start", "status", "retrieve", "delete", "role", "other")
 
 
 class OrderError(ValueError):
-    """An order on the control socket or in a scenario that means nothing."""
+    """An invalid order on the control socket or in a scenario."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    on: tuple[str, ...]  # the groups of commands that it makes sense for, or ("node",)
+    on: tuple[str, ...]  # the groups of commands that it applies to, or ("node",)
     settings: Mapping[str, Any] = field(default_factory=dict)  # every setting, with its default
     one_of: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     only_on: Mapping[Any, tuple[str, ...]] = field(default_factory=dict)  # what a value of `when` narrows `on` to
@@ -24,8 +24,8 @@ KILL = {"when": "after", "fraction": 0.5}
 KILL_WHEN = {"when": ("before", "during", "after")}
 ONLY_TRANSFERS = {"during": ("retrieve",)}
 
-# What a node may make of a backup, with an md5 that is right: encrypted with another password, not compressed, a gzip
-# with a flipped bit, one that is cut, a whole gzip of a tar that is cut.
+# How a node may spoil a backup whose md5 is right: encrypted with another password, not compressed, a gzip with a
+# flipped bit, a truncated gzip, a whole gzip of a truncated tar.
 SPOILT = ("noise", "uncompressed", "flipped", "cut", "cut_tar")
 
 FAULTS = {
@@ -101,7 +101,7 @@ def group_of(command: str) -> str:
 
 @dataclass(eq=False)
 class Rule:
-    """A fault as it was ordered for one node: it passes *skip* calls and then meets *left*, None for all."""
+    """A fault as ordered for one node: it lets *skip* calls pass, then meets *left* calls, or all where None."""
 
     command: str | None
     fault: str
@@ -119,7 +119,7 @@ class Rules:
     def add(
         self, fault: str, command: str | None, times: int | None, skip: int | None, settings: Mapping[str, Any]
     ) -> Rule:
-        """Put a fault in force. Raise OrderError, naming what would be right, if no call could ever meet it."""
+        """Put a fault in force. Raise OrderError, naming what would be valid, where no call could ever meet it."""
         if fault not in FAULTS:
             raise OrderError(f"there is no fault {fault}; there are {', '.join(FAULTS)}")
         known, command = FAULTS[fault], None if command == "*" else command
@@ -139,7 +139,7 @@ class Rules:
             raise OrderError(f"{fault} is about a node, not about calls: it cannot be counted")
         if (times is not None and times < 1) or (skip is not None and skip < 0):
             raise OrderError(f"{fault}: times is 1 or more, and skip 0 or more")
-        # The name among the settings makes them true even where a fault has none.
+        # With its name among them, the settings are truthy even for a fault that has none.
         rule = Rule(command, fault, times, skip or 0, wanted | {"fault": fault})
         self._rules.append(rule)
         return rule
@@ -157,9 +157,10 @@ class Rules:
     def meet(
         self, command: str, fault: str, fits: Callable[[dict[str, Any]], bool], **wanted: object
     ) -> dict[str, Any] | None:
-        """Count a call that *fault* would meet now, and return the settings of the rule that does meet it.
+        """Count a call that *fault* would meet now, and return the settings of the rule that meets it.
 
-        Each rule counts every such call for itself; of those that have passed their share, the oldest meets it.
+        Each rule counts every such call separately. Of the rules that have skipped their share, the oldest
+        meets the call.
         """
         if group_of(command) not in FAULTS[fault].on:
             return None

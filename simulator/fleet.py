@@ -18,11 +18,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class SimulatedFleet:
-    """Start `python -m simulator serve` as a process of its own on enter, and end it on exit.
+    """Start `python -m simulator serve` as a separate process on enter, and end it on exit.
 
-    *nodes* is their number (a0-1, a0-2, ...) or their names; *builds* are those of the nodes that are not of the newest
-    one; *scenario* is a list of orders; *vault* is where to look whether what is deleted was kept. Raise RuntimeError,
-    with what the process said, if it does not come up.
+    *nodes* is their number (a0-1, a0-2, ...) or their names. *builds* are the builds of the nodes that
+    do not have the newest one. *scenario* is a list of orders. *vault* is where to check whether a
+    deleted backup was kept. Raise RuntimeError, with the process's output, where it does not come up.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SimulatedFleet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Closes its stdin, which ends it.
+        # This closes its stdin, which ends the process.
         try:
             self.process.communicate(timeout=10)
         except subprocess.TimeoutExpired:
@@ -78,7 +78,7 @@ class SimulatedFleet:
             self.process.communicate()
 
     def order(self, verb: str, **order: object) -> Any:
-        """Give one order to the server and return its answer. Raise ValueError if the server refuses it."""
+        """Send one order to the server and return its answer. Raise ValueError where the server refuses it."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(self._control)
             connection.sendall(json.dumps({"order": verb, **order}).encode() + b"\n")
@@ -98,14 +98,14 @@ class SimulatedFleet:
         skip: int | None = None,
         **settings: object,
     ) -> None:
-        """Order *fault* for a command on a node (None: for every one).
+        """Order *fault* for a command on a node; None means every command or every node.
 
         The next *skip* calls that it would meet pass untouched; then it meets *times* calls, or all.
         """
         self.order("tell", node=node, command=command, fault=fault, times=times, skip=skip, **settings)
 
     def forget(self, node: str | None = None) -> None:
-        """Clear the faults of *node*, or of all; an unreachable one is back when this returns."""
+        """Clear the faults of *node*, or of all nodes; an unreachable node is back when this returns."""
         self.order("forget", node=node)
 
     def calls(self, node: str | None = None, command: str | None = None) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ class SimulatedFleet:
         return [call for call in calls if node in (None, call["node"]) and command in (None, call["command"])]
 
     def events(self, node: str | None = None) -> list[dict[str, Any]]:
-        """Return the record of what came to lie on the nodes and what went, oldest first."""
+        """Return the record of changes in what the nodes hold, oldest first."""
         return [event for event in _lines(self._events) if node in (None, event["node"])]
 
     def holds(self, node: str, kind: str = "backup") -> dict[str, Any] | None:
@@ -132,30 +132,30 @@ class SimulatedFleet:
         file: Path | None = None,
         name: str = "",
     ) -> dict[str, Any]:
-        """Lay a finished backup on the node that no call of ours started, and return what it is.
+        """Put a finished backup that no call of ours started on the node, and return its description.
 
-        With *file* it is those bytes, under *name*.
+        With *file*, the backup is the bytes of that file, under *name*.
         """
         said = {"size": size} if file is None else {"file": str(file), "name": name}
         held: dict[str, Any] = self.order("put", node=node, kind=kind, password=password, **said)
         return held
 
     def remove(self, node: str, kind: str = "backup") -> None:
-        """Take away what is on the node, as an operator at another desk would."""
+        """Remove what is on the node, as an operator at another desk would."""
         self.order("remove", node=node, kind=kind)
 
     def hand_start(self, node: str, *, password: str, kind: str = "backup") -> None:
-        """Start a backup as an operator at another desk would. Raise ValueError if the node refuses it."""
+        """Start a backup as an operator at another desk would. Raise ValueError where the node refuses it."""
         self.order("hand_start", node=node, kind=kind, password=password)
 
     def swap(self, one: str, other: str) -> None:
-        """Put the appliance of each node behind the other's address; ports and faults stay."""
+        """Swap the appliances behind the addresses of two nodes; ports and faults stay."""
         self.order("swap", nodes=[one, other])
 
     def fleet_yaml(self, path: Path, **overrides: object) -> Path:
-        """Write a fleet.yaml of these nodes, merged deeply with *overrides*, and return its path.
+        """Write a fleet.yaml of these nodes, deep-merged with *overrides*, and return its path.
 
-        A password comes from one place: what *overrides* says of it stands alone.
+        The password has one source, so a password in *overrides* is not merged but replaces ours.
         """
         fleet = {
             "vault": "./vault",
@@ -191,7 +191,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _yaml(fleet: Mapping[str, Any]) -> str:
-    """Return block YAML, one key a line; what lies deeper than two levels is JSON, which YAML contains."""
+    """Return block YAML, one key per line; anything deeper than two levels is JSON, a subset of YAML."""
     lines = []
     for key, value in fleet.items():
         if isinstance(value, Mapping) and value:

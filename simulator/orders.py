@@ -1,4 +1,4 @@
-"""Orders: the faults that are told to nodes, and what an operator does by hand."""
+"""Orders: the faults for nodes, and what an operator does by hand."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from simulator.faults import KINDS, OrderError
 
 
 class Orders:
-    """Carries out the orders that come in on the control socket."""
+    """Carries out the orders that arrive on the control socket."""
 
     def __init__(self, appliances: Appliances) -> None:
         self.appliances = appliances
@@ -30,7 +30,7 @@ class Orders:
         writer.close()
 
     async def obey(self, order: dict[str, Any]) -> dict[str, Any] | None:
-        """Carry out one order. Raise OrderError if it means nothing."""
+        """Carry out one order. Raise OrderError where it is invalid."""
         settings, known = dict(order), self.appliances.nodes
         verb, name = settings.pop("order", "tell"), settings.pop("node", None)
         if name not in (None, "*", *known):
@@ -60,7 +60,7 @@ class Orders:
     async def _by_hand(
         self, verb: str, nodes: list[Node], settings: dict[str, Any], order: dict[str, Any]
     ) -> dict[str, Any] | None:
-        """Do what an operator does by hand; return what the node holds then."""
+        """Do what an operator does by hand; return what the node holds afterwards."""
         kind = settings.get("kind") or "backup"
         if len(nodes) != 1 or kind not in KINDS or verb not in ("put", "remove", "holds", "hand_start"):
             raise OrderError(

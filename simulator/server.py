@@ -1,9 +1,9 @@
-"""The appliance's side: many nodes on loopback ports in one process, and a control socket to order faults on.
+"""The appliance's side: many nodes on loopback ports in one process, and a control socket for ordering faults.
 
     python -m simulator serve --state DIR --nodes a0-1,a0-2
 
-A node refuses what the vendor's page says a node refuses. What the page leaves open is decided here and stands in
-README.md; every such wording can be replaced with the fault `say`.
+A node refuses what the vendor's page says a node refuses. What the page leaves open is decided here and
+documented in README.md; the fault `say` can replace every such wording.
 """
 
 import argparse
@@ -31,16 +31,16 @@ CONTROL_LINE = 1 << 26
 
 
 def install(state: Path) -> tuple[Path, Path]:
-    """Write the stand-in a0cli to DIR/bin, have it make a key pair in DIR/keys, and return both paths."""
+    """Write the stand-in a0cli to DIR/bin, let it create a key pair in DIR/keys, and return both paths."""
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     shebang = f"#!{sys.executable} -IS\n"
     if any(map(str.isspace, sys.executable)) or len(os.fsencode(shebang)) > 127:
-        # What a kernel does not take as a shebang, a shell starts: the second line is a string to Python.
+        # A shell starts it where the kernel would reject the shebang; to Python the second line is a string.
         shebang = f"#!/bin/sh\n'''exec' \"{sys.executable}\" -IS \"$0\" \"$@\"\n' '''\n"
     client, keys = state / "bin" / "a0cli", state / "keys"
     client.parent.mkdir(exist_ok=True)
     source = Path(__file__).with_name("client.py")
-    # Compiled here, once, and not at each of its many starts.
+    # Compiled once here, instead of at each of its many starts.
     compiled = marshal.dumps(compile(source.read_bytes(), source, "exec"))
     client.write_text(f"{shebang}import marshal\nexec(marshal.loads({compiled!r}))\n", encoding="utf-8")
     client.chmod(0o700)
@@ -52,7 +52,7 @@ def install(state: Path) -> tuple[Path, Path]:
 
 @contextlib.contextmanager
 def control_path(state: Path) -> Iterator[Path]:
-    """Yield where the control socket goes: the address of a Unix socket ends at 108 bytes."""
+    """Yield the path of the control socket: the address of a Unix socket is limited to 108 bytes."""
     if len(os.fsencode(state)) <= 90:
         path = state / "control.sock"
         path.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ def control_path(state: Path) -> Iterator[Path]:
 async def serve(
     appliances: Appliances, orders: list[dict[str, Any]], ready: dict[str, Any], *, with_stdin: bool
 ) -> None:
-    """Print the ready line and serve until SIGTERM, SIGINT, or the end of stdin where that is asked for."""
+    """Print the ready line and serve until SIGTERM, SIGINT or, if *with_stdin*, the end of stdin."""
     ended, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
@@ -74,7 +74,7 @@ async def serve(
         threading.Thread(target=_await_eof, args=(loop, ended), daemon=True).start()
 
     def in_a_task(node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Of ours: those that asyncio starts are reported as failed when the loop ends before them.
+        # A task of ours: asyncio reports its own tasks as failed when the loop ends before them.
         appliances.spawn(answer(appliances, node, reader, writer))
 
     appliances.answer, desk = in_a_task, Orders(appliances)
@@ -99,7 +99,7 @@ async def serve(
 def _await_eof(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
     while os.read(0, 4096):
         pass
-    # A signal may have ended the loop before.
+    # A signal may have ended the loop already.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(ended.set)
 

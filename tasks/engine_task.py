@@ -1,7 +1,7 @@
 """What all tasks have in common.
 
-A task has side effects or asks what changes: Prefect never caches it and keeps no result of it. The checkpoint is the
-vault's: a step that finds its work done says so itself, in the state Cached.
+A task has side effects or reads what changes, so Prefect never caches it and keeps no result of it.
+The checkpoint is in the vault: a step that finds its work done reports that itself, by the state Cached.
 """
 
 import functools
@@ -17,13 +17,13 @@ from prefect.tasks import Task
 
 from tasks import log_lines
 
-# The core's log lines belong on the run's page; Prefect takes them (PREFECT_LOGGING_EXTRA_LOGGERS) only from a logger
-# that has a level of its own.
+# The core's log lines belong on the run's page. Prefect takes them (PREFECT_LOGGING_EXTRA_LOGGERS) only from a logger
+# with its own level.
 logging.getLogger("a0backup").setLevel(logging.INFO)
 log_lines.install()
 
-# By flow run, the task runs that this process began: the engine records them late, and an engine of our own must not
-# end before it has. Whoever waits for that takes them out.
+# The task runs that this process began, by flow run. The engine records them late, and our own engine must not end
+# before it has. The code that waits for that removes them.
 task_runs: defaultdict[str, set[UUID]] = defaultdict(set)
 
 P = ParamSpec("P")
@@ -31,7 +31,7 @@ R = TypeVar("R")
 
 
 def engine_task(**options: Any) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
-    """Make a coroutine function a Prefect task with these options, counted among the `task_runs` of its flow."""
+    """Turn a coroutine function into a Prefect task with these options; its runs are added to `task_runs`."""
 
     def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
         @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""What is asked, and what is proven, when a node is put into service."""
+"""The tasks of an enrolment: publish the plan to confirm, and prove the first artifacts."""
 
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import State
@@ -14,7 +14,7 @@ from tasks.shared_password import shared_password
 
 @engine_task(name="publish-plan", task_run_name="publish-plan")
 async def publish_plan(plan: Plan) -> None:
-    """Put on the run's page what was seen of the node and what is to be done with it, before it is confirmed."""
+    """Publish on the run's page what was seen of the node and what will be done with it, before the confirmation."""
     await acreate_markdown_artifact(
         key="enrolment-plan",
         markdown=plan.markdown(),
@@ -24,7 +24,10 @@ async def publish_plan(plan: Plan) -> None:
 
 @engine_task(name=StepName.DRILL, task_run_name="drill-{node}")
 async def prove_artifact(node: str, artifact_id: str, fleet: Fleet) -> State[Done]:
-    """Open the artifact with the shared password and read it to its end; Cached where its own run did, sealed since."""
+    """Open the artifact with the shared password and read it to its end.
+
+    Cached where the run that made the artifact did so, as its password has been sealed since.
+    """
     tell(Step(node, "", StepName.DRILL))
     done = await prove(fleet, artifact_id, shared_password)
     tell(Step(node, "", StepName.DRILL, done.text))

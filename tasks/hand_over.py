@@ -1,4 +1,4 @@
-"""What a node's run tells the run that started it, maybe on another machine: through the engine, as an artifact."""
+"""What a node's run reports to the run that started it, perhaps on another machine: an artifact in the engine."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -22,7 +22,7 @@ KEY = "outcomes-for-the-fleet"
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class HandedOver:
-    """How a node's backups ended, and what was warned of at them."""
+    """How a node's backups ended, and the warnings about them."""
 
     outcomes: list[Outcome]
     warnings: list[RunWarning]
@@ -33,9 +33,9 @@ _HANDED_OVER = TypeAdapter(HandedOver)
 
 @engine_task(name="hand-over", task_run_name="hand-over")
 async def hand_over(outcomes: Sequence[Outcome], warnings: Sequence[RunWarning]) -> None:
-    """Leave the outcomes where the run that started this one finds them."""
+    """Publish the outcomes for the run that started this one."""
     said = HandedOver(list(outcomes), list(warnings))
-    # A type that the UI does not know: it is shown as it is, never as Markdown, which a node's words could abuse.
+    # The UI does not know this type and shows it verbatim. As Markdown, text from a node could abuse it.
     await Artifact(
         type="a0backup-outcomes",
         key=KEY,
@@ -45,7 +45,7 @@ async def hand_over(outcomes: Sequence[Outcome], warnings: Sequence[RunWarning])
 
 
 async def handed_over(client: PrefectClient, flow_run: UUID) -> HandedOver | None:
-    """Return what the run of that id left; None where it left nothing."""
+    """Return what the run with that id reported, or None where it reported nothing."""
     found = await client.read_artifacts(
         artifact_filter=ArtifactFilter(
             flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]), key=ArtifactFilterKey(any_=[KEY])

@@ -1,7 +1,7 @@
-"""What the engine itself logs of a step, made to read like the other lines on a run's page.
+"""The engine's own log lines about a step, reworded to match the other lines on a run's page.
 
-Prefect logs an exception as its repr and a traceback, a poll that is asked again as a failure, and each end of a task
-once more. Foreseen errors say what they have to say in words; what nobody foresaw keeps its traceback.
+Prefect logs an exception as its repr and a traceback, a repeated poll as a failure, and each end of a
+task once more. A foreseen error is reduced to its message; an unforeseen one keeps its traceback.
 """
 
 import logging
@@ -17,16 +17,16 @@ _CALLED_OFF = (
     "Crash detected! Execution was cancelled by the runtime environment.",
     "Crash detected! Execution was aborted by a termination signal.",
 )
-# Each says again what the line before it said.
+# Each repeats the line before it.
 _REPEATS = ("Finished in state ", "Task run failed with state: ")
 _REPEATS_OF_FLOW = ('Finished in state Failed("Flow run encountered an exception', "Finished in state Running(")
 
 
 class Readable(logging.Filter):
-    """Put Prefect's lines about foreseen errors in words, and leave out those that repeat another line."""
+    """Reword Prefect's lines about foreseen errors, and drop those that repeat another line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record is to be logged at all; one that is may have been put in other words."""
+        """Return whether to log the record at all; its text may have been changed."""
         text = str(record.msg)
         of_flow = record.name == "prefect.flow_runs"
         if text == _AGAIN and isinstance(record.args, tuple) and len(record.args) == 5:
@@ -60,7 +60,7 @@ def _tell_of_a_failure(record: logging.LogRecord, *, of_flow: bool) -> None:
     if of_flow:
         record.msg, record.args = "%s", (error,)
     else:
-        # What becomes of it, and the hint, is said where it is known whether the node's backup failed with it.
+        # Its consequence and the hint are logged where it is known whether the node's backup failed because of it.
         record.msg, record.args = "%s", (error.message(),)
         _make_warning(record)
 
@@ -70,7 +70,7 @@ def _make_warning(record: logging.LogRecord) -> None:
 
 
 def install() -> None:
-    """Have Prefect's loggers of flow runs and task runs filtered in this process, once."""
+    """Install the filter on Prefect's loggers of flow runs and task runs in this process, once."""
     for name in ("prefect.task_runs", "prefect.flow_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(known, Readable) for known in logger.filters):

@@ -1,7 +1,7 @@
 """The progress of a run on its page: how many nodes have ended, and where each of them is.
 
-Two artifacts, however many nodes there are, updated in place. A backup does not depend on them: each update has little
-time, one that fails is left out, and nothing of this outlives the run.
+There are two artifacts, whatever the number of nodes, updated in place. A backup does not depend on
+them: each update has a short timeout, a failed one is skipped, and nothing of this outlives the run.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from a0backup.report.progress import Board, Row, percent_ended, table, watched_b
 from a0backup.report.words import plain
 
 PACE = 5.0  # seconds between two updates
-PATIENCE = 5.0  # seconds that one may take
+PATIENCE = 5.0  # seconds that one update may take
 STALE = 60.0  # seconds after which the durations alone are worth an update
 
 PROGRESS, STEPS = "backup-progress", "backup-steps"
@@ -36,20 +36,20 @@ PROGRESS, STEPS = "backup-progress", "backup-steps"
 
 @asynccontextmanager
 async def progress_published(nodes: Sequence[Node]) -> AsyncIterator[None]:
-    """Have the run's page show where each of *nodes* is for as long as the block runs, and how it ended.
+    """Show on the run's page where each of *nodes* is while the block runs, and how it ended.
 
-    Where the block is called off, the page keeps showing where they were then.
+    If the block is cancelled, the page keeps showing where the nodes were then.
     """
     board = Board([node.name for node in nodes])
     caller = asyncio.current_task()
     assert caller is not None
 
     def pass_on(publisher: asyncio.Task[None]) -> None:
-        # Prefect raises a signal in whatever runs just then; the one to be called off is the caller.
+        # Prefect raises a signal in whatever code is running; the one to cancel is the caller.
         if not publisher.cancelled() and publisher.exception() is not None:
             caller.cancel()
 
-    # No connection is kept: the server closes an idle one after as many seconds as the next update comes.
+    # Keep no connection: the server closes an idle one after the same time as lies between two updates.
     fresh = httpx.Limits(max_keepalive_connections=0)
     async with get_client(httpx_settings={"limits": fresh}) as client:
         page = _Page(board, client)
@@ -65,7 +65,7 @@ async def progress_published(nodes: Sequence[Node]) -> AsyncIterator[None]:
 
 
 class _Page:
-    """The two artifacts of the flow run that this is called in."""
+    """The two artifacts of the current flow run."""
 
     def __init__(self, board: Board, client: PrefectClient) -> None:
         self._board, self._client = board, client
@@ -77,13 +77,13 @@ class _Page:
         self._failing = False
 
     async def keep_current(self) -> None:
-        """Update them again and again, until called off."""
+        """Update the artifacts repeatedly until cancelled."""
         while True:
             await self.update()
             await asyncio.sleep(PACE)
 
     async def update(self) -> None:
-        """Show where the nodes are, if anything has changed. What keeps it from that is logged once, and no error."""
+        """Show where the nodes are, if anything has changed; log a failure once, and never raise it."""
         try:
             async with asyncio.timeout(PATIENCE):
                 rows = await self._look()
@@ -91,7 +91,7 @@ class _Page:
                 if anew == self._shown and time.monotonic() - self._shown_at < STALE:
                     return
                 await self._show(rows)
-        except Exception as error:  # noqa: BLE001 - whatever the engine raises, the backup does not depend on it
+        except Exception as error:  # noqa: BLE001 - the backup does not depend on the engine's answer
             if not self._failing:
                 late = f"no answer within {PATIENCE:g} s"
                 why = late if isinstance(error, TimeoutError) else plain(f"{type(error).__name__}: {error}")
@@ -102,8 +102,8 @@ class _Page:
             self._shown, self._shown_at, self._failing = anew, time.monotonic(), False
 
     async def _look(self) -> list[Row]:
-        # A thread of its own, which nobody waits for: those of the loop are busy with whole artifacts, and a disk that
-        # hangs must not hold up a cancel.
+        # A separate thread that nobody waits for: the loop's threads are busy with whole artifacts, and a hanging disk
+        # must not delay a cancel.
         disk = ThreadPoolExecutor(1, thread_name_prefix="progress")
         try:
             return await asyncio.get_running_loop().run_in_executor(disk, self._board.rows)
@@ -116,13 +116,13 @@ class _Page:
         at = f"{datetime.now(UTC):%H:%M:%S} UTC"
         ended = sum(row.ended for row in rows)
         steps = Counter("ended" if row.ended else row.step for row in rows)
-        # The run's page shows of each artifact no more than how its description begins.
+        # The run's page shows only the beginning of each artifact's description.
         await self._put(PROGRESS, "progress", percent_ended(rows), f"{ended} of {len(rows)} nodes ended, at {at}")
         nodes_at = ", ".join(f"{count} {step}" for step, count in steps.most_common())
         await self._put(STEPS, "table", json.dumps(table(rows)), f"{at}: {nodes_at}")
 
     async def _find(self) -> None:
-        """Find those that an earlier try of this run has made, or an update whose answer did not come."""
+        """Find the artifacts made by an earlier try of this run, or by an update whose answer got lost."""
         of_this_run = ArtifactFilter(
             flow_run_id=ArtifactFilterFlowRunId(any_=[self._flow_run]), key=ArtifactFilterKey(any_=[PROGRESS, STEPS])
         )
@@ -133,7 +133,7 @@ class _Page:
 
     async def _put(self, key: str, kind: str, content: object, description: str) -> None:
         if key in self._ids:
-            # Not the client's update_artifact, which stores each update as an event too, with all of the content.
+            # Not the client's update_artifact: it also stores each update as an event, with the whole content.
             await self._client.request(
                 "PATCH",
                 "/artifacts/{id}",

@@ -13,7 +13,7 @@ from tasks.engine_task import engine_task
 
 @engine_task(name="publish-report", task_run_name="publish-report")
 async def publish_report(outcomes: list[Outcome], fleet: str, warnings: Sequence[RunWarning]) -> None:
-    """Put how every node's backup ended on the run's page, and the run's *warnings*."""
+    """Publish on the run's page how every node's backup ended, and the run's *warnings*."""
     await acreate_markdown_artifact(
         key="backup-report",
         markdown=markdown(outcomes, fleet=fleet, warnings=warnings),
@@ -30,7 +30,7 @@ async def publish_report(outcomes: list[Outcome], fleet: str, warnings: Sequence
 async def publish_findings(
     findings: list[Finding], fleet: str, warnings: Sequence[RunWarning], notes: Sequence[str]
 ) -> None:
-    """Put what the check found of every node on the run's page, and the fleet's *warnings* and *notes*."""
+    """Publish on the run's page what the check found on every node, and the fleet's *warnings* and *notes*."""
     await acreate_markdown_artifact(
         key="check-report",
         markdown=check_markdown(findings, fleet=fleet, warnings=warnings, notes=notes),

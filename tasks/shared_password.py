@@ -11,12 +11,12 @@ from a0backup.passwords import shared as password
 
 
 async def shared_password(source: password.Source) -> str | None:
-    """Return the password, None where each backup is sealed with one of its own. Raise PasswordError."""
+    """Return the shared password, or None where each backup has its own sealed one. Raise PasswordError."""
     return await password.load(source, block=secret_block)
 
 
 async def secret_block(name: str) -> object:
-    """Return the value of the Prefect Secret block *name*, as it is."""
+    """Return the value of the Prefect Secret block *name*, unconverted."""
     block: Secret[Any] = await Secret.aload(name)
-    # Not get(), which reads a text as JSON where it can: 4711e2026 would become another password.
+    # Not get(), which parses a text as JSON where it can: 4711e2026 would become another password.
     return block.value.get_secret_value()

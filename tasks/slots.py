@@ -1,7 +1,8 @@
-"""The engine's concurrency limits: for display and for queueing, never the lock, which is the vault's.
+"""The engine's concurrency limits: for display and queueing only, never the lock, which is the vault's.
 
-`a0backup engine register` makes one limit for each node and one for all; Prefect's page on concurrency shows who
-holds what. Where there is none, or the engine cannot give a slot, a backup goes on without.
+`a0backup engine register` creates one limit per node and one for all; Prefect's page on concurrency
+shows who holds what. Where a limit is missing, or the engine cannot give a slot, a backup proceeds
+without.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ from prefect.concurrency.asyncio import concurrency
 from prefect.logging import get_run_logger
 
 ALL_NODES = "a0backup"
-# A slot of a killed run is free again after this many seconds: the least that Prefect allows.
+# A slot of a killed run is free again after this many seconds, the minimum that Prefect allows.
 LEASE = 60.0
 
 
@@ -22,11 +23,11 @@ def limit_of(node: str) -> str:
 
 @contextlib.asynccontextmanager
 async def slots(node: str, *, deadline: float) -> AsyncIterator[None]:
-    """Hold the node's slot and one of all nodes' while the block runs; without them after *deadline* seconds.
+    """Hold the node's slot and one of all nodes' inside the block; proceed without them after *deadline* seconds.
 
-    Whatever the engine says to either end of it raises nothing: the block's work counts.
+    No engine error at either end of the block is raised: the block's work counts.
     """
-    # Not strict, and no end of the run where the engine was away when a lease was due: the lock holds anyway.
+    # Not strict, and a lease that came due while the engine was unavailable does not end the run: the lock still holds.
     held = concurrency(
         [ALL_NODES, limit_of(node)],
         timeout_seconds=deadline,
@@ -38,14 +39,14 @@ async def slots(node: str, *, deadline: float) -> AsyncIterator[None]:
         await entered.enter_async_context(held)
     except TimeoutError:
         get_run_logger().warning("%s: no slot of the engine within %.0f s; goes on without", node, deadline)
-    except Exception as error:  # noqa: BLE001 - an engine that is away or at fault must not stop a backup
+    except Exception as error:  # noqa: BLE001 - an unavailable or failing engine must not stop a backup
         get_run_logger().warning("%s: no slot of the engine (%r); goes on without", node, error)
     try:
         yield
     finally:
         try:
             await entered.aclose()
-        except Exception as error:  # noqa: BLE001 - nor one that is at fault when the backup is stored
+        except Exception as error:  # noqa: BLE001 - nor may one that fails after the backup is stored
             get_run_logger().warning(
                 "%s: its slots were not given back (%r); the engine takes them within %.0f s", node, error, LEASE
             )

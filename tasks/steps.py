@@ -1,4 +1,4 @@
-"""The steps of a node's run as Prefect tasks: what each does is in the core, how often it is tried is here.
+"""The steps of a node's run as Prefect tasks: the core defines what each does, this module how often it is tried.
 
 await back_up_node(run, outcomes, take=take_step, shared=shared_password)
 """
@@ -21,18 +21,18 @@ JITTER = 0.2
 
 
 async def transient(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Return whether trying again may help: the error itself knows."""
-    # The exception is read, not raised: raising it here would add this frame to the run's traceback.
+    """Return whether a retry may help, according to the error itself."""
+    # Read the exception without raising it: raising would add this frame to the run's traceback.
     return bool(getattr(state.data, "transient", False))
 
 
 AGAIN = {"retry_jitter_factor": JITTER, "retry_condition_fn": transient}
 
-# A call that only reads is tried again after a transient fault: often enough to ride out a dropped connection, few
-# enough times to tell of a dead node soon.
+# A call that only reads is retried after a transient fault: often enough to survive a dropped connection, few enough
+# times to report a dead node soon.
 READS = {"retries": 3, "retry_delay_seconds": [1, 2, 4], **AGAIN}
 
-# Never repeated by the engine.
+# Never retried by the engine.
 ONCE: dict[str, Any] = {}
 
 
@@ -56,22 +56,22 @@ STEPS = {
         StepName.UPDATE_COMMANDS: READS,
         StepName.PING: READS,
         StepName.STATUS: READS,
-        StepName.START: ONCE,  # what it did is asked of the status that follows
-        StepName.AWAIT: AGAIN,  # each poll is a retry, seen as AwaitingRetry; the intervals are fleet.yaml's
-        StepName.RETRIEVE: ONCE,  # how often, a mismatch of the md5 included, is `retrieve_attempts`
+        StepName.START: ONCE,  # judged by the status that follows
+        StepName.AWAIT: AGAIN,  # each poll is a retry, shown as AwaitingRetry; fleet.yaml sets the intervals
+        StepName.RETRIEVE: ONCE,  # `retrieve_attempts` sets the number of attempts, also after an md5 mismatch
         StepName.VERIFY: ONCE,
         StepName.INSPECT: ONCE,
         StepName.STORE: ONCE,
-        StepName.DELETE: READS,  # the status before it: how the deletion itself went is asked, never tried again
+        StepName.DELETE: READS,  # for the status before it; the deletion itself is judged by a status, never retried
         StepName.CONFIRM_DELETE: READS,
         StepName.LOOK: READS,
-        StepName.SET_AS_BACKUP: ONCE,  # the node is asked what came of it
+        StepName.SET_AS_BACKUP: ONCE,  # judged by asking the node afterwards
     }.items()
 }
 
 
 async def take_step(name: StepName, session: NodeSession, kind: str, work: Callable[[], Awaitable[R]]) -> R:
-    """Take a step of a node's run as a task run; a `TakeStep`."""
+    """Take a step of a node's run as a task run; this is a `TakeStep`."""
     task, node = STEPS[name], session.node.name
     if name is StepName.AWAIT:
         polling = session.fleet.polling

@@ -1,6 +1,7 @@
-"""What every test needs: Prefect kept off the developer's own profile, and an engine for those that ask.
+"""Fixtures for all tests: Prefect isolated from the developer's own profile, and an engine on request.
 
-All of it lives in one temporary room per session, shared by the workers of pytest-xdist and removed at the end.
+Everything lives in one temporary directory per session, the room. The pytest-xdist workers share it, and it is removed
+at the end.
 """
 
 import fcntl
@@ -25,13 +26,13 @@ from tests.support.patience import measure, patience
 
 _ROOM = "A0BACKUP_TEST_ROOM"
 _IGNORED = "A0BACKUP_TEST_IGNORES"
-# The workers of pytest-xdist inherit the room from the process that was started first, which is the one to remove it.
+# The pytest-xdist workers inherit the room from the process that started first. That process removes it.
 _first = _ROOM not in os.environ
 _lifeline = -1
 
 
 def room() -> Path:
-    """The temporary room of this session."""
+    """Return the temporary directory of this session."""
     return Path(os.environ[_ROOM])
 
 
@@ -40,27 +41,28 @@ def _make_room() -> None:
     os.environ |= {"PREFECT_HOME": str(room() / "prefect"), "XDG_STATE_HOME": str(room() / "state")}
 
 
-# Before anything imports Prefect, which reads the environment once.
+# Must come before anything imports Prefect, which reads the environment once.
 for _name in [name for name in os.environ if name.startswith("PREFECT_") and (_first or name != "PREFECT_HOME")]:
     del os.environ[_name]
 os.environ |= {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    # A test that forgot to ask for an engine fails rather than starts Prefect's temporary server.
+    # A test that forgot to request an engine fails instead of starting Prefect's temporary server.
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
 }
 if _first:
     _make_room()
 measure()
 
-# Started in the background, a program ignores interrupts and hang-ups, and so does what it starts. The programs under
-# test must not: a handler, unlike the order to ignore, is not inherited. The tests themselves go on ignoring them.
+# A program started in the background ignores SIGINT and SIGHUP, and so do its children. The programs under test must
+# not. Children inherit an ignored signal but not a handler, hence the handlers. The tests themselves still ignore both
+# signals.
 for _number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN or _number.name in os.environ.get(_IGNORED, ""):
         os.environ[_IGNORED] = f"{os.environ.get(_IGNORED, '')} {_number.name}"
         signal.signal(_number, lambda *_: None)
 
-# Holds the server that all tests share for as long as anyone has the named pipe open for writing.
+# Keeps the shared server running as long as any process holds the named pipe open for writing.
 _KEEPER = """
 import sys
 from pathlib import Path
@@ -89,7 +91,7 @@ def pytest_configure(config: pytest.Config) -> None:
     global _lifeline
     config.pluginmanager.register(Extent(config))
     if _first:
-        # Another session of this process, as of a tool that tries many changes, has removed the room of the one before.
+        # A tool that tries many changes runs several sessions in one process. The previous session removed its room.
         if _ROOM not in os.environ:
             _make_room()
         os.mkfifo(room() / "lifeline", 0o600)
@@ -124,7 +126,7 @@ def _one_at_a_time(name: str) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def migrated_home() -> Path:
-    """A home of the engine whose database is built; to be copied, not used."""
+    """Return an engine home with a migrated database. Copy it, do not use it."""
     from deployments.server import own_server
 
     home = room() / "migrated-home"
@@ -138,13 +140,13 @@ def migrated_home() -> Path:
 
 @pytest.fixture
 def own_home(migrated_home: Path, tmp_path: Path) -> Path:
-    """A home of this test's own, from which a server starts in 3 s rather than 10."""
+    """Return a home for this test alone. A server starts from it in 3 s instead of 10 s."""
     return Path(shutil.copytree(migrated_home, tmp_path / "engine"))
 
 
 @pytest.fixture(scope="session")
 def engine_server(migrated_home: Path) -> str:
-    """The API address of the one full server that all tests of the session share."""
+    """Return the API address of the one full server that all tests of the session share."""
     address = room() / "address"
     with _one_at_a_time("engine"):
         if not address.exists():
@@ -164,14 +166,14 @@ def engine_server(migrated_home: Path) -> str:
                 if keeper.poll() is not None or time.monotonic() > deadline:
                     pytest.fail(f"no engine for the tests: {(room() / 'keeper.log').read_text()}")
                 time.sleep(0.1)
-    # For the processes that the tests start and tell of the address.
+    # For processes that the tests start and point at this address.
     os.environ["PREFECT_API_AUTH_STRING"] = (room() / "engine" / "credentials").read_text().strip()
     return address.read_text()
 
 
 @pytest.fixture
 def engine(engine_server: str) -> Iterator[str]:
-    """Make Prefect in this process use the shared server, and give its API address; for tests marked `engine`."""
+    """Point Prefect in this process at the shared server and yield its API address. For tests marked `engine`."""
     from deployments.home import use_api
 
     with use_api(engine_server, room() / "engine"):

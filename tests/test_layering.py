@@ -1,4 +1,4 @@
-"""The rooms: imports go down only, and no two modules import each other."""
+"""The rooms: imports only go down, and no two modules import each other."""
 
 import ast
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.paths import REPOSITORY
 
-# Each room, from the top; it may import those below it, and itself.
+# The rooms, from the top. Each may import itself and those below it.
 ROOMS = (
     "a0backup.__main__",
     "a0backup.cli",
@@ -44,7 +44,7 @@ MODULES = dict(modules())
 
 
 def imported(path: Path) -> set[str]:
-    """The modules that *path* imports, also within functions; not those that only its types need."""
+    """Return the modules that *path* imports, including inside functions, but not those under TYPE_CHECKING."""
     tree = ast.parse(path.read_text())
     for_types = {
         id(node)
@@ -85,7 +85,7 @@ def test_the_core_imports_no_engine(module: str) -> None:
     assert not [name for name in imported(MODULES[module]) if name.partition(".")[0] == "prefect"]
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
     below = {module: imported(path) & MODULES.keys() for module, path in MODULES.items()}
     settled: set[str] = set()
     while free := {module for module, names in below.items() if module not in settled and names - {module} <= settled}:
@@ -94,5 +94,5 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "a0backup.errors"])
-def test_a_module_can_be_read_at_one_sitting(module: str) -> None:
+def test_a_module_can_be_read_in_one_sitting(module: str) -> None:
     assert len(MODULES[module].read_text().splitlines()) <= 450

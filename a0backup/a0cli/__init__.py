@@ -1,1 +1,1 @@
-"""a0cli: the one place that starts it, its commands, and its replies."""
+"""The only package that starts a0cli: its processes, its commands and its replies."""

@@ -1,4 +1,4 @@
-"""The commands of a0cli for one node, and what they say.
+"""Send a0cli commands to one node and read the replies.
 
 directory = PrivateDirectory.make(vault / "a0-1" / "work", "run-1", key_dir=settings.key_dir, node="a0-1")
 a0cli = A0cli(settings, node="a0-1", host="192.168.1.186", port=10121, directory=directory.path)
@@ -34,7 +34,7 @@ Answer = TypeVar("Answer")
 
 
 class Settings(Protocol):
-    """The `a0cli` part of fleet.yaml."""
+    """The `a0cli` section of fleet.yaml."""
 
     @property
     def path(self) -> str: ...
@@ -48,14 +48,14 @@ class Settings(Protocol):
     def replies(self) -> Mapping[str, Sequence[str]]: ...
 
 
-_LOOKED_FOR = 8  # characters: passwords from this length on are removed from every reply
+_LOOKED_FOR = 8  # characters: shorter passwords are not removed from replies
 
 
 class A0cli:
-    """The calls of a0cli for one node, each in the node's private *directory*.
+    """The a0cli calls for one node, each run in the node's private *directory*.
 
-    Each started process inherits the file descriptors *inherit*: the node's lock, so that it lasts until the last
-    a0cli has ended, even where the run is killed.
+    Each process inherits the file descriptors *inherit*. They hold the node's lock, which thus lasts
+    until the last a0cli has ended, even if the run is killed.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class A0cli:
         directory: Path,
         inherit: Sequence[int] = (),
     ) -> None:
-        """Raise FleetFileError for a host that a0cli would read as an option, or for unusable `a0cli.replies`."""
+        """Raise FleetFileError if a0cli would read *host* as an option, or if `a0cli.replies` is unusable."""
         self.settings, self.node, self.host, self.port = settings, node, host, port
         self.directory, self.inherit = directory, tuple(inherit)
         self.wordings = Wordings.extended(settings.replies)
@@ -79,18 +79,18 @@ class A0cli:
     async def call(
         self, command: str, *arguments: str, deadline: float | None = None, secret: str | None = None
     ) -> Printed:
-        """Run one command and return what it printed, whatever its exit code; *secret* is removed from that.
+        """Run one command and return its output without *secret*, whatever the exit code.
 
-        Raise A0cliMissingError where it cannot be started, A0cliTimeoutError after *deadline* seconds (without one:
-        `call_timeout`), FleetFileError for an argument that a0cli would read as an option.
+        Raise A0cliMissingError if a0cli cannot be started, A0cliTimeoutError after *deadline* seconds
+        (default: `call_timeout`), FleetFileError for an argument that a0cli would read as an option.
         """
         _require_plain(command, *arguments)
         return await self._run(command, [command, *arguments], deadline=deadline, secret=secret)
 
     async def update_commands(self) -> Printed:
-        """Ask the node which commands it takes; the private directory keeps the answer.
+        """Ask the node which commands it accepts; the private directory keeps the answer.
 
-        Raise RefusedError, UnreachableError or UnknownReplyError unless it ended with exit code 0 and no refusal.
+        Raise RefusedError, UnreachableError or UnknownReplyError unless the exit code is 0 and the reply is no refusal.
         """
 
         def read(printed: Printed) -> Printed:
@@ -102,25 +102,25 @@ class A0cli:
         return await self._asked("update-commands", read)
 
     async def commands(self) -> Printed:
-        """Return what `a0cli` alone prints: the commands that it has now."""
+        """Return what `a0cli` prints without arguments: the commands that it offers now."""
         return await self._run("a0cli", None)
 
     async def ping(self) -> None:
-        """Return if the node answers PONG. Raise RefusedError, UnreachableError or UnknownReplyError."""
+        """Return if the node answers PONG. Otherwise raise RefusedError, UnreachableError or UnknownReplyError."""
         await self._asked("ping", lambda p: read_ping(p, node=self.node, wordings=self.wordings))
 
     async def status(self, kind: str) -> Status:
-        """Return what the node holds of *kind*. Raise RefusedError, UnreachableError or UnknownReplyError."""
+        """Return the status of *kind* on the node. Raise RefusedError, UnreachableError or UnknownReplyError."""
         command = f"{kind}-status"
         return await self._asked(
             command, lambda p: read_status(p, node=self.node, command=command, wordings=self.wordings)
         )
 
     async def start(self, kind: str, password: str, *arguments: str) -> Printed:
-        """Send the start of a node backup; what came of it, only the status tells.
+        """Send the command that starts a node backup; only the status tells whether it had an effect.
 
-        *arguments* follow the password: the fields of a user-export. Raise PasswordError for a password that a0cli
-        would read as an option, FleetFileError for such an argument.
+        *arguments* follow the password: the fields of a user-export. Raise PasswordError if a0cli would
+        read the password as an option, FleetFileError if it would read one of *arguments* as an option.
         """
         if not _plain(password):
             raise PasswordError(
@@ -128,28 +128,28 @@ class A0cli:
             )
         _require_plain(kind, *arguments)
         style = {"positional": [], "option": ["--password"]}[self.settings.password_style]
-        # From here on the node knows it, and may say it again in any later reply.
+        # From here on the node knows the password and may repeat it in any later reply.
         self.know(password)
         return await self._run(kind, [kind, *style, password, *arguments], secret=password)
 
     def know(self, password: str) -> None:
         """Remove *password* from every reply from now on.
 
-        A short one is not looked for: taken out of the middle of words it would make good replies unreadable.
+        A short password is not removed: cutting it out of words would make valid replies unreadable.
         """
         if len(password) >= _LOOKED_FOR and password not in self._known:
             self._known.append(password)
 
     async def retrieve(self, kind: str) -> Printed:
-        """Have the node backup written into the private directory, within `retrieve_timeout`."""
+        """Retrieve the node backup into the private directory within `retrieve_timeout`."""
         return await self.call(f"{kind}-retrieve", deadline=self.settings.retrieve_timeout)
 
     async def delete(self, kind: str) -> Printed:
-        """Send the deletion of the node backup; what came of it, only the status tells."""
+        """Send the command that deletes the node backup; only the status tells whether it had an effect."""
         return await self.call(f"{kind}-delete")
 
     async def _asked(self, command: str, read: Callable[[Printed], Answer]) -> Answer:
-        """Make a call that only reads; its failure is UnreachableError where the port takes no connection."""
+        """Make a read-only call; raise UnreachableError for its failure if the port accepts no connection."""
         try:
             return read(await self.call(command))
         except (UnknownReplyError, A0cliTimeoutError) as error:
@@ -201,12 +201,12 @@ class A0cli:
             else:
                 reason = f"no program {self.settings.path}" + ("" if "/" in self.settings.path else " on PATH")
             raise A0cliMissingError(self.node, command, reason)
-        # The call happens in another directory, from which a relative path would lead elsewhere.
+        # The call runs in another directory, where a relative path would resolve differently.
         return str(Path(found).absolute())
 
 
-async def listening(host: str, port: int, timeout: float = 5) -> bool:  # noqa: ASYNC109 - part of the promise
-    """Return whether *host* takes a TCP connection on *port* within *timeout* seconds."""
+async def listening(host: str, port: int, timeout: float = 5) -> bool:  # noqa: ASYNC109 - part of the interface
+    """Return whether *host* accepts a TCP connection on *port* within *timeout* seconds."""
     try:
         async with asyncio.timeout(timeout):
             _, writer = await asyncio.open_connection(host, port)
@@ -222,7 +222,7 @@ def _require_plain(command: str, *arguments: str) -> None:
 
 
 def _plain(text: str) -> bool:
-    """Return whether *text* can be an argument that a0cli does not read as an option."""
+    """Return whether a0cli can take *text* as an argument without reading it as an option."""
     try:
         return bool(text) and not text.startswith("-") and b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The one directory in which all calls of a0cli for one node's run happen."""
+"""The private directory in which every a0cli call of one node's run takes place."""
 
 import contextlib
 import os
@@ -18,10 +18,10 @@ RETRIEVED = "*.tar.gz.enc"
 
 
 class PrivateDirectory:
-    """The one directory in which all calls of a0cli for one node's run happen.
+    """The private directory in which every a0cli call of one node's run takes place.
 
-    a0cli reads its key pair from the current directory and writes there what it retrieves (vendor's page on the CLI),
-    so nodes that shared one would overwrite each other.
+    a0cli reads its key pair from the current directory and writes there what it retrieves (vendor's page
+    on the CLI). Nodes that shared a directory would overwrite each other's files.
     """
 
     def __init__(self, path: Path, *, node: str) -> None:
@@ -29,10 +29,10 @@ class PrivateDirectory:
 
     @classmethod
     def make(cls, parent: Path, name: str, *, key_dir: Path, node: str) -> "PrivateDirectory":
-        """Make *parent*/*name*, mode 0700 whatever the umask, with a link to each file of *key_dir*.
+        """Create *parent*/*name* with mode 0700, whatever the umask, and a link to each file of *key_dir*.
 
-        What an earlier run left under this name is removed first. Raise A0cliMissingError where there is no key to
-        link, VaultUnusableError where the directory cannot be made.
+        Anything that an earlier run left under this name is deleted first. Raise A0cliMissingError if
+        there is no key to link, VaultUnusableError if the directory cannot be created.
         """
         if not name or name in (".", "..") or "/" in name or "\0" in name:
             raise VaultUnusableError(node, f"{quote(name)!r} cannot name a private directory")
@@ -48,7 +48,7 @@ class PrivateDirectory:
         return made
 
     def remove(self) -> None:
-        """Remove the directory and all that is in it; the key files themselves stay. Raise VaultUnusableError."""
+        """Delete the directory and its contents, but not the key files themselves. Raise VaultUnusableError."""
         try:
             shutil.rmtree(self.path)
         except FileNotFoundError:
@@ -57,7 +57,7 @@ class PrivateDirectory:
             raise VaultUnusableError(self.node, f"private directory {self.path}: {error.strerror}") from error
 
     def clear_retrieved(self) -> None:
-        """Remove whatever could be taken for a retrieved file. Raise VaultUnusableError."""
+        """Delete everything that could be mistaken for a retrieved file. Raise VaultUnusableError."""
         try:
             for path in self.path.glob(RETRIEVED):
                 if path.is_dir() and not path.is_symlink():
@@ -68,10 +68,10 @@ class PrivateDirectory:
             raise VaultUnusableError(self.node, f"private directory {self.path}: {error.strerror}") from error
 
     def retrieved(self, kind: str = "backup") -> Path:
-        """Return the one file that the last retrieve left, its mode now 0600.
+        """Return the one file that the last retrieve left, after setting its mode to 0600.
 
-        Call *clear_retrieved* before that retrieve. Raise RetrieveFailedError where there is none, more than one, or
-        something else than a regular file.
+        Call *clear_retrieved* before that retrieve. Raise RetrieveFailedError if there is no file, more
+        than one, or one that is not a regular file.
         """
         paths = sorted(self.path.glob(RETRIEVED))
         if len(paths) != 1:

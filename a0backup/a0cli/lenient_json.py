@@ -1,4 +1,4 @@
-"""JSON as tools print it: commas may lack (the vendor's page), keys may be bare, quotes single."""
+"""JSON as tools print it: commas may be missing (the vendor's page), keys unquoted, quotes single."""
 
 import json
 import re
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 Value = str | float | bool | None | list["Value"] | dict[str, "Value"]
 
 
-# A string ends at its quote or with its line: an unclosed one is taken whole, so that the work stays linear.
+# A string ends at its quote or at the end of the line. Matching an unclosed one as a whole keeps the work linear.
 _TOKEN = re.compile(
     r"""\s*(?:(?P<mark>[{}\[\]:,])|(?P<string>"(?:[^"\\\n]|\\[^\n])*\\?"?|'(?:[^'\\\n]|\\[^\n])*\\?'?)"""
     r"""|(?P<bare>[^\s{}\[\]:,"']+)|(?P<end>$))"""
@@ -24,11 +24,11 @@ _DEEPEST = 16
 
 
 class MalformedError(ValueError):
-    """What began like a JSON object does not go on like one."""
+    """The text starts like a JSON object but does not continue like one."""
 
 
 class Reader:
-    """Reads one object from *position* on; afterwards *position* is behind what was read, well-formed or not."""
+    """Reads one object at *position* and moves *position* past what was read, well-formed or not."""
 
     def __init__(self, text: str, position: int) -> None:
         self.text, self.position = text, position
@@ -96,5 +96,5 @@ def _string(token: str) -> str:
         text = json.loads(f'"{inner}"', strict=False)
     except ValueError:
         raise MalformedError from None
-    # A lone surrogate could be neither printed nor written to the journal.
+    # A lone surrogate can be neither printed nor written to the journal.
     return str(text).encode("utf-8", "replace").decode()

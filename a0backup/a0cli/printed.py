@@ -1,11 +1,11 @@
-"""What one call of a0cli left."""
+"""The output of one a0cli call."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Printed:
-    """What one call left: the first and last 32 KiB of each stream, the secret replaced by ``***``."""
+    """The output of one call: the first and last 32 KiB of each stream, the secret replaced by ``***``."""
 
     command: str
     exit_code: int

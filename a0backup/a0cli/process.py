@@ -1,10 +1,10 @@
-"""The only place where a process is started: an a0cli, in a bounded time and with bounded output.
+"""The only module that starts a process: an a0cli, with bounded time and bounded output.
 
     ended = await run_program("/usr/bin/a0cli", ["-t", host, "ping"], directory=private, limit=60.0)
 
-A call is an argument list, never a shell. At its deadline, on cancellation and on any error its whole process group is
-gone before the caller goes on. (A grandchild that opened a session of its own escapes that; it holds the node's lock,
-and so is not forgotten.)
+A call is an argument list and never goes through a shell. At the deadline, on cancellation and on any error,
+the whole process group is gone before the caller continues. (A grandchild that opened its own session escapes
+this. It still holds the node's lock, so it is not forgotten.)
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from typing import IO, TypeVar
 
 from a0backup.a0cli.text import clean, longest_form, redact
 
-# The rest of the environment stays with the run: it may hold the password, and a0cli asks for none of it.
+# The rest of the environment is not passed on: it may hold the password, and a0cli needs none of it.
 _ENVIRONMENT = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "LD_LIBRARY_PATH"),
@@ -28,17 +28,17 @@ _ENVIRONMENT = (
 
 _KEPT = 32 * 1024
 _POLITE = 1.0  # seconds between SIGTERM and SIGKILL
-_PIPES = 0.5  # seconds for the pipes to close once a0cli has ended
-_KILLED = 5.0  # seconds for a killed process to go; longer only where the kernel itself waits
+_PIPES = 0.5  # seconds for the pipes to close after a0cli has ended
+_KILLED = 5.0  # seconds for a killed process to end; it takes longer only if the kernel itself waits
 _running: set[int] = set()
 _Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: *exit_code* is None where it did not within its time, *left* is its pid if it lives on.
+    """How a process ended: *exit_code* is None if it timed out, *left* is its pid if it is still alive.
 
-    *stdout* and *stderr*: the first and last 32 KiB of each, without the secrets.
+    *stdout* and *stderr* are the first and last 32 KiB of each stream, without the secrets.
     """
 
     exit_code: int | None
@@ -57,10 +57,10 @@ async def run_program(
     inherit: Sequence[int] = (),
     secrets: Sequence[str] = (),
 ) -> Ended:
-    """Run *program* in *directory* for *limit* seconds at most, and return how it ended, whatever its exit code.
+    """Run *program* in *directory* for at most *limit* seconds; return how it ended, whatever the exit code.
 
-    It inherits the descriptors *inherit*; *secrets* are removed from what it printed. Raise OSError where it cannot be
-    started.
+    The process inherits the descriptors *inherit*. *secrets* are removed from its output. Raise OSError if
+    it cannot be started.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -81,7 +81,7 @@ async def run_program(
                 pass_fds=inherit,
             )
         )
-        # A process half started cannot be ended: a cancellation waits until it can.
+        # A half-started process cannot be ended, so a cancellation waits until it can.
         cancelled = await _to_the_end(starting)
         stdout_end.close()
         stderr_end.close()
@@ -97,11 +97,11 @@ async def run_program(
                 exit_code = await process.wait()
             await asyncio.wait({stdout.closed, stderr.closed}, timeout=_PIPES)
         except TimeoutError:
-            pass  # told by the exit code that is None, once the group is gone
+            pass  # exit_code None reports it, once the group is gone
         finally:
             ending = asyncio.ensure_future(_end_group(process, (stdout, stderr)))
             cancelled = await _to_the_end(ending)
-            if ending.cancelled():  # the loop itself is being closed
+            if ending.cancelled():  # the event loop itself is being closed
                 _signal_group(process.pid, signal.SIGKILL)
             if process.returncode is not None:
                 _running.discard(process.pid)
@@ -112,13 +112,13 @@ async def run_program(
 
 
 def kill_running() -> None:
-    """Kill every a0cli that is running now and all that it started: for a process on its way out."""
+    """Kill every running a0cli and everything it started, for a process that is about to exit."""
     for group in tuple(_running):
         _signal_group(group, signal.SIGKILL)
 
 
 class _Stream(asyncio.Protocol):
-    """Reads a pipe to its end and keeps its first and last 32 KiB, so that neither side ever waits or grows."""
+    """Reads a pipe to its end and keeps the first and last 32 KiB: the writer never waits, memory never grows."""
 
     def __init__(self) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -135,11 +135,11 @@ class _Stream(asyncio.Protocol):
             self.closed.set_result(None)
 
     def text(self, secrets: Sequence[str]) -> str:
-        """Return what was kept, without *secrets*."""
+        """Return the kept output without *secrets*."""
         left_out = self._size - len(self._head) - len(self._tail)
         if not left_out:
             return _without(secrets, (self._head + self._tail).decode(errors="replace"))
-        # A secret cut in two would not be recognised: its length is left out on both sides of the cut.
+        # A secret cut in two would not be recognised, so its length is omitted on both sides of the cut.
         margin = max((longest_form(secret) for secret in secrets), default=0)
         head, tail = self._head[: max(0, _KEPT - margin)], self._tail[margin:]
         parts = [_without(secrets, part.decode(errors="replace")) for part in (head, tail)]
@@ -147,7 +147,7 @@ class _Stream(asyncio.Protocol):
 
 
 def _without(secrets: Sequence[str], text: str) -> str:
-    """Return *text* without *secrets*, also where a colour or a control character splits one."""
+    """Return *text* without *secrets*, even if a colour or control character splits one."""
     for secret in secrets:
         text = redact(text, secret)
         bare = clean(text)
@@ -157,9 +157,9 @@ def _without(secrets: Sequence[str], text: str) -> str:
 
 
 async def _pipe(stack: contextlib.AsyncExitStack) -> tuple[_Stream, IO[bytes]]:
-    """Return a stream and its writing end.
+    """Return a stream and its write end.
 
-    asyncio's own pipes would keep `wait` from returning while a grandchild holds them open.
+    With asyncio's own pipes, `wait` would not return while a grandchild holds them open.
     """
     read_end, write_end = (os.fdopen(end, mode) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
     stack.callback(write_end.close)
@@ -170,7 +170,7 @@ async def _pipe(stack: contextlib.AsyncExitStack) -> tuple[_Stream, IO[bytes]]:
 
 
 async def _to_the_end(work: asyncio.Future[_Answer]) -> asyncio.CancelledError | None:
-    """Wait until *work* is done, even through cancellations; return the first one for the caller to raise."""
+    """Wait until *work* is done despite cancellations; return the first cancellation for the caller to raise."""
     cancelled = None
     while not work.done():
         try:
@@ -181,7 +181,7 @@ async def _to_the_end(work: asyncio.Future[_Answer]) -> asyncio.CancelledError |
 
 
 async def _end_group(process: asyncio.subprocess.Process, streams: Sequence[_Stream]) -> None:
-    """End all that is left of the process group: politely where a0cli itself has not ended."""
+    """End what is left of the process group, with SIGTERM first if a0cli itself is still running."""
 
     def silent() -> bool:
         return process.returncode is not None and all(stream.closed.done() for stream in streams)
@@ -191,7 +191,7 @@ async def _end_group(process: asyncio.subprocess.Process, streams: Sequence[_Str
         await _until(lambda: silent() or _gone(process), _POLITE)
     if _signal_group(process.pid, signal.SIGKILL):
         await _until(lambda: process.returncode is not None, _KILLED)
-        # Dead children that nobody reaps, as in a container without an init, stay in the group for ever.
+        # Dead children that nobody reaps stay in the group forever, as in a container without an init.
         await _until(lambda: _gone(process), _PIPES)
         await asyncio.wait({stream.closed for stream in streams}, timeout=_PIPES)
 
@@ -201,9 +201,9 @@ def _gone(process: asyncio.subprocess.Process) -> bool:
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait until *condition* holds, up to *seconds*; the kernel tells of no end but that of one's own child."""
+    """Wait up to *seconds* until *condition* holds; the kernel reports only the end of one's own children."""
     until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:  # noqa: ASYNC110 - no event tells of a group's end
+    while not condition() and time.monotonic() < until:  # noqa: ASYNC110 - no event reports the end of a group
         await asyncio.sleep(0.01)
 
 
@@ -212,6 +212,6 @@ def _signal_group(group: int, number: int) -> bool:
         os.killpg(group, number)
     except ProcessLookupError:
         return False
-    except PermissionError:  # macOS: nothing but zombies is left
+    except PermissionError:  # macOS: only zombies are left
         return False
     return True

@@ -1,9 +1,9 @@
-"""What a0cli prints, read as typed replies; the one table of known messages.
+"""Turn the output of a0cli into typed replies.
 
-The vendor documents five replies only (its page on the CLI); the rest are worded by the builds as they please. So a
-message counts only as a whole, after its case, white space, colours and final full stop are taken away; nothing that
-means success is ever looked for *inside* a text ("No backup found" contains "backup found"). What is not known, what
-contradicts itself and what comes with an exit code other than 0 is never a status.
+The vendor documents only five replies (its page on the CLI); the wording of all others depends on the build.
+Therefore a message counts only as a whole, compared without case, white space, colours and final full stop.
+Nothing that means success is ever searched for *inside* a text ("No backup found" contains "backup found"). An
+unknown reply, a contradictory one, or one with an exit code other than 0 is never a status.
 """
 
 import json
@@ -34,10 +34,9 @@ if TYPE_CHECKING:
 def read_status(
     printed: "Printed", *, node: str, command: str, wordings: Wordings, secret: str | None = None
 ) -> Status:
-    """Return what a status command said.
+    """Return the status that a status command printed.
 
-    Raise RefusedError, UnreachableError or UnknownReplyError for everything that is not plainly a status with exit
-    code 0.
+    Raise RefusedError, UnreachableError or UnknownReplyError for anything but a clear status with exit code 0.
     """
     if printed.exit_code == 0:
         said, found, _ = judge(printed, wordings)
@@ -51,9 +50,9 @@ def read_status(
 
 
 def read_ping(printed: "Printed", *, node: str, wordings: Wordings) -> None:
-    """Return if the node said PONG with exit code 0.
+    """Return if the node answered PONG with exit code 0.
 
-    Raise RefusedError, UnreachableError or UnknownReplyError for everything else.
+    Raise RefusedError, UnreachableError or UnknownReplyError for anything else.
     """
     if printed.exit_code != 0 or judge(printed, wordings)[0] is not Meaning.PONG:
         raise refusal(printed, node=node, command="ping", wordings=wordings)
@@ -62,7 +61,7 @@ def read_ping(printed: "Printed", *, node: str, wordings: Wordings) -> None:
 def refusal(
     printed: "Printed", *, node: str, command: str, wordings: Wordings, secret: str | None = None
 ) -> RefusedError | UnreachableError | UnknownReplyError:
-    """Return the error that says why a call did not do its work; unknown where its words say nothing known."""
+    """Return the error that explains why a call failed; UnknownReplyError if its wording is unknown."""
     said = judge(printed, wordings)[0]
     both = f"{printed.stdout}\n{printed.stderr}"
     if said not in (Meaning.REFUSED, Meaning.UNREACHABLE):
@@ -81,8 +80,8 @@ def refusal(
 
 
 def made_nothing(printed: "Printed", said: A0cliError) -> bool:
-    """Return whether a start, whose `refusal` is *said*, failed and says so: refused, or a backup was there already."""
-    # One that did not reach the node may have arrived all the same.
+    """Return whether a start, whose `refusal` is *said*, reports a failure: refused, or a backup exists already."""
+    # A start that seems not to have reached the node may still have arrived.
     if printed.exit_code == 0 or isinstance(said, UnreachableError):
         return False
     return isinstance(said, RefusedError) or bool(
@@ -91,17 +90,17 @@ def made_nothing(printed: "Printed", said: A0cliError) -> bool:
 
 
 def gave_no_role(printed: "Printed", said: A0cliError) -> bool:
-    """Return whether a set-as-backup, whose `refusal` is *said*, failed and says so: refused, a folder, no device."""
+    """Return whether a set-as-backup, whose `refusal` is *said*, reports a failure: refused, a folder, no device."""
     if printed.exit_code == 0 or isinstance(said, UnreachableError):
         return False
     return made_nothing(printed, said) or bool(IN_THE_WAY.search(normalised(f"{printed.stdout}\n{printed.stderr}")))
 
 
 def teach(printed: "Printed", wordings: Wordings | None = None) -> str:
-    """Return the line for fleet.yaml that would teach the wording of an unknown reply.
+    """Return the line for fleet.yaml that teaches the wording of an unknown reply.
 
-    The meaning in it is a guess for the operator to check. The result is empty where the reply is known already or no
-    single message stands out in it.
+    The meaning in it is a guess that the operator must check. The result is empty if the reply is already
+    known or if no single message stands out in it.
     """
     said, _, telling = judge(printed, wordings or Wordings())
     messages = {statement.text for statement in telling}
@@ -113,7 +112,7 @@ def teach(printed: "Printed", wordings: Wordings | None = None) -> str:
     if not normal or len(text) > LONGEST_MESSAGE or text.startswith("{"):
         return ""
     if meaning(text, wordings or Wordings()) is not Meaning.UNKNOWN:
-        return ""  # the words are known; what stands beside them keeps them from being believed
+        return ""  # the wording is known; other text in the reply makes it untrustworthy
     guess = Meaning.ABSENT
     if printed.exit_code != 0 or FAILURE_WORD.search(normal):
         guess = Meaning.REFUSED
@@ -126,6 +125,6 @@ def teach(printed: "Printed", wordings: Wordings | None = None) -> str:
 
 
 def quoted(printed: "Printed") -> str:
-    """Return what a call printed and how it ended, in a few words fit to be printed."""
+    """Return the output of a call and how it ended as a short, printable text."""
     text = quote(f"{printed.stdout}\n{printed.stderr}".strip())
     return text if printed.exit_code == 0 else f"{text} (exit code {printed.exit_code})"

@@ -1,4 +1,4 @@
-"""What a whole reply states: its JSON objects, and the lines beside them."""
+"""The statements of a whole reply: its JSON objects and the lines beside them."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ _MOST_TEXT = 64 * 1024
 
 @dataclass(frozen=True)
 class _Statement:
-    """One JSON object or one line beside it. *noise* may stand beside a reply without changing it."""
+    """One JSON object, or one line beside it. *noise* does not change the meaning of the reply."""
 
     text: str
     meaning: Meaning
@@ -61,7 +61,7 @@ def _statements(text: str, wordings: Wordings) -> Iterator[_Statement]:
 
 
 def _spoken(members: Mapping[str, Value], wordings: Wordings) -> _Statement:
-    """Return what one JSON object says."""
+    """Return the statement of one JSON object."""
     inner = members.get("arguments")
     place = inner if isinstance(inner, dict) and inner.keys() & {"name", "md5"} else members
     held = {key: place[key] for key in ("name", "md5") if key in place}
@@ -83,7 +83,7 @@ def _spoken(members: Mapping[str, Value], wordings: Wordings) -> _Statement:
     found = None
     if said is Meaning.FOUND:
         found = _found(held)
-        # A second md5 beside the first: which of them is the node backup's, nobody can tell.
+        # With a second md5 it is unclear which one belongs to the node backup.
         if found is None or "md5" in extras or _spoils(extras, FAILURE_WORD, PROGRESS_WORD, NEGATION):
             return _Statement(message, Meaning.UNKNOWN)
     elif said is Meaning.ABSENT:
@@ -115,7 +115,7 @@ def _texts(value: Value) -> Iterator[str]:
 
 
 def _spoils(extras: Mapping[str, Value], *words: re.Pattern[str]) -> bool:
-    """Return whether something beside the message says that it is not to be believed as it stands."""
+    """Return whether one of the *extras* beside the message makes it untrustworthy."""
     for key, value in extras.items():
         hurts = value not in (None, False, 0, "", [], {})
         if hurts and (_FAILED_KEY.fullmatch(key) or (PROGRESS_WORD in words and _AT_IT_KEY.fullmatch(key))):
@@ -133,9 +133,9 @@ def _spoils(extras: Mapping[str, Value], *words: re.Pattern[str]) -> bool:
 
 
 def judge(printed: "Printed", wordings: Wordings) -> tuple[Meaning, Found | None, list[_Statement]]:
-    """Return what a whole reply says, as far as its text goes; the exit code is the caller's to look at."""
+    """Return the meaning of a whole reply by its text alone; the caller checks the exit code."""
     if max(len(printed.stdout), len(printed.stderr)) > _MOST_TEXT:
-        # Its middle was cut away: a word that changes everything may have stood there.
+        # The middle was cut out and may have held a word that changes the meaning.
         return Meaning.UNKNOWN, None, []
     statements = [said for text in (printed.stdout, printed.stderr) for said in _statements(text, wordings)]
     telling = [statement for statement in statements if not statement.noise]

@@ -1,4 +1,4 @@
-"""What a node holds, as a0cli's status says it."""
+"""The status of a node backup, as a0cli reports it."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Found:
     """The node holds a finished node backup.
 
-    *name* is whatever the node wrote: untrusted, never a path. *md5* is 32 lower-case hex digits, or None where the
-    reply has none that is well-formed; *shown* then quotes what stood there.
+    *name* is whatever the node wrote: untrusted, never a path. *md5* is 32 lower-case hex digits, or None if
+    the reply has no well-formed md5; *shown* then quotes what the reply has in its place.
     """
 
     name: str
@@ -24,13 +24,13 @@ class Found:
 
     @property
     def identity(self) -> BackupIdentity:
-        """Which backup it is."""
+        """The identity of this backup."""
         return BackupIdentity(name=self.name, md5=self.md5)
 
 
 @dataclass(frozen=True)
 class InProgress:
-    """The node is making its node backup."""
+    """The node is still making its node backup."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ Status = Found | InProgress | Absent
 
 
 def shown(status: Status) -> str:
-    """Return the status in words, fit to be printed."""
+    """Return the status as printable text."""
     match status:
         case Absent():
             return "nothing there"

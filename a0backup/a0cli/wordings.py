@@ -1,4 +1,4 @@
-"""The one table of known messages: a message counts only as a whole."""
+"""The only table of known messages. A message counts only as a whole."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Meaning(StrEnum):
-    """What a message says; the values are the keys of `a0cli.replies` in fleet.yaml."""
+    """The meaning of a message; the values are the keys of `a0cli.replies` in fleet.yaml."""
 
     PONG = "pong"
     FOUND = "found"
@@ -114,12 +114,13 @@ REFUSED_WORDS = re.compile(
 )
 
 
-# What a start is told where there is a backup: what it says is not documented, and counts only with an exit code.
+# The reply to a start if a backup exists. It is undocumented and counts only with an exit code other than 0.
 _THERE = r"(?:in progress|under ?way|exists?|running|started|present|stored|there)"
 ALREADY_THERE = re.compile(rf"\balready\b[^.;]*\b{_THERE}\b|\b{_THERE}\b[^.;]*\balready\b")
 
 
-# What set-as-backup is told of a device or a folder in its way: not documented either, counts only with an exit code.
+# The reply of set-as-backup to a bad device or a folder in its way. Undocumented as well; counts only with an exit
+# code other than 0.
 IN_THE_WAY = re.compile(
     r"\b(?:no|invalid|unknown|bad|wrong) (?:such )?(?:block )?device\b|\bno such file\b"
     r"|\bdevice\b[^.;]* (?:not (?:found|exist|there|available|valid|usable)|does not exist|busy|in use|mounted)\b"
@@ -127,7 +128,7 @@ IN_THE_WAY = re.compile(
 )
 
 
-# Words that keep a reply from being believed, wherever they stand beside the message.
+# Words that make a reply untrustworthy, anywhere beside the message.
 FAILURE_WORD = re.compile(
     r"(?<!\bno )(?<!\b0 )(?:\b[a-z]*error|\bfail(?:ed|ure|s)?|\bfatal|\b[a-z]*exception|\bdenied|\brefused|\brejected"
     r"|\babort(?:ed)?|\bcannot|\bunable|\bcorrupt(?:ed)?|\binvalid|\bpanic|\btraceback|\bcrashed|\bunavailable"
@@ -142,15 +143,15 @@ LONGEST_MESSAGE = 200
 
 @dataclass(frozen=True)
 class Wordings:
-    """The built-in table of messages, and above it the operator's."""
+    """The built-in table of messages; the operator's wordings take precedence."""
 
     taught: Mapping[str, Meaning] = field(default_factory=dict)
 
     @classmethod
     def extended(cls, replies: Mapping[str, Sequence[str]]) -> "Wordings":
-        """Return the built-in table with the operator's `a0cli.replies` above it.
+        """Return the built-in table, overridden by the operator's `a0cli.replies`.
 
-        Raise FleetFileError for an unknown meaning, an empty wording, or one wording with two meanings.
+        Raise FleetFileError for an unknown meaning, an empty wording, or a wording with two meanings.
         """
         taught: dict[str, Meaning] = {}
         problems = []
@@ -173,7 +174,7 @@ _TEACHABLE = ", ".join(meaning for meaning in Meaning if meaning is not Meaning.
 
 
 def meaning(text: str, wordings: Wordings) -> Meaning:
-    """Return what one message says, taken as a whole; FOUND says nothing yet without a name and an md5 beside it."""
+    """Return the meaning of one whole message; FOUND proves nothing without a name and an md5 beside it."""
     normal = normalised(text)
     if known := wordings.taught.get(normal) or _KNOWN.get(normal):
         return known
@@ -184,7 +185,7 @@ def meaning(text: str, wordings: Wordings) -> Meaning:
             return Meaning.IN_PROGRESS
         if _FOUND.fullmatch(normal):
             return Meaning.FOUND
-    # A part is enough from here on: these only end the asking sooner.
+    # From here on a partial match is enough: these meanings only end the polling sooner.
     if UNREACHABLE_WORDS.search(normal):
         return Meaning.UNREACHABLE
     if REFUSED_WORDS.search(normal):

@@ -1,1 +1,1 @@
-"""Artifacts: opened and read to their end, without writing any of it anywhere."""
+"""Open artifacts and read them to their end, without writing any of their contents."""

@@ -1,29 +1,29 @@
-"""Bytes that come in pieces, read in other ones: what the gzip and the tar of an artifact are read from."""
+"""A byte stream over pieces of any size, from which the gzip and the tar of an artifact are read."""
 
 import sys
 from collections.abc import Iterator
 
 from a0backup.errors import ContentsError
 
-# Larger ones make an inspection no faster.
+# Larger chunks do not make an inspection faster.
 CHUNK = 256 << 10
-LONGEST_HEADER = 1 << 20  # of a long name, a pax header or a gzip header's text
+LONGEST_HEADER = 1 << 20  # maximum of a long name, a pax header or a gzip header's text
 
 
 class Fault(Exception):
-    """Why a stream cannot be read to its end, on its way to becoming the error that names the node."""
+    """Why a stream cannot be read to its end; the caller turns it into the error that names the node."""
 
     def __init__(self, kind_of_error: type[ContentsError], reason: str) -> None:
         super().__init__(kind_of_error, reason)
         self.kind_of_error, self.reason = kind_of_error, reason
 
     def error(self, node: str, kind: str) -> ContentsError:
-        """Return the error that tells it of the *kind* of file that *node* made."""
+        """Return the error that reports this fault for the *kind* of file that *node* made."""
         return self.kind_of_error(node, kind, self.reason)
 
 
 class ByteStream:
-    """The bytes of all *pieces*, one after another; *position* is how many of them were read."""
+    """The bytes of all *pieces* in order; *position* is the number of bytes read."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -32,7 +32,7 @@ class ByteStream:
         self.position = 0
 
     def some(self, most: int = sys.maxsize) -> bytes:
-        """Return the next bytes, at most *most*; none at the end only."""
+        """Return the next bytes, at most *most*; empty only at the end."""
         while self._at == len(self._piece):
             piece = next(self._pieces, None)
             if piece is None:
@@ -44,14 +44,14 @@ class ByteStream:
         return got
 
     def take(self, count: int) -> bytes:
-        """Return the next *count* bytes, fewer at the end only."""
+        """Return the next *count* bytes; fewer only at the end."""
         got = self.some(count)
         while len(got) < count and (more := self.some(count - len(got))):
             got += more
         return got
 
     def skip(self, count: int) -> int:
-        """Pass over *count* bytes and return how many of them were there."""
+        """Skip *count* bytes and return how many of them existed."""
         passed = 0
         while passed < count:
             step = min(count - passed, len(self._piece) - self._at)
@@ -66,7 +66,7 @@ class ByteStream:
         return passed
 
     def give_back(self, unused: bytes) -> None:
-        """Put the last bytes that were read back."""
+        """Put back the last bytes that were read."""
         self.position -= len(unused)
         if len(unused) <= self._at:
             self._at -= len(unused)

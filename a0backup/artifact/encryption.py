@@ -1,7 +1,7 @@
-"""The appliance's encryption: AES-256-CTR, key and IV made of the password by OpenSSL's oldest derivation.
+"""The appliance's encryption: AES-256-CTR, with key and IV from OpenSSL's oldest key derivation.
 
-It is what `openssl enc -d -aes-256-ctr -md md5 -nosalt -k PASSWORD` opens (vendor's page on exports). There is no
-salt and no authentication: one password is one keystream, and a wrong one makes noise without any error.
+`openssl enc -d -aes-256-ctr -md md5 -nosalt -k PASSWORD` decrypts it (vendor's page on exports). There is no salt
+and no authentication: one password gives one keystream, and a wrong password gives noise without any error.
 """
 
 import functools
@@ -16,8 +16,8 @@ from a0backup.files import CHUNK, Digests, Hasher, raise_if_stopped
 
 
 def key_and_iv(password: str) -> tuple[bytes, bytes]:
-    """Return the key and IV of *password*: OpenSSL's EVP_BytesToKey with MD5, no salt and one round."""
-    # The octets that a0cli is given as its argument.
+    """Return the key and IV for *password*: OpenSSL's EVP_BytesToKey with MD5, no salt and one round."""
+    # The bytes that a0cli gets as its argument.
     secret = password.encode("utf-8", "surrogateescape")
     derived = digest = b""
     while len(derived) < 48:
@@ -27,15 +27,16 @@ def key_and_iv(password: str) -> tuple[bytes, bytes]:
 
 
 def decryptor(password: str) -> CipherContext:
-    """Return the cipher at the first byte of an artifact."""
+    """Return the cipher, positioned at the first byte of an artifact."""
     key, iv = key_and_iv(password)
     return Cipher(algorithms.AES(key), modes.CTR(iv)).decryptor()
 
 
 def decrypt_file(source: Path, target: int | BinaryIO, password: str) -> Digests:
-    """Decrypt all of *source* to the open file *target* and return the digests of the encrypted bytes read.
+    """Decrypt all of *source* into the open file *target*; return the digests of the encrypted bytes.
 
-    Memory is constant. Raise OSError, or StoppedError when called off; *target* then holds what was written so far.
+    Memory use is constant. Raise OSError, or StoppedError when stopped; *target* then holds what was
+    written so far.
     """
     write = functools.partial(os.write, target) if isinstance(target, int) else target.write
     cipher = decryptor(password)

@@ -1,4 +1,4 @@
-"""What else a file may be, told by its first bytes."""
+"""Recognise other file formats by their first bytes."""
 
 import contextlib
 import re
@@ -16,7 +16,7 @@ _FORMATS = (
 
 
 def looks_like(plain: bytes) -> str:
-    """Return what known thing *plain* begins as, or nothing."""
+    """Return the name of the known format that *plain* begins like, or an empty text."""
     for begins, name in _FORMATS:
         if begins.match(plain):
             return name

@@ -1,6 +1,6 @@
-"""gzip (RFC 1952), read from a stream and proven to its end.
+"""Read gzip (RFC 1952) from a stream and verify it to its end.
 
-The frame is read here: isal's own reading forgets a header's flags where the header is split.
+This module parses the gzip frame itself: isal's parser forgets the flags of a header that is split.
 """
 
 import struct
@@ -16,18 +16,18 @@ _GZIP = b"\x1f\x8b\x08"
 _RESERVED_FLAGS = 0xE0
 _IsalError = cast(type[Exception], isal_zlib.IsalError)
 _HAS_CHECKSUM, _HAS_EXTRA, _HAS_NAME, _HAS_COMMENT = 2, 4, 8, 16
-# An inspection of what compresses 5:1 is a tenth slower with 256 KiB: its threads then wait for each other more often.
+# With 256 KiB, inspecting data that compresses 5:1 is a tenth slower: the threads wait for each other more often.
 _PIECE = 1 << 20
-_FIRST_BYTES = 4096  # few, as many small members would each give back what was too much for them
+_FIRST_BYTES = 4096  # small, because each of many small members would give back its excess
 
 
 def may_begin_gzip(plain: bytes) -> bool:
-    """Tell whether *plain* is how a gzip begins, as far as it goes."""
+    """Return whether *plain*, as far as it goes, can be the start of a gzip."""
     return _GZIP.startswith(plain[:3]) and not (len(plain) > 3 and plain[3] & _RESERVED_FLAGS)
 
 
 def inflated(plain: bytes) -> int:
-    """Return how many bytes, at most CHUNK, come out of *plain*, a gzip's first bytes; -1 where they are broken."""
+    """Return how many bytes, at most CHUNK, *plain*, a gzip's first bytes, inflates to; -1 if it is broken."""
     try:
         return len(isal_zlib.decompressobj(wbits=31).decompress(plain, CHUNK))
     except _IsalError:
@@ -35,7 +35,7 @@ def inflated(plain: bytes) -> int:
 
 
 def gunzip(packed: ByteStream) -> Iterator[bytes]:
-    """Yield what the gzip members of *packed* hold, a MiB at a time at most. Raise Fault where one is not whole."""
+    """Yield the contents of the gzip members of *packed*, at most 1 MiB at a time. Raise Fault if one is damaged."""
     while True:
         _read_gzip_header(packed)
         inflater = isal_zlib.decompressobj(wbits=-15)
@@ -58,7 +58,7 @@ def gunzip(packed: ByteStream) -> Iterator[bytes]:
         packed.give_back(inflater.unused_data)
         if struct.unpack("<II", _exactly(packed, 8)) != (crc, size & 0xFFFFFFFF):
             raise _damaged(packed, f"has a wrong checksum or length at byte {packed.position:,}")
-        # Zeros may follow, as tapes and blocks have them.
+        # Zeros may follow, as on tapes and block devices.
         rest = b""
         while not rest:
             part = packed.some(512)

@@ -1,9 +1,9 @@
-"""Opening an artifact and reading it to its end, in one pass, without writing any of it anywhere.
+"""Open an artifact and read it to its end in one pass, without writing any of its contents.
 
     inspection = inspect(path, ["Passw0rd"], node="a0-1", kind="backup", limits=fleet.contents)
 
-Three threads share the work: one reads and takes the md5, one takes the SHA-256 and decrypts, one unpacks and walks
-the tar. All of it releases the interpreter's lock, so that the slowest, the unpacking, sets the pace.
+Three threads share the work: one reads and computes the md5, one computes the SHA-256 and decrypts, one unpacks
+and walks the tar. All this work releases the interpreter's lock, so the slowest part, unpacking, sets the pace.
 """
 
 import contextvars
@@ -32,30 +32,30 @@ from a0backup.errors import (
 )
 from a0backup.files import Digests, raise_if_stopped
 
-DEPTH = 8  # the most chunks that wait between two threads
-HEAD = 64 << 10  # what candidate passwords are tried on
-RATIO_FROM = 64 << 20  # a small tar of zeros compresses a thousand times and is no bomb
+DEPTH = 8  # maximum number of chunks that wait between two threads
+HEAD = 64 << 10  # bytes on which candidate passwords are tried
+RATIO_FROM = 64 << 20  # a small tar of zeros compresses 1000:1 and is no bomb
 SMALLEST_GZIP = 18
 
 
 class Limits(Protocol):
-    """The `contents` part of fleet.yaml."""
+    """The `contents` section of fleet.yaml."""
 
     @property
     def max_unpacked(self) -> int:
-        """The most bytes that the tar stream may have."""
+        """The maximum size of the tar stream in bytes."""
 
     @property
     def max_ratio(self) -> float:
-        """The most that the tar stream may be to the artifact; judged from 64 MiB unpacked on."""
+        """The maximum ratio of tar stream to artifact size; applied from 64 MiB unpacked on."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What an artifact holds that was opened and read to its end.
+    """The contents of an artifact that was opened and read to its end.
 
-    *opened_by* is the index of the password that opened it, *unpacked_size* the bytes of the tar stream. *odd* are
-    sentences on what does not belong into a backup: '..', absolute names, links, devices.
+    *opened_by* is the index of the password that opened it, *unpacked_size* the size of the tar stream in
+    bytes. *odd* holds sentences on what does not belong in a backup: '..', absolute names, links, devices.
     """
 
     opened_by: int
@@ -67,7 +67,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The digests of the encrypted bytes, always of the whole file, and either the contents or why there are none."""
+    """The digests of the encrypted bytes, always of the whole file, and either the contents or the error."""
 
     digests: Digests
     contents: Contents | None
@@ -75,14 +75,14 @@ class Inspection:
 
 
 def inspect(path: Path, passwords: Sequence[str], *, node: str, kind: str, limits: Limits) -> Inspection:
-    """Return the digests of the artifact *path* and what it holds, opened by one of *passwords*.
+    """Return the digests and the contents of the artifact *path*, opened with one of *passwords*.
 
-    The file is read once, in constant memory; what is wrong with its contents is returned, not raised. Raise OSError
-    where it cannot be read, or StoppedError when called off; no thread is left then.
+    The file is read once, in constant memory. Errors in its contents are returned, not raised. Raise OSError
+    if the file cannot be read, or StoppedError when stopped; no thread remains in either case.
     """
     with path.open("rb", buffering=0) as file:
         head = _head_of(file)
-        # More than the file's own size times the ratio cannot come right again further on.
+        # Output beyond the whole file's size times the ratio cannot become acceptable later.
         most = _Most(limits, os.fstat(file.fileno()).st_size)
         try:
             opened_by = _choose(head, passwords)
@@ -97,7 +97,7 @@ def inspect(path: Path, passwords: Sequence[str], *, node: str, kind: str, limit
 
 
 class _Most:
-    """The most bytes that may come out of an artifact of *size* bytes."""
+    """The maximum number of bytes that an artifact of *size* bytes may unpack to."""
 
     def __init__(self, limits: Limits, size: int) -> None:
         by_ratio = max(RATIO_FROM, int(limits.max_ratio * size))
@@ -126,7 +126,7 @@ def _head_of(file: BinaryIO) -> bytes:
 
 
 def _choose(head: bytes, passwords: Sequence[str]) -> int:
-    """Return the index of the password that makes a gzip of *head*. Raise Fault where none does."""
+    """Return the index of the password that decrypts *head* to a gzip. Raise Fault if none does."""
     if not head:
         raise Fault(UnexpectedFormatError, "the file is empty")
     if len(head) < SMALLEST_GZIP:
@@ -134,7 +134,7 @@ def _choose(head: bytes, passwords: Sequence[str]) -> int:
     opened = [decryptor(password).update(head) for password in passwords]
     looking_right = [i for i, plain in enumerate(opened) if may_begin_gzip(plain)]
     if looking_right:
-        # Not the first that is not broken: the flags of a wrong one may announce more header than there is.
+        # Not the first unbroken one: the flags from a wrong password may announce a header longer than the data.
         return max(looking_right, key=lambda i: inflated(opened[i]))
     if what := looks_like(head):
         raise Fault(UnexpectedFormatError, f"the file itself is {what}, not encrypted as the appliance does it")
@@ -151,7 +151,7 @@ def _choose(head: bytes, passwords: Sequence[str]) -> int:
 
 
 class _Pipe:
-    """Chunks from one thread to another, few at a time. Either side may leave; the other is never kept waiting then."""
+    """Passes chunks from one thread to another, few at a time. If one side leaves, the other never waits."""
 
     def __init__(self) -> None:
         self._chunks: deque[bytes] = deque()
@@ -167,13 +167,13 @@ class _Pipe:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Say that there is no more to come."""
+        """Signal the end of the chunks."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def leave(self) -> None:
-        """Drop what waits and all that may still come."""
+        """Drop all waiting and all later chunks."""
         with self._changed:
             self.left = True
             self._chunks.clear()
@@ -193,7 +193,7 @@ class _Pipe:
 def _hashed_and_opened(
     file: BinaryIO, head: bytes, password: str | None, most: _Most
 ) -> tuple[Digests, Walked | Fault | None]:
-    """Return the digests of *head* and the rest of *file*, and what *password* opens of it, if there is one."""
+    """Return the digests of *head* plus the rest of *file*, and what *password*, if given, opens in it."""
     encrypted, packed = _Pipe(), _Pipe()
     md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
     cipher = decryptor(password) if password is not None else None
@@ -220,7 +220,7 @@ def _hashed_and_opened(
 
     with ThreadPoolExecutor(2, "inspect") as threads:
         try:
-            # Each in a context of its own, so that a call to stop reaches it.
+            # Each thread runs in a copy of the context, through which a request to stop reaches it.
             hashing = threads.submit(contextvars.copy_context().run, hash_and_decrypt)
             opening = threads.submit(contextvars.copy_context().run, unpack_and_walk)
             for chunk in itertools.chain([head], iter(lambda: file.read(CHUNK), b"")):
@@ -243,7 +243,7 @@ def _read(chunks: Iterator[bytes], most: _Most) -> Walked:
         return walk(ByteStream(unpacked))
     except Fault as fault:
         if fault.kind_of_error in (TarTruncatedError, UnexpectedFormatError):
-            # A compressed stream that turns out to be damaged explains a broken tar, and is told instead.
+            # Read on: a damaged compressed stream explains a broken tar, and is reported instead.
             for _ in unpacked:
                 pass
         raise

@@ -1,4 +1,4 @@
-"""Walking a tar to its end (POSIX pax and ustar, GNU tar's manual, Python's tarfile), without keeping its bytes."""
+"""Walk a tar to its end (POSIX pax and ustar, GNU tar's manual, Python's tarfile) without keeping its bytes."""
 
 import heapq
 import re
@@ -41,14 +41,14 @@ _PAX_KEYS = {
 
 @dataclass(frozen=True)
 class Member:
-    """A member of the tar: its name made printable and cut to a bounded length, its bytes in the tar."""
+    """A member of the tar: its name, printable and of bounded length, and its size in the tar in bytes."""
 
     name: str
     size: int
 
 
 class Walked:
-    """What a walk over the tar has seen: at most 20 sentences in *odd*, however many members are so."""
+    """The result of a walk over the tar. *odd* holds at most 20 sentences, however many members are odd."""
 
     def __init__(self) -> None:
         self.members = 0
@@ -58,11 +58,11 @@ class Walked:
 
     @property
     def largest(self) -> tuple[Member, ...]:
-        """At most 32 members, the largest first; of equal ones the first in the tar."""
+        """The largest members, at most 32, largest first; equal ones in the order of the tar."""
         return tuple(Member(_printable(name), size) for size, _, name in sorted(self._largest, reverse=True))
 
     def see(self, name: str, size: int, header: tarfile.TarInfo, linkname: str) -> None:
-        """Count a member, and note what is odd about it."""
+        """Count a member and note what is odd about it."""
         self.members += 1
         if len(self._largest) < MOST_LARGEST:
             heapq.heappush(self._largest, (size, -self.members, _bounded(name)))
@@ -80,22 +80,22 @@ class Walked:
             self.note(f"{_printable(name)} is a {'pipe' if header.isfifo() else 'device'}")
 
     def note(self, sentence: str) -> None:
-        """Keep *sentence*, if there is room for it."""
+        """Keep *sentence* unless the maximum is reached."""
         if len(self.odd) < MOST_ODD:
             self.odd.append(sentence)
 
 
 def walk(tar: ByteStream) -> Walked:
-    """Walk every member of *tar* and what follows them. Raise Fault where it is no tar, broken or cut."""
+    """Walk every member of *tar* and what follows them. Raise Fault if it is no tar, broken or cut off."""
     walked = Walked()
-    everywhere: dict[str, str] = {}  # the records of pax's global headers
-    ahead: dict[str, str] = {}  # what extended headers say of the member that comes next
+    everywhere: dict[str, str] = {}  # the records of global pax headers
+    ahead: dict[str, str] = {}  # what extended headers say about the next member
     announced = False
     while True:
         at = tar.position
         block = tar.take(tarfile.BLOCKSIZE)
         if block == _NO_MORE:
-            # Two such blocks are the end, or one and nothing more; one alone is where a header was lost.
+            # Two such blocks mark the end, or one with nothing after it. Otherwise one block means a lost header.
             if tar.take(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise _broken(f"zeros at byte {at:,}, where the header of a member is due")
             break
@@ -151,7 +151,7 @@ def _long_header(tar: ByteStream, header: tarfile.TarInfo, at: int) -> bytes:
 
 
 def _pax(records: bytes, at: int) -> dict[str, str]:
-    """Return those of the *records* of a pax header that say how a member is called and how long it is."""
+    """Return the *records* of a pax header that give the names and the size of a member."""
     said: dict[str, str] = {}
     here = 0
     while here < len(records) and records[here]:
@@ -169,12 +169,12 @@ def _pax(records: bytes, at: int) -> dict[str, str]:
 
 
 def _pass_member(tar: ByteStream, header: tarfile.TarInfo, block: bytes, said: dict[str, str], walked: Walked) -> None:
-    """Note the member and pass over its bytes; *said* by extended headers goes before what its own header says."""
-    # Not header.type: TarInfo takes for a directory what has V7's type of a file and a name, perhaps cut, that ends in
-    # '/'. GNU tar reads its bytes.
+    """Note the member and skip its bytes; *said*, from extended headers, overrides its own header."""
+    # Not header.type: TarInfo treats a member with V7's file type as a directory if its name, perhaps cut off, ends
+    # in '/'. GNU tar reads its bytes.
     has_bytes = block[156:157] not in _WITHOUT_BYTES
     size = int(said.get("size", header.size)) if has_bytes else 0
-    # GNU tar's old form of a sparse file: the map of its holes may go on in blocks of its own.
+    # GNU tar's old sparse format: the map of holes may continue in separate blocks.
     more = header.type == tarfile.GNUTYPE_SPARSE and block[482]
     while more:
         extension = tar.take(tarfile.BLOCKSIZE)
@@ -196,7 +196,7 @@ def _broken(reason: str) -> Fault:
 
 
 def _printable(name: str) -> str:
-    # quote() looks at every character, and a name may have a million of them.
+    # quote() processes every character, and a name may have a million.
     return quote(_bounded(name))
 
 

@@ -1,1 +1,1 @@
-"""The backup of one node: the loop, what decides its next action, and the phases that do it."""
+"""The backup of one node: the loop, the decision about the next action, and the phases that carry it out."""

@@ -1,4 +1,4 @@
-"""The wait for a node backup: each poll is one look, judged by `judge`, until the backup is there or cannot come."""
+"""The wait for a node backup: `judge` evaluates each poll until the backup is finished or cannot come."""
 
 import time
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from a0backup.vault.journal import NotOpened
 
 
 class Verdict(Enum):
-    """What one look says of the backup that is waited for."""
+    """What one poll shows about the awaited backup."""
 
     FOUND = "it is finished"
     NO_MD5 = "it is finished, and its md5 is not shown"
@@ -36,10 +36,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Look:
-    """One look at the node while a backup is waited for; *waited* and *since_start* in seconds.
+    """One look at the node during the wait for a backup; *since_start* is in seconds.
 
-    *ours*: the journal says that we started it. *before*: what the node showed last before our start. *refused*: our
-    start was. *seen_in_progress*: by an earlier look.
+    *ours*: the journal says that we started it. *before*: what the node last showed before our
+    start. *refused*: our start was refused. *seen_in_progress*: an earlier look saw a backup in
+    progress.
     """
 
     status: Status
@@ -53,12 +54,15 @@ class Look:
 
     @property
     def from_before(self) -> bool:
-        """Whether the node still shows the backup from before our start: it may lag behind itself."""
+        """Whether the node still shows the backup from before our start; its status may lag."""
         return isinstance(self.status, Found) and not self.seen_in_progress and self.status.identity == self.before
 
 
 def judge(look: Look) -> Verdict:
-    """Return what *look* says. A start may take effect until `call_timeout` after it, also one whose reply was lost."""
+    """Return the verdict on *look*.
+
+    A start may take effect until `call_timeout` after it was sent, even if its reply was lost.
+    """
     too_late = look.since_start >= look.call_timeout
     match look.status:
         case Found(md5=md5) if not look.from_before:
@@ -78,21 +82,21 @@ def judge(look: Look) -> Verdict:
 
 
 class Await:
-    """The wait for the backup that a start of this run began, or that was in progress before."""
+    """The wait for the backup that a start of this run began, or that was already in progress."""
 
     def __init__(self, context: Context, sent: Sent | None = None) -> None:
         self.context = context
         self.session, self.kind = context.session, context.kind
         self._sent = sent
-        self._began: float | None = None  # in seconds of the monotonic clock
+        self._began: float | None = None  # seconds of the monotonic clock
         self._seen_in_progress = False
 
     @step(StepName.AWAIT)
     async def poll(self) -> Status:
-        """Return the finished backup; Absent where one that we did not start is gone from the node.
+        """Return the finished backup, or Absent if a backup that we did not start is gone from the node.
 
-        Raise BackupInProgressError while there is none yet, AwaitDeadlineError at the deadline, StartFailedError or
-        RefusedError where our start had no effect, other A0cliErrors.
+        Raise BackupInProgressError while it is unfinished, AwaitDeadlineError at the deadline,
+        StartFailedError or RefusedError if our start had no effect, other A0cliErrors.
         """
         node, deadline = self.session.node.name, self.context.fleet.polling.deadline
         now = time.monotonic()
@@ -117,7 +121,7 @@ class Await:
     def _look(self, status: Status, now: float) -> Look:
         journal, sent = self.context.journal, self._sent
         ours = journal is not None and journal.pinned is None
-        # Also after a start that was refused: deleting what is not there any more would meet what is.
+        # Also after a refused start: deleting the former backup, if it is gone by then, would hit the current one.
         before = sent.before if sent else None
         if journal is not None:
             before = journal.seen_before if ours else None
@@ -133,7 +137,7 @@ class Await:
         )
 
     async def _settled(self, verdict: Verdict, look: Look) -> Status:
-        """Return the status that ends the wait, or raise what does."""
+        """Return the status that ends the wait, or raise the error that ends it."""
         node, status, sent = self.session.node.name, look.status, self._sent
         match verdict:
             case Verdict.NO_MD5:
@@ -144,13 +148,13 @@ class Await:
             case Verdict.REFUSED:
                 raise _refusal(sent)
             case Verdict.NO_EFFECT:
-                # What is found there later may be anybody's, and the next run may have no password to tell by.
+                # A backup that appears later may be anybody's, and the next run may have no password to tell.
                 why = NotOpened(reason="its start had shown no effect by then", password_fits=False)
                 await self.context.note_journal("no effect seen", not_opened=why)
                 gone = "the backup was in progress and then gone; " if look.seen_in_progress else ""
                 raise StartFailedError(node, self.kind, gone + (sent.reply if sent else "none in this run"))
             case Verdict.FOUND if look.ours and isinstance(status, Found):
-                # Whatever stands in its place later is known to be another.
+                # Pin it: a later backup in its place is then known to be another one.
                 await self.context.note_journal(shown(status), pinned=status.identity)
         return status
 

@@ -1,4 +1,4 @@
-"""What the phases of one node backup share in a run: the journal, the notes for the report, what the node last said."""
+"""What the phases of one node backup share: the journal, the report's notes and the node's last status."""
 
 import logging
 from collections.abc import Callable
@@ -24,17 +24,17 @@ R = TypeVar("R")
 
 
 class Context:
-    """One run's backup of one *kind* of a node, as far as its phases share it."""
+    """The state that the phases of one run's backup of one *kind* of a node share."""
 
     def __init__(self, session: NodeSession, kind: str) -> None:
         self.session, self.kind = session, kind
         self.notes: list[str] = []
         self.journal: Journal | None = None
         self.journal_file = JournalFile(session.vault.folder(session.node.name), kind)
-        self.unreadable = False  # the journal that is there
+        self.unreadable = False  # whether there is a journal that cannot be read
         self.sealed_files = SealedFiles(session.vault.folder(session.node.name), kind)
         self.last_status: Status | None = None
-        self.last_seen: BackupIdentity | None = None  # the last finished backup that was shown, with its md5
+        self.last_seen: BackupIdentity | None = None  # the last finished backup that the node showed with its md5
         self._preserve = False
 
     @property
@@ -51,42 +51,45 @@ class Context:
 
     @property
     def existing(self) -> Existing:
-        """What to do with a backup that is not ours: as the operator said, but with a journal that was unreadable."""
+        """What to do with a foreign backup: the operator's choice, or `preserve` after an unreadable journal."""
         return "preserve" if self._preserve else self.session.run.existing or self.fleet.existing
 
     @property
     def may_give_up(self) -> bool:
-        """Whether the operator asked, for this run, to give up a backup that cannot be verified."""
+        """Whether the operator asked this run to give up a backup that cannot be verified."""
         return self.session.run.existing == self.existing == "replace"
 
     async def on_disk(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Do something in the vault, in a thread. Raise VaultUnusableError where its disk fails."""
+        """Run *function* on the vault, in a thread. Raise VaultUnusableError if the vault's disk fails."""
         return await self.session.on_disk(function, *args, **kwargs)
 
     async def ask(self) -> Status:
-        """Return what the node holds now. Raise A0cliError."""
+        """Ask the node for its status and return it. Raise A0cliError."""
         status = await self.session.a0cli.status(self.kind)
         self.last_status = status
         if isinstance(status, Found) and status.md5 is not None:
             self.last_seen = status.identity
         return status
 
-    # -- what is told ------------------------------------------------------------------------------------------
+    # -- reporting ---------------------------------------------------------------------------------------------
 
     def note(self, text: str) -> None:
-        """Have *text* in the run's report."""
+        """Add *text* to the run's report and to the log."""
         if text not in self.notes:
             self.notes.append(text)
         log.warning("%s: %s", self.node.name, text)
 
     def tell(self, step: StepName, text: str = "", *, watch: Path | None = None, size: int | None = None) -> None:
-        """Tell whoever watches what *step* is doing, and in which directory a file grows meanwhile."""
+        """Report the progress of *step*; *watch* is the directory in which a file grows meanwhile."""
         progress.tell(progress.Step(self.node.name, self.kind, step, text, watch, size))
 
     # -- the journal -------------------------------------------------------------------------------------------
 
     def read_journal(self) -> None:
-        """Read the journal. One that cannot be read forces `preserve`, in this run and, while it is there, the next."""
+        """Read the journal.
+
+        An unreadable journal forces `preserve` in this run, and in later runs as long as it exists.
+        """
         try:
             self.journal = self.journal_file.read()
         except ValueError as error:
@@ -94,20 +97,20 @@ class Context:
             self.note(f"the journal could not be read, so that what is on the node is preserved ({error})")
 
     async def begin_journal(self, journal: Journal) -> None:
-        """Have *journal* in the place of the one that is there. Raise VaultUnusableError."""
+        """Replace the journal by *journal*. Raise VaultUnusableError."""
         await self._set_aside_unreadable()
         self.journal = journal
 
     async def note_journal(
         self, what: str, *, pinned: BackupIdentity | None = None, not_opened: NotOpened | None = None
     ) -> None:
-        """Have an entry in the journal, durable before this returns. Raise VaultUnusableError."""
+        """Add an entry to the journal; it is durable when this returns. Raise VaultUnusableError."""
         assert self.journal is not None, "there is a journal while a backup of our own is unfinished"
         self.journal = self.journal.noted(now(), what, pinned=pinned, not_opened=not_opened)
         await self.on_disk(self.journal_file.write, self.journal)
 
     async def forget_journal(self) -> None:
-        """Have no journal any more. Raise VaultUnusableError."""
+        """Remove the journal. Raise VaultUnusableError."""
         await self._set_aside_unreadable()
         self.journal = None
         await self.on_disk(self.journal_file.remove)
@@ -128,5 +131,5 @@ class Context:
 
 
 def now() -> datetime:
-    """Return the time to the second, as manifests and journals hold it."""
+    """Return the current time to the second, as manifests and journals store it."""
     return datetime.now(UTC).replace(microsecond=0)

@@ -1,7 +1,8 @@
-"""The deletion of a node's backup: only of what the node shows right before, and never one that meets the next backup.
+"""Delete a node's backup: only the one that the node shows right before, and never the next backup.
 
-As a start, a deletion may take effect late: its reply was lost, or the run that sent it was killed. A mark in the
-vault, made before it is sent and removed when it has taken effect, tells the next run of it.
+Like a start, a deletion may take effect late, if its reply was lost or its run was killed. A mark
+in the vault tells the next run about it. The mark is written before the deletion is sent, and
+removed when the deletion has taken effect.
 """
 
 import asyncio
@@ -17,48 +18,48 @@ from a0backup.backup.steps import Done, StepName, step
 from a0backup.errors import A0cliError, A0cliMissingError, DeleteNotConfirmedError
 from a0backup.files import publish, remove_durably
 
-INTERVAL = 1.0  # seconds between two looks whether it has taken effect
+INTERVAL = 1.0  # seconds between two checks whether the deletion has taken effect
 
 
 class DeletionMark:
-    """The mark of a deletion that is sent and not seen to have taken effect, also of a backup that is not ours."""
+    """The mark of a deletion that was sent and not seen to take effect, also for a backup that is not ours."""
 
     def __init__(self, node_folder: Path, kind: str) -> None:
         self.path = node_folder / f"deleting-{kind}.json"
 
     def put(self, found: Found, *, flow_run: str, at: datetime) -> None:
-        """Have the mark there, durably, before the deletion is sent. Raise OSError."""
+        """Write the mark durably, before the deletion is sent. Raise OSError."""
         content = {"at": f"{at:%Y-%m-%dT%H:%M:%SZ}", "name": found.name, "md5": found.md5, "flow_run": flow_run}
         publish(self.path, json.dumps(content, indent=1).encode() + b"\n")
 
     def is_there(self) -> bool:
-        """Return whether a deletion was sent and not seen to have taken effect. Raise OSError."""
+        """Return whether a deletion was sent and not seen to take effect. Raise OSError."""
         return self.path.exists()
 
     def remove(self) -> None:
-        """Remove it: the deletion has taken effect, or can do so no more."""
+        """Remove the mark: the deletion has taken effect, or can no longer do so."""
         remove_durably(self.path)
 
 
 class Deletion:
-    """One run's deletions of the backups of one kind of a node."""
+    """The deletions that one run sends for one kind of a node."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.session, self.kind = context.session, context.kind
         self.mark = DeletionMark(context.vault.folder(context.node.name), context.kind)
-        self._earlier = False  # whether a killed run has sent one, which may still arrive after ours
-        self._sent = 0.0  # in seconds of the monotonic clock
+        self._earlier = False  # whether a killed run sent a deletion that may still arrive after ours
+        self._sent = 0.0  # seconds of the monotonic clock
 
     async def look(self) -> None:
-        """See whether an earlier run has left its mark. Raise VaultUnusableError."""
+        """Check whether an earlier run left its mark. Raise VaultUnusableError."""
         self._earlier = await self.context.on_disk(self.mark.is_there)
 
     @step(StepName.DELETE)
     async def send(self, found: Found) -> Done:
-        """Delete *found* on the node, if the node still shows just that. Raise A0cliError, VaultUnusableError.
+        """Delete *found* on the node if the node still shows exactly that. Raise A0cliError, VaultUnusableError.
 
-        What came of it, only `confirm` tells.
+        Only `confirm` shows whether the deletion took effect.
         """
         if self.context.journal is not None:
             await self.context.note_journal(f"deletion intended: {shown(found)}")
@@ -67,7 +68,7 @@ class Deletion:
         status = await self.context.ask()
         if status != found:
             return Done(f"the node shows something else by now ({shown(status)}); nothing was deleted", cached=True)
-        # Nothing between that status and this call: the node has no conditional delete.
+        # Nothing may come between that status and this call: the node has no conditional delete.
         try:
             reply = quoted(await self.session.a0cli.delete(self.kind))
         except A0cliMissingError:
@@ -79,10 +80,10 @@ class Deletion:
 
     @step(StepName.CONFIRM_DELETE)
     async def confirm(self, found: Found) -> Status:
-        """Return the status, which does not show *found* any more.
+        """Wait until the node no longer shows *found*, and return that status.
 
-        Until `call_timeout` after it was sent the deletion may still take effect, and nothing else is begun. Raise
-        DeleteNotConfirmedError after that, A0cliError, VaultUnusableError.
+        Until `call_timeout` after it was sent, the deletion may still take effect, and nothing else
+        begins. Raise DeleteNotConfirmedError after that time, A0cliError, VaultUnusableError.
         """
         node = self.session.node.name
         while True:
@@ -104,13 +105,13 @@ class Deletion:
         return status
 
     async def let_earlier_arrive(self) -> float:
-        """Wait until a deletion that a killed run sent can take effect no more; return the seconds that were waited.
+        """Wait until a deletion that a killed run sent can no longer take effect; return the seconds waited.
 
         Raise VaultUnusableError.
         """
         if not await self.context.on_disk(self.mark.is_there):
             return 0
-        # All of it, from now on: no clock tells how long ago it was sent. A status came before the deletion itself.
+        # The full time from now: no clock tells when it was sent. Twice: a status call came before the deletion.
         wait = 2 * self.context.fleet.a0cli.call_timeout
         self.context.tell(StepName.START, f"lets an earlier deletion arrive, for {wait:.0f} s")
         await asyncio.sleep(wait)

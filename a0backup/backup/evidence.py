@@ -1,4 +1,7 @@
-"""What the contents of a retrieved artifact prove of it and of its password. Pure; a table test has a row a rule."""
+"""Judge what the contents of a retrieved artifact prove about it and its password.
+
+Pure; a table test has one row per rule.
+"""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -11,7 +14,7 @@ from a0backup.vault.manifest import ManifestPassword, Mode, SealedPassword
 
 
 class Verdict(Enum):
-    """What becomes of an artifact that was not read to its end."""
+    """The verdict on an artifact that was not read to its end."""
 
     FAILED = "this run made it, and it cannot be read: the node keeps it"
     NOT_READ = "no password for it is at hand"
@@ -21,10 +24,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of an artifact that was not read to its end, and of who made it.
+    """What is known about an artifact that was not read to its end, and about who made it.
 
-    *error*: why it cannot be read; None where no password was at hand. *ours*: reconcile takes it for ours.
-    *started_here*: this run sent a start, *accepted*: and its reply said that it went well, *starts*: how many it sent.
+    *error*: why it cannot be read; None if no password was available. *ours*: reconcile considers
+    it ours. *started_here*: this run sent a start. *accepted*: the reply to that start reported
+    success. *starts*: the number of starts that this run sent.
     """
 
     error: ContentsError | None
@@ -37,28 +41,28 @@ class Evidence:
 
     @property
     def made_here(self) -> bool:
-        """Whether a start of this run made what cannot be read, for all that can be known."""
+        """Whether a start of this run made the unreadable artifact, as far as that can be known."""
         if not self.ours or self.error is None or not self.started_here:
             return False
-        # A lost reply leaves room for somebody else's backup once; a second time in one run it is no chance.
+        # After one lost reply it may be somebody else's backup. Twice in one run is no coincidence.
         return self.accepted or self.error.password_fits or self.starts > 1
 
     @property
     def sealed_elsewhere(self) -> bool:
-        """Whether an earlier run sealed what made it: that no password at hand opens it says nothing then."""
+        """Whether an earlier run sealed the password; then it proves nothing that no available password fits."""
         if not self.ours or self.error is None or self.error.password_fits or self.started_here:
             return False
         return self.journal is not None and self.journal.sealed
 
 
 def judge(evidence: Evidence) -> tuple[Verdict, NotOpened | None]:
-    """Return what becomes of the artifact, and why it was not opened where that is known."""
+    """Return the verdict on the artifact, and why it was not opened if that is known."""
     error, journal = evidence.error, evidence.journal
     why = _reason(error) if error is not None else None
     if evidence.made_here:
         return Verdict.FAILED, why
     if error is None or evidence.sealed_elsewhere:
-        # An earlier run, which knew its password, may have tried.
+        # An earlier run knew the password and may have tried it.
         why = journal.not_opened if evidence.ours and journal is not None else None
     if why is None:
         return Verdict.NOT_READ, None
@@ -68,7 +72,7 @@ def judge(evidence: Evidence) -> tuple[Verdict, NotOpened | None]:
 
 
 def _reason(error: ContentsError) -> NotOpened:
-    """Return *error* as journals hold it."""
+    """Return *error* in the form that journals store."""
     return NotOpened(reason=f"{error.reason} ({type(error).__name__})", password_fits=error.password_fits)
 
 
@@ -80,11 +84,12 @@ def password_of(
     candidates: tuple[SealedPassword, ...],
     journal: Journal | None,
 ) -> ManifestPassword:
-    """Return what the manifest says of the password: what opened the artifact, or what may open it.
+    """Return the manifest's entry for the password: the one that opened the artifact, or those that may open it.
 
-    *fits*: whether a password opened it so far that no other can be meant, and *only_tried* is that one where no other
-    was tried. *candidates*: every sealed password that may have made it, whoever it is thought to be of: whatever is
-    left out here is lost at settle. *journal*: that of this very backup, where it is ours.
+    *fits*: a password opened the artifact far enough to rule out every other one. *only_tried*:
+    that password, if no other was tried. *candidates*: every sealed password that may have made the
+    artifact, no matter whose backup it is thought to be; a password that is missing here is lost at
+    settle. *journal*: the journal of this very backup, if it is ours.
     """
     if opened_by is not None:
         return ManifestPassword(mode=opened_by.mode, confirmed=True, sealed=opened_by.sealed)

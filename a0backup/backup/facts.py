@@ -1,4 +1,4 @@
-"""Gathering the facts that `reconcile` decides on, from the vault. For runs, and for looks that change nothing."""
+"""Collect the facts from the vault that `reconcile` decides on, for runs and for read-only checks."""
 
 from a0backup.a0cli.status import Absent, Found, Status
 from a0backup.vault.journal import Journal
@@ -8,9 +8,10 @@ from a0backup.vault.vault import Vault
 
 
 def stored_manifest(vault: Vault, node: str, kind: str, status: Status, journal: Journal | None) -> Manifest | None:
-    """Return the manifest of the backup that *status* shows or, where it shows nothing, of the journal's.
+    """Return the manifest of the backup that *status* shows, or of the journal's backup if it shows none.
 
-    Of a backup of our own it is that of this very backup: the bytes of another night may be the same.
+    For our own backup, only the manifest of this very backup counts: another night's backup may
+    have the same bytes.
     """
     pinned = journal.pinned if journal else None
     if isinstance(status, Found) and status.md5 is not None:
@@ -23,14 +24,14 @@ def stored_manifest(vault: Vault, node: str, kind: str, status: Status, journal:
 
 
 def journals_manifest(vault: Vault, node: str, kind: str, journal: Journal | None) -> Manifest | None:
-    """Return the manifest of the very backup that *journal* is about, where it was pinned and is stored."""
+    """Return the manifest of the very backup of *journal*, if it was pinned and is stored."""
     if journal is None or journal.pinned is None or journal.pinned.md5 is None:
         return None
     return vault.with_md5(node, kind, journal.pinned.md5, started_at=journal.started_at)
 
 
 def is_lost_by_node(vault: Vault, node: str, kind: str, status: Status, journal: Journal | None) -> bool:
-    """Return whether the node shows our pinned backup no more, and its verified bytes are here, not stored yet."""
+    """Return whether the node no longer shows our pinned backup and its verified bytes are here, not yet stored."""
     if journal is None or journal.pinned is None or journal.pinned.md5 is None:
         return False
     if isinstance(status, Found) and status.identity.may_be(journal.pinned):

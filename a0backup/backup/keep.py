@@ -1,4 +1,4 @@
-"""Keeping the verified bytes of a node backup: in the vault, read back, with the manifest that says what they are."""
+"""Store the verified bytes of a node backup: in the vault, read back, with their manifest."""
 
 from a0backup.artifact.inspection import Contents
 from a0backup.backup.context import Context, now
@@ -10,20 +10,20 @@ from a0backup.vault.storing import store
 
 
 class Storing:
-    """The store of the bytes that a retrieval has verified."""
+    """Stores the bytes that a retrieval has verified."""
 
     def __init__(self, context: Context, retrieval: Retrieval) -> None:
         self.context, self._retrieval = context, retrieval
         self.session, self.kind = context.session, context.kind
         self.stored: Manifest | None = None
-        self.is_outcome = False  # it is the backup that this run is to make, not somebody else's
+        self.is_outcome = False  # whether it is the backup that this run has to make, not a foreign one
 
     @step(StepName.STORE)
     async def store(self) -> Done:
-        """Have the bytes in the vault, read back from its disk, with their manifest. Raise VaultError."""
+        """Store the bytes with their manifest and read them back from the vault's disk. Raise VaultError."""
         context, retrieval, node = self.context, self._retrieval, self.context.node
         not_opened = retrieval.bytes.not_opened if retrieval.ours else None
-        # Kept as nobody's: what cannot be opened must not be taken for the outcome of a run that waits meanwhile.
+        # Store what cannot be opened as foreign: a waiting run must not take it for its outcome.
         journal = context.journal if retrieval.ours and not_opened is None else None
         contents = retrieval.bytes.inspection.contents if retrieval.bytes.inspection else None
         already = retrieval.bytes.stored

@@ -1,4 +1,4 @@
-"""The backup of one node, from its lock to its settled journal: every run of it, with an engine or without, is this.
+"""The backup of one node, from its lock to its settled journal: every run uses it, with or without an engine.
 
 outcomes = NodeOutcomes(node, run.fleet)
 await back_up_node(run, outcomes, take=take_step, shared=shared_password)
@@ -21,25 +21,28 @@ from a0backup.passwords.shared import LoadShared
 from a0backup.report.outcomes import Outcome, halves, outcome_of
 from a0backup.report.warnings import RunWarning
 
-MAX_ROUNDS = 20  # a night takes three or four; more is a node that somebody else works on all the time
+MAX_ROUNDS = 20  # a night takes three or four; more means that somebody else keeps changing the node
 
 
 class NodeOutcomes:
-    """How the backup of each kind of *node* ended, as far as it has. It lives outside what may fail."""
+    """The outcomes so far, one for each kind of *node*.
+
+    The object lives outside the code that may fail.
+    """
 
     def __init__(self, node: Node, fleet: Fleet) -> None:
         self.node, self.kinds = node, fleet.kinds_of(node)
         self.all: list[Outcome] = []
-        self.errors: list[Exception | None] = []  # what stopped each
+        self.errors: list[Exception | None] = []  # the error that stopped each kind
         self.warnings: list[RunWarning] = []
 
     def note(self, outcome: Outcome, error: Exception | None) -> None:
-        """Note how the next kind ended, and the *error* that stopped it."""
+        """Add the outcome of the next kind, and the *error* that stopped it."""
         self.all.append(outcome)
         self.errors.append(error)
 
     def note_rest(self, ended: "Ended", step: StepName) -> None:
-        """Note the error of what has *ended*, if any, for the kinds that have no outcome yet; it came in *step*."""
+        """Add the error of *ended*, if any, as the outcome of each remaining kind; it occurred in *step*."""
         if ended.error is not None:
             for kind in self.kinds[len(self.all) :]:
                 outcome = outcome_of(self.node.name, kind, seconds=ended.seconds, error=ended.error, step=step)
@@ -48,7 +51,7 @@ class NodeOutcomes:
 
 @dataclass
 class Ended:
-    """How a piece of work ended: by an error, or well; and how long it took."""
+    """How a piece of work ended: the error, if any, and the duration in seconds."""
 
     error: Exception | None = None
     seconds: float = 0.0
@@ -56,20 +59,20 @@ class Ended:
 
 @contextmanager
 def error_kept() -> Iterator[Ended]:
-    """Keep the error of the block, and go on behind it: one kind or node that fails must not stop the others."""
+    """Catch the error of the block and continue after it: a failed kind or node must not stop the others."""
     start = time.monotonic()
     ended = Ended()
     try:
         yield ended
-    except Exception as error:  # noqa: BLE001 - the one place for what nobody foresaw, too
+    except Exception as error:  # noqa: BLE001 - the one place that also catches unforeseen errors
         ended.error = error
     ended.seconds = time.monotonic() - start
 
 
 async def back_up_node(run: Run, outcomes: NodeOutcomes, *, take: TakeStep, shared: LoadShared) -> None:
-    """Back up all kinds of a node, one after another under its lock, and note how each ended.
+    """Back up all kinds of a node, one after another under its lock, and add their outcomes.
 
-    *take* takes each step, *shared* loads the password of fleet.yaml.
+    *take* runs each step; *shared* loads the password of fleet.yaml.
     """
     node, step = outcomes.node, StepName.LOCK
     with error_kept() as ended:
@@ -87,7 +90,7 @@ async def back_up_node(run: Run, outcomes: NodeOutcomes, *, take: TakeStep, shar
 
 
 async def back_up_kind(session: NodeSession, kind: str, outcomes: NodeOutcomes) -> None:
-    """Back up one *kind* of the node whose lock is held, and note how that ended."""
+    """Back up one *kind* of the locked node and add its outcome."""
     backup = NodeBackup(session, kind)
     with error_kept() as ended:
         await backup.open()
@@ -98,10 +101,10 @@ async def back_up_kind(session: NodeSession, kind: str, outcomes: NodeOutcomes) 
 
 
 async def make_and_keep(backup: NodeBackup) -> None:
-    """Go on with the node's backup from wherever it is until its artifact is stored and the node holds it no more.
+    """Continue the node's backup from its current state until its artifact is stored and off the node.
 
-    Each round does what reconcile says of node, journal and vault: a backup that an earlier run began is finished, one
-    that somebody else made is dealt with first, and then one is made.
+    Each round does what reconcile decides from node, journal and vault. A backup that an earlier
+    run began is finished, one that somebody else made is handled first, and then a new one is made.
     """
     status = await backup.status()
     for _ in range(MAX_ROUNDS):
@@ -126,9 +129,9 @@ async def make_and_keep(backup: NodeBackup) -> None:
 
 
 async def retrieve_and_store(backup: NodeBackup, action: Keep) -> None:
-    """Retrieve what *action* names until its md5 matches, at most `retrieve_attempts` times, then store it.
+    """Retrieve the backup of *action* until its md5 matches, at most `retrieve_attempts` times, then store it.
 
-    Nothing is stored where it is given up.
+    A backup that is given up is not stored.
     """
     retrieval = backup.retrieval(action)
     while True:

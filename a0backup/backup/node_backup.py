@@ -1,4 +1,4 @@
-"""One run's backup of one kind of a node: its phases, and what is known of it between them."""
+"""One run's backup of one kind of a node: its phases, and the state between them."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class NodeBackup:
-    """The backup of one *kind* of a node, as far as one run has come with it."""
+    """The backup of one *kind* of a node, in the state that one run has reached."""
 
     def __init__(self, session: NodeSession, kind: str) -> None:
         self.session, self.kind = session, kind
@@ -31,9 +31,9 @@ class NodeBackup:
         self.deletion = Deletion(self.context)
         self._start = Start(self.context, self.deletion)
         self._await = Await(self.context)
-        self._outcome: Manifest | None = None  # the artifact for which this run is made
+        self._outcome: Manifest | None = None  # the artifact that this run counts as its result
         self._read_back: frozenset[str] = frozenset()  # ids of artifacts that this run has read back
-        self._given_up: BackupIdentity | None = None  # what could not be verified, and is to be replaced
+        self._given_up: BackupIdentity | None = None  # the backup that could not be verified and will be replaced
         self._asked_again = False
 
     # -- deciding ----------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ class NodeBackup:
     async def open(self) -> None:
         """Read the journal, and what another run or an earlier try of this one has stored since this run began.
 
-        Raise RefusedError where the node does not offer this kind.
+        Raise RefusedError if the node does not offer this kind.
         """
         self.session.enter(StepName.PING)
         if self.kind in self.session.not_offered:
@@ -65,16 +65,16 @@ class NodeBackup:
 
     @step(StepName.STATUS)
     async def status(self) -> Status:
-        """Return what the node holds now. Raise A0cliError."""
+        """Return the node's current status. Raise A0cliError."""
         return await self.context.ask()
 
     async def next_action(self, status: Status) -> Action:
-        """Return what reconcile says is to be done next. Raise VaultUnusableError."""
+        """Return the next action according to reconcile. Raise VaultUnusableError."""
         self.session.enter(StepName.RECONCILE)
         action = reconcile(await self.context.on_disk(self._facts, status))
         log.info("%s: %s: %s", self.session.node.name, action.because, action.then)
         if isinstance(action, Keep) and action.ours and action.found.md5 and self._is_not_pinned():
-            # Whatever stands in its place later is known to be another.
+            # Pin it: a later backup in its place is then known to be another one.
             await self.context.note_journal(shown(action.found), pinned=action.found.identity)
         return action
 
@@ -99,7 +99,7 @@ class NodeBackup:
     # -- doing -------------------------------------------------------------------------------------------------
 
     async def ask_again(self) -> Status:
-        """Return the status `call_timeout` later: a start that was sent may still be under way. Raise A0cliError."""
+        """Return the status after `call_timeout`: a start that was sent may still be under way. Raise A0cliError."""
         wait = self.session.fleet.a0cli.call_timeout
         self.session.enter(StepName.STATUS)
         self.context.tell(StepName.STATUS, f"a backup was started and is not shown yet; asks again in {wait:.0f} s")
@@ -108,24 +108,25 @@ class NodeBackup:
         return await self.status()
 
     async def start(self) -> None:
-        """Start a backup; what comes of it, `await_finished` tells. Raise what `Start.start` does."""
+        """Start a backup; `await_finished` shows its result. Raise what `Start.start` raises."""
         if self._asked_again:
             self.context.note("the backup that an earlier run had started is not on the node")
         await self._start.start()
         self._await = Await(self.context, self._start.sent)
 
     async def await_finished(self) -> Status:
-        """Return the status that ends the wait. Raise what `Await.poll` does, but for BackupInProgressError."""
+        """Return the status that ends the wait. Raise what `Await.poll` raises, except BackupInProgressError."""
         return await self._await.poll()
 
     def retrieval(self, action: Keep) -> Retrieval:
-        """Return the attempts to have the bytes that *action* wants kept."""
+        """Return the retrieval of the bytes that *action* keeps."""
         return Retrieval(self.context, self._start, action)
 
     async def after_failure(self, retrieval: Retrieval, error: A0BackupError) -> Next:
-        """Return what follows *error*, which ended an attempt of *retrieval*; bytes that never matched are put aside.
+        """Return what follows *error*, which ended an attempt of *retrieval*; quarantine bytes that never matched.
 
-        A backup that cannot be verified is given up once in a run, and only where the operator said so.
+        A run gives up a backup that cannot be verified only once, and only if the operator asked
+        for it.
         """
         may_give_up = self.context.may_give_up and self._given_up is None
         following = retrieval.after(error, may_give_up=may_give_up)
@@ -137,7 +138,7 @@ class NodeBackup:
         return following
 
     async def store(self, retrieval: Retrieval) -> None:
-        """Have the bytes that *retrieval* has verified in the vault, read back. Raise VaultError."""
+        """Store the bytes that *retrieval* has verified, and read them back. Raise VaultError."""
         storing = Storing(self.context, retrieval)
         await storing.store()
         assert storing.stored is not None, "it is stored now"
@@ -146,7 +147,7 @@ class NodeBackup:
             self._outcome = storing.stored
 
     async def delete(self, found: Found) -> Status:
-        """Delete *found* on the node; return the status, which does not show it any more. Raise A0BackupError."""
+        """Delete *found* on the node; return the status that no longer shows it. Raise A0BackupError."""
         await self.deletion.send(found)
         status = await self.deletion.confirm(found)
         if found.identity == self._given_up:
@@ -154,15 +155,15 @@ class NodeBackup:
         return status
 
     async def settle(self, outcome: Manifest) -> None:
-        """End the backup: it is stored, the node holds it no more, and nothing of the work is left."""
+        """Finish the backup: it is stored and off the node, and none of the work files remain."""
         self.session.enter(StepName.SETTLE)
         self._outcome = outcome
         journal = self.context.journal
         if journal is not None and journal.flow_run != self.session.run.id:
             self.context.note(f"finished the backup that run {journal.flow_run} started at {journal.started_at:%c}")
         await self.context.forget_journal()
-        # Last of all: until then a run that comes after a crash may still need them. What stands on the node now may
-        # have been made with one of them, by a start that arrived late.
+        # Last: until then, a run after a crash may still need them. Only if the node shows nothing: a start that
+        # arrived late may have made its current backup with one of them.
         if isinstance(self.context.last_status, Absent):
             await self.context.on_disk(self._remove_passwords)
         await self.context.sweep()
@@ -174,8 +175,8 @@ class NodeBackup:
     # -- the end -----------------------------------------------------------------------------------------------
 
     async def abandon(self) -> None:
-        """End a backup that failed: where its artifact is stored, the next run starts from what the node then holds."""
-        # Never the journal of another backup than the stored one: that is still to be finished.
+        """End a failed backup; if its artifact is stored, the next run starts from what the node then holds."""
+        # Never remove the journal of a backup other than the stored one: that backup is unfinished.
         journal = self.context.journal
         if journal is None or self._outcome is None or not journal.is_of(self._outcome):
             return
@@ -185,7 +186,7 @@ class NodeBackup:
             self.context.note(f"the journal could not be removed: {error.reason}")
 
     def outcome(self, seconds: float, error: BaseException | None) -> Outcome:
-        """Return how it ended: by *error* or, where there is none, with the artifact stored and off the node."""
+        """Return the outcome: *error* or, without one, the artifact that is stored and off the node."""
         stored = self._outcome if error is None or self._is_what_failed() else None
         status = self.context.last_status
         still_there = isinstance(status, Found) and stored is not None and status.identity.may_be(stored.identity)
@@ -201,7 +202,7 @@ class NodeBackup:
         )
 
     def _is_what_failed(self) -> bool:
-        """Return whether the outcome is of the backup that failed, and not one that another run stored."""
+        """Return whether the outcome belongs to the backup that failed, not to one that another run stored."""
         outcome, journal = self._outcome, self.context.journal
         if outcome is None:
             return False

@@ -1,4 +1,7 @@
-"""What to do next with a node's backup, from what node, journal and vault say. Pure; the table stands in design.md."""
+"""Decide what to do next with a node's backup, from what node, journal and vault say.
+
+Pure; design.md has the decision table.
+"""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -12,14 +15,15 @@ from a0backup.vault.manifest import Manifest
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of one node's backup of one kind.
+    """What is known about one node's backup of one kind.
 
-    *journal* is that of a backup which we started and have not settled; *unreadable* that there is one which cannot be
-    read. *stored* is the vault's manifest of what the status shows or, where it shows nothing, of what the journal
-    pinned; *lost_by_node* that the node shows the pinned backup no more while its verified bytes are here, not stored.
-    *outcome* is the artifact for which this run is made, once there is one, *read_back* the ids of those that this run
-    has read back. *asked_again*: the status was asked again after `call_timeout`. *given_up*: what could not be
-    verified, and is to be replaced for this run.
+    *journal*: the journal of a backup that we started and have not settled. *unreadable*: there is
+    a journal that cannot be read. *stored*: the vault's manifest of the backup that the status
+    shows, or of the pinned backup if the status shows none. *lost_by_node*: the node no longer
+    shows the pinned backup, and its verified bytes are here, not stored. *outcome*: the artifact
+    that this run counts as its result, once there is one. *read_back*: the ids of the artifacts
+    that this run has read back. *asked_again*: the status was asked again after `call_timeout`.
+    *given_up*: the backup that could not be verified and that this run replaces.
     """
 
     status: Status
@@ -35,19 +39,19 @@ class Facts:
 
     @property
     def pinned(self) -> BackupIdentity | None:
-        """What the node was seen to hold after our start."""
+        """The backup that the node was seen to hold after our start."""
         return self.journal.pinned if self.journal else None
 
 
 @dataclass(frozen=True)
 class Action:
-    """What to do next; *because* and *then* say why, and what, in words."""
+    """The next action; *because* gives the reason and *then* describes it."""
 
     because: str = field(kw_only=True)
 
     @property
     def then(self) -> str:
-        """What a run does with it, from here to its end."""
+        """What a run does from here to its end."""
         return self._then
 
     _then: ClassVar[str] = ""
@@ -62,14 +66,14 @@ class Start(Action):
 
 @dataclass(frozen=True)
 class AskAgain(Action):
-    """Ask again later whether the started backup is there."""
+    """Ask again later for the backup that was started."""
 
     _then = "ask again for the backup that was started, and start one if it is not there"
 
 
 @dataclass(frozen=True)
 class Await(Action):
-    """Await the backup in progress."""
+    """Wait for the backup in progress."""
 
     ours: bool
 
@@ -81,7 +85,7 @@ class Await(Action):
 
 @dataclass(frozen=True)
 class Keep(Action):
-    """Retrieve, verify and store *found*, or read back what the vault has of it as *stored*."""
+    """Retrieve, verify and store *found*, or read it back if the vault has it as *stored*."""
 
     found: Found
     ours: bool
@@ -95,7 +99,7 @@ class Keep(Action):
 
 @dataclass(frozen=True)
 class Delete(Action):
-    """Delete *found* on the node: it is stored, and was read back."""
+    """Delete *found* on the node; it is stored and was read back."""
 
     found: Found
 
@@ -104,7 +108,7 @@ class Delete(Action):
 
 @dataclass(frozen=True)
 class Replace(Action):
-    """Delete *found* on the node, unkept."""
+    """Delete *found* on the node without storing it."""
 
     found: Found
 
@@ -113,14 +117,14 @@ class Replace(Action):
 
 @dataclass(frozen=True)
 class Refuse(Action):
-    """Leave the node alone, and fail."""
+    """Leave the node alone and fail."""
 
     _then = "leave the node alone and fail"
 
 
 @dataclass(frozen=True)
 class Settle(Action):
-    """Tidy up: the run's *outcome* is stored and off the node."""
+    """Clean up: the run's *outcome* is stored and off the node."""
 
     outcome: Manifest
 
@@ -128,11 +132,11 @@ class Settle(Action):
 
 
 def reconcile(facts: Facts) -> Action:
-    """Return what to do next."""
+    """Return the next action for *facts*."""
     if facts.outcome is not None and _is_all_done(facts, facts.outcome):
         return Settle(facts.outcome, because=f"{facts.outcome.id} is stored")
     if facts.lost_by_node and facts.pinned is not None:
-        # Whatever is on the node by now: nothing else has these bytes any more.
+        # Regardless of what the node holds now: no other copy of these bytes exists.
         lost = Found(facts.pinned.name, facts.pinned.md5)
         return Keep(lost, ours=True, because="the node lost the backup that we started, its verified bytes are here")
     match facts.status:
@@ -149,7 +153,7 @@ def reconcile(facts: Facts) -> Action:
 
 
 def _is_all_done(facts: Facts, outcome: Manifest) -> bool:
-    """Return whether the outcome is off the node, and nothing older is left to be finished."""
+    """Return whether the outcome is off the node and no older backup is unfinished."""
     if isinstance(facts.status, Found) and facts.status.identity.may_be(outcome.identity):
         return False
     if facts.unreadable and not isinstance(facts.status, Absent):
@@ -183,7 +187,7 @@ def _found(found: Found, facts: Facts) -> Action:
         return Keep(found, ours, because="the backup that we started is there")
     if facts.existing == "fail":
         return Refuse(because="a backup that we did not start is there")
-    # With a journal it may be our own after all, under another name or md5 than was seen first.
+    # With a journal it may still be ours, under another name or md5 than first seen.
     if facts.existing == "replace" and journal is None:
         return Replace(found, because="a backup that we did not start is there, and is to be replaced")
     return Keep(found, ours, because="a backup that we did not start is there; it is kept first")

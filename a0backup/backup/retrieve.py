@@ -1,6 +1,7 @@
-"""The bytes of a node backup: had from the node, compared with its md5, read to their end where a password is at hand.
+"""Retrieve the bytes of a node backup, compare them with its md5, and read them to their end with a password.
 
-They are first looked for in the vault and in what an earlier run left: nothing that is safe is fetched again.
+The vault and the leftovers of an earlier run are searched first: bytes that are safe are not
+fetched again. Without an available password, the contents are not read.
 """
 
 import logging
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class Next(Enum):
-    """What follows a failed attempt to have the bytes."""
+    """What follows a failed attempt to get the bytes."""
 
     RETRY = "retrieve them again"
     GIVE_UP = "the operator said so: replace a backup that cannot be verified"
@@ -50,10 +51,11 @@ class Next(Enum):
 
 
 def after_failure(error: A0BackupError, *, attempts: int, allowed: int, always_whole: bool, may_give_up: bool) -> Next:
-    """Return what follows *error* after so many *attempts* of those *allowed*.
+    """Return what follows *error* after this number of *attempts*, of those *allowed*.
 
-    Given up is only what came whole each time (*always_whole*: a0cli said so) and never matched, what shows no md5, and
-    what cannot be read to its end; not what a connection drops.
+    A backup is given up only if it arrived whole each time (*always_whole*: a0cli said so) and
+    never matched, if it shows no md5, or if it cannot be read to its end. A dropped connection is
+    no reason to give up.
     """
     again = error.transient or isinstance(error, Md5MismatchError | RetrieveFailedError)
     if again and attempts < allowed:
@@ -65,19 +67,19 @@ def after_failure(error: A0BackupError, *, attempts: int, allowed: int, always_w
 
 @dataclass
 class Retrieved:
-    """What one attempt has of the bytes."""
+    """What one attempt has got of the bytes."""
 
     stored: Manifest | None = None  # they are in the vault, and were read back just now
     arrived: Path | None = None  # from the node, not verified
-    reply: str = ""  # what a0cli said of them, where that did not go well
-    digests: Digests | None = None  # they match the node's md5, and are not stored yet
-    tried: tuple[KnownPassword, ...] = ()  # the passwords that the inspection was given
-    inspection: Inspection | None = None  # where a password was at hand
-    not_opened: NotOpened | None = None  # why they were not opened, though the journal calls them ours
+    reply: str = ""  # what a0cli said about them, if it reported a failure
+    digests: Digests | None = None  # they match the node's md5 and are not stored yet
+    tried: tuple[KnownPassword, ...] = ()  # the passwords given to the inspection
+    inspection: Inspection | None = None  # set if a password was available
+    not_opened: NotOpened | None = None  # why they were not opened, despite the journal
 
 
 class Retrieval:
-    """The attempts to have the bytes of one node backup."""
+    """The attempts to get the bytes of one node backup."""
 
     def __init__(self, context: Context, start: Start, action: Keep) -> None:
         self.context, self._start = context, start
@@ -98,7 +100,7 @@ class Retrieval:
 
     @step(StepName.RETRIEVE)
     async def retrieve(self) -> Done:
-        """Have the bytes here: from the vault, from what an earlier run left, or from the node.
+        """Get the bytes: from the vault, from what an earlier run left, or from the node.
 
         Raise Md5MissingError before anything is retrieved, RetrieveFailedError, A0cliError.
         """
@@ -122,7 +124,7 @@ class Retrieval:
     async def _from_node(self) -> Done:
         context, vault, node = self.context, self.context.vault, self.context.node.name
         directory, a0cli = self.session.directory, self.session.a0cli
-        # None of it is what is wanted now, and it would take the room that this artifact needs.
+        # The leftovers are not the wanted bytes, and this artifact needs their space.
         await context.on_disk(sweep_private, vault, node, keep=directory.path)
         await context.on_disk(directory.clear_retrieved)
         space = await context.on_disk(claim, vault, node, self.kind, arriving=directory.path)
@@ -145,10 +147,10 @@ class Retrieval:
 
     @step(StepName.VERIFY)
     async def verify(self) -> Done:
-        """See that the bytes are the node's; with a password at hand, read what is in them in the same pass.
+        """Check that the bytes are the node's; with a password, also read their contents in the same pass.
 
-        What came of the contents, `inspect` tells. Raise Md5MismatchError, or RetrieveFailedError where a0cli itself
-        said that they are not whole.
+        `inspect` reports the result for the contents. Raise Md5MismatchError, or
+        RetrieveFailedError if a0cli itself reported that the bytes are incomplete.
         """
         wanted, node, arrived = self._md5(), self.context.node.name, self.bytes.arrived
         if self.bytes.stored is not None:
@@ -169,7 +171,7 @@ class Retrieval:
         return Done(f"md5 {wanted} matches")
 
     async def _read(self, path: Path) -> Digests:
-        """Return the digests of *path*, its contents inspected in the same pass with the passwords at hand."""
+        """Return the digests of *path*, and inspect its contents in the same pass with the available passwords."""
         self.context.tell(StepName.VERIFY, "reads the artifact to its end")
         texts = [secret.text for secret in self.bytes.tried]
         self.bytes.inspection = await self.context.on_disk(
@@ -179,17 +181,18 @@ class Retrieval:
 
     @step(StepName.INSPECT)
     async def inspect(self) -> Done:
-        """See that the artifact can be opened and read to its end, where a password is at hand.
+        """Check that the artifact can be opened and read to its end, if a password is available.
 
-        Raise ContentsError for the backup that this run started; the node keeps it. What an earlier run started and
-        nobody can open is foreign, like what somebody else started: that is kept as it is, and ForeignBackupError
-        raised only where `existing` says fail.
+        Raise ContentsError for the backup that this run started; the node keeps it. A backup that
+        an earlier run started and that nobody can open is foreign, like one that somebody else
+        started. A foreign backup is stored as it is; ForeignBackupError is raised only if
+        `existing` is `fail`.
         """
         if self.bytes.stored is not None:
             return Done(f"stored already, {_how_read(self.bytes.stored.verified)}", cached=True)
         assert self.bytes.digests is not None, "inspect comes after verify"
         if self.bytes.inspection is None:
-            # Bytes that an earlier run left; without a password there is nothing to read them for.
+            # An earlier run left these bytes. Without a password there is nothing to read them for.
             self.bytes.tried = await self._start.known_passwords()
             if self.bytes.tried:
                 await self._read(self._verified_file)
@@ -237,10 +240,10 @@ class Retrieval:
             context.note(f"what an earlier run started cannot be read to its end, and a new one is made: {why.reason}")
         return Done(f"not opened: {why.reason}")
 
-    # -- what follows a failure --------------------------------------------------------------------------------
+    # -- after a failure ---------------------------------------------------------------------------------------
 
     def after(self, error: A0BackupError, *, may_give_up: bool) -> Next:
-        """Return what follows *error*; whoever watches is told where the bytes are retrieved again."""
+        """Return what follows *error*, and report the progress if the bytes are retrieved again."""
         following = after_failure(
             error,
             attempts=self.attempts,
@@ -255,7 +258,7 @@ class Retrieval:
         return following
 
     async def keep_aside(self, error: A0BackupError) -> None:
-        """Keep bytes that never matched, or could not be read, in quarantine. Raise VaultUnusableError."""
+        """Quarantine bytes that never matched or could not be read. Raise VaultUnusableError."""
         if isinstance(error, Md5MismatchError):
             await self._quarantine(
                 self.bytes.arrived, error, {"md5_of_node": error.expected, "md5_of_bytes": error.actual}
@@ -264,7 +267,7 @@ class Retrieval:
             await self._quarantine(self._verified_file, error, {"md5": self._md5()})
 
     async def _quarantine(self, path: Path | None, error: A0BackupError, more: Mapping[str, str]) -> None:
-        """Keep the bytes at *path*, unless they would take the next artifact's room."""
+        """Quarantine the bytes at *path*, unless they would take the next artifact's space."""
         context, node = self.context, self.context.node.name
         if path is None:
             return
@@ -282,7 +285,7 @@ class Retrieval:
             "at": f"{at:%Y-%m-%dT%H:%M:%SZ}",
             "reason": error.message(),
             **more,
-            # Its files are removed with the next backup; these bytes may be looked into much later.
+            # The password files are removed with the next backup; these bytes may be examined much later.
             "sealed": [entry.model_dump() for entry in sealed],
         }
         try:

@@ -25,11 +25,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as far as all its nodes share it.
+    """What all nodes of one run share.
 
-    *id* is that of the flow run whose work it is: what that one has stored is not made again. *existing* is what the
-    operator asked for in this run alone. *stored_before*: by node, the artifacts that were there when it began; what
-    another run stores later is its outcome.
+    *id* is the id of the flow run that this work belongs to; what that flow run has stored is not
+    made again. *existing* is the operator's choice for this run only. *stored_before* maps each
+    node to the artifacts that existed when the run began; what another run stores later counts as
+    this run's outcome.
     """
 
     id: str
@@ -39,20 +40,23 @@ class Run:
 
     @classmethod
     def begin(cls, fleet: Fleet, nodes: Sequence[Node], *, id: str, existing: Existing | None = None) -> "Run":
-        """Return a run that begins now; of a node whose folder cannot be used nothing is known."""
+        """Return a run that begins now; *stored_before* omits a node whose folder cannot be used."""
         vault = Vault(fleet.vault)
         stored = {}
         for node in nodes:
             with contextlib.suppress(OSError, VaultUnusableError):
-                vault.make(node.name)  # so that a new vault is known again
+                vault.make(node.name)  # a new vault can then be recognised later
                 stored[node.name] = vault.snapshot(node.name)
         return cls(id, fleet, existing, stored)
 
 
 class NodeSession:
-    """One run's time with one node. *take* takes each of its steps; *shared* loads the password of fleet.yaml."""
+    """One run's session with one node.
 
-    kind = ""  # of its own steps: they are about the node as a whole
+    *take* runs each of its steps; *shared* loads the password of fleet.yaml.
+    """
+
+    kind = ""  # empty for its own steps: they concern the node as a whole
 
     def __init__(
         self, run: Run, node: Node, *, directory: PrivateDirectory, lock: int, take: TakeStep, shared: LoadShared
@@ -63,9 +67,9 @@ class NodeSession:
         self.a0cli = A0cli(
             self.fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path, inherit=[lock]
         )
-        self.offered: frozenset[str] | None = None  # the commands that the node lists; None where that is not read
+        self.offered: frozenset[str] | None = None  # the commands that the node lists; None if that is not understood
         self.not_offered: list[str] = []  # kinds whose command the node does not list
-        self.has_role: bool | None = None  # whether it lists `backup`; None where that is not read
+        self.has_role: bool | None = None  # whether the node lists `backup`; None if that is not understood
         self.splits = bool(node.splits)  # whether its build keeps the encryption keys out of `backup`
         self.step = StepName.LOCK
 
@@ -78,7 +82,7 @@ class NodeSession:
         return self.run.fleet
 
     async def on_disk(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Do something in the vault, in a thread. Raise VaultUnusableError where its disk fails."""
+        """Run *function* on the vault, in a thread. Raise VaultUnusableError if the vault's disk fails."""
         try:
             return await in_thread(function, *args, **kwargs)
         except OSError as error:
@@ -88,13 +92,13 @@ class NodeSession:
             ) from error
 
     def enter(self, name: StepName) -> None:
-        """Note the step that is at work: the report of a failure names it."""
+        """Record the current step; the report of a failure names it."""
         self.step = name
 
     @step(StepName.UPDATE_COMMANDS)
     async def update_commands(self) -> Done:
-        """Ask the node which commands it takes; without that a0cli has only its local ones. Raise A0cliError."""
-        # A node may say again what another day's run told it. Where there is none, the start says why.
+        """Ask the node for its commands; without them a0cli has only its local ones. Raise A0cliError."""
+        # A node may repeat a password that an earlier run sent. If the password is missing, the start says why.
         with contextlib.suppress(PasswordError):
             if (text := await self.shared(self.fleet.password)) is not None:
                 self.a0cli.know(text)
@@ -103,13 +107,13 @@ class NodeSession:
 
     @step(StepName.PING)
     async def ping(self) -> Done:
-        """See that the node answers, and which of the kinds it does not offer. Raise A0cliError."""
+        """Check that the node answers, and which of the kinds it does not offer. Raise A0cliError."""
         await self.a0cli.ping()
         await self.note_offered()
         return Done("PONG")
 
     async def note_offered(self) -> None:
-        """Note which commands the last update_commands brought. Raise A0cliError."""
+        """Record the commands that the last update_commands brought. Raise A0cliError."""
         listing = (await self.a0cli.commands()).stdout
         self.offered, self.has_role = offered_commands(listing), offers_backup(listing)
         self.not_offered = missing_commands(listing, self.fleet.kinds_of(self.node))
@@ -118,9 +122,10 @@ class NodeSession:
 
 @contextlib.asynccontextmanager
 async def open_node(run: Run, node: Node, *, take: TakeStep, shared: LoadShared) -> AsyncIterator[NodeSession]:
-    """Hold the node's lock and a private directory for as long as the block runs.
+    """Hold the node's lock and a private directory while the block runs.
 
-    Raise BuildTooOldError, VaultUnusableError, LockDeadlineError, A0cliMissingError; nothing was done then.
+    Raise BuildTooOldError, VaultUnusableError, LockDeadlineError or A0cliMissingError before
+    anything is done.
     """
     node.require_build()
     fleet, vault = run.fleet, Vault(run.fleet.vault)
@@ -137,7 +142,7 @@ async def open_node(run: Run, node: Node, *, take: TakeStep, shared: LoadShared)
         patience=fleet.a0cli.call_timeout,
         waiting=waiting,
     ) as lock:
-        name = f"{run.id}-{uuid.uuid4().hex[:8]}"  # a retry of the same run must not wipe what its first try left
+        name = f"{run.id}-{uuid.uuid4().hex[:8]}"  # a retry of the same run must not delete what its first try left
         directory = PrivateDirectory.make(vault.work(node.name), name, key_dir=fleet.a0cli.key_dir, node=node.name)
         try:
             yield NodeSession(run, node, directory=directory, lock=lock, take=take, shared=shared)

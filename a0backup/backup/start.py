@@ -1,4 +1,4 @@
-"""The start of a node backup: its password, the journal of it, and the one call that is never repeated."""
+"""The start of a node backup: its password, its journal, and the one call that is never repeated."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KnownPassword:
-    """A password that this run knows, and what it was sealed as where it was made for one backup."""
+    """A password that this run knows, with its sealed form if it was made for one backup."""
 
     text: str = field(repr=False)
     sealed: tuple[SealedPassword, ...] = ()
@@ -33,31 +33,31 @@ class KnownPassword:
 
 @dataclass(frozen=True)
 class Sent:
-    """A start of this run: when it had been sent (seconds of the monotonic clock), and what was replied."""
+    """A start of this run: the time when it had been sent (seconds of the monotonic clock), and the reply."""
 
     at: float
     reply: str
-    accepted: bool  # a0cli said that it went well
-    refused: A0BackupError | None  # what to raise where the node shows nothing, after a start that made nothing
-    before: BackupIdentity | None  # what the node showed last before it
+    accepted: bool  # a0cli reported success
+    refused: A0BackupError | None  # after a start that made nothing: what to raise if the node shows nothing
+    before: BackupIdentity | None  # what the node last showed before the start
 
 
 class Start:
-    """The starts of one run, of one kind of a node."""
+    """The starts that one run sends for one kind of a node."""
 
     def __init__(self, context: Context, deletion: Deletion) -> None:
         self.context, self._deletion = context, deletion
         self.session, self.kind = context.session, context.kind
         self.count = 0
-        self.password: KnownPassword | None = None  # of the last one
-        self.sent: Sent | None = None  # the last one
+        self.password: KnownPassword | None = None  # the password of the last start
+        self.sent: Sent | None = None  # the last start
 
     @step(StepName.START)
     async def start(self) -> Done:
-        """Have the node start a backup. Its effect is judged by the status that follows, not by the reply.
+        """Start a backup on the node; the status that follows shows its effect, not the reply.
 
-        Raise PasswordError or RecoveryKeyError, and VaultFullError where what it makes would have no room, before
-        anything is sent; A0cliMissingError where a0cli could not even be run.
+        Before anything is sent, raise PasswordError, RecoveryKeyError, or VaultFullError if the new
+        artifact would not fit. Raise A0cliMissingError if a0cli could not be run.
         """
         context, name = self.context, self.context.node.name
         secret = await self._shared_or_new()
@@ -74,8 +74,8 @@ class Start:
             sealed=bool(secret.sealed),
             seen_before=context.last_seen or await context.on_disk(self._last_stored),
         )
-        # Durable before the call: after a crash in it the next run must know that this backup may be ours, and the
-        # password must not be lost with this process.
+        # Durable before the call: after a crash during the call, the next run must know that this backup may be ours.
+        # The password must not be lost with this process.
         if secret.sealed:
             await context.on_disk(context.sealed_files.write, journal.started_at, secret.sealed)
         await context.begin_journal(journal)
@@ -89,7 +89,7 @@ class Start:
         if self.sent.refused is None:
             await context.note_journal(f"start sent: {self.sent.reply}")
         else:
-            # It made nothing, so that what is there by now, or later, is not ours.
+            # The start made nothing: a backup that the node shows, now or later, is not ours.
             await context.forget_journal()
         return Done(f"the node replied {self.sent.reply!r}")
 
@@ -107,11 +107,11 @@ class Start:
             if made_nothing(printed, said):
                 failed = StartFailedError(self.session.node.name, self.kind, reply)
                 refused = said if isinstance(said, RefusedError) else failed
-        # The time is taken only now: a call that hung until its deadline may still be under way.
+        # Timed after the call: a call that hung until its deadline may still be under way.
         return Sent(time.monotonic(), reply, accepted, refused, journal.seen_before)
 
     async def _shared_or_new(self) -> KnownPassword:
-        """Return the password to start with: the shared one, or a new one, sealed to every recovery key."""
+        """Return the password to start with: the shared one, or a new one sealed to every recovery key."""
         source = self.context.fleet.password
         text = await self.session.shared(source)
         if text is not None:
@@ -126,12 +126,12 @@ class Start:
         return last.identity if last else None
 
     async def known_passwords(self) -> tuple[KnownPassword, ...]:
-        """Return the passwords that this run knows: that of its own last start, and the shared one."""
+        """Return the passwords that this run knows: the one of its own last start, and the shared one."""
         known = [self.password] if self.password else []
         try:
             text = await self.session.shared(self.context.fleet.password)
         except PasswordError as error:
-            # What is on the node is kept all the same; a start would not go without it.
+            # The backup on the node is kept anyway. Only a start needs the password.
             self.context.note(f"what is in the artifact was not read: {error.message()}")
             text = None
         if text is not None and text not in [secret.text for secret in known]:

@@ -1,10 +1,11 @@
-"""The steps of a backup: each has one name, which the engine's pages, the progress and the report all show.
+"""The steps of a backup, each with one name that the engine's pages, the progress and the report show.
 
     class Phase:
         @step(StepName.RETRIEVE)
         async def retrieve(self) -> Done: ...
 
-Whoever opens a node's session says how its steps are taken. The flows have each as a task run of the engine.
+The caller that opens a node's session decides how its steps run. The flows run each step as a task
+run of the engine.
 """
 
 import functools
@@ -23,7 +24,7 @@ R = TypeVar("R")
 
 
 class StepName(StrEnum):
-    """What a run does with a node, in the order in which it does."""
+    """The steps of a run on a node, in the order in which they run."""
 
     LOCK = "lock"
     UPDATE_COMMANDS = "update-commands"
@@ -40,26 +41,26 @@ class StepName(StrEnum):
     CONFIRM_DELETE = "confirm-delete"
     SETTLE = "settle"
 
-    # Of putting a node into service.
+    # Steps that put a node into service.
     LOOK = "look"
     SET_AS_BACKUP = "set-as-backup"
     DRILL = "drill"
 
-    # Of the engine, around those of a node.
+    # Steps of the engine, around those of a node.
     ENGINE = "engine"
     ELSEWHERE = "elsewhere"
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a step ended: what it did in one sentence, and whether the work was found done already."""
+    """The result of a step: what it did, in one sentence, and whether the work was already done."""
 
     text: str
     cached: bool = False
 
 
 class TakeStep(Protocol):
-    """Takes one step of a node's run: returns what *work* returns, which it may call again where it failed."""
+    """Runs one step of a node's run and returns what *work* returns; may call *work* again after a failure."""
 
     async def __call__(
         self, name: StepName, session: "NodeSession", kind: str, work: Callable[[], Awaitable[R]]
@@ -67,7 +68,7 @@ class TakeStep(Protocol):
 
 
 class Stepping(Protocol):
-    """What has steps: the session of a node, and the phases of its backup of one *kind*."""
+    """An object with steps: a node's session, or a phase of its backup of one *kind*."""
 
     @property
     def session(self) -> "NodeSession": ...
@@ -81,7 +82,7 @@ S = TypeVar("S", bound=Stepping)
 def step(
     name: StepName,
 ) -> Callable[[Callable[Concatenate[S, P], Awaitable[R]]], Callable[Concatenate[S, P], Awaitable[R]]]:
-    """Make a method the step *name*: whoever watches is told of it, and the report of a failure in it names it."""
+    """Make a method the step *name*: its progress is reported, and the report of a failure in it names it."""
 
     def decorate(method: Callable[Concatenate[S, P], Awaitable[R]]) -> Callable[Concatenate[S, P], Awaitable[R]]:
         @functools.wraps(method)

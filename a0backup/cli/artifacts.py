@@ -1,4 +1,4 @@
-"""`a0backup list`, `show` and `verify`: what is in the vault, and whether it is still what it was."""
+"""`a0backup list`, `show` and `verify`: the artifacts in the vault, and whether they are still intact."""
 
 import json
 import shlex
@@ -21,9 +21,18 @@ from a0backup.vault.vault import Vault
 @json_option
 @click.argument("nodes", nargs=-1)
 def list_artifacts(fleet_path: Path, vault_path: Path | None, as_json: bool, nodes: tuple[str, ...]) -> int:
-    """List what is in the vault (of the NODES named), oldest first.
+    """List the artifacts in the vault, oldest first.
 
-    Ends with 4 where a manifest cannot be read or an artifact is missing; `a0backup verify` reads them whole.
+    Name NODES to list only their artifacts. Reads the manifests and the file sizes; `a0backup verify` reads the
+    artifacts themselves. Prints ID, size, time stored, level of verification, mode of the password and md5; with
+    --json, the manifests.
+
+    \b
+    Exit codes:
+      0  all well
+      1  a later version wrote a manifest, which this version cannot read
+      2  usage or fleet.yaml wrong, or no such node in the vault
+      4  a manifest is unreadable, or an artifact is missing or has the wrong size
     """
     vault = vault_at(fleet_path, vault_path)
     for node in set(nodes) - set(vault.nodes()):
@@ -52,7 +61,7 @@ def _table(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def _say_flaws(vault: Vault, entries: list[Manifest | UnreadableManifest]) -> int:
-    """Say what can be seen of damage without reading the artifacts; return the exit code."""
+    """Print the damage that is visible without reading the artifacts; return the exit code."""
     unread = [entry for entry in entries if isinstance(entry, UnreadableManifest)]
     for entry in (entry for entry in unread if entry.later):
         terminal.say(f"not read: {plain(entry.id)}: {plain(entry.reason)}")
@@ -65,7 +74,7 @@ def _say_flaws(vault: Vault, entries: list[Manifest | UnreadableManifest]) -> in
 
 
 def _visible_flaw(vault: Vault, manifest: Manifest) -> str:
-    """Return what is wrong with an artifact that can be seen without reading it."""
+    """Return the damage to an artifact that is visible without reading it."""
     try:
         size = vault.artifact(manifest).lstat().st_size
     except OSError as error:
@@ -78,9 +87,17 @@ def _visible_flaw(vault: Vault, manifest: Manifest) -> str:
 @vault_options
 @click.argument("artifact_ids", metavar="[ID]...", nargs=-1)
 def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, ...]) -> int:
-    """Read artifacts (all, or those named) again from the disk and compare them with their manifests.
+    """Read artifacts again and compare them with their manifests.
 
-    Ends with 4 where one is damaged or missing.
+    Reads every artifact in the vault from the disk; give IDs to read only these. Needs no password. Prints one line
+    per artifact: well, DAMAGED, or NOT READ if a later version wrote it.
+
+    \b
+    Exit codes:
+      0  all well
+      1  an artifact was not read, because a later version wrote it
+      2  usage or fleet.yaml wrong, or no such artifact
+      4  an artifact is damaged or missing
     """
     vault = vault_at(fleet_path, vault_path)
     entries = [find(vault, artifact_id) for artifact_id in artifact_ids] if artifact_ids else list(vault.entries())
@@ -104,7 +121,7 @@ def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, .
 
 
 def find(vault: Vault, artifact_id: str) -> Manifest | UnreadableManifest:
-    """Return the manifest with that id. Raise UsageError where there is none."""
+    """Return the manifest with this id. Raise UsageError if there is none."""
     found = vault.get(artifact_id)
     if found is None:
         hint = "`a0backup list` shows the ids"
@@ -113,7 +130,7 @@ def find(vault: Vault, artifact_id: str) -> Manifest | UnreadableManifest:
 
 
 def get(vault: Vault, artifact_id: str) -> Manifest:
-    """Return the readable manifest with that id. Raise UsageError where there is none, Exit where it is unreadable."""
+    """Return the readable manifest with this id. Raise UsageError if there is none, Exit if it is unreadable."""
     found = find(vault, artifact_id)
     if isinstance(found, UnreadableManifest):
         terminal.say(f"{'not read' if found.later else 'damaged'}: {found.id}: {plain(found.reason)}")
@@ -129,7 +146,18 @@ def get(vault: Vault, artifact_id: str) -> Manifest:
 @json_option
 @click.argument("artifact_id", metavar="ID")
 def show(fleet_path: Path, vault_path: Path | None, as_json: bool, artifact_id: str) -> int:
-    """Show the manifest of the artifact ID, where its file is and how to open it without this software."""
+    """Show the manifest of an artifact, and how to open it.
+
+    `a0backup list` prints the IDs. Prints the manifest, the path of the file, and the commands that open the artifact
+    without this software; with --json, only the manifest.
+
+    \b
+    Exit codes:
+      0  shown
+      1  a later version wrote the manifest, which this version cannot read
+      2  usage or fleet.yaml wrong, or no such artifact
+      4  the manifest is unreadable
+    """
     vault = vault_at(fleet_path, vault_path)
     manifest = get(vault, artifact_id)
     if as_json:
@@ -170,7 +198,7 @@ def _how_verified(manifest: Manifest) -> str:
 
 
 def _how_to_open(vault: Vault, manifest: Manifest) -> Iterator[str]:
-    """Yield how to list what is in the artifact without this software."""
+    """Yield the lines on how to list the contents of the artifact without this software."""
     sealed = manifest.encryption.password.sealed
     if len({entry.recovery_key for entry in sealed}) < len(sealed):
         yield "\na crash left it open which of several sealed passwords opens it: `a0backup drill` finds out with"
@@ -187,7 +215,7 @@ def _how_to_open(vault: Vault, manifest: Manifest) -> Iterator[str]:
 
 
 def _unsealing(vault: Vault, manifest: Manifest) -> Iterator[str]:
-    """Yield the commands that take each sealed password of *manifest* out of it into a file."""
+    """Yield the commands that extract each sealed password of *manifest* into a file."""
     place = shlex.quote(str(vault.artifact(manifest).with_name(MANIFEST)))
     sealed = manifest.encryption.password.sealed
     yield "umask 077"

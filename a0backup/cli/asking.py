@@ -1,4 +1,4 @@
-"""Asking a person for a secret."""
+"""Ask the user for a secret."""
 
 import getpass
 import os
@@ -9,7 +9,7 @@ import click
 def ask(what: str, option: str) -> str:
     """Ask for a secret at the terminal; it never comes from the arguments or from standard input.
 
-    Raise UsageError, which names *option* as the other way, where there is no terminal.
+    Raise UsageError, which names *option* as the alternative, if there is no terminal.
     """
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
@@ -22,7 +22,7 @@ def ask(what: str, option: str) -> str:
 
 
 def ask_twice(what: str, option: str, differ: str) -> str:
-    """Ask for a new secret twice. Raise UsageError with *differ* where the two are not the same."""
+    """Ask for a new secret twice. Raise UsageError with *differ* if the answers differ."""
     answer = ask(what, option)
     if ask("the same again", option) != answer:
         raise click.UsageError(differ)

@@ -1,4 +1,4 @@
-"""`a0backup engine check` and `a0backup engine register`: the Prefect server, and what it must hold."""
+"""`a0backup engine check` and `a0backup engine register`: the Prefect server and what it must hold."""
 
 import asyncio
 import json
@@ -19,9 +19,9 @@ from a0backup.report.words import plain
 
 @click.group()
 def engine() -> None:
-    """Look at your Prefect server, and register what it must hold.
+    """Check your Prefect server, and register what it must hold.
 
-    That is the one that your Prefect profile or PREFECT_API_URL names, else a running `a0backup serve`.
+    The commands use the server that your Prefect profile or PREFECT_API_URL names, else a running `a0backup serve`.
     """
 
 
@@ -29,10 +29,17 @@ def engine() -> None:
 @fleet_option
 @json_option
 def check(fleet_path: Path, as_json: bool) -> int:
-    """Check the Prefect server: will the next night run, and is somebody told of failures?
+    """Check that the Prefect server will run the next night.
 
-    It looks for registered objects that are missing or differ, for the next scheduled run, for a worker that is online,
-    and for runs that are stuck. Ends with 1 where a night would not run.
+    Checks for registered objects that are missing or differ, the next scheduled run, an online worker, stuck runs, and
+    whether somebody is notified of failures. Changes nothing. Prints one line per result, the worst first, with a
+    hint where there is a remedy; with --json, the same as JSON.
+
+    \b
+    Exit codes:
+      0  the next night will run; there may be warnings
+      1  a night would not run, or the server cannot be reached
+      2  usage or fleet.yaml wrong
     """
     from deployments.doctor import Verdict, check_engine
 
@@ -49,33 +56,39 @@ def check(fleet_path: Path, as_json: bool) -> int:
 
 @engine.command()
 @fleet_option
-@click.option("--dry-run", is_flag=True, help="Only say what would be made or changed.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be created or changed.")
 @click.option(
     "--notify",
     metavar="SLUG/NAME",
-    help="The notification block, made in the UI, that is told of failed and late runs: slack-webhook/ops, say.",
+    help="The notification block, created in the UI, that receives failed and late runs, e.g. slack-webhook/ops.",
 )
 @click.option(
     "--secret",
     "secret_files",
     metavar="NAME=FILE",
     multiple=True,
-    help="Take the value of the Secret block NAME from the first line of FILE; else a missing one is asked for.",
+    help="Read the value of the Secret block NAME from FILE (one line). Without it, a missing value is asked for.",
 )
 @click.option(
     "--pool",
     "pool_type",
     type=click.Choice(["process", "docker", "kubernetes"]),
-    help="What the workers start for each run; process where the work pool is not there yet.",
+    help="What the workers start for each run. Default: process, if the work pool does not exist yet.",
 )
 def register(
     fleet_path: Path, dry_run: bool, notify: str | None, secret_files: tuple[str, ...], pool_type: str | None
 ) -> int:
-    """Register what the pipeline needs on the Prefect server, and say what changed.
+    """Register what the pipeline needs on the Prefect server.
 
-    That is the work pool, the concurrency limits, the Secret block that fleet.yaml names, the deployments and schedules
-    of prefect.yaml, and the automations. A second time nothing changes that is as it should be. The prefect.yaml beside
-    the fleet file counts, else the one that came with this.
+    This is the work pool, the concurrency limits, the Secret block that fleet.yaml names, the deployments and schedules
+    of prefect.yaml, and the automations. Uses the prefect.yaml beside the fleet file, else the one that is shipped with
+    a0backup. Running it again changes only what differs. Prints one line per object and what changed.
+
+    \b
+    Exit codes:
+      0  all registered
+      1  the server cannot be reached or refuses, or a password cannot be read
+      2  usage or fleet.yaml wrong
     """
     from deployments.register import NO_NOTIFICATION, engine_in_use, lines
     from deployments.register import register as register_all
@@ -97,7 +110,7 @@ def register(
 
 
 def ask_for_block(name: str) -> str:
-    """Ask for the value of the Secret block *name*, twice. Raise UsageError, PasswordError."""
+    """Ask twice for the value of the Secret block *name*. Raise UsageError or PasswordError."""
     differ = "the two passwords differ; nothing was changed"
     return shared.checked(
         ask_twice(f"password for the Secret block {name}", f"--secret {name}=FILE", differ), "what was typed"
@@ -105,7 +118,7 @@ def ask_for_block(name: str) -> str:
 
 
 def _secrets(fleet: Fleet, given: Sequence[str]) -> dict[str, str]:
-    """Return the values by block name of the NAME=FILE that were *given*. Raise PasswordError, UsageError."""
+    """Return the values of the *given* NAME=FILE by block name. Raise PasswordError or UsageError."""
     secrets = {}
     for each in given:
         name, _, file = each.partition("=")

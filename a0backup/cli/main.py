@@ -1,4 +1,4 @@
-"""The `a0backup` command: its commands, and how it ends."""
+"""The `a0backup` command: its subcommands, and how it exits."""
 
 import os
 import sys
@@ -26,15 +26,18 @@ COMMANDS = (
 )
 @click.version_option(package_name="a0backup")
 def cli() -> None:
-    """Back up Auth0 PSaaS Appliance nodes: every node's backup off the box, verified, in your vault.
+    """Back up Auth0 PSaaS Appliance nodes to a vault.
+
+    Every node makes its backup; a0backup retrieves it, verifies it and stores it in your vault, off the node.
 
     \b
     First steps:
-      a0backup init       write a commented fleet.yaml here, then name your nodes in it
-      a0backup check      see that every node answers and what a run would do
-      a0backup run        back up every node
-      a0backup list       see what is in the vault
-      a0backup serve      every night by itself, with pages to look at
+      a0backup init        write a commented fleet.yaml here; then name your nodes in it
+      a0backup key create  make the recovery key pair for sealed passwords
+      a0backup check       check that every node answers, and show what a run would do
+      a0backup run         back up every node
+      a0backup list        list the artifacts in the vault
+      a0backup serve       back up every night on a schedule, with web pages
     """
 
 
@@ -43,7 +46,7 @@ for _command in COMMANDS:
 
 
 def main() -> NoReturn:
-    """Run the command; end with its exit code, an error as a message with what to do next, never as a traceback."""
+    """Run the command and exit with its code; print an error as a message with a hint, never as a traceback."""
     sys.exit(_run(cli))
 
 
@@ -55,7 +58,7 @@ def _run(command: click.Command) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):  # click makes one of the other
+    except (KeyboardInterrupt, click.Abort):  # click turns one into the other
         goes_on = sys.argv[1:2] == ["run"]
         terminal.say("interrupted; the next run goes on from here" if goes_on else "interrupted")
         return ExitCode.INTERRUPTED
@@ -66,7 +69,7 @@ def _run(command: click.Command) -> int:
         terminal.say(f"error: {error}")
         return ExitCode.FAILED
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not complain about it again at exit.
+        # The reader of our output is gone; Python must not complain about that again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`a0backup drill`, `decrypt` and `handoff`: opening artifacts, and handing one over."""
+"""`a0backup drill`, `decrypt` and `handoff`: open artifacts, and hand one over."""
 
 import asyncio
 import json
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Whoever has artifact and password wants what is in it; what fleet.yaml allows is about what nodes may do to a run.
+# The limits in fleet.yaml protect a run from its nodes. A user with artifact and password wants the contents.
 _WHATEVER_IT_IS = ContentsLimits(max_unpacked=10**15, max_ratio=1032)
 
 
 def opening_options(command: F) -> F:
-    """--key, --passphrase-file and --password-file"""
+    """Add --key, --passphrase-file and --password-file."""
     for option in reversed(
         (
             click.option(
@@ -47,12 +47,12 @@ def opening_options(command: F) -> F:
             click.option(
                 "--passphrase-file",
                 type=click.Path(path_type=Path),
-                help="Its passphrase is the first line of this file; asked for if not given.",
+                help="File whose first line is the passphrase of --key; asked for if not given.",
             ),
             click.option(
                 "--password-file",
                 type=click.Path(path_type=Path),
-                help="The password, where it is not sealed, is in this file; asked for if not given.",
+                help="File with the password, if it is not sealed; asked for if not given.",
             ),
         )
     ):
@@ -62,7 +62,7 @@ def opening_options(command: F) -> F:
 
 @dataclass(frozen=True)
 class _Opening:
-    """What the options of `decrypt` and `drill` say."""
+    """The options of `decrypt` and `drill`."""
 
     fleet_path: Path
     vault_path: Path | None
@@ -77,7 +77,7 @@ class _Opening:
         return Vault(fleet.vault), fleet
 
     def secrets(self, manifests: Sequence[Manifest], source: PasswordSource | None) -> "Secrets":
-        """Return what opens *manifests*; what no option names and *source* does not give is asked for."""
+        """Return what opens *manifests*; ask for what neither the options nor *source* provide."""
         from a0backup.passwords import recovery_keys, shared
         from a0backup.upkeep.drill import Secrets
 
@@ -96,7 +96,7 @@ class _Opening:
         sealed = [bool(manifest.encryption.password.sealed) for manifest in manifests]
         if source is not None and (source.env or source.file) and (self.password_file or not all(sealed)):
             return Secrets(key, asyncio.run(shared.load(source, block=_no_block)))
-        # One that is not sealed, such as somebody else's, must not keep the others from being opened.
+        # An artifact without a sealed password, e.g. a foreign one, must not prevent opening the others.
         if all(sealed) or (key is not None and any(sealed)):
             return Secrets(key)
         return Secrets(key, ask("password", "--password-file"))
@@ -108,7 +108,7 @@ async def _no_block(name: str) -> str:
 
 @contextmanager
 def _at_work(text: str) -> Iterator[None]:
-    """Show *text* and for how long it has taken, on a terminal, until the block ends."""
+    """On a terminal, show *text* and the elapsed time until the block ends."""
     if not sys.stderr.isatty():
         yield
         return
@@ -122,9 +122,9 @@ def _at_work(text: str) -> Iterator[None]:
 
 
 def _tidy_when_called_off() -> None:
-    """Have SIGTERM and a lost terminal end this process as Ctrl-C does: what is half written is removed then."""
+    """Make SIGTERM and a lost terminal end this process like Ctrl-C, which deletes half-written files."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # One that is ignored (nohup) stays so.
+        # An ignored signal (nohup) stays ignored.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
 
@@ -138,10 +138,21 @@ def _tidy_when_called_off() -> None:
 @json_option
 @click.argument("artifact_ids", metavar="[ID]...", nargs=-1)
 def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any) -> int:
-    """Prove that artifacts can be restored: decrypt, decompress, read every member. Nothing is written.
+    """Prove that artifacts can be restored; write nothing.
 
-    Without IDs: the newest of each node and kind. The password is that of fleet.yaml where it names a file or an
-    environment variable. Ends with 4 where one is damaged, else with 1 where one could not be opened.
+    Decrypts and decompresses each artifact and reads every member. Without IDs, reads the newest artifact of each node
+    and kind. Prints one line per artifact: well, with the members and the unpacked size, or DAMAGED or NOT OPENED, with
+    the reason.
+
+    A sealed password needs --key. A shared one is that of --password-file, or of fleet.yaml if it names a file or an
+    environment variable. What is not given is asked for.
+
+    \b
+    Exit codes:
+      0  all well
+      1  an artifact could not be opened, e.g. because the password or key does not fit
+      2  usage or fleet.yaml wrong, or no such artifact
+      4  an artifact is damaged or missing
     """
     from a0backup.upkeep import drill
 
@@ -168,7 +179,7 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
 def _drilled(
     vault: Vault, entry: Manifest | UnreadableManifest, secrets: "Secrets", limits: ContentsLimits, which: str
 ) -> tuple[ExitCode, dict[str, object]]:
-    """Return the exit code of the drill of one artifact, and its row."""
+    """Drill one artifact; return the exit code and the row."""
     from a0backup.upkeep import drill
 
     try:
@@ -187,7 +198,7 @@ def _drilled(
 
 
 def _newest_of_each(vault: Vault) -> list[Manifest | UnreadableManifest]:
-    # By the folder's name, which is all that can be read of some.
+    # By the name of the folder: of some, nothing else is readable.
     newest = {(entry.id.partition("/")[0], entry.id.partition("Z-")[2]): entry for entry in vault.entries()}
     return list(newest.values())
 
@@ -214,14 +225,23 @@ def _lines(row: Mapping[str, Any]) -> Iterator[str]:
     "target",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="The new file; one that exists is never overwritten.",
+    help="The new file; an existing file is never overwritten.",
 )
 @click.argument("artifact_id", metavar="ID")
 def decrypt(artifact_id: str, target: Path, **options: Any) -> int:
-    """Write the artifact ID decrypted, a tar.gz, to a new FILE.
+    """Decrypt an artifact into a new tar.gz file.
 
-    FILE is there only once the artifact matched its manifest and its contents were read to their end. Ends with 4
-    where the artifact is damaged, with 1 where password or key do not fit.
+    Creates the file that --output names only after the artifact matched its manifest and its contents were read to
+    their end. The file is NOT ENCRYPTED. Prints the number of members, the unpacked size and the next steps.
+
+    A sealed password needs --key, any other --password-file. What is not given is asked for.
+
+    \b
+    Exit codes:
+      0  decrypted
+      1  the artifact could not be opened, e.g. because the password or key does not fit
+      2  usage or fleet.yaml wrong, no such artifact, or the file exists
+      4  the artifact is damaged or missing
     """
     from a0backup.upkeep import drill
 
@@ -264,13 +284,21 @@ next:
     "target",
     type=click.Path(path_type=Path),
     required=True,
-    help="The new folder; one that exists is left alone.",
+    help="The new folder; an existing folder is left unchanged.",
 )
 @click.argument("artifact_id", metavar="ID")
 def hand_off(fleet_path: Path, vault_path: Path | None, artifact_id: str, target: Path) -> int:
-    """Make the new folder DIR with what a support engineer needs to restore the artifact ID, but no password.
+    """Gather what support needs to restore an artifact.
 
-    Artifact, checksums, manifest, and how to check and open it. Ends with 4 where the artifact is damaged.
+    Creates the folder that --output names, with the artifact, its checksums, its manifest, and RESTORE.md on how to
+    check and open it. The folder contains no password: send that separately. Needs no password. Prints the next steps.
+
+    \b
+    Exit codes:
+      0  made
+      1  the folder cannot be written, or a later version wrote the manifest
+      2  usage or fleet.yaml wrong, no such artifact, or the folder exists
+      4  the artifact is damaged or missing
     """
     from a0backup.upkeep.handoff import handoff
 

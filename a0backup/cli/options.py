@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options that several commands share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def fleet_option(command: F) -> F:
-    """--fleet"""
+    """Add --fleet."""
     return click.option(
         "--fleet",
         "fleet_path",
@@ -26,14 +26,14 @@ def fleet_option(command: F) -> F:
 
 
 def vault_options(command: F) -> F:
-    """--fleet, or --vault: for commands that only read the vault, also on a machine that makes no backups."""
+    """Add --fleet and --vault, for commands that only read the vault, even on a machine that makes no backups."""
     return fleet_option(
         click.option(
             "--vault",
             "vault_path",
             type=click.Path(path_type=Path, file_okay=False, exists=True),
-            help="The vault itself, where there is no fleet.yaml: the private part of a recovery key stays off the"
-            " machine that makes the backups.",
+            help="The vault, in place of --fleet, on a machine without fleet.yaml: the private part of a recovery key"
+            " stays off the machine that makes the backups.",
         )(command)
     )
 
@@ -44,15 +44,15 @@ def vault_at(fleet_path: Path, vault_path: Path | None) -> Vault:
 
 
 def json_option(command: F) -> F:
-    """--json"""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs to read.")(command)
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
 
 
 def existing_option(command: F) -> F:
-    """--existing"""
+    """Add --existing."""
     return click.option(
         "--existing",
         type=click.Choice(get_args(Existing)),
-        help="What to do, this once, with a backup on a node that this vault did not start. With replace, also one of"
-        " our own that cannot be verified is given up for a new one.",
+        help="What to do, this time only, with a backup on a node that this vault did not start. With replace, a"
+        " backup of our own that cannot be verified is also given up for a new one.",
     )(command)

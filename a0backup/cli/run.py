@@ -1,4 +1,4 @@
-"""`a0backup run` and `a0backup check`: the commands that drive the nodes, by way of a flow."""
+"""`a0backup run` and `a0backup check`: the commands that drive the nodes, through a flow."""
 
 import json
 from collections.abc import Sequence
@@ -23,13 +23,27 @@ from a0backup.report.warnings import RunWarning
 @fleet_option
 @json_option
 @existing_option
-@click.option("--dry-run", is_flag=True, help="Only say, node by node, what a run would do.")
+@click.option("--dry-run", is_flag=True, help="Only print what a run would do on each node, like `a0backup check`.")
 @click.argument("nodes", nargs=-1)
 def run(fleet_path: Path, as_json: bool, existing: Existing | None, dry_run: bool, nodes: tuple[str, ...]) -> int:
-    """Back up every node (or the NODES named): make, retrieve, verify, store, delete on the node.
+    """Back up every node, or only the NODES named.
 
-    Where your Prefect profile names an API it is used; otherwise a server of our own runs for as long as this command.
-    What a killed run left unfinished is finished first.
+    For each node: makes the backup, retrieves it, verifies it, stores it in the vault and deletes it on the node.
+    Finishes first what a killed run left unfinished.
+
+    Needs fleet.yaml, a0cli with its key pair, and the password or the public recovery key that fleet.yaml names.
+    Uses the API that your Prefect profile names, else a running `a0backup serve`, else starts its own server, which
+    ends with the command.
+
+    Prints one line per node backup with its outcome, and the reason and a hint if it failed.
+
+    \b
+    Exit codes:
+      0    every node backup succeeded
+      1    every node failed, or the run itself
+      2    usage or fleet.yaml wrong; nothing was touched
+      3    some nodes failed; a backup stored but not deleted on its node counts as failed
+      130  interrupted; the next run resumes
     """
     act = check_nodes if dry_run else back_up_nodes
     return act(fleet_path, nodes, existing, as_json=as_json)
@@ -41,17 +55,29 @@ def run(fleet_path: Path, as_json: bool, existing: Existing | None, dry_run: boo
 @existing_option
 @click.argument("nodes", nargs=-1)
 def check(fleet_path: Path, as_json: bool, existing: Existing | None, nodes: tuple[str, ...]) -> int:
-    """Look at every node (or the NODES named) without touching it: does it answer, what is on it, what would a run do.
+    """Check every node, and show what a run would do.
 
-    For a reply that is not known it prints the line for a0cli.replies in fleet.yaml that teaches it.
-    `a0backup engine check` looks at the Prefect server.
+    Asks every node, or only the NODES named, whether it answers and which backup it holds, and changes nothing. Also
+    checks the password, the keys and the vault. Needs what `a0backup run` needs; `a0backup engine check` checks the
+    Prefect server.
+
+    Prints one line per node, with its problems and warnings. For an unknown reply, prints the line for a0cli.replies in
+    fleet.yaml that teaches it.
+
+    \b
+    Exit codes:
+      0    every node is well
+      1    no node is well, or the check itself failed
+      2    usage or fleet.yaml wrong; nothing was touched
+      3    some nodes are not well
+      130  interrupted
     """
     return check_nodes(fleet_path, nodes, existing, as_json=as_json)
 
 
 def back_up_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool) -> int:
-    """Back up the nodes, print how that ended, and return the exit code."""
-    # What is wrong with the file is said before anything is started.
+    """Back up the nodes, print the outcomes, and return the exit code."""
+    # Errors in the file are reported before anything is started.
     order = [node.name for node in load_fleet(fleet_path).chosen(nodes)]
     outcomes: list[Outcome] = []
     warnings: list[RunWarning] = []
@@ -70,7 +96,7 @@ def back_up_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | N
         with watched_by(collect), terminal.shown(quiet=as_json):
             error = run_here("backup-fleet", fleet_path, nodes, existing)
     finally:
-        # Also when called off: what is stored by then is worth knowing.
+        # Also after an interrupt: report what is stored by then.
         outcomes.sort(key=lambda outcome: order.index(outcome.node))
         if as_json:
             click.echo(json.dumps(to_json(outcomes, warnings), indent=2))
@@ -80,7 +106,7 @@ def back_up_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | N
 
 
 def check_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool) -> int:
-    """Look at the nodes, print what was found, and return the exit code. Nothing is started or changed."""
+    """Check the nodes, print the findings, and return the exit code. Nothing is started or changed."""
     fleet = load_fleet(fleet_path)
     order = [node.name for node in fleet.chosen(nodes)]
     findings: list[Finding] = []
@@ -107,7 +133,7 @@ def check_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | Non
 
 
 def _code(code: int, error: Exception | None) -> int:
-    """Return *code*; where the run failed for another reason than the nodes that are named, say it too."""
+    """Return *code*, or 1 in place of 0 after *error*; print *error* unless it is about the nodes already named."""
     if error is not None and not isinstance(error, RunFailedError | CheckFailedError):
         terminal.say(f"error: {error}")
     return ExitCode.FAILED if code == ExitCode.OK and error is not None else code

@@ -21,10 +21,17 @@ from a0backup.fleet.load import load_fleet
     help="Port on 127.0.0.1; 0 picks a free one.",
 )
 def serve(fleet_path: Path, port: int) -> int:
-    """Serve on this machine until interrupted: a server with pages, the schedules of prefect.yaml, and a worker.
+    """Run a server, the schedules and a worker on this machine.
 
-    Registers first what the engine must hold, as `a0backup engine register` does. The prefect.yaml beside the fleet
-    file counts, else the one that came with this. `a0backup run` and `check` use this server while it runs.
+    Runs until interrupted. First registers what the engine must hold, as `a0backup engine register` does. Uses the
+    prefect.yaml beside the fleet file, else the one that is shipped with a0backup. `a0backup run` and `check` use this
+    server while it runs. Prints the address of the pages and the file with the login.
+
+    \b
+    Exit codes:
+      1    the server or the worker failed
+      2    usage or fleet.yaml wrong
+      130  interrupted; the next start resumes the runs that a schedule started
     """
     from deployments.serve import serve as serve_all
 
@@ -36,10 +43,15 @@ def serve(fleet_path: Path, port: int) -> int:
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where to keep the demo's vault and fleet.yaml; a new temporary directory if not given.",
+    help="Folder for the demo's vault and fleet.yaml; a new temporary folder if not given.",
 )
 def demo(directory: Path | None) -> int:
-    """Start a simulated three-node fleet, back it up for real, and show what came of it. Needs no appliance."""
+    """Back up a simulated three-node fleet, without an appliance.
+
+    Starts the simulated nodes, backs them up for real, and prints the outcomes and what to inspect.
+
+    The exit codes are those of `a0backup run`.
+    """
     from deployments.demo import run_demo
 
     return run_demo(directory)

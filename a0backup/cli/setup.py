@@ -1,4 +1,4 @@
-"""`a0backup init`, `a0backup schema`, `a0backup key create`: what is needed before the first run."""
+"""`a0backup init`, `a0backup schema`, `a0backup key create`: the steps before the first run."""
 
 import json
 import os
@@ -16,7 +16,16 @@ from a0backup.fleet.models import schema
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False), default=Path("fleet.yaml"))
 def init(path: Path) -> int:
-    """Write a commented fleet.yaml (to PATH) to start from. One that exists is never overwritten."""
+    """Write a commented fleet.yaml to start from.
+
+    Writes to PATH, by default fleet.yaml in the current folder; an existing file is never overwritten. Prints the next
+    steps.
+
+    \b
+    Exit codes:
+      0  written
+      2  the file exists or cannot be written
+    """
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(EXAMPLE)
@@ -33,28 +42,41 @@ def init(path: Path) -> int:
 
 @click.command("schema")
 def print_schema() -> int:
-    """Print the JSON Schema of fleet.yaml, for editors that complete and check it."""
+    """Print the JSON Schema of fleet.yaml, for editors.
+
+    An editor uses it to complete and check the file. Always ends with exit code 0.
+    """
     click.echo(json.dumps(schema(), indent=2))
     return ExitCode.OK
 
 
 @click.group()
 def key() -> None:
-    """Make the recovery key pair that sealed passwords need."""
+    """Make the recovery key pair for sealed passwords."""
 
 
 @key.command()
 @click.option(
     "--passphrase-file",
     type=click.Path(path_type=Path),
-    help="The passphrase of the new private part is the first line of this file; asked for twice if not given.",
+    help="File whose first line is the passphrase of the new private part; asked for twice if not given.",
 )
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
 def create(folder: Path, passphrase_file: Path | None) -> int:
-    """Make a recovery key pair in FOLDER (by default here), best on a machine that makes no backups.
+    """Make a recovery key pair.
 
-    recovery.pub.pem seals the password of each backup: name it in `password: {sealed_to: ...}`. recovery.key.pem opens
-    them, and must be kept offline. No file is ever overwritten.
+    Best run on a machine that makes no backups. Writes two files to FOLDER, by default the current one. No file is ever
+    overwritten.
+
+    recovery.pub.pem, the public part, seals the password of each backup: name it in fleet.yaml, under `password` in
+    `sealed_to`. recovery.key.pem, the private part, opens these passwords and must be kept offline. It is encrypted
+    with a passphrase of at least 12 characters. Prints the fingerprint and the next steps.
+
+    \b
+    Exit codes:
+      0  made
+      1  the passphrase is unsuitable, or a file cannot be written
+      2  usage wrong, a file exists already, or the two passphrases differ
     """
     from a0backup.passwords import recovery_keys
 

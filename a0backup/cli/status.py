@@ -1,4 +1,4 @@
-"""`a0backup status`: where each node stands, by the vault alone."""
+"""`a0backup status`: the state of each node, from the vault alone."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,16 @@ from a0backup.vault.vault import Vault
 @fleet_option
 @json_option
 def status(fleet_path: Path, as_json: bool) -> int:
-    """Show for every node its last artifact, its unfinished backup and who holds its lock. No node is asked."""
+    """Show the last artifact, unfinished backup and lock holder.
+
+    Prints these for every node and kind. Reads only the vault and contacts no node.
+
+    \b
+    Exit codes:
+      0  shown
+      1  the vault cannot be read
+      2  usage or fleet.yaml wrong
+    """
     fleet = load_fleet(fleet_path)
     vault = Vault(fleet.vault)
     rows = [_row(vault, node.name, kind) for node in fleet.nodes for kind in fleet.kinds]
@@ -34,7 +43,7 @@ def status(fleet_path: Path, as_json: bool) -> int:
 
 
 def _row(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
-    # Late: it brings all that drives a node, which the commands that only read the vault start faster without.
+    # Imported late: it loads everything that drives a node, and commands that only read the vault start faster without.
     from a0backup.backup.deletion import DeletionMark
 
     last = vault.newest(node, kind)

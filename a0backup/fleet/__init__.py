@@ -1,1 +1,1 @@
-"""The fleet: the nodes and the settings that one fleet.yaml names."""
+"""The fleet: the nodes and the settings in one fleet.yaml."""

@@ -1,4 +1,4 @@
-"""Nodes of one fleet that get in each other's way."""
+"""Detect nodes of one fleet that conflict with each other."""
 
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from a0backup.fleet.fields import DEFAULT_PORT, FIRST_SPLIT_BUILD, quoted_value
 
 
 def clashes(nodes: Sequence[Mapping[str, object]], kinds: Sequence[object]) -> Iterator[tuple[int, str, str]]:
-    """Yield index, key and remedy of each node that has an earlier one's name or address, or none of the kinds."""
+    """Yield index, key and remedy of each node that repeats an earlier name or address, or has none of the kinds."""
     names: dict[str, int] = {}
     addresses: dict[tuple[str, object], int] = {}
     for index, node in enumerate(nodes):

@@ -1,4 +1,4 @@
-"""The values of fleet.yaml: durations, sizes, paths, hosts; each says what would be right."""
+"""The values of fleet.yaml: durations, sizes, paths, hosts. Each error says what to write."""
 
 import difflib
 import ipaddress
@@ -21,11 +21,11 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-# The vendor's page on backups: builds before this one must not be backed up with a0cli.
+# The vendor's page on backups: a0cli must not back up builds before this one.
 FIRST_BUILD: Final = 6868
 
 
-# From this one on `backup` leaves out the encryption keys, and `backup-sensitive` exists to fetch them (same page).
+# From this build on, `backup` omits the encryption keys, and `backup-sensitive` exists to fetch them (same page).
 FIRST_SPLIT_BUILD: Final = 11638
 DEFAULT_PORT: Final = 10121
 
@@ -39,7 +39,7 @@ Place = tuple[str | int, ...]
 
 
 def seconds(text: str) -> float:
-    """Return a duration such as `15s`, `2m`, `6h`, `1d` or `1h30m` in seconds. Raise ValueError if it is not one."""
+    """Return a duration, e.g. `15s`, `2m`, `6h`, `1d` or `1h30m`, in seconds. Raise ValueError if it is not one."""
     parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([dhms])", text) if re.fullmatch(_DURATION[1:-1], text, re.ASCII) else []
     units = [unit for _, unit in parts]
     if not parts or units != sorted(set(units), key="dhms".index):
@@ -61,7 +61,7 @@ class Between:
         return {"type": "string", "pattern": _DURATION, "examples": ["15s", "2m", "6h"]}
 
     def _read(self, value: object, info: ValidationInfo) -> float:
-        # A bare number in a file does not say its unit; from Python, without a file's context, it is seconds.
+        # A bare number in a file has no unit. From Python, without a file's context, it is in seconds.
         if isinstance(value, int | float) and not isinstance(value, bool) and info.context is None:
             length = float(value)
         elif isinstance(value, str):
@@ -74,7 +74,7 @@ class Between:
 
 
 def size(text: str) -> int:
-    """Return a size such as `500GB`, `1.5TB` or `500GiB` in bytes. Raise ValueError if it is not one."""
+    """Return a size, e.g. `500GB`, `1.5TB` or `500GiB`, in bytes. Raise ValueError if it is not one."""
     if not re.fullmatch(_SIZE[1:-1], text, re.ASCII):
         raise ValueError("write 500GB, 2TB or 500GiB")
     base = 1024 if text[-2] == "i" else 1000
@@ -96,7 +96,7 @@ class SizeBetween:
         return {"type": "string", "pattern": _SIZE, "examples": ["500GB", "2TB", "500GiB"]}
 
     def _read(self, value: object, info: ValidationInfo) -> int:
-        # As with durations: a bare number in a file does not say its unit.
+        # As with durations: a bare number in a file has no unit.
         if isinstance(value, int) and not isinstance(value, bool) and info.context is None:
             octets = value
         elif isinstance(value, str):
@@ -162,7 +162,7 @@ FilePaths = Annotated[
 def program(value: str, info: ValidationInfo) -> str:
     if printable(value).startswith("-"):
         raise ValueError("starts with '-': write a program's name or path")
-    # A name without a slash stays as it is: PATH is searched when it is called.
+    # A name without a slash is not resolved here: PATH is searched at each call.
     return str(_path(value, info)) if "/" in value else value
 
 
@@ -200,7 +200,7 @@ def matching(pattern: str, remedy: str) -> AfterValidator:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean X?`, or the words that are known where none is close."""
+    """Return `; did you mean X?`, or the known words if none is close."""
     known = list(known)
     closest = difflib.get_close_matches(word.casefold()[:64], [k.casefold() for k in known], n=1)
     if closest:

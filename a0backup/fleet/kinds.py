@@ -1,4 +1,4 @@
-"""The kinds of node backup that fleet.yaml names, and the fields that an export takes."""
+"""The kinds of node backup that fleet.yaml can name, and the fields of an export."""
 
 from collections.abc import Mapping
 from typing import Annotated, Final
@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from a0backup.fleet.fields import Place, quoted_value, suggestion
 
-# The vendor's page on the CLI: what `user-export PASSWORD FIELDS` takes.
+# The FIELDS of `user-export PASSWORD FIELDS` (vendor's page on the CLI).
 EXPORT_FIELDS: Final = (
     *("_id", "email", "email_verified", "phone_number", "phone_verified"),
     *("name", "user_id", "lastLogin", "updated_at", "__tenant"),
@@ -20,13 +20,13 @@ EXPORT_FIELDS: Final = (
 
 
 class Kind(str):
-    """The name of a kind of node backup, and what its start takes after the password."""
+    """The name of a kind of node backup; *fields* are what its start takes after the password."""
 
     fields: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, entry: object) -> "Kind":
-        """Return the kind that an entry of `kinds` names. Raise ValueError, with what would be right."""
+        """Return the kind that an entry of `kinds` names. Raise ValueError, which says what to write."""
         if isinstance(entry, cls):
             return entry
         if isinstance(entry, Mapping) and list(entry) == ["user-export"]:
@@ -42,7 +42,7 @@ class Kind(str):
         raise ValueError("write backup, backup-sensitive or `user-export: [_id, email]`")
 
     def entry(self) -> str | dict[str, list[str]]:
-        """Return the entry of `kinds` that names it."""
+        """Return the entry of `kinds` that names this kind."""
         return {str(self): list(self.fields)} if self.fields else str(self)
 
 
@@ -59,7 +59,7 @@ def _export_fields(given: object) -> tuple[str, ...]:
 
 
 def within(place: Place, remedy: str) -> PydanticCustomError:
-    """Return the error of a value that lies at *place* within the one that is validated."""
+    """Return the error of a value at *place* within the validated value."""
     return PydanticCustomError("within", "{remedy}", {"remedy": remedy, "place": place})
 
 

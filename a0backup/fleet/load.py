@@ -1,4 +1,4 @@
-"""Loading a fleet file: it is validated as a whole, and each problem is named with its line, its key and a remedy."""
+"""Load a fleet file: validate it as a whole and report each problem with its line, its key and a remedy."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +15,9 @@ from a0backup.fleet.yaml_tree import Problem, Tree, at_place, read_text, read_tr
 
 
 def load_fleet(path: str | Path) -> Fleet:
-    """Return the fleet that the file at *path* names, its paths made absolute.
+    """Return the fleet in the file at *path*, with absolute paths.
 
-    Raise FleetFileError, naming all problems with their lines, if the file cannot be read or is not valid.
+    Raise FleetFileError, which lists all problems with their lines, if the file is unreadable or invalid.
     """
     path = Path(path).absolute()
     tree = read_tree(path, read_text(path))
@@ -57,10 +57,10 @@ _MODELS: Final[dict[Place, type[BaseModel]]] = {
 
 
 def _problem(tree: Tree, detail: ErrorDetails) -> Problem:
-    """Return what the models found wrong as a problem with its line, key and remedy."""
+    """Return an error of the models as a problem with its line, key and remedy."""
     place: Place = tuple(part for part in detail["loc"] if part != "[key]")
     if place and isinstance(place[-1], int) and place not in tree.lines:
-        place = place[:-1]  # one value stands where a list may
+        place = place[:-1]  # a single value in place of a list
     kind, given, limits = detail["type"], detail["input"], detail.get("ctx", {})
     if kind in ("extra_forbidden", "unknown_key"):
         model = _MODELS.get(place[:-1] if place[:-1] in _MODELS else place[:1], Fleet)
@@ -92,7 +92,7 @@ def _problem(tree: Tree, detail: ErrorDetails) -> Problem:
 
 
 def _is_echo(detail: ErrorDetails) -> bool:
-    """Whether this only repeats what is reported elsewhere: clashes, and lists short of entries that are wrong."""
+    """Return whether this only repeats other problems: clashes, and lists too short because of invalid entries."""
     return detail["type"] == "clash" or (detail["type"] == "too_short" and bool(detail["input"]))
 
 

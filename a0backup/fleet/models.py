@@ -1,10 +1,10 @@
-"""The fleet: the nodes and the settings that one fleet.yaml names.
+"""The fleet: the nodes and the settings in one fleet.yaml.
 
     fleet = load_fleet("fleet.yaml")
     for node in fleet.chosen(["a0-1"]):
         print(node.name, node.host, fleet.polling.deadline)
 
-What stands under `password` is never repeated in a message.
+No message ever repeats the value of `password`.
 """
 
 import math
@@ -54,7 +54,7 @@ KEYSTREAM_REUSE: Final = (
 )
 
 
-_MOST_DELAYS = 50  # Prefect takes no longer list of retry delays
+_MOST_DELAYS = 50  # Prefect's maximum length of a list of retry delays
 _GROWTH = 1.5
 _JITTER = 0.2
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -69,12 +69,12 @@ def reply_meaning(value: str) -> str:
 
 
 def _duration(default: str, description: str) -> Any:
-    """Return the field of a duration; its default is text so that the JSON Schema shows it as one would write it."""
+    """Return the field of a duration; its default is text, which the JSON Schema shows as it is written."""
     return Field(default, description=description)
 
 
 class _Strict(BaseModel):
-    # Inputs are hidden because a literal password could be one.
+    # Inputs are hidden because one of them could be a literal password.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
 
@@ -85,11 +85,11 @@ class Node(_Strict):
         str,
         matching(_NAME, "write 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"),
     ] = Field(
-        description="The node's name, unique whatever the case; also its folder in the vault.",
+        description="The node's name, unique ignoring case; also its folder in the vault.",
         json_schema_extra={"pattern": _NAME},
     )
     host: Annotated[str, AfterValidator(host_name)] = Field(
-        description="The host name, IPv4 or IPv6 address at which a0cli reaches the node.",
+        description="The host name, IPv4 address or IPv6 address at which a0cli reaches the node.",
         json_schema_extra={"minLength": 1, "maxLength": 253},
     )
     port: int = Field(
@@ -100,21 +100,21 @@ class Node(_Strict):
         ge=1,
         le=10**9,
         strict=True,
-        description=f"The appliance's build number, where known; below {FIRST_BUILD} the node is refused untouched.",
+        description=f"The appliance's build number, if known; a node below {FIRST_BUILD} is refused and not touched.",
     )
 
     @property
     def too_old(self) -> bool:
-        """Whether the declared build is one that a0cli must not back up."""
+        """Whether a0cli must not back up the declared build."""
         return self.build is not None and self.build < FIRST_BUILD
 
     @property
     def splits(self) -> bool | None:
-        """Whether its declared build keeps the encryption keys out of `backup`; None where none is declared."""
+        """Whether the declared build keeps the encryption keys out of `backup`; None if no build is declared."""
         return None if self.build is None else self.build >= FIRST_SPLIT_BUILD
 
     def require_build(self) -> None:
-        """Return if a0cli may back this node up. Raise BuildTooOldError if its declared build is too old."""
+        """Return if a0cli may back up this node. Raise BuildTooOldError if its declared build is too old."""
         if self.build is not None and self.too_old:
             raise BuildTooOldError(self.name, self.build)
 
@@ -123,22 +123,22 @@ class A0cliSettings(_Strict):
     """How a0cli is called."""
 
     path: Annotated[str, AfterValidator(program)] = Field(
-        default="a0cli", description="The a0cli program: a name found on PATH, or a path relative to the fleet file."
+        default="a0cli", description="The a0cli program: a name on PATH, or a path relative to the fleet file."
     )
     key_dir: FilePath = Field(
         default=Path("~/.a0cli"), description="The folder of the key pair that `a0cli create-key` made."
     )
     call_timeout: Annotated[float, Between("0.1s", "1d")] = _duration(
-        "60s", "How long any call of a0cli but a retrieve may take."
+        "60s", "The timeout of every a0cli call except a retrieval."
     )
-    retrieve_timeout: Annotated[float, Between("0.1s", "30d")] = _duration("6h", "How long one retrieve may take.")
+    retrieve_timeout: Annotated[float, Between("0.1s", "30d")] = _duration("6h", "The timeout of a retrieval.")
     password_style: Literal["positional", "option"] = Field(
         default="positional", description="How a0cli takes the password: `backup P` or `backup --password P`."
     )
     replies: dict[Annotated[str, AfterValidator(reply_meaning)], list[Annotated[str, AfterValidator(printable)]]] = (
         Field(
             default_factory=dict,
-            description="More wordings of a0cli's replies, by what they mean.",
+            description="Additional wordings of a0cli's replies, by meaning.",
             json_schema_extra={"propertyNames": {"enum": list(MEANINGS)}},
         )
     )
@@ -152,30 +152,32 @@ class A0cliSettings(_Strict):
 
 
 class PasswordSource(_Strict):
-    """Where the password that encrypts the backups comes from: exactly one place."""
+    """Where the password that encrypts the backups comes from: exactly one source."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     sealed_to: FilePaths | None = Field(
         default=None,
-        description="The recovery public key, or a list of up to 10 of them, relative to the fleet file: each backup "
-        "gets a new random password, sealed to each of them.",
+        description="The recovery public key, or a list of up to 10 of them, relative to the fleet file; each backup "
+        "gets a new random password, sealed to each key.",
     )
     secret_block: (
         Annotated[str, matching(_BLOCK_NAME, "write a block's name: lower-case letters, digits and '-'")] | None
     ) = Field(
         default=None,
         max_length=255,
-        description="The name of the Prefect Secret block that holds it.",
+        description="The name of the Prefect Secret block that holds the password.",
         json_schema_extra={"pattern": _BLOCK_NAME},
     )
     env: Annotated[str, matching(_ENVIRONMENT_NAME, "write an environment variable's name")] | None = Field(
         default=None,
         max_length=255,
-        description="The name of the environment variable that holds it.",
+        description="The name of the environment variable that holds the password.",
         json_schema_extra={"pattern": _ENVIRONMENT_NAME},
     )
-    file: FilePath | None = Field(default=None, description="The file that holds it, relative to the fleet file.")
+    file: FilePath | None = Field(
+        default=None, description="The file that holds the password, relative to the fleet file."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -196,16 +198,16 @@ class PasswordSource(_Strict):
 
 
 class Polling(_Strict):
-    """How often and for how long a node's backup is awaited."""
+    """How a run waits for a node's backup: how often it polls, and for how long."""
 
     interval: Annotated[float, Between("0.01s", "1d")] = _duration(
-        "15s", "The pause after the first look at a backup in progress."
+        "15s", "The pause after the first poll of a backup in progress."
     )
     max_interval: Annotated[float, Between("0.01s", "1d")] = _duration(
-        "2m", "The longest pause between two looks; pauses grow up to it."
+        "2m", "The maximum pause between two polls; pauses grow up to it."
     )
     deadline: Annotated[float, Between("1s", "30d")] = _duration(
-        "4h", "How long a backup is awaited in all, from the first look of a run on."
+        "4h", "The maximum wait for a backup, from the first poll of a run."
     )
 
     @field_validator("max_interval")
@@ -216,13 +218,13 @@ class Polling(_Strict):
         return value
 
     def delays(self) -> list[float]:
-        """Return the first pauses, growing from interval to max_interval; the last one is meant to be repeated.
+        """Return the first pauses, growing from interval to max_interval; the caller repeats the last one.
 
-        Never more than 50; their sum never passes the deadline, and none but a lone one is below interval.
+        There are at most 50. Their sum never exceeds the deadline. Only a single pause may be below interval.
         """
         delays: list[float] = []
         left, delay = self.deadline, self.interval
-        # A last pause clipped to almost nothing would be repeated as a busy loop, so it is left out.
+        # A last pause clipped to almost nothing would be repeated as a busy loop, so it is omitted.
         while len(delays) < _MOST_DELAYS and (not delays or left >= self.interval):
             delays.append(min(delay, self.max_interval, left))
             if delay >= self.max_interval:
@@ -231,54 +233,57 @@ class Polling(_Strict):
         return delays
 
     def retries(self) -> int:
-        """Return how many retries outlast the deadline even if each pause is shortened by 20 % jitter, plus two."""
+        """Return how many retries outlast the deadline even if 20 % jitter shortens each pause, plus two."""
         delays = self.delays()
         left = self.deadline / (1 - _JITTER) - sum(delays)
         return len(delays) + math.ceil(left / delays[-1]) + 2
 
 
 class ContentsLimits(_Strict):
-    """Up to where an artifact's contents are read; one that goes beyond is refused as a decompression bomb."""
+    """The limits for reading an artifact's contents; one that exceeds them is refused as a decompression bomb."""
 
     max_unpacked: Annotated[int, SizeBetween("1MB", "1PB")] = Field(
-        default="10TB",  # type: ignore[assignment]  # text, so that the JSON Schema shows it as one would write it
-        description="How large an artifact may be unpacked; by default so large that only a read that would hardly "
-        "end meets it.",
+        default="10TB",  # type: ignore[assignment]  # text, which the JSON Schema shows as it is written
+        description="The maximum unpacked size of an artifact; the default stops only a read that would hardly end.",
     )
     max_ratio: float = Field(
         default=200,
-        # zlib's page on its technical details: deflate packs at most 1032 to 1.
+        # zlib's page on its technical details: deflate compresses at most 1032:1.
         ge=2,
         le=1032,
         allow_inf_nan=False,
-        description="How many times its size an artifact may unpack to; a database dump seldom comes to more than 20, "
-        "and deflate cannot do more than 1032.",
+        description="The maximum ratio of an artifact's unpacked size to its size, checked from 64 MiB unpacked on; a "
+        "database dump seldom exceeds 20, and deflate cannot exceed 1032.",
     )
 
 
 class Fleet(_Strict):
-    """The nodes and the settings that one fleet.yaml names."""
+    """The nodes and the settings in one fleet.yaml."""
 
     model_config = ConfigDict(title="a0backup fleet file")
 
     vault: FilePath = Field(description="The folder that keeps the verified artifacts, relative to the fleet file.")
     a0cli: A0cliSettings = Field(default_factory=A0cliSettings, description="How a0cli is called.")
     password: PasswordSource = Field(description="Where the password that encrypts the backups comes from.")
-    polling: Polling = Field(default_factory=Polling, description="How a node's backup is awaited.")
+    polling: Polling = Field(default_factory=Polling, description="How a run waits for a node's backup.")
     lock_deadline: Annotated[float, Between("0s", "30d")] = _duration(
-        "2h", "How long a run waits for a node that another run holds."
+        "2h", "How long a run waits for a node that another run has locked."
     )
     max_parallel: int = Field(
-        default=16, ge=1, le=256, strict=True, description="How many nodes are backed up at once."
+        default=16, ge=1, le=256, strict=True, description="The maximum number of nodes backed up at once."
     )
     retrieve_attempts: int = Field(
-        default=3, ge=1, le=20, strict=True, description="How often an artifact whose md5 does not match is retrieved."
+        default=3,
+        ge=1,
+        le=20,
+        strict=True,
+        description="The maximum attempts to retrieve an artifact; a failed retrieval or an md5 mismatch is retried.",
     )
     existing: Existing = Field(
         default="preserve", description="What to do with a backup on the node that this vault did not start."
     )
     contents: ContentsLimits = Field(
-        default_factory=ContentsLimits, description="Up to where an artifact's contents are read."
+        default_factory=ContentsLimits, description="The limits for reading an artifact's contents."
     )
     kinds: tuple[KindEntry, ...] = Field(
         default=("backup",),  # type: ignore[arg-type]  # the defaults are validated
@@ -312,30 +317,30 @@ class Fleet(_Strict):
         return self._path
 
     def loaded_from(self, path: Path) -> Self:
-        """Return this fleet, which knows now that it is the one of the file *path*."""
+        """Return this fleet after recording that it was loaded from the file *path*."""
         self._path = path
         return self
 
     def kinds_of(self, node: Node) -> tuple[str, ...]:
-        """Return the kinds to make of *node*: all, without backup-sensitive where its declared build has none yet.
+        """Return the kinds to make of *node*: all, except backup-sensitive if its declared build lacks it.
 
-        There the main backup holds the encryption keys still.
+        On such a build the main backup still contains the encryption keys.
         """
         return tuple(kind for kind in self.kinds if node.splits is not False or kind != "backup-sensitive")
 
     def arguments(self, kind: str) -> tuple[str, ...]:
-        """Return what the start of *kind* takes after the password: the fields of an export, comma-separated."""
+        """Return what the start of *kind* takes after the password: the comma-separated fields of an export."""
         fields = next((each.fields for each in self.kinds if each == kind), ())
         return (",".join(fields),) if fields else ()
 
     def node(self, name: str) -> Node:
-        """Return the node of that name. Raise FleetFileError, with the closest name, if there is none."""
+        """Return the node named *name*. Raise FleetFileError, with the closest name, if there is none."""
         return self.chosen([name])[0]
 
     def chosen(self, names: Iterable[str]) -> tuple[Node, ...]:
-        """Return the nodes of these names, each once, in the order given; all nodes where no name is given.
+        """Return the nodes with these *names*, without duplicates, in the given order; without names, all nodes.
 
-        Raise UnknownNodeError naming every unknown name.
+        Raise UnknownNodeError, which lists every unknown name.
         """
         wanted = list(dict.fromkeys(names))
         by_name = {node.name: node for node in self.nodes}

@@ -1,4 +1,4 @@
-"""The YAML of a fleet file as plain values, with the line of each."""
+"""Read the YAML of a fleet file as plain values, with the line of each."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ class Problem:
 
 
 class _UnusableError(Exception):
-    """The file is no tree of keys and values, so that nothing in it can be checked."""
+    """The file is not a tree of keys and values, so nothing in it can be checked."""
 
     def __init__(self, text: str, line: int = 0) -> None:
         super().__init__(text, line)
@@ -40,7 +40,7 @@ class Tree:
     spoilt: set[Place]
 
     def line(self, place: Place) -> int:
-        """Return the line of the place, or of the nearest one around it that is written in the file."""
+        """Return the line of *place*, or of the nearest enclosing place that is written in the file."""
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place, 1)
@@ -75,7 +75,7 @@ def read_text(path: Path) -> str:
 
 
 def read_tree(path: Path, text: str) -> Tree:
-    # libyaml where it is built in: ten times faster, and `a0backup list` reads this file each time.
+    # libyaml if available: it is ten times faster, and `a0backup list` reads this file each time.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return _TreeReader(yaml.parse(text, Loader=loader)).read()
@@ -83,7 +83,7 @@ def read_tree(path: Path, text: str) -> Tree:
         problem = error.problem
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        # What the parser found is left out: it could be a piece of a password.
+        # What the parser found is omitted: it could be part of a password.
         said = re.sub(r"""'[^']*'|"[^"]*\"""", _without_content, error.problem or "no reason given")
         remedy = "check the indentation and quotes here and on the line before"
         problem = Problem(mark.line + 1 if mark else 1, f"is not YAML ({said}): {remedy}")
@@ -97,7 +97,7 @@ def _without_content(quoted: re.Match[str]) -> str:
 
 
 class _TreeReader:
-    """Builds plain values from YAML events and remembers the line of each."""
+    """Builds plain values from YAML events and records the line of each."""
 
     def __init__(self, events: Iterator[yaml.Event]) -> None:
         self._events = events
@@ -155,7 +155,7 @@ class _TreeReader:
             if key in found:
                 first = self._tree.lines[inside]
                 self._complain(event, inside, f"written twice, first on line {first}: keep one", spoils=False)
-                # The second value is read into nowhere; its lines would hide those of the first.
+                # The second value is discarded: its lines would hide those of the first.
                 self._value(next(self._events), (*inside, "?"))
                 continue
             self._tree.lines[inside] = _line(event)
@@ -181,7 +181,7 @@ def _line(event: yaml.Event) -> int:
 
 
 def _scalar(event: yaml.ScalarEvent) -> object:
-    """Return a whole number, None or text: YAML's other guesses (yes, 1:30, 010) are never what is meant here."""
+    """Return a whole number, None or text; YAML's other guesses (yes, 1:30, 010) are never intended here."""
     text = str(event.value)
     if event.style:
         return text
@@ -191,13 +191,13 @@ def _scalar(event: yaml.ScalarEvent) -> object:
 
 
 def at_place(place: Place, text: str, given: object = None) -> str:
-    """Return the text behind its key and, where it gives nothing away, the value that stood there."""
+    """Return *text* after its key and, unless that could reveal a secret, the value *given* there."""
     dotted = ""
     for part in place[:1] if place[:1] == ("password",) and not _is_known(place) else place:
         if isinstance(part, int):
             dotted += f"[{part}]"
         else:
-            # A key that is no plain word may be a value written in the wrong place, such as `password=…`.
+            # A key that is not a plain word may be a misplaced value, e.g. `password=…`.
             plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,39}", part, re.ASCII)
             dotted += "." * bool(dotted) + (part if plain else "(odd key)")
     secret = any("passw" in str(part).casefold() for part in place)
@@ -207,7 +207,7 @@ def at_place(place: Place, text: str, given: object = None) -> str:
 
 
 def _is_known(place: Place) -> bool:
-    # A key further in may be a value written in the wrong place.
+    # A nested key may be a misplaced value.
     return len(place) > 1 and place[1] in PasswordSource.model_fields and all(isinstance(p, int) for p in place[2:])
 
 

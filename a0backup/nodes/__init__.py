@@ -1,1 +1,1 @@
-"""Looking at nodes, and putting one into service."""
+"""Check nodes, and put a node into service."""

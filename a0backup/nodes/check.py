@@ -1,4 +1,4 @@
-"""The read-only look at fleet and nodes before a run: what is there, what a run would do, what would be in its way."""
+"""The read-only check of fleet and nodes before a run: what exists, what a run would do, what would stop it."""
 
 import contextlib
 import os
@@ -35,8 +35,8 @@ from a0backup.vault.lock import is_held, read_holder
 from a0backup.vault.space import nearest, space_for
 from a0backup.vault.vault import Vault
 
-_MOST_LOOKED_AT = 1000  # entries of a directory: a look must not take long, however large the vault
-_NEWEST = 10  # artifact folders of a node whose files are looked at
+_MOST_LOOKED_AT = 1000  # entries of a directory: a check must be quick, however large the vault
+_NEWEST = 10  # artifact folders of a node whose files are checked
 
 
 async def check_node(
@@ -47,10 +47,10 @@ async def check_node(
     known: Sequence[Problem] = (),
     shared: LoadShared | None = None,
 ) -> Finding:
-    """Return what is on the node and what a run would do. Nothing is started, deleted or written, in node or vault.
+    """Return what is on the node and what a run would do, without a change to node or vault.
 
-    *known* are problems of the whole fleet that would make the node's backup fail as well; *shared* loads the password
-    that a node may say again.
+    Nothing is started, deleted or written. *known* are problems of the whole fleet that would also
+    make the node's backup fail. *shared* loads the password, which a node may repeat in a reply.
     """
     problems, warnings = list(known), list[str]()
     status, would, lesson, room = "not asked", "nothing", "", ""
@@ -60,11 +60,11 @@ async def check_node(
         node.require_build()
         room = await in_thread(_check_room, vault, node.name, kinds, problems)
         warnings += await in_thread(_node_warnings, fleet, node.name)
-        # No lock and nothing in the vault: a run under way is not disturbed by a look.
+        # No lock and no file in the vault: a check must not disturb a run.
         with tempfile.TemporaryDirectory(prefix="a0backup-check-") as parent:
             directory = PrivateDirectory.make(Path(parent), node.name, key_dir=fleet.a0cli.key_dir, node=node.name)
             a0cli = A0cli(fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path)
-            with contextlib.suppress(PasswordError):  # told for the whole fleet
+            with contextlib.suppress(PasswordError):  # reported for the whole fleet
                 if shared is not None and (text := await shared(fleet.password)) is not None:
                     a0cli.know(text)
             await a0cli.update_commands()
@@ -100,7 +100,7 @@ async def check_node(
 
 
 def _check_room(vault: Vault, node: str, kinds: Sequence[str], problems: list[Problem]) -> str:
-    """Return what is free for each kind's next artifact, in words; add to *problems* what would be in its way."""
+    """Return text on the free space for each kind's next artifact; add what would stop a run to *problems*."""
     place = nearest(vault.folder(node))
     try:
         vault.require_mounted(node)
@@ -124,12 +124,12 @@ def _check_room(vault: Vault, node: str, kinds: Sequence[str], problems: list[Pr
 
 
 def fleet_room(fleet: Fleet, nodes: Sequence[Node]) -> tuple[Problem, ...]:
-    """Return what is in the way where the vault's disk has room for each node's artifacts, but not for all of them."""
+    """Return a problem if the vault's disk has space for each node's artifacts, but not for all of them."""
     vault = Vault(fleet.vault)
     try:
         spaces = [space_for(vault, node.name, kind) for node in nodes for kind in fleet.kinds_of(node)]
     except OSError:
-        return ()  # said for each node
+        return ()  # reported for each node
     needed, free = sum(space.needed for space in spaces), min(space.free for space in spaces)
     if needed <= free or not all(space.enough for space in spaces):
         return ()
@@ -138,7 +138,7 @@ def fleet_room(fleet: Fleet, nodes: Sequence[Node]) -> tuple[Problem, ...]:
 
 
 def recovery_key_problems(fleet: Fleet) -> tuple[Problem, ...]:
-    """Return what keeps a run from sealing its passwords; nothing where the password is shared."""
+    """Return what prevents a run from sealing its passwords; nothing if the password is shared."""
     try:
         recovery_keys.load_all(fleet.password.sealed_to or ())
     except RecoveryKeyError as error:
@@ -147,7 +147,7 @@ def recovery_key_problems(fleet: Fleet) -> tuple[Problem, ...]:
 
 
 def fleet_notes(fleet: Fleet) -> tuple[str, ...]:
-    """Return which recovery keys the passwords are sealed to, by file and fingerprint."""
+    """Return the recovery keys that the passwords are sealed to, by file and fingerprint."""
     return tuple(
         f"the password of each backup is sealed to {path}, recovery key {key.fingerprint}"
         for path, key in _recovery_keys(fleet)
@@ -156,17 +156,17 @@ def fleet_notes(fleet: Fleet) -> tuple[str, ...]:
 
 def _recovery_keys(fleet: Fleet) -> Iterator[tuple[Path, recovery_keys.RecoveryKey]]:
     for path in fleet.password.sealed_to or ():
-        with contextlib.suppress(RecoveryKeyError):  # told as a problem
+        with contextlib.suppress(RecoveryKeyError):  # reported as a problem
             yield path, recovery_keys.load_public(path)
 
 
 def fleet_warnings(fleet: Fleet) -> tuple[str, ...]:
-    """Return what does not stop a run of the fleet and should not stay so: the password, who can read keys and vault.
+    """Return what does not stop a run but should be fixed: the password, and who can read keys and vault.
 
-    That of each node's folder in the vault is in the node's Finding.
+    The warnings about a node's folder in the vault are in the node's Finding.
     """
     warnings = [] if fleet.password.sealed_to else [KEYSTREAM_REUSE]
-    # Whoever makes a key pair names its public half so, and that one may be read.
+    # `.pub` is the usual name of the public half of a key pair, which others may read.
     keys = {path: _mode(path) for path in _entries(fleet.a0cli.key_dir) if path.suffix != ".pub"}
     if exposed := _open_to_others({path: mode for path, mode in keys.items() if stat.S_ISREG(mode)}):
         warnings.append(
@@ -189,7 +189,7 @@ def _node_warnings(fleet: Fleet, node: str) -> list[str]:
     """Return who else can read the node's folder in the vault, and which keys do not belong there."""
     vault = Vault(fleet.vault)
     folder, newest = vault.folder(node), list[Path]()
-    with contextlib.suppress(OSError):  # told as a problem
+    with contextlib.suppress(OSError):  # reported as a problem
         newest = vault.folders(node)[-_NEWEST:]
     entries = chain([folder], *map(_entries, [folder, folder / "passwords", *newest]))
     exposed = _open_to_others({path: _mode(path, follow=False) for path in entries})
@@ -204,14 +204,14 @@ def _quoted(path: Path) -> str:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Return up to 1000 of the entries of *folder*; none where it is not there or not to be read."""
+    """Return up to 1000 entries of *folder*; none if it is missing or unreadable."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         return [Path(entry.path) for entry in islice(entries, _MOST_LOOKED_AT)]
     return []
 
 
 def _mode(path: Path, *, follow: bool = True) -> int:
-    """Return the mode of *path*, 0 where it cannot be seen, or is gone meanwhile, as what a run at work moves."""
+    """Return the mode of *path*; 0 if it cannot be seen, or is gone because a run has moved it."""
     try:
         return path.stat(follow_symlinks=follow).st_mode
     except OSError:
@@ -219,7 +219,7 @@ def _mode(path: Path, *, follow: bool = True) -> int:
 
 
 def _open_to_others(modes: Mapping[Path, int]) -> str:
-    """Return which of the paths group or others may read or write, in words; empty where none."""
+    """Return text that names the paths that group or others may read or write; empty if there are none."""
     exposed = sorted(path for path, mode in modes.items() if mode & 0o077 and not stat.S_ISLNK(mode))
     if not exposed:
         return ""
@@ -245,7 +245,7 @@ def _may_open_backups(path: Path, known: set[str]) -> bool:
     try:
         if not path.is_file() or path.stat().st_size > recovery_keys.MAX_BYTES:
             return False
-        # Which key an encrypted one is cannot be seen; a0cli's own is none, as it asks for no passphrase.
+        # An encrypted key cannot be identified. It is not a0cli's own key: a0cli asks for no passphrase.
         return recovery_keys.wants_passphrase(path) or recovery_keys.load_private(path, None).fingerprint in known
     except (OSError, RecoveryKeyError):
         return False

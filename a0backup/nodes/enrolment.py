@@ -1,4 +1,4 @@
-"""Putting a node into service: what is seen of it first, the backup role, and the proof of its first backup.
+"""Put a node into service: look at it, give it the backup role, and prove its first backup.
 
 seen = await look(session)
 print(Plan(node, role, seen).markdown())
@@ -29,19 +29,19 @@ from a0backup.upkeep.drill import drill
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
 
-# What a backup folder may hold, whatever of it this fleet backs up.
+# The kinds that a backup folder may hold, whether or not this fleet backs them up.
 FOLDER = ("backup", "backup-sensitive")
 
-# An absolute path below /dev, also of a shell's and of Markdown's view plain; never '.', '..' or an option.
+# An absolute path below /dev that needs no quoting in a shell or in Markdown; never '.', '..' or an option.
 DEVICE = r"^/dev/[A-Za-z0-9][A-Za-z0-9._:+@=-]*(/[A-Za-z0-9][A-Za-z0-9._:+@=-]*)*$"
 Device = Annotated[str, Field(pattern=DEVICE, max_length=255, examples=["/dev/sdb"])]
 
-LOOK_INTERVAL = 2.0  # seconds between two looks whether the role has come
+LOOK_INTERVAL = 2.0  # seconds between two checks for the role
 
 
 @dataclass(frozen=True)
 class Role:
-    """The backup role as it is to be given: on *device*, and over a backup folder that exists only with *force*."""
+    """The backup role to give: on *device*, and over an existing backup folder only with *force*."""
 
     device: str
     force: bool = False
@@ -54,11 +54,14 @@ class Role:
 
 @dataclass(frozen=True)
 class Told:
-    """What a node says of its backup of one kind, and where the vault has that; *status* is None where it does not."""
+    """What a node says about its backup of one kind, and where the vault has that backup.
+
+    *status* is None if the node does not say.
+    """
 
     kind: str
     status: Status | None
-    reason: str = ""  # why it does not
+    reason: str = ""  # why the node does not say
     kept_as: str = ""
 
     def __str__(self) -> str:
@@ -70,7 +73,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of a node: whether it has the backup role, and what it says of the backups in its folder."""
+    """What was seen of a node: whether it has the backup role, and what it says about the backups in its folder."""
 
     has_role: bool
     told: tuple[Told, ...] = ()
@@ -87,9 +90,9 @@ class Seen:
 
 @step(StepName.LOOK)
 async def look(session: NodeSession) -> Seen:
-    """Return what is on the node, whose commands were updated and which answered a ping.
+    """Return what is on the node, after its commands were updated and it answered a ping.
 
-    Raise UnknownReplyError where it cannot be told whether it has the role, A0cliError.
+    Raise UnknownReplyError if its replies do not show whether it has the role, A0cliError.
     """
     return await _seen(session)
 
@@ -106,7 +109,7 @@ async def _told(session: NodeSession, kind: str) -> Told:
     try:
         status = await session.a0cli.status(kind)
     except (RefusedError, UnknownReplyError) as error:
-        # A node without the role may refuse even to say what it holds.
+        # A node without the role may refuse even the status command.
         return Told(kind, None, reason=error.tail or error.reason)
     stored = await session.on_disk(stored_manifest, session.vault, session.node.name, kind, status, None)
     return Told(kind, status, kept_as=stored.id if stored else "")
@@ -114,7 +117,7 @@ async def _told(session: NodeSession, kind: str) -> Told:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done with a node, for the person who is asked."""
+    """What will be done with a node, for the person who confirms it."""
 
     node: Node
     role: Role
@@ -122,7 +125,7 @@ class Plan:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What is done once it is confirmed, one sentence each."""
+        """What is done after the confirmation, one sentence per step."""
         return (
             "leave its role as it is: it offers `backup`, so it has the backup role already"
             if self.seen.has_role
@@ -133,7 +136,7 @@ class Plan:
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What whoever confirms should know."""
+        """What the person who confirms should know."""
         if self.seen.has_role:
             return ()
         free = (
@@ -149,7 +152,7 @@ class Plan:
         return (free, "with force, what is in a backup folder that exists on the node is lost", *lost, *unknown)
 
     def markdown(self) -> str:
-        """Return the plan as a page."""
+        """Return the plan as a Markdown page."""
         node, seen = self.node, self.seen
         rows = [
             ("node", escaped(f"{node.name}, {node.host} port {node.port}")),
@@ -164,7 +167,7 @@ class Plan:
         return "\n".join([*(f"| {name} | {value} |" for name, value in rows), "", self.question()])
 
     def question(self) -> str:
-        """Return what is done once it is confirmed, and what should be known before, as Markdown."""
+        """Return what is done after the confirmation, and what to know before it, as Markdown."""
         steps = [f"{number}. {step}" for number, step in enumerate(self.steps, 1)]
         cautions = [f"- **{escaped(text)}**" for text in self.cautions]
         return "\n".join([f"Put {escaped(self.node.name)} into service:", "", *steps, "", *cautions]).rstrip() + "\n"
@@ -172,10 +175,11 @@ class Plan:
 
 @step(StepName.SET_AS_BACKUP)
 async def give_role(session: NodeSession, role: Role, *, confirmed: Seen) -> Done:
-    """Give the node the backup role, where it has none; judged by whether it offers `backup` then.
+    """Give the node the backup role if it has none; it succeeded if the node then offers `backup`.
 
-    The node is looked at right before: what was *confirmed* may be an hour old. Nothing is sent twice. Raise
-    EnrolmentError where the node is not what was confirmed, or has no role `call_timeout` after the call; A0cliError.
+    The node is looked at again right before: what was *confirmed* may be an hour old. Nothing is
+    sent twice. Raise EnrolmentError if the node differs from what was confirmed, or has no role
+    `call_timeout` after the call; A0cliError.
     """
     node, a0cli = session.node.name, session.a0cli
     if not re.fullmatch(DEVICE[1:-1], role.device):
@@ -212,7 +216,10 @@ async def give_role(session: NodeSession, role: Role, *, confirmed: Seen) -> Don
 
 
 async def _role_comes(session: NodeSession, *, within: float) -> str:
-    """Return an empty text once the node offers `backup`, or what it lacks still; it may be away for a moment."""
+    """Return an empty string once the node offers `backup`, or what is still missing after *within* seconds.
+
+    The node may be unreachable for a moment.
+    """
     ends = time.monotonic() + within
     while True:
         try:
@@ -233,10 +240,10 @@ async def _role_comes(session: NodeSession, *, within: float) -> str:
 
 
 async def prove(fleet: Fleet, artifact_id: str, shared: LoadShared) -> Done:
-    """Have it proven that the stored artifact opens: with a shared password by reading it to its end once more.
+    """Prove that the stored artifact opens: with a shared password by reading it to its end once more.
 
-    A sealed password cannot be had here; then it is the run that made it that proved it. Raise EnrolmentError where
-    nobody did, what `drill` raises, PasswordError.
+    A sealed password is not available here; then the run that made the artifact must have proved
+    it. Raise EnrolmentError if nobody has, what `drill` raises, PasswordError.
     """
     vault = Vault(fleet.vault)
     manifest = await in_thread(vault.get, artifact_id)

@@ -1,4 +1,4 @@
-"""A private key as PKCS#8 under a passphrase (RFC 5958, RFC 8018), which openssl reads."""
+"""Encrypt a private key as PKCS#8 with a passphrase (RFC 5958, RFC 8018), readable by openssl."""
 
 import base64
 import secrets
@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 from cryptography.hazmat.primitives.padding import PKCS7
 
-# What OWASP's Password Storage Cheat Sheet asks of PBKDF2-HMAC-SHA256.
+# The number in OWASP's Password Storage Cheat Sheet for PBKDF2-HMAC-SHA256.
 PASSPHRASE_ROUNDS = 600_000
 _PBES2 = bytes.fromhex("2a864886f70d01050d")
 _PBKDF2 = bytes.fromhex("2a864886f70d01050c")
@@ -35,7 +35,7 @@ def encrypted_pem(der: bytes, passphrase: bytes) -> bytes:
 
 
 def _tlv(tag: int, *parts: bytes) -> bytes:
-    """Return one element in DER."""
+    """Return one DER element."""
     content = b"".join(parts)
     size = len(content)
     if size < 128:

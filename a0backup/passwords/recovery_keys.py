@@ -1,11 +1,11 @@
-"""Recovery keys: the public half seals passwords, the private half, which stays offline, opens them.
+"""Recovery keys: the public part seals passwords; the private part, which stays offline, opens them.
 
     keys = load_all(fleet.password.sealed_to)
     sealed = [key.seal(password) for key in keys]
     ...
     candidates(manifest.encryption.password.sealed, load_private(path, passphrase))
 
-Sealing is RSA-OAEP with SHA-256, also for MGF1, and no label, so that `openssl pkeyutl -decrypt` opens it
+Sealing is RSA-OAEP with SHA-256, also for MGF1, and no label. `openssl pkeyutl -decrypt` opens it
 (docs/restore.md).
 """
 
@@ -31,7 +31,7 @@ from a0backup.vault.manifest import SealedPassword
 SMALLEST_BITS = 3072
 BITS = 4096
 SHORTEST_PASSPHRASE = 12
-LONGEST_PASSPHRASE = 500  # openssl takes 1,023 bytes
+LONGEST_PASSPHRASE = 500  # openssl accepts 1,023 bytes
 MAX_BYTES = 64 << 10
 _OAEP = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s+([A-Za-z0-9+/=\s]+?)-----END \1-----")
@@ -39,27 +39,27 @@ _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s+([A-Za-z0-9+/=\s]+?)-----END
 
 @dataclass(frozen=True)
 class RecoveryKey:
-    """The public half. *fingerprint*: what `openssl pkey -pubin -in FILE -outform DER | sha256sum` prints."""
+    """The public part. *fingerprint* is what `openssl pkey -pubin -in FILE -outform DER | sha256sum` prints."""
 
     fingerprint: str
     _key: rsa.RSAPublicKey = field(repr=False, compare=False)
 
     def seal(self, password: str) -> SealedPassword:
-        """Return *password* sealed so that only the private half opens it."""
+        """Return *password*, sealed; only the private part opens it."""
         box = self._key.encrypt(password.encode(), _OAEP)
         return SealedPassword(recovery_key=self.fingerprint, box=base64.b64encode(box).decode())
 
 
 @dataclass(frozen=True)
 class PrivateKey:
-    """The private half, from the file *where*."""
+    """The private part, from the file *where*."""
 
     where: str
     fingerprint: str
     _key: rsa.RSAPrivateKey = field(repr=False, compare=False)
 
     def unseal(self, box: str) -> str:
-        """Return the password in *box*. Raise RecoveryKeyError where this key does not open it."""
+        """Return the password in *box*. Raise RecoveryKeyError if this key does not open it."""
         try:
             return self._key.decrypt(base64.b64decode(box, validate=True), _OAEP).decode()
         except (ValueError, binascii.Error):
@@ -69,7 +69,7 @@ class PrivateKey:
 
 
 def load_public(path: Path) -> RecoveryKey:
-    """Return the public half in the PEM file *path*. Raise RecoveryKeyError unless it is RSA of 3072 bits or more."""
+    """Return the public part in the PEM file *path*. Raise RecoveryKeyError unless it is RSA of 3072 bits or more."""
     make_one = "name the public part of a pair that `a0backup key create` made"
     content = _read(path, make_one)
     if b"PRIVATE KEY" in content:
@@ -88,7 +88,7 @@ def load_public(path: Path) -> RecoveryKey:
         key = serialization.load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm):
         raise RecoveryKeyError(str(path), "it cannot be read as a public key", make_one) from None
-    # Byte for byte: an RSA key for signatures alone (RSA-PSS) is read like any other, but decrypts nothing in openssl.
+    # Compare bytes: a signature-only RSA key (RSA-PSS) loads like any other, but openssl cannot decrypt with it.
     form = PublicFormat.PKCS1 if label == b"RSA PUBLIC KEY" else PublicFormat.SubjectPublicKeyInfo
     if not isinstance(key, rsa.RSAPublicKey) or key.public_bytes(Encoding.DER, form) != base64.b64decode(body):
         raise RecoveryKeyError(str(path), "it is not an RSA key for encryption", make_one)
@@ -104,14 +104,15 @@ def load_public(path: Path) -> RecoveryKey:
 
 
 def load_all(paths: Iterable[Path]) -> tuple[RecoveryKey, ...]:
-    """Return the public halves in those files, the same one once. Raise RecoveryKeyError."""
+    """Return the public parts in these files, without duplicates. Raise RecoveryKeyError."""
     return tuple(dict.fromkeys(load_public(path) for path in paths))
 
 
 def load_private(path: Path, passphrase: str | None) -> PrivateKey:
-    """Return the private half in the PEM file *path*; *passphrase* is not used where the file is not encrypted.
+    """Return the private part in the PEM file *path*; *passphrase* is ignored if the file is not encrypted.
 
-    Raise RecoveryKeyError, by its reason: the passphrase is needed or wrong, it is a public key, it is not RSA.
+    Raise RecoveryKeyError; its reason says whether the passphrase is missing or wrong, the key is public, or
+    the key is not RSA.
     """
     give_private = "give the private part of the pair, recovery.key.pem where `a0backup key create` made it"
     content = _read(path, give_private)
@@ -126,7 +127,7 @@ def load_private(path: Path, passphrase: str | None) -> PrivateKey:
     try:
         key = serialization.load_pem_private_key(content, secret)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        # What a wrong passphrase makes is noise, which may fail at any later point.
+        # A wrong passphrase yields noise, which may fail at any later point.
         reason = "the passphrase does not open it" if encrypted else "it cannot be read as a private key"
         remedy = (
             f"try again; `openssl pkey -in {path.name} -noout` asks for it, too, if the file itself may be damaged"
@@ -140,12 +141,12 @@ def load_private(path: Path, passphrase: str | None) -> PrivateKey:
 
 
 def is_encrypted(content: bytes) -> bool:
-    """Return whether a private key in PEM form wants a passphrase."""
+    """Return whether a private key in PEM form needs a passphrase."""
     return b"BEGIN ENCRYPTED PRIVATE KEY" in content or b"Proc-Type: 4,ENCRYPTED" in content
 
 
 def wants_passphrase(path: Path) -> bool:
-    """Return whether the private key *path* wants a passphrase. Raise RecoveryKeyError where it cannot be read."""
+    """Return whether the private key *path* needs a passphrase. Raise RecoveryKeyError if it is unreadable."""
     return is_encrypted(_read(path, "give the private part of the pair"))
 
 
@@ -166,14 +167,14 @@ def read_passphrase(path: Path) -> str:
 
 
 def make_pair(private: Path, public: Path, passphrase: str) -> RecoveryKey:
-    """Make a pair of 4096 bits, each part durable in a new file of mode 0600, and return its public half.
+    """Make a 4096-bit pair, each part durably in a new file of mode 0600, and return its public part.
 
-    The private part is PKCS#8 under *passphrase*: PBES2 with PBKDF2-HMAC-SHA256, 600,000 rounds, and AES-256-CBC
-    (RFC 8018), which openssl reads. (`BestAvailableEncryption` of cryptography has the same with 2,048 rounds, that is
-    300 times fewer guesses to make.)
+    The private part is PKCS#8, encrypted with *passphrase*: PBES2 with PBKDF2-HMAC-SHA256, 600,000 rounds, and
+    AES-256-CBC (RFC 8018), which openssl reads. (`BestAvailableEncryption` of cryptography does the same with
+    2,048 rounds, which makes each guess 300 times cheaper.)
 
     Raise RecoveryKeyError for a passphrase under 12 characters or one that openssl or a person could not enter,
-    FileExistsError where a file is there already: none is ever overwritten. Raise OSError; neither part is left then.
+    FileExistsError if a file exists already: none is ever overwritten. Raise OSError; neither part remains then.
     """
     if len(passphrase) < SHORTEST_PASSPHRASE:
         reason = f"the passphrase has {len(passphrase)} characters, {SHORTEST_PASSPHRASE} are the least"
@@ -209,7 +210,7 @@ def _read(path: Path, remedy: str) -> bytes:
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    # Under its own name at once: a USB stick may know neither links nor a rename that overwrites nothing.
+    # Write under the final name: a USB stick may support neither links nor a rename that never overwrites.
     with open(path, "xb", buffering=0, opener=open_private) as file:
         try:
             os.fchmod(file.fileno(), 0o600)

@@ -1,4 +1,4 @@
-"""Sealed passwords: made for one backup, and opened by the private half of a recovery key."""
+"""Sealed passwords: each is made for one backup and opened with the private part of a recovery key."""
 
 import secrets
 import string
@@ -11,9 +11,9 @@ from a0backup.vault.manifest import SealedPassword
 
 
 def candidates(sealed: Sequence[SealedPassword], key: PrivateKey) -> list[str]:
-    """Return every password that *key* opens, in order, each once.
+    """Return every password that *key* opens, in order, without duplicates.
 
-    Raise RecoveryKeyError where none is sealed to it, naming the keys that are needed, or where it opens none.
+    Raise RecoveryKeyError if none is sealed to it, naming the keys that are needed, or if it opens none.
     """
     ours = [entry.box for entry in sealed if entry.recovery_key == key.fingerprint]
     if not ours:
@@ -40,6 +40,6 @@ _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 
 
 def random_password() -> str:
-    """Return a new password of 256 bits, letters and digits only: the vendor's page on the CLI advises no others."""
-    # 62 ** 43 is the first power beyond 2 ** 256.
+    """Return a new 256-bit password of letters and digits only, as the vendor's page on the CLI advises."""
+    # 62 ** 43 is the first power of 62 above 2 ** 256.
     return "".join(secrets.choice(_LETTERS_AND_DIGITS) for _ in range(43))

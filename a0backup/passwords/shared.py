@@ -1,6 +1,6 @@
 """Where the password of a node backup comes from.
 
-The password is loaded inside the step that uses it and is never quoted, not even in part, in an error.
+The step that uses the password loads it. No error ever quotes it, not even in part.
 """
 
 import os
@@ -16,7 +16,7 @@ LONGEST = 4096
 
 
 class Source(Protocol):
-    """The `password` of fleet.yaml: exactly one of the four is set."""
+    """The `password` section of fleet.yaml: exactly one of the four is set."""
 
     @property
     def secret_block(self) -> str | None: ...
@@ -28,12 +28,12 @@ class Source(Protocol):
     def sealed_to(self) -> Sequence[Path] | None: ...
 
 
-# Loads the shared password of fleet.yaml, None where each backup has one of its own; raises PasswordError.
+# Loads the shared password of fleet.yaml, None if each backup has its own. Raises PasswordError.
 LoadShared = Callable[[Source], Awaitable[str | None]]
 
 
 def describe(source: Source) -> str:
-    """Return where the password comes from, for messages."""
+    """Return the source of the password, for messages."""
     if source.sealed_to is not None:
         return "a new random password for each backup, sealed to " + ", ".join(str(path) for path in source.sealed_to)
     if source.env is not None:
@@ -44,10 +44,10 @@ def describe(source: Source) -> str:
 
 
 async def load(source: Source, *, block: Callable[[str], Awaitable[object]]) -> str | None:
-    """Return the shared password from where *source* says; *block* reads a Secret block of the engine by its name.
+    """Return the shared password from *source*; *block* reads a Secret block of the engine by its name.
 
-    None where each backup has a password of its own. Raise PasswordError, which never quotes the password, where there
-    is none or a0cli could not take it.
+    Return None if each backup has its own password. Raise PasswordError, which never quotes the password, if
+    there is none or a0cli could not take it.
     """
     if source.sealed_to is not None:
         return None
@@ -66,9 +66,9 @@ async def load(source: Source, *, block: Callable[[str], Awaitable[object]]) -> 
         value = await block(source.secret_block)
     except PasswordError:
         raise
-    except Exception as error:  # noqa: BLE001 - the engine's many errors may quote what the block holds
+    except Exception as error:  # noqa: BLE001 - the engine's many errors may quote the value of the block
         failure = type(error).__name__
-    # Out here, as an error that is raised in there keeps the other one as its context.
+    # Raised here, because an error raised in the handler would keep the other one as its context.
     if failure:
         raise PasswordError(where, f"it cannot be loaded ({failure})", f"create the Secret block {source.secret_block}")
     if not isinstance(value, str):
@@ -77,7 +77,7 @@ async def load(source: Source, *, block: Callable[[str], Awaitable[object]]) -> 
 
 
 def read_file(path: Path, where: str) -> str:
-    """Return the password in a file that only its owner may read. Raise PasswordError, naming *where* it is."""
+    """Return the password from a file that only its owner may read. Raise PasswordError, which names *where*."""
     return checked(_read(path, where), where)
 
 
@@ -100,7 +100,7 @@ def _read(path: Path, where: str) -> str:
 
 
 def checked(text: str, where: str) -> str:
-    """Return *text* if a0cli can take it as a password. Raise PasswordError, naming *where* it comes from."""
+    """Return *text* if a0cli can take it as a password. Otherwise raise PasswordError, which names *where*."""
     octets = text.encode(errors="replace")
     if octets.decode() != text:
         raise PasswordError(where, "it is not UTF-8", "store the password as UTF-8 text")
@@ -111,7 +111,7 @@ def checked(text: str, where: str) -> str:
         if len(octets) > LONGEST
         else "it holds a NUL byte"
         if b"\0" in octets
-        # Whoever types it, or has openssl read it from a file, ends it at the first line.
+        # Typed, or read by openssl from a file, a password ends at the first line break.
         else "it holds a line break or another control character"
         if any(unicodedata.category(char) == "Cc" for char in text)
         else "it starts with '-', which a0cli would read as an option"

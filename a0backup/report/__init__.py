@@ -1,1 +1,1 @@
-"""What a run is doing and how it ended, for people and for programs."""
+"""Reports on what a run is doing and how it ended, for people and for programs."""

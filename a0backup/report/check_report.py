@@ -1,4 +1,4 @@
-"""What a check found, as Markdown, table rows, JSON and plain lines."""
+"""The findings of a check as Markdown, table rows, JSON and plain lines."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
-    """Return one row for each node checked, for Prefect's table artifact."""
+    """Return one row per checked node, for Prefect's table artifact."""
     return [
         {
             "node": cell(finding.node),
@@ -28,7 +28,7 @@ def check_rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
 
 
 def check_json(findings: Iterable[Finding], warnings: Sequence[RunWarning] = ()) -> list[dict[str, object]]:
-    """Return the findings as JSON values, always with the same keys; the *warnings* of the fleet are in each."""
+    """Return the findings as JSON values, always with the same keys; each includes the fleet's *warnings*."""
     return [
         {
             "node": plain(finding.node),
@@ -48,9 +48,9 @@ def check_json(findings: Iterable[Finding], warnings: Sequence[RunWarning] = ())
 def check_lines(
     findings: Sequence[Finding], warnings: Sequence[RunWarning] = (), notes: Sequence[str] = ()
 ) -> list[str]:
-    """Return the findings as lines for a terminal, problems and the line that teaches a wording below each node.
+    """Return the findings as lines for a terminal; below each node its problems and the line that teaches a wording.
 
-    The *notes* and *warnings* on the fleet as a whole come last.
+    The *notes* and *warnings* about the whole fleet come last.
     """
     width = max((len(plain(finding.node)) for finding in findings), default=0)
     found = [check_headline(findings)]
@@ -79,7 +79,7 @@ def check_headline(findings: Sequence[Finding]) -> str:
 def check_markdown(
     findings: Sequence[Finding], *, fleet: str, warnings: Sequence[RunWarning] = (), notes: Sequence[str] = ()
 ) -> str:
-    """Return the findings as a page: headline, table, each node's problems, the *warnings*, then notes."""
+    """Return the findings as a page: headline, table, the problems of each node, the *warnings*, the notes."""
     table = markdown_table(
         ("node", "check", "on the node", "the next run would", "in the vault"),
         (

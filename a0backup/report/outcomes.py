@@ -1,4 +1,4 @@
-"""How the work on node backups ended, and what a check found."""
+"""The outcomes of node backups, and the findings of a check."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from a0backup.vault.manifest import Manifest
 
 
-# From build 11638 on a full recovery needs both (vendor's page on backups): `backup` has no encryption keys in it.
+# From build 11638 on, a full recovery needs both (vendor's page on backups): `backup` omits the encryption keys.
 _HALVES = ("backup", "backup-sensitive")
 _NOT_FULLY = "an installation cannot be fully recovered from it"
 
 
 class Ending(StrEnum):
-    """How the work on one node backup ended."""
+    """How a node backup ended."""
 
     STORED = "stored"
     NOT_DELETED = "stored, not deleted on the node"
@@ -28,7 +28,7 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one node backup ended, and at which step and why where it did not end well."""
+    """How one node backup ended; if it failed, at which step and why."""
 
     node: str
     kind: str
@@ -41,7 +41,7 @@ class Outcome:
     size: int | None = None
     md5: str = ""
     notes: tuple[str, ...] = ()
-    verified: str = ""  # of the stored artifact: md5, or contents where it was opened and read to its end
+    verified: str = ""  # how the artifact was verified: md5, or contents if it was opened and read to its end
     members: int | None = None
     unpacked_size: int | None = None
     password: str = ""  # shared, sealed or unknown
@@ -55,14 +55,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Problem:
-    """What would make a run fail, and what to do about it where that is known."""
+    """What would make a run fail, and the remedy if it is known."""
 
     text: str
     hint: str = ""
 
     @classmethod
     def of(cls, error: A0BackupError) -> "Problem":
-        """Return *error* as a problem of the node or fleet that it is about."""
+        """Return *error* as a problem of its node or fleet."""
         return cls(error.text(), error.hint())
 
     def lines(self) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the read-only check found out about one node, and what the next run would do there."""
+    """What the read-only check found on one node, and what the next run would do there."""
 
     node: str
     well: bool
@@ -81,7 +81,7 @@ class Finding:
     problems: tuple[Problem, ...] = ()
     teach: str = ""
     room: str = ""
-    warnings: tuple[str, ...] = ()  # what is well enough for a run and should not stay so
+    warnings: tuple[str, ...] = ()  # the run can proceed, but fix this
 
 
 def outcome_of(
@@ -95,9 +95,10 @@ def outcome_of(
     off_node: bool = False,
     notes: Sequence[str] = (),
 ) -> Outcome:
-    """Return how a node's backup ended: by what stopped it (*error*, in *step*) or, where nothing did, stored.
+    """Return the outcome of a node backup: failed with *error* in *step* or, without an error, stored.
 
-    *manifest* is this run's artifact, where it is stored; *off_node* that the node has let go of the backup.
+    *manifest* is that of this run's artifact, if it is stored. *off_node* says that the node no longer holds
+    the backup.
     """
     ending, reason, hint = Ending.STORED, "", ""
     if error is not None:
@@ -128,18 +129,18 @@ def outcome_of(
 
 
 def _reason(error: BaseException, step: str) -> str:
-    """Return why it failed; node and step stand beside it wherever it is shown."""
+    """Return why it failed, without node and step: these are always shown beside it."""
     if isinstance(error, A0cliError) and (error.command == step or error.command.endswith(f"-{step}")):
         return error.what()
     return error.text() if isinstance(error, A0BackupError) else f"{type(error).__name__}: {error}"
 
 
 def halves(node: str, kinds: Sequence[str], *, splits: bool, outcomes: Iterable[Outcome] | None = None) -> str:
-    """Return the warning that of *node* only one half is kept, empty where both are or no half is wanted.
+    """Return the warning that only one half of *node* is kept; empty if both are, or if no half is wanted.
 
-    *kinds*: those that are made of it. *splits*: its build keeps the encryption keys out of `backup`, as declared or
-    because it offers backup-sensitive. *outcomes*: those of a run, of any nodes; without them only what is wanted is
-    looked at.
+    *kinds* are those made of the node. *splits* says that its build keeps the encryption keys out of `backup`,
+    as declared or because it offers backup-sensitive. *outcomes* are those of a run, of any nodes; without them,
+    only *kinds* is checked.
     """
     wanted = [half for half in _HALVES if half in kinds]
     if not splits or not wanted:
@@ -158,12 +159,12 @@ def halves(node: str, kinds: Sequence[str], *, splits: bool, outcomes: Iterable[
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """Return 0 where every node backup ended well, 1 where none did or there is none, 3 where some did."""
+    """Return 0 if every node backup succeeded, 1 if none did or there is none, 3 if some did."""
     return code_of([outcome.well for outcome in outcomes])
 
 
 def check_exit_code(findings: Sequence[Finding]) -> int:
-    """Return 0 where every node is well, 1 where none is or there is none, 3 where some are."""
+    """Return 0 if every node is well, 1 if none is or there is none, 3 if some are."""
     return code_of([finding.well for finding in findings])
 
 

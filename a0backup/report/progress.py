@@ -1,6 +1,6 @@
-"""Where a run is, told to whoever watches in this process: the terminal, and the run's page.
+"""The progress of a run, for listeners in this process: the terminal and the run's page.
 
-It needs no engine: what is said here is right also when the engine's server went away in the middle of a run.
+It needs no engine: it stays correct even if the engine's server disappears in the middle of a run.
 
     board = Board()
     with watched_by(board.hear):
@@ -23,33 +23,33 @@ from a0backup.report.words import cell, human_seconds, human_size
 
 @dataclass(frozen=True)
 class Step:
-    """A step of one node's backup has begun (*text* empty) or says how it is."""
+    """A step of a node backup has begun (*text* is empty) or reports its state."""
 
     node: str
     kind: str
     name: str
     text: str = ""
-    watch: Path | None = None  # a directory in which a file grows meanwhile
-    size: int | None = None  # how large that file was the last time, in bytes
+    watch: Path | None = None  # a directory in which a file is growing
+    size: int | None = None  # bytes that this file had the last time
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A node's backup of one kind has ended."""
+    """A node backup of one kind has ended."""
 
     outcome: Outcome
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The read-only look at a node has ended."""
+    """The read-only check of a node has ended."""
 
     finding: Finding
 
 
 @dataclass(frozen=True)
 class Warned:
-    """The run warns of something."""
+    """The run has issued a warning."""
 
     warning: RunWarning
 
@@ -63,7 +63,7 @@ _listeners: list[Listener] = []
 
 @contextmanager
 def watched_by(listener: Listener) -> Iterator[None]:
-    """Tell *listener* everything until the block ends."""
+    """Pass all news to *listener* until the block ends."""
     _listeners.append(listener)
     try:
         yield
@@ -73,7 +73,7 @@ def watched_by(listener: Listener) -> Iterator[None]:
 
 
 def tell(news: News) -> None:
-    """Tell all who watch. One that fails at it is not told any more: a backup does not depend on who watches."""
+    """Pass *news* to all listeners. One that fails is removed: a backup does not depend on its listeners."""
     for listener in tuple(_listeners):
         try:
             listener(news)
@@ -84,30 +84,30 @@ def tell(news: News) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """Where the work on one node is: the step, and for how long it is at it; once it has ended, how and after what."""
+    """The progress of one node: its step and for how long; once it has ended, the outcome and the duration."""
 
     node: str
     kind: str = ""
     step: str = "not begun"
     seconds: float | None = None
     retrieved: int | None = None  # bytes
-    expected: int | None = None  # bytes, as far as that can be known
-    says: str = ""  # the step of itself, or why it did not end well
+    expected: int | None = None  # bytes, as far as known
+    says: str = ""  # the state of the step, or why it failed
     ended: bool = False
 
     @property
     def who(self) -> str:
-        """The node, and the kind where it is not the usual one."""
+        """The node, and the kind unless it is `backup`."""
         return who(self.node, self.kind)
 
     @property
     def duration(self) -> str:
-        """For how long, in words."""
+        """The duration as text."""
         return "" if self.seconds is None else human_seconds(self.seconds)
 
     @property
     def bytes(self) -> str:
-        """How much was retrieved, in words, and of how much."""
+        """The retrieved and the expected size as text."""
         if self.retrieved is None:
             return ""
         size = human_size(self.retrieved)
@@ -116,7 +116,7 @@ class Row:
 
 @dataclass
 class _Place:
-    """What was heard of a node, and how large the file was when it was looked at last."""
+    """The news of a node, and the size of its file at the last check."""
 
     step: Step | None = None
     since: float = 0.0
@@ -127,10 +127,10 @@ class _Place:
 
 
 class Board:
-    """Who is at which step since when, and how many bytes have come.
+    """The current step of each node, since when, and how many bytes have arrived.
 
-    *nodes*: those to show, in this order, also before anything is heard of them; without it, whoever is heard of.
-    Several threads may use it.
+    *nodes* are shown in this order, even before there is any news of them. Without *nodes*, every node with
+    news is shown. Several threads may use a board.
     """
 
     def __init__(self, nodes: Sequence[str] | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -140,7 +140,7 @@ class Board:
         self._places = {node: _Place() for node in nodes or ()}
 
     def hear(self, news: News) -> None:
-        """Take note of where a node is; a listener for `watched_by`."""
+        """Record the news of a node; a listener for `watched_by`."""
         match news:
             case Step(node=node):
                 pass
@@ -159,7 +159,7 @@ class Board:
 
     def _note(self, place: _Place, step: Step) -> None:
         former, place.step = place.step, step
-        # An await is one wait, however often it is asked.
+        # An await is one wait, however often it polls.
         if former is None or (former.kind, former.name) != (step.kind, step.name):
             place.since = self._clock()
         if step.watch is not None:
@@ -168,14 +168,14 @@ class Board:
             place.watch = place.expected = place.retrieved = None
 
     def rows(self) -> list[Row]:
-        """Return a row for each node. Looks at the growing files, which takes as long as their disk does."""
+        """Return a row for each node. Reads the sizes of the growing files, which takes as long as their disk does."""
         with self._lock:
             watched = [(node, place.watch) for node, place in self._places.items() if not place.outcomes]
         sizes = [(node, watch, _largest(watch)) for node, watch in watched if watch is not None]
         with self._lock:
             for node, watch, size in sizes:
                 place = self._places[node]
-                # Once it is verified it is in another place, and what was retrieved of it is no less for that.
+                # A verified file is moved elsewhere; the number of retrieved bytes must not drop then.
                 if place.watch == watch and size is not None:
                     place.retrieved = max(size, place.retrieved or 0)
             now = self._clock()
@@ -213,12 +213,12 @@ def _largest(directory: Path) -> int | None:
 
 
 def who(node: str, kind: str) -> str:
-    """Return the node, and the kind where it is not the usual one."""
+    """Return the node, and the kind unless it is `backup`."""
     return f"{node} {kind}" if kind and kind != "backup" else node
 
 
 def percent_ended(rows: Sequence[Row]) -> float:
-    """Return how many of a hundred nodes have ended."""
+    """Return the percentage of nodes that have ended."""
     return round(100 * sum(row.ended for row in rows) / len(rows), 1) if rows else 100.0
 
 

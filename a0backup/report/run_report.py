@@ -1,7 +1,7 @@
-"""What a run or a check found, as Markdown, table rows, JSON and plain lines.
+"""The outcomes of a run as Markdown, table rows, JSON and plain lines.
 
-Text that came from a node is hostile: control, bidirectional and invisible characters are taken out of it, and in
-Markdown and table rows it is escaped as well. The plain lines may hold `[`: print them with Rich markup off.
+Text from a node is hostile: control, bidirectional and invisible characters are removed, and in Markdown and
+table rows the text is also escaped. The plain lines may contain `[`: print them with Rich markup off.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 def summary(outcomes: Iterable[Outcome]) -> list[str]:
-    """Return one line for each node backup that did not end well: who, at which step, why."""
+    """Return one line for each failed node backup: node, step, reason."""
     return [f"{name_of(outcome)}{in_step(outcome)}: {reason_of(outcome)}" for outcome in outcomes if not outcome.well]
 
 
 def rows(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
-    """Return one row for each outcome, for Prefect's table artifact."""
+    """Return one row per outcome, for Prefect's table artifact."""
     return [
         {
             "node": cell(outcome.node),
@@ -52,7 +52,7 @@ def rows(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
 def to_json(outcomes: Iterable[Outcome], warnings: Sequence[RunWarning] = ()) -> list[dict[str, object]]:
     """Return the outcomes as JSON values, always with the same keys; sizes in bytes, durations in seconds.
 
-    Each has the *warnings* of the run, which are about the fleet as a whole.
+    Each includes the *warnings* of the run, which concern the whole fleet.
     """
     return [
         {
@@ -80,9 +80,9 @@ def to_json(outcomes: Iterable[Outcome], warnings: Sequence[RunWarning] = ()) ->
 
 
 def lines(outcomes: Sequence[Outcome], warnings: Sequence[RunWarning] = ()) -> list[str]:
-    """Return the outcomes as lines for a terminal: the headline, one for each node backup, reasons and notes below.
+    """Return the outcomes as lines for a terminal: the headline, then each node backup with reasons and notes.
 
-    The *warnings* of the run come last; one that is about several nodes comes once.
+    The *warnings* of the run come last; one that concerns several nodes appears once.
     """
     width = max((len(name_of(outcome)) for outcome in outcomes), default=0)
     found = [headline(outcomes)]
@@ -101,7 +101,7 @@ def lines(outcomes: Sequence[Outcome], warnings: Sequence[RunWarning] = ()) -> l
 
 
 def headline(outcomes: Sequence[Outcome]) -> str:
-    """Return the counts in one sentence; what is stored but not deleted on its node counts as failed."""
+    """Return the counts in one sentence; a backup stored but not deleted on its node counts as failed."""
     endings = [outcome.ending for outcome in outcomes]
     failed = len(endings) - endings.count(Ending.STORED)
     among = [
@@ -119,9 +119,9 @@ def headline(outcomes: Sequence[Outcome]) -> str:
 
 
 def markdown(outcomes: Sequence[Outcome], *, fleet: str, warnings: Sequence[RunWarning] = ()) -> str:
-    """Return the outcomes as a page: headline, table, each failure in words, the run's *warnings*, notes, artifacts.
+    """Return the outcomes as a page: headline, table, failures, the run's *warnings*, notes, artifacts.
 
-    The column on the engine's page is narrow: what is long does not stand in the table.
+    The column on the engine's page is narrow, so the table contains no long texts.
     """
     table = markdown_table(
         ("node", "outcome", "size", "duration", "verified"),
@@ -168,7 +168,7 @@ def reason_of(outcome: Outcome) -> str:
 
 
 def _verified(outcome: Outcome) -> str:
-    """Return how far the stored artifact was verified, in words; empty where none is stored."""
+    """Return how far the stored artifact was verified, as text; empty if none is stored."""
     if outcome.verified == "contents":
         parts = [] if outcome.members is None else [counted(outcome.members, "member")]
         parts += [] if outcome.unpacked_size is None else [f"{human_size(outcome.unpacked_size)} unpacked"]

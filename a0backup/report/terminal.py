@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a run is under way: a live table on a tty, plain lines everywhere else."""
+"""Terminal output during a run: a live table on a tty, plain lines everywhere else."""
 
 import contextlib
 import os
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 def say(text: str) -> None:
-    """Print a line for the person at the terminal; standard output is left to results."""
-    # Nobody may be there any more to read it, or the disk of the log be full: the backup goes on.
+    """Print a line for the user to standard error; standard output is reserved for results."""
+    # The reader may be gone, or the disk of the log full: the backup continues.
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 def restore() -> None:
-    """Show the cursor again, which a live table hides; for a process that ends without leaving `shown`."""
+    """Show the cursor, which a live table hides; for a process that ends without leaving `shown`."""
     if os.isatty(2):
         os.write(2, b"\x1b[?25h\n")
 
 
 @contextmanager
 def shown(*, quiet: bool = False) -> Iterator[None]:
-    """Show what the run in this process does until the block ends: live on a tty, as lines otherwise."""
+    """Show the progress of the run in this process until the block ends: live on a tty, as lines otherwise."""
     if quiet:
         yield
     elif sys.stderr.isatty():
@@ -45,7 +45,7 @@ _LONG = {"await": "waits for the node to make it", "retrieve": "retrieves it"}
 
 
 class _Lines:
-    """One line for each thing that was done, and for the beginning of what may take hours."""
+    """One line for each action, and for the start of each step that may take hours."""
 
     def __init__(self) -> None:
         self._at: dict[str, str] = {}
@@ -75,7 +75,7 @@ def _ending(outcome: Outcome) -> str:
 
 
 class _LiveTable:
-    """One row a node: the step it is at, for how long, how many bytes have come, and what the step says."""
+    """One row per node: its step, for how long, the bytes retrieved, and the state of the step."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -94,7 +94,7 @@ class _LiveTable:
 
     def hear(self, news: News) -> None:
         self._board.hear(news)
-        # What is warned of, whoever prints the report says there.
+        # Warnings are printed with the report.
         if isinstance(news, Checked):
             self._console.print(_checked(news.finding), highlight=False, markup=False)
         elif isinstance(news, Ended):
@@ -105,7 +105,7 @@ class _LiveTable:
         from rich.text import Text
 
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        # Those that have been at their step for longest are the ones to look at.
+        # The longest step comes first: it is the one to check.
         rows = sorted((row for row in self._board.rows() if not row.ended), key=lambda row: -(row.seconds or 0))
         room = max(self._console.height - 2, 3)
         for row in rows[:room]:

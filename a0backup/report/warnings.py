@@ -1,4 +1,4 @@
-"""The warnings of a run, each once."""
+"""The warnings of a run, without duplicates."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -9,7 +9,7 @@ from a0backup.report.words import escaped, plain
 
 @dataclass(frozen=True)
 class RunWarning:
-    """What a run can go on with, and should be put right. *node* is empty where it is about the fleet."""
+    """Something that does not stop the run but should be fixed. *node* is empty if it concerns the fleet."""
 
     text: str
     node: str = ""
@@ -19,19 +19,19 @@ class RunWarning:
 
 
 def warning_lines(warnings: Iterable[RunWarning], nodes: Sequence[str] = ()) -> list[str]:
-    """Return a line for each; one that is about several of *nodes* comes once."""
+    """Return a line for each warning; one that concerns several of *nodes* appears once."""
     return [": ".join(("warning", *map(plain, parts))) for parts in _merged(warnings, nodes)]
 
 
 def warning_paragraphs(warnings: Iterable[RunWarning], nodes: Sequence[str]) -> list[str]:
-    """Return the same in Markdown."""
+    """Return the same as Markdown."""
     return [": ".join(("**warning**", *map(escaped, parts))) for parts in _merged(warnings, nodes)]
 
 
 def _merged(warnings: Iterable[RunWarning], nodes: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return each warning once: of which *nodes* it is where it is of any, and what it says.
+    """Return each warning once: the names of its nodes, if it concerns any of *nodes*, and its text.
 
-    Two texts, each cut by itself: many names must not cut off what is said of them.
+    These are two texts, each cut separately: a long list of names must not cut off the warning.
     """
     known = dict.fromkeys(nodes)
     about: dict[str, dict[str, None]] = {}

@@ -1,4 +1,4 @@
-"""Words for people: sizes, durations, and text from nodes, which is hostile."""
+"""Text for people: sizes, durations, and text from nodes, which is hostile."""
 
 import re
 import unicodedata
@@ -13,7 +13,7 @@ _LONGEST = 500
 
 
 def human_size(size: int) -> str:
-    """Return a number of bytes in words that a person compares, in powers of 1000."""
+    """Return a number of bytes as readable text, in powers of 1000."""
     amount, unit = float(size), "B"
     for larger in ("kB", "MB", "GB", "TB", "PB"):
         if round(amount, 1) < 1000:
@@ -36,8 +36,8 @@ def human_seconds(seconds: float) -> str:
 
 
 def plain(text: str) -> str:
-    """Return the text on one line, cut short, without control, bidirectional, invisible or unpaired characters."""
-    # Cut before and after: the work stays bounded, and taking characters out never makes it longer.
+    """Return the text on one line, truncated, without control, bidirectional, invisible or unpaired characters."""
+    # Truncate before and after: this bounds the work, and removing characters never makes the text longer.
     shown = "".join(
         " " if character.isspace() else character
         for character in text[: 4 * _LONGEST]
@@ -48,20 +48,21 @@ def plain(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return the text, made plain, so that Markdown shows it as it is: no link, tag or table cell of its own."""
-    # Prefect's page turns these three entities back and no others; all else takes a backslash.
+    """Return the plain text, escaped for Markdown: it cannot become a link, a tag or a table cell."""
+    # Prefect's page decodes only these three entities; everything else gets a backslash.
     shown = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     shown = re.sub(r"([\\`*_{}\[\]|~!#$@])", r"\\\1", shown)
-    # What some renderers make a link of without any markup.
+    # Some renderers turn these into links without any markup.
     shown = re.sub(r"(?i)(www)\.", r"\1\\.", shown.replace("://", "\\://"))
-    # What would be a list or a heading at the start of a paragraph.
+    # These would start a list or a heading at the beginning of a paragraph.
     return re.sub(r"^(\d{0,9})([-+=.)])", r"\1\\\2", shown)
 
 
 def cell(text: str) -> str:
-    """Return the text, made plain, for a cell of Prefect's table artifact.
+    """Return the plain text for a cell of Prefect's table artifact.
 
-    One of Prefect's two pages shows a cell as Markdown, the other as it is: only what Markdown would change is escaped.
+    One of Prefect's two pages shows a cell as Markdown, the other literally: only what Markdown would change is
+    escaped.
     """
     shown = plain(text)
     harmless = re.fullmatch(r"(?!\d+[.)]( |$))([A-Za-z0-9][A-Za-z0-9 ,;:()/%'+=?._-]*)?", shown)
@@ -70,7 +71,7 @@ def cell(text: str) -> str:
 
 
 def code(text: str) -> str:
-    # Ids and sums are of these characters; anything else is not put into a code span, where escapes do not work.
+    # Ids and checksums have only these characters. Nothing else goes into a code span, where escapes do not work.
     shown = plain(text)
     return f"`{shown}`" if re.fullmatch(r"[A-Za-z0-9._/-]+", shown) else escaped(shown)
 

@@ -1,1 +1,1 @@
-"""What is done with stored artifacts."""
+"""Work on stored artifacts."""

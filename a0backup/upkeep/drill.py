@@ -1,4 +1,4 @@
-"""Proving that an artifact can be restored, and decrypting one: bytes, password and contents are all seen to be right.
+"""Prove that an artifact can be restored, or decrypt it: bytes, password and contents are all checked.
 
 contents = drill(vault, manifest, Secrets(key=load_private(path, passphrase)).passwords(manifest), limits)
 """
@@ -57,14 +57,14 @@ class Secrets:
 
 
 def drill(vault: Vault, manifest: Manifest, passwords: Sequence[str], limits: Limits) -> Contents:
-    """Read the artifact to its end and return what is in it; nothing is written.
+    """Read the artifact to its end and return its contents; nothing is written.
 
-    Raise ArtifactDamagedError where the bytes are not those of the manifest, one of the ContentsErrors where they are
-    and cannot be read to their end with any of *passwords*.
+    Raise ArtifactDamagedError if the bytes do not match the manifest. Raise one of the
+    ContentsErrors if they match but cannot be read to their end with any of *passwords*.
     """
     with reading(vault, manifest) as path:
         inspection = inspect(path, passwords, node=manifest.node.name, kind=manifest.kind, limits=limits)
-    # First: of other bytes, what the contents look like says nothing about the password.
+    # First: if the bytes differ, the contents prove nothing about the password.
     require_same(manifest, inspection.digests)
     if inspection.contents is None:
         assert inspection.error is not None, "contents or an error"
@@ -73,12 +73,12 @@ def drill(vault: Vault, manifest: Manifest, passwords: Sequence[str], limits: Li
 
 
 def decrypt(vault: Vault, manifest: Manifest, passwords: Sequence[str], limits: Limits, target: Path) -> Contents:
-    """Write the decrypted artifact to the new file *target*, mode 0600, and return what is in it.
+    """Write the decrypted artifact to the new file *target*, mode 0600, and return its contents.
 
-    It is read to its end first: *target* is there only when bytes, password and contents were all right. Raise what
-    `drill` raises, FileExistsError where *target* is there already, OSError.
+    The artifact is read to its end first: *target* exists only if bytes, password and contents were
+    all correct. Raise what `drill` raises, FileExistsError if *target* already exists, OSError.
     """
-    # Before the artifact is read, which may take an hour.
+    # Before reading the artifact, which may take an hour.
     if os.path.lexists(target):
         raise FileExistsError(17, os.strerror(17), str(target))
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
@@ -98,14 +98,14 @@ def decrypt(vault: Vault, manifest: Manifest, passwords: Sequence[str], limits: 
 
 
 def is_damage(error: A0BackupError) -> bool:
-    """Return whether *error* of a drill says that the artifact itself is no good, not what it was opened with."""
+    """Return whether *error* of a drill means that the artifact itself is bad, not what it was opened with."""
     if isinstance(error, WrongPasswordError | TooLargeUnpackedError):
         return False
     return isinstance(error, ArtifactDamagedError | ContentsError)
 
 
 def remedy(error: A0BackupError, manifest: Manifest) -> str:
-    """Return what to do next where a drill of *manifest* ended with *error*."""
+    """Return what to do next after a drill of *manifest* ended with *error*."""
     if not isinstance(error, WrongPasswordError):
         return error.hint()
     if manifest.encryption.password.mode == "unknown":
@@ -116,13 +116,13 @@ def remedy(error: A0BackupError, manifest: Manifest) -> str:
 
 
 def _take(aside: Path, target: Path) -> None:
-    """Give *aside* the name *target*. Raise FileExistsError where that is taken."""
+    """Rename *aside* to *target*. Raise FileExistsError if *target* exists."""
     try:
         os.link(aside, target, follow_symlinks=False)
     except FileExistsError:
         raise
     except OSError:
-        # No links on this file system, such as that of a USB stick: the name is taken first, then replaced.
+        # This file system has no links (a USB stick, for example): take the name first, then replace it.
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
             aside.replace(target)

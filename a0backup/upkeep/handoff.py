@@ -1,4 +1,4 @@
-"""What a support engineer needs for a restore: artifact, checksums, manifest, how to open it; no password.
+"""Hand out what a support engineer needs for a restore: artifact, checksums, manifest, instructions; no password.
 
 DIR/backup.tar.gz.enc  MD5SUMS  SHA256SUMS  manifest.json  RESTORE.md
 """
@@ -20,13 +20,13 @@ MD5SUMS, SHA256SUMS, PAGE = "MD5SUMS", "SHA256SUMS", "RESTORE.md"
 
 
 def handoff(vault: Vault, manifest: Manifest, target: Path) -> None:
-    """Make the folder *target*, mode 0700, with all that opens the artifact of *manifest* but its password.
+    """Make the folder *target*, mode 0700, with all that opens the artifact of *manifest* except its password.
 
-    Sealed passwords are left out of its manifest: whoever gets hold of the private recovery key one day could open
-    what was handed out with them.
+    Its manifest omits the sealed passwords: anyone who later obtains the private recovery key could
+    use them to open what was handed out.
 
-    Raise ArtifactDamagedError where the artifact is not what its manifest says, FileExistsError where *target* is
-    there already, OSError; nothing is left then.
+    Raise ArtifactDamagedError if the artifact does not match its manifest, FileExistsError if
+    *target* already exists, OSError; then nothing is left.
     """
     if os.path.lexists(target):
         raise FileExistsError(17, os.strerror(17), str(target))
@@ -63,7 +63,7 @@ def without_sealed(manifest: Manifest) -> Manifest:
 
 
 def _copy(vault: Vault, manifest: Manifest, target: Path) -> None:
-    """Copy the artifact, seeing while it goes by that it is what its manifest says. Raise ArtifactDamagedError."""
+    """Copy the artifact, and check on the way that it matches its manifest. Raise ArtifactDamagedError."""
     hasher = Hasher()
     with open(target, "xb", buffering=0, opener=open_private) as file:
         for chunk in _chunks(vault, manifest):
@@ -82,7 +82,7 @@ def _chunks(vault: Vault, manifest: Manifest) -> Iterator[bytes]:
 
 
 def page(manifest: Manifest) -> str:
-    """Return RESTORE.md: what it is, where it is from, how to check and to open it."""
+    """Return RESTORE.md: what the artifact is, where it comes from, how to check it and how to open it."""
     artifact, verified = manifest.artifact, manifest.verified
     started = f"{manifest.started_at:%Y-%m-%d %H:%M:%S} UTC" if manifest.started_at else "not known"
     read = (

@@ -1,1 +1,1 @@
-"""The vault: verified artifacts, each in a folder with the manifest that says what it is."""
+"""The vault: verified artifacts, each in a folder with its manifest."""

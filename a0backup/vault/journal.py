@@ -1,7 +1,8 @@
-"""A node's unfinished backup: one small file per node and kind, replaced atomically, removed when it is settled.
+"""The journal of a node's unfinished backup: one small file per node and kind, removed at settle.
 
-It says what only this machine can know: that a backup on the node was started by us, and which it is. Whether its
-artifact is stored is asked of the vault itself, never of the journal.
+The file is replaced atomically. It records what only this machine can know: that we started a
+backup on the node, and which one it is. The vault, never the journal, tells whether the backup's
+artifact is stored.
 """
 
 from datetime import datetime
@@ -20,9 +21,9 @@ MAX_BYTES = 256 * 1024
 
 
 def later_schema(error: ValidationError) -> str:
-    """Return in words that what was read is of a later version of this software, or nothing where it is not.
+    """Return text that says a later version of this software wrote the file, or an empty string if not.
 
-    A file of a schema that is not known here is never damaged, and never to be removed.
+    A file with an unknown schema is not damaged and must never be removed.
     """
     for each in error.errors():
         if each["loc"] == ("schema",) and isinstance(each["input"], int) and each["input"] > 1:
@@ -31,7 +32,7 @@ def later_schema(error: ValidationError) -> str:
 
 
 class Entry(BaseModel):
-    """Something that was about to be done, or was done, and when."""
+    """Something that was intended or done, and when."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +41,7 @@ class Entry(BaseModel):
 
 
 class NotOpened(BaseModel):
-    """Why the run that knew its password could not read a backup to its end, and whether the password fits it."""
+    """Why the run that knew the password could not read a backup to its end, and whether the password fits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,15 +73,15 @@ class Journal(BaseModel):
         return value
 
     def is_of(self, manifest: "Manifest") -> bool:
-        """Return whether *manifest* is that of the very backup which this journal is about."""
-        # Another night's may have the same bytes.
+        """Return whether *manifest* belongs to the very backup of this journal."""
+        # Another night's backup may have the same bytes.
         same_bytes = self.pinned is not None and self.pinned.md5 == manifest.artifact.md5
         return same_bytes and self.started_at == manifest.started_at
 
     def noted(
         self, at: datetime, what: str, *, pinned: BackupIdentity | None = None, not_opened: NotOpened | None = None
     ) -> "Journal":
-        """Return this journal with one more entry, and with *pinned* and *not_opened* where these are known now."""
+        """Return this journal with one more entry, and with *pinned* and *not_opened* if they are given."""
         update: dict[str, object] = {"history": (*self.history, Entry(at=at, what=what))}
         if pinned is not None:
             update["pinned"] = pinned
@@ -90,13 +91,16 @@ class Journal(BaseModel):
 
 
 class JournalFile:
-    """The place of one node's journal of one kind. All calls are made under the node's lock."""
+    """The file of one node's journal of one kind.
+
+    A caller that changes it holds the node's lock.
+    """
 
     def __init__(self, node_folder: Path, kind: str) -> None:
         self.path = node_folder / f"journal-{kind}.json"
 
     def read(self) -> Journal | None:
-        """Return the journal, None where there is none. Raise ValueError where it cannot be read as one."""
+        """Return the journal, or None if there is none. Raise ValueError if the file cannot be read as a journal."""
         try:
             journal = Journal.model_validate_json(read_whole(self.path, MAX_BYTES))
             if (self.path.parent.name, self.path.name) != (journal.node, f"journal-{journal.kind}.json"):
@@ -111,7 +115,7 @@ class JournalFile:
             raise ValueError(f"{self.path.name} {reason}") from None
 
     def write(self, journal: Journal) -> None:
-        """Replace the journal by *journal*, durably, before the caller goes on. Raise OSError."""
+        """Replace the journal by *journal*; it is durable when this returns. Raise OSError."""
         publish(self.path, journal.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
 
     def remove(self) -> None:
@@ -119,7 +123,7 @@ class JournalFile:
         remove_durably(self.path)
 
     def set_aside(self, now: datetime) -> Path:
-        """Move an unreadable journal out of the way, kept for a person to read, and return its new place."""
+        """Rename an unreadable journal, keep it for a person to read, and return its new path."""
         aside = self.path.with_name(f"{self.path.name}.unreadable-{now:%Y%m%dT%H%M%SZ}")
         self.path.replace(aside)
         return aside

@@ -1,4 +1,4 @@
-"""What runs that died left of a node: verified bytes that wait to be stored, and what is to be swept."""
+"""What dead runs left of a node: verified bytes that are not stored yet, and files to remove."""
 
 import shutil
 from pathlib import Path
@@ -15,14 +15,14 @@ from a0backup.vault.vault import Vault
 
 
 def verified_file(vault: Vault, node: str, kind: str) -> Path:
-    """Return where the bytes that matched the node's md5 wait to be stored."""
+    """Return the path where bytes that matched the node's md5 wait to be stored."""
     return vault.work(node) / f"{kind}.tar.gz.enc"
 
 
 def salvage(vault: Vault, node: str, kind: str, md5: str) -> Digests | None:
-    """Look through what a run that died left of *node* for the bytes with this *md5*.
+    """Search what a dead run left of *node* for the bytes with this *md5*, and return their digests.
 
-    They are put where verified bytes wait to be stored and their digests returned; None where there are none.
+    The bytes are moved to where verified bytes wait to be stored. Return None if there are none.
     """
     place = verified_file(vault, node, kind)
     without_manifest = [folder for folder in vault.folders(node) if not (folder / MANIFEST).exists()]
@@ -34,7 +34,7 @@ def salvage(vault: Vault, node: str, kind: str, md5: str) -> Digests | None:
         try:
             found = digests(candidate, past_cache=True)
         except OSError:
-            continue  # what the disk does not give back is not here
+            continue  # unreadable bytes do not count
         if found.md5 == md5:
             if candidate != place:
                 candidate.rename(place)
@@ -45,8 +45,9 @@ def salvage(vault: Vault, node: str, kind: str, md5: str) -> Digests | None:
 def sweep(vault: Vault, node: str, *, kind: str, keep: Path) -> list[Path]:
     """Remove what dead runs left of *node*: their private directories (all but *keep*) and partial files.
 
-    Called when nothing of it can be of use any more: the backup of *kind* is stored, or none is on the node. Return
-    the folders whose bytes miss their manifest: whether they are worth anything only a person can tell.
+    Call this only if none of it can be of use any more: the backup of *kind* is stored, or the node
+    has none. Return the folders with bytes but without a manifest: only a person can tell whether
+    these are worth anything.
     """
     verified_file(vault, node, kind).unlink(missing_ok=True)
     sweep_private(vault, node, keep=keep)
@@ -62,7 +63,7 @@ def sweep(vault: Vault, node: str, *, kind: str, keep: Path) -> list[Path]:
             if any(not path.is_file() or path.stat().st_size for path in left):
                 without_manifest.append(folder)
             else:
-                # Made, and by a crash never filled.
+                # A crash came before the folder was filled.
                 shutil.rmtree(folder)
     return without_manifest
 

@@ -1,8 +1,8 @@
 """One run at a time on a node: `flock` on a file in the vault.
 
-The kernel, or the file server, frees it when the last process that has it open is gone, so no lock needs a clock or a
-person. Every a0cli of the run inherits it: an a0cli that outlives its killed run keeps the node locked until it has
-ended, and the run that waits ends it.
+The kernel or the file server frees the lock when the last process that holds the file open has
+ended, so no lock needs a clock or a person. Every a0cli of the run inherits it. An a0cli that
+outlives its killed run keeps the node locked until it has ended, and the waiting run ends it.
 """
 
 import asyncio
@@ -22,19 +22,19 @@ from pathlib import Path
 from a0backup.errors import LockDeadlineError, VaultUnusableError
 from a0backup.files import make_private_directory
 
-FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0  # seconds between two tries
+FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0  # seconds between two attempts
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a node's lock, as written into the lock file for messages and for finding what a dead run left."""
+    """Who holds a node's lock, as written into the lock file for messages and to find what a dead run left."""
 
     run: str
     host: str
     pid: int
-    born: str  # where and when the kernel started that process: a pid alone may have been given to another
+    born: str  # where and when the kernel started that process: a pid alone may have been reused
     since: str
-    space: str = ""  # the namespace that the pid is of
+    space: str = ""  # the namespace of the pid
 
     @classmethod
     def myself(cls, run: str) -> "Holder":
@@ -43,9 +43,9 @@ class Holder:
         return cls(run=run, host=socket.gethostname(), pid=pid, born=_born(pid), since=since, space=_space())
 
     def is_gone(self) -> bool:
-        """Return whether that process certainly runs no more; of another host nothing is certain."""
-        # A pid says nothing outside its namespace: that of a container is somebody else out here. A machine is known by
-        # its boot: host names change, and machines that were cloned share one.
+        """Return whether that process has certainly ended; about another host nothing is certain."""
+        # A pid is valid only in its namespace: outside a container, its pid is another process. The boot id identifies
+        # a machine: host names change, and cloned machines share one.
         same_place = bool(_boot()) and self.born.startswith(f"{_boot()}/") and self.space == _space()
         return same_place and _born(self.pid) != self.born
 
@@ -69,18 +69,18 @@ def _boot() -> str:
 
 
 def _born(pid: int) -> str:
-    """Return the boot and start time of process *pid* as Linux's /proc shows them; '' where it is gone."""
+    """Return the boot and start time of process *pid* from Linux's /proc; '' if it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
     fields = stat.rpartition(")")[2].split()
-    # Field 22 of proc(5), counted from 1; a zombie has ended, though it is still listed.
+    # Field 22 of proc(5), counted from 1. A zombie has ended, though it is still listed.
     return "" if fields[0] == "Z" else f"{_boot()}/{fields[19]}"
 
 
 def read_holder(lock_file: Path) -> Holder | None:
-    """Return who is written in *lock_file*; None where nobody is, or it cannot be read as a holder."""
+    """Return the holder named in *lock_file*; None if none is named, or it cannot be read as a holder."""
     try:
         with lock_file.open("rb") as file:
             holder = Holder(**json.loads(file.read(4096)))
@@ -90,7 +90,7 @@ def read_holder(lock_file: Path) -> Holder | None:
 
 
 def is_held(lock_file: Path) -> bool:
-    """Return whether some process holds the lock now."""
+    """Return whether a process holds the lock now."""
     try:
         fd = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -117,9 +117,10 @@ async def node_lock(
 ) -> AsyncIterator[int]:
     """Hold the lock of the node whose folder in the vault is *folder*; yield the descriptor for a0cli to inherit.
 
-    What a dead run left of a0cli has *patience* seconds to end by itself: what it asked of the node is then done, and
-    cannot take effect later. *waiting* is told once who holds the lock, where it is not free. Raise LockDeadlineError
-    after *deadline* seconds, VaultUnusableError where there can be no lock.
+    An a0cli that a dead run left has *patience* seconds to end by itself: what it asked of the node
+    is then done and cannot take effect later. If the lock is taken, *waiting* is called once with
+    its holder. Raise LockDeadlineError after *deadline* seconds, VaultUnusableError if the lock is
+    impossible.
     """
     path = folder / "lock"
     async with contextlib.AsyncExitStack() as held:
@@ -131,13 +132,13 @@ async def node_lock(
             _write(fd, json.dumps(asdict(Holder.myself(run))).encode())
         except OSError as error:
             raise VaultUnusableError(node, f"the lock {path} cannot be taken: {error.strerror}") from error
-        # The name stays when the lock is released: what a run leaves behind that still holds it is known to be its.
+        # Keep the name when the lock is released, so that an orphaned a0cli can be traced to its run.
         yield fd
 
 
 async def _acquire(path: Path, node: str, deadline: float, patience: float, waiting: Callable[[str], None]) -> int:
     began = time.monotonic()
-    ends_orphans: float | None = None  # in seconds waited
+    ends_orphans: float | None = None  # seconds of waiting after which orphans are ended
     pause = FIRST_LOOK
     told = False
     while (fd := _try(path)) is None:
@@ -147,7 +148,7 @@ async def _acquire(path: Path, node: str, deadline: float, patience: float, wait
         if not gone:
             ends_orphans = None
         elif ends_orphans is None:
-            # Below the deadline, so that what never ends by itself does not keep the node from the run that waits.
+            # Below the deadline: an a0cli that never ends by itself must not keep the node from the waiting run.
             ends_orphans = waited + max(0.0, min(patience, (deadline - waited) / 2))
         if ends_orphans is not None and waited >= ends_orphans:
             end_orphans(path)
@@ -163,11 +164,11 @@ async def _acquire(path: Path, node: str, deadline: float, patience: float, wait
 
 
 def _try(path: Path) -> int | None:
-    """Return a descriptor that holds the lock, None where somebody else does."""
+    """Return a descriptor that holds the lock, or None if somebody else holds it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The file may have been removed since it was opened: whoever comes next would not find this lock.
+        # The file may have been removed since it was opened: the next run would not find this lock.
         if os.path.samestat(os.fstat(fd), path.lstat()):
             return fd
     except (BlockingIOError, FileNotFoundError):
@@ -182,9 +183,9 @@ def _try(path: Path) -> int | None:
 def end_orphans(lock_file: Path) -> list[int]:
     """Kill the process groups that a dead run left and that still hold *lock_file*; return the pids found holding it.
 
-    None is ended while the run that the lock file names may live, and only processes that work below the node's own
-    folder: that is where every a0cli of a run works, and where nobody else has any business. Found through Linux's
-    /proc; where there is none, the caller just waits.
+    None is killed while the run that the lock file names may be alive. Only processes that work
+    below the node's own folder are killed: every a0cli of a run works there, and nothing else
+    should. They are found through Linux's /proc; without it, the caller just waits.
     """
     try:
         wanted = lock_file.stat()
@@ -202,14 +203,14 @@ def end_orphans(lock_file: Path) -> list[int]:
             group = os.getpgid(pid)
             if group == os.getpgrp():
                 continue
-            # Asked again for each: the node may have been taken over meanwhile, and a run writes its name into the
-            # lock file before it starts an a0cli.
+            # Read again for each process: another run may have taken over the node, and a run writes its name into
+            # the lock file before it starts an a0cli.
             holder = read_holder(lock_file)
             if holder is None or not holder.is_gone():
                 return ended
             os.killpg(group, signal.SIGKILL)
         except (OSError, ValueError):
-            continue  # it ended meanwhile, or it is another user's
+            continue  # it has ended, or belongs to another user
         ended.append(pid)
     return ended
 

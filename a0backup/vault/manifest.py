@@ -1,4 +1,4 @@
-"""The manifest beside an artifact: what it is, and how it was verified (schema 1)."""
+"""The manifest beside an artifact: what the artifact is, and how it was verified (schema 1)."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from a0backup.errors import ArtifactDamagedError, LaterVersionError
 from a0backup.identity import BackupIdentity
 
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 64 << 20  # ten recovery keys and thousands of starts that nobody knows the end of
+MAX_MANIFEST_BYTES = 64 << 20  # room for ten recovery keys and thousands of starts with an unknown result
 _ID = re.compile(r"(?P<node>[A-Za-z0-9][A-Za-z0-9._-]*)/(?P<folder>\d{8}T\d{6}Z-[a-z][a-z-]*)\Z")
 
 
@@ -34,7 +34,7 @@ class _Part(BaseModel):
 
 
 class ManifestNode(_Part):
-    """Which node it came from."""
+    """The node that the artifact came from."""
 
     name: str
     host: str
@@ -42,7 +42,7 @@ class ManifestNode(_Part):
 
 
 class ManifestArtifact(_Part):
-    """The file beside the manifest."""
+    """The artifact file beside the manifest."""
 
     file: Annotated[str, Field(pattern=r"^[a-z][a-z-]*\.tar\.gz\.enc$")]
     size: Annotated[int, Field(ge=0)]
@@ -61,7 +61,7 @@ Mode = Literal["shared", "sealed", "unknown"]
 
 
 class ManifestPassword(_Part):
-    """What is known of the password that opens the artifact; never the password itself."""
+    """What is known about the password that opens the artifact; never the password itself."""
 
     mode: Mode
     confirmed: bool = False
@@ -69,7 +69,7 @@ class ManifestPassword(_Part):
 
 
 class Encryption(_Part):
-    """How the node encrypted it (vendor's page on exports: `openssl enc -aes-256-ctr -md md5 -nosalt`)."""
+    """How the node encrypted the artifact (vendor's page on exports: `openssl enc -aes-256-ctr -md md5 -nosalt`)."""
 
     cipher: Literal["aes-256-ctr"] = "aes-256-ctr"
     key_derivation: Literal["EVP_BytesToKey-md5-nosalt"] = "EVP_BytesToKey-md5-nosalt"
@@ -77,14 +77,14 @@ class Encryption(_Part):
 
 
 class VerifiedMember(_Part):
-    """A member of the tar, and its size in bytes."""
+    """A member of the tar, with its size in bytes."""
 
     name: str
     size: Annotated[int, Field(ge=0)]
 
 
 class Verified(_Part):
-    """What was verified before the manifest was written; what was not looked at is None. Sizes in bytes."""
+    """What was verified before the manifest was written, with sizes in bytes; what was not checked is None."""
 
     level: Literal["md5", "contents"] = "md5"
     members: int | None = None
@@ -112,24 +112,24 @@ class Manifest(_Part):
 
     @property
     def identity(self) -> BackupIdentity:
-        """What the node showed of it."""
+        """The identity that the node showed for the backup."""
         return BackupIdentity(name=self.name_on_node, md5=self.artifact.md5)
 
     def to_json(self) -> dict[str, object]:
-        """Return the manifest as design.md shows it; what was not looked at is left out."""
+        """Return the manifest as design.md shows it; what was not checked is left out."""
         content: dict[str, object] = json.loads(self.model_dump_json(by_alias=True))
         content["verified"] = json.loads(self.verified.model_dump_json(exclude_none=True))
         return content
 
 
 class UnreadableManifest(_Part):
-    """A manifest that is there and cannot be read as one; *later*: because a later version wrote it."""
+    """A manifest that exists and cannot be read as one; *later* means that a later version wrote it."""
 
     id: str
     reason: str
     later: bool = False
 
     def error(self) -> LaterVersionError | ArtifactDamagedError:
-        """Return the error that says so; what a later version wrote is not damaged."""
+        """Return the matching error; a manifest that a later version wrote is not damaged."""
         kind = LaterVersionError if self.later else ArtifactDamagedError
         return kind(self.id, self.reason)

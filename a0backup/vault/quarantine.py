@@ -1,4 +1,4 @@
-"""Retrievals that failed verification: the newest of each kind is kept aside, with the reason."""
+"""The quarantine: retrievals that failed verification, only the newest of each kind, with the reason."""
 
 import contextlib
 import json
@@ -17,15 +17,15 @@ from a0backup.vault.vault import Vault
 def quarantine(
     vault: Vault, node: str, kind: str, retrieved: Path, *, reason: dict[str, object], now: datetime
 ) -> Path:
-    """Keep the retrieval *retrieved* that failed verification aside with *reason*, the newest of its kind only."""
+    """Move the failed retrieval *retrieved* into quarantine with *reason*; keep only the newest of its kind."""
     place = _quarantine(vault, node)
-    # Never the node's folder with it: a vault that went away meanwhile must not be made anew.
+    # Do not make the node's folder along with it: a vault that has gone away must not be created again.
     with contextlib.suppress(FileExistsError):
         make_new_directory(place)
     former = _quarantined(vault, node, kind)
     folder = place / f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{kind}"
     make_private_directory(folder)
-    # The bytes come last: a folder without them is what a killed run left.
+    # The bytes come last: a folder without them comes from a killed run.
     publish(folder / "reason.json", json.dumps(reason, indent=2).encode() + b"\n")
     retrieved.chmod(0o600)
     retrieved.replace(folder / f"{kind}.tar.gz.enc")
@@ -36,7 +36,7 @@ def quarantine(
 
 
 def drop_quarantine(vault: Vault, node: str, kind: str, *, but_newest: bool = False) -> None:
-    """Remove the retrievals of *kind* that failed verification: all, or those that a killed run did not get to."""
+    """Remove the quarantined retrievals of *kind*: all, or (*but_newest*) those that a killed run did not remove."""
     whole = [path for path in _quarantined(vault, node, kind) if (path / f"{kind}.tar.gz.enc").exists()]
     for path in _quarantined(vault, node, kind):
         if not but_newest or path not in whole[-1:]:

@@ -1,9 +1,9 @@
-"""Sealed passwords of backups that are not settled yet: each in a write-once file of its own.
+"""Sealed passwords of backups that are not settled yet, each in a write-once file of its own.
 
     vault/NODE/passwords/20261123T020000Z-backup.json
 
-The password that a node encrypts with is on the disk, sealed, before the node hears of it. All calls are made under the
-node's lock; the password itself is never written.
+A password is on the disk, sealed, before it is sent to the node. All calls are made under the
+node's lock. The password itself is never written.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _BOX = re.compile(r"[A-Za-z0-9+/]{4,8192}={0,2}\Z")
 
 
 class _Content(BaseModel):
-    """What one file holds (schema 1)."""
+    """The content of one file (schema 1)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -58,11 +58,12 @@ class SealedFiles:
         self._name = re.compile(rf"\d{{8}}T\d{{6}}Z-{re.escape(kind)}\.json\Z")
 
     def write(self, made_at: datetime, sealed: Sequence[SealedPassword]) -> Path:
-        """Keep *sealed* in a new file and return it; it was read back from the disk by then and survives a power cut.
+        """Write *sealed* to a new file, read it back from the disk, and return its path; it survives a power cut.
 
-        A file that is there is never replaced: the next free second is taken. Raise OSError, VaultUnusableError.
+        An existing file is never replaced: the next free second is used. Raise OSError,
+        VaultUnusableError.
         """
-        # Never the node's folder with it: a vault that went away meanwhile must not be made anew.
+        # Do not make the node's folder along with it: a vault that has gone away must not be created again.
         with contextlib.suppress(FileExistsError):
             make_new_directory(self.folder)
         model = _Content(node=self.node, kind=self.kind, made_at=made_at, sealed=tuple(sealed))
@@ -94,7 +95,10 @@ class SealedFiles:
                 return path
 
     def all(self) -> tuple[SealedPassword, ...]:
-        """Return what every readable file holds, oldest first, each once. Raise OSError for an unreadable folder."""
+        """Return the passwords of all readable files, oldest first, each once.
+
+        Raise OSError if the folder is unreadable.
+        """
         return tuple(dict.fromkeys(entry for each in self._contents().values() if each for entry in each.sealed))
 
     def unreadable(self) -> list[str]:
@@ -102,13 +106,14 @@ class SealedFiles:
         return [path.name for path, content in self._contents().items() if content is None and not self._later(path)]
 
     def later(self) -> list[str]:
-        """Return the names of the files that a later version wrote, and only that one reads. Raise OSError."""
+        """Return the names of the files that a later version wrote and only that version reads. Raise OSError."""
         return [path.name for path, content in self._contents().items() if content is None and self._later(path)]
 
     def only_here(self, newest_first: Iterable[Manifest]) -> tuple[SealedPassword, ...]:
-        """Return those that may open a stored artifact which knows nothing of them: none was proven to open it.
+        """Return the passwords that may be the only way to open an artifact whose manifest does not list them.
 
-        Such a one was stored while the file could not be read. *newest_first*: the manifests of this node and kind.
+        Such an artifact was stored while the file could not be read. A password that was proven to
+        open another artifact is left out. *newest_first*: the manifests of this node and kind.
         """
         made = [content for content in self._contents().values() if content]
         wanted: dict[SealedPassword, None] = {}
@@ -128,9 +133,9 @@ class SealedFiles:
         return tuple(entry for entry in wanted if entry not in proven)
 
     def remove(self, but: Sequence[SealedPassword] = ()) -> None:
-        """Remove the readable files durably, but those that hold one of *but*. Raise OSError.
+        """Remove the readable files durably, except those that hold one of *but*. Raise OSError.
 
-        What a killed run left half written goes, too.
+        Partial files that a killed run left are removed, too.
         """
         if not self.folder.is_dir():
             return
@@ -142,7 +147,7 @@ class SealedFiles:
         fsync_directory(self.folder)
 
     def _contents(self) -> dict[Path, _Content | None]:
-        """Return every file of this kind, oldest first, with what it holds; None where it cannot be read as one."""
+        """Return every file of this kind with its content, oldest first; None for a file that cannot be read as one."""
         try:
             names = sorted(entry.name for entry in os.scandir(self.folder) if self._name.match(entry.name))
         except FileNotFoundError:

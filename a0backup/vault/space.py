@@ -1,7 +1,7 @@
-"""Room on the vault's disk for the artifacts that are to come: as much as the last one took, and a quarter more.
+"""Space on the vault's disk for the next artifacts: the size of the last one, plus a quarter.
 
-What nodes that run at the same time are about to write is reckoned with, within one process. A first artifact, of which
-nothing is known, may take what there is.
+Within one process, what concurrent nodes are about to write is taken into account. A first artifact
+has no known size and may take all free space.
 """
 
 import shutil
@@ -13,7 +13,7 @@ from a0backup.errors import VaultFullError
 from a0backup.vault.quarantine import drop_quarantine
 from a0backup.vault.vault import Vault
 
-MARGIN = 1.25  # installations grow, and a night's artifact with them
+MARGIN = 1.25  # installations grow, and their artifacts with them
 
 _lock = threading.Lock()
 _claims: dict[tuple[Path, str], "_Claim"] = {}
@@ -21,7 +21,7 @@ _claims: dict[tuple[Path, str], "_Claim"] = {}
 
 @dataclass(frozen=True)
 class Space:
-    """What the next artifact may take, what the last one took (None: there is none), and what is free; in bytes."""
+    """What the next artifact may take, what the last one took (None: no last one), and what is free, in bytes."""
 
     needed: int
     last: int | None
@@ -38,7 +38,7 @@ class _Claim:
     arriving: Path
 
     def outstanding(self) -> int:
-        """Return how many of the bytes have not been written yet."""
+        """Return the number of bytes that have not been written yet."""
         try:
             written = sum(path.stat().st_size for path in self.arriving.glob("*.tar.gz.enc"))
         except OSError:
@@ -47,7 +47,7 @@ class _Claim:
 
 
 def space_for(vault: Vault, node: str, kind: str) -> Space:
-    """Return how much room the next artifact of *node* needs and has. Raise OSError where the disk cannot be asked."""
+    """Return the space that the next artifact of *node* needs and has. Raise OSError if the disk cannot be queried."""
     last = vault.newest(node, kind)
     size = last.artifact.size if last else None
     free = shutil.disk_usage(nearest(vault.folder(node))).free
@@ -55,17 +55,17 @@ def space_for(vault: Vault, node: str, kind: str) -> Space:
 
 
 def nearest(place: Path) -> Path:
-    """Return *place*, or the nearest above it that exists."""
+    """Return *place*, or its nearest parent that exists."""
     while not place.exists() and place != place.parent:
         place = place.parent
     return place
 
 
 def claim(vault: Vault, node: str, kind: str, *, arriving: Path) -> Space:
-    """Claim room for the artifact that is to come into the directory *arriving*, until `release`; return what it is.
+    """Claim and return space for the next artifact, which arrives in the directory *arriving*, until `release`.
 
-    Where there is too little beside what other nodes have claimed, the node's quarantine goes first. Raise
-    VaultFullError where that is not enough, OSError.
+    If too little remains beside the claims of other nodes, the node's quarantine is deleted first.
+    Raise VaultFullError if that is not enough, OSError.
     """
     try:
         return _claimed(vault, node, kind, arriving)
@@ -86,6 +86,6 @@ def _claimed(vault: Vault, node: str, kind: str, arriving: Path) -> Space:
 
 
 def release(vault: Vault, node: str) -> None:
-    """Give up what was claimed for *node*: its bytes have come, or will not."""
+    """Release the claim of *node*: its bytes have arrived, or will not."""
     with _lock:
         _claims.pop((vault.root, node), None)

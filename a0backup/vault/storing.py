@@ -1,4 +1,4 @@
-"""Storing an artifact: read back from the disk, and its manifest last."""
+"""Store an artifact: read it back from the disk, and write its manifest last."""
 
 import json
 from dataclasses import asdict
@@ -30,9 +30,10 @@ from a0backup.vault.vault import Vault
 
 
 def confirm(vault: Vault, manifest: Manifest) -> None:
-    """Have an artifact that another run stored read back and durable, so that the node's own copy can go.
+    """Read back an artifact that another run stored and make it durable, before the node's copy is deleted.
 
-    That run may have been killed before its last fsync. Raise ArtifactDamagedError, VaultUnusableError.
+    That run may have been killed before its last fsync. Raise ArtifactDamagedError,
+    VaultUnusableError.
     """
     vault.reread(manifest)
     folder = vault.root / manifest.id
@@ -57,17 +58,17 @@ def store(
     flow_run: str,
     now: datetime,
 ) -> Manifest:
-    """Store the verified bytes that wait in `verified_file` as an artifact and return its manifest.
+    """Store the verified bytes in `verified_file` as an artifact and return its manifest.
 
-    When this returns, the artifact has been read back from the disk and matches *expected*, and both it and the
-    manifest survive a power cut. Raise ArtifactDamagedError where what is read back differs, VaultUnusableError
-    where the vault cannot be written; there is no manifest then.
+    When this returns, the artifact has been read back from the disk and matches *expected*, and
+    both it and the manifest survive a power cut. Raise ArtifactDamagedError if the bytes read back
+    differ, VaultUnusableError if the vault cannot be written; then there is no manifest.
     """
     source = verified_file(vault, node.name, kind)
     try:
         damaged = vault.with_md5(node.name, kind, expected.md5, started_at=started_at)
         if damaged is not None and damaged.artifact.sha256 == expected.sha256:
-            # Its manifest is true of these very bytes: put them back where they belong.
+            # Its manifest describes these very bytes: put them back in its place.
             _settle_bytes(vault, source, vault.artifact(damaged))
             vault.reread(damaged)
             return damaged
@@ -88,7 +89,7 @@ def store(
         try:
             vault.reread(manifest)
         except ArtifactDamagedError as error:
-            # Out of the way: a folder without a manifest would be looked through again by every run.
+            # Quarantine it: every run would search a folder without a manifest again.
             reason: dict[str, object] = {"node": node.name, "kind": kind, "reason": error.message()}
             quarantine(vault, node.name, kind, vault.artifact(manifest), reason=reason, now=now)
             folder.rmdir()
@@ -107,7 +108,7 @@ def _settle_bytes(vault: Vault, source: Path, target: Path) -> None:
 
 
 def _publish(vault: Vault, manifest: Manifest) -> None:
-    """Write the manifest, and have it read back before it takes its place. Raise OSError, ArtifactDamagedError."""
+    """Write the manifest, and read it back before it takes its place. Raise OSError, ArtifactDamagedError."""
     content = json.dumps(manifest.to_json(), indent=2).encode() + b"\n"
 
     def read_back(written: Path) -> None:

@@ -1,9 +1,10 @@
-"""The vault: verified artifacts, each in a folder with the manifest that says what it is.
+"""The vault: verified artifacts, each in a folder with its manifest.
 
     vault/NODE/20261123T020000Z-backup/backup.tar.gz.enc    exactly the bytes that the node sent
     vault/NODE/20261123T020000Z-backup/manifest.json        written last; without it the folder is not a backup
 
-Paths are only ever built from a node's validated name, a kind and a time, never from what a node or a file says.
+Paths are built only from a node's validated name, a kind and a time, never from what a node or a
+file says.
 """
 
 import os
@@ -44,14 +45,14 @@ _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
 class VaultSnapshot(NamedTuple):
-    """The artifacts of a node that were there at one time, and in which vault: another disk may be mounted later."""
+    """The artifacts of a node at one time, and the vault that held them: another disk may be mounted later."""
 
     vault: tuple[int, int]  # device and inode of its root
     ids: frozenset[str]
 
 
 class Vault:
-    """The vault at *root*. Whoever changes a node's folder holds that node's lock."""
+    """The vault at *root*; a caller that changes a node's folder holds that node's lock."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -59,35 +60,35 @@ class Vault:
     # -- places ------------------------------------------------------------------------------------------------
 
     def folder(self, node: str) -> Path:
-        """Return the folder of the node of that (validated) name."""
+        """Return the folder of *node*, which is a validated name."""
         return self.root / node
 
     def work(self, node: str) -> Path:
-        """Return where private directories and verified, not yet stored artifacts of that node are."""
+        """Return the folder for private directories and verified, not yet stored artifacts of *node*."""
         return self.folder(node) / "work"
 
     def artifact(self, manifest: Manifest) -> Path:
-        """Return the path of the artifact that *manifest* speaks of."""
+        """Return the path of the artifact that *manifest* describes."""
         return self.root / manifest.id / manifest.artifact.file
 
     def require_mounted(self, node: str) -> None:
-        """Raise VaultUnusableError where the vault's disk is to be mounted and is not."""
+        """Raise VaultUnusableError if the vault's disk should be mounted and is not."""
         if (place := unmounted(self.root)) is not None:
             reason = f"{place} is to be mounted, says {FSTAB}, and is not: the vault would be made anew below it"
             raise VaultUnusableError(node, reason)
 
     def make(self, node: str) -> None:
-        """Have the node's folder there, and the vault. Raise VaultUnusableError where its disk is missing, OSError."""
+        """Make the vault and the node's folder if missing. Raise VaultUnusableError if its disk is missing, OSError."""
         self.require_mounted(node)
         make_private_directory(self.folder(node))
 
     def ensure_writable(self, node: str) -> None:
         """Raise VaultUnusableError unless a file can be written and made durable in the node's folder."""
-        # Asked before the lock is had: a file of each run's own, and no rename that another run's sweep could spoil.
+        # Checked before the lock is held: each run has its own file, and a sweep by another run cannot spoil a rename.
         probe = self.folder(node) / f".writable.{uuid.uuid4().hex}.partial"
         try:
             self.make(node)
-            # Also where they are there already: whoever made them may have been killed before they were durable.
+            # Also if they exist already: the run that made them may have been killed before they were durable.
             fsync_directory(self.root)
             fsync_directory(self.root.parent)
             with open(probe, "xb", buffering=0, opener=open_private) as file:
@@ -102,14 +103,14 @@ class Vault:
     def nodes(self) -> list[str]:
         """Return the names of the nodes that have a folder here, sorted."""
         try:
-            # By names that a node can have: a disk of its own has a folder lost+found, which nobody may read.
+            # Only names that a node can have: a disk of its own has a folder lost+found, which nobody may read.
             entries = [entry for entry in os.scandir(self.root) if _NODE.match(entry.name)]
             return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return []
 
     def folders(self, node: str) -> list[Path]:
-        """Return the artifact folders of *node*, with a manifest or without, oldest first."""
+        """Return the artifact folders of *node*, with or without a manifest, oldest first."""
         try:
             entries = list(os.scandir(self.folder(node)))
         except (FileNotFoundError, NotADirectoryError):
@@ -117,7 +118,7 @@ class Vault:
         return sorted(Path(e.path) for e in entries if _FOLDER.match(e.name) and e.is_dir(follow_symlinks=False))
 
     def entries(self, node: str | None = None) -> Iterator[Manifest | UnreadableManifest]:
-        """Yield every manifest, of one node or of all, by node and oldest first; unreadable ones as such."""
+        """Yield the manifests of one node or of all, by node and oldest first; unreadable ones are marked as such."""
         for name in [node] if node is not None else self.nodes():
             for folder in self.folders(name):
                 manifest = self._read(folder)
@@ -125,7 +126,7 @@ class Vault:
                     yield manifest
 
     def manifests(self, node: str | None = None, kind: str | None = None) -> list[Manifest]:
-        """Return the readable manifests, of one node and kind or of all, by node and oldest first."""
+        """Return the readable manifests of one node and kind or of all, by node and oldest first."""
         return [
             entry
             for entry in self.entries(node)
@@ -133,27 +134,28 @@ class Vault:
         ]
 
     def newest_first(self, node: str, kind: str | None = None) -> Iterator[Manifest]:
-        """Yield the readable manifests of that node, and kind if named, each read only when it is wanted."""
+        """Yield the readable manifests of *node*, and of *kind* if given, newest first; each is read when needed."""
         for folder in reversed(self.folders(node)):
             manifest = self._read(folder)
             if isinstance(manifest, Manifest) and kind in (None, manifest.kind):
                 yield manifest
 
     def newest(self, node: str, kind: str | None = None) -> Manifest | None:
-        """Return the newest readable manifest of that node, and kind if named, without reading the older ones."""
+        """Return the newest readable manifest of *node*, and of *kind* if given, without reading the older ones."""
         return next(self.newest_first(node, kind), None)
 
     def snapshot(self, node: str) -> VaultSnapshot:
-        """Return the artifacts of *node* that are there now. Raise OSError where its folder cannot be read."""
+        """Return the artifacts that *node* has now. Raise OSError if its folder cannot be read."""
         here = self.root.stat()
         names = [entry.name for entry in os.scandir(self.folder(node)) if _FOLDER.match(entry.name)]
         ids = frozenset(f"{node}/{name}" for name in names if (self.folder(node) / name / MANIFEST).exists())
         return VaultSnapshot((here.st_dev, here.st_ino), ids)
 
     def stored_since(self, node: str, kind: str, before: VaultSnapshot) -> Manifest | None:
-        """Return the manifest of the last backup of that kind that a run has stored since *before*; not a foreign one.
+        """Return the manifest of the last backup of *kind* that a run has stored since *before*; not a foreign one.
 
-        By what was there, not by the clock, which may have been set meanwhile. None where this is another vault now.
+        The stored artifacts decide, not the clock, which may have been changed. Return None if this
+        is another vault now.
         """
         now = self.snapshot(node)
         if now.vault != before.vault:
@@ -163,7 +165,7 @@ class Vault:
         return max(found, key=lambda manifest: manifest.stored_at, default=None)
 
     def get(self, artifact_id: str) -> Manifest | UnreadableManifest | None:
-        """Return the manifest with that id, None where there is none. An id is never followed out of the vault."""
+        """Return the manifest with that id, or None if there is none; an id is never followed out of the vault."""
         folder = self.root / artifact_id
         if not _ID.match(artifact_id) or folder.is_symlink():
             return None
@@ -194,9 +196,10 @@ class Vault:
         return manifest
 
     def with_md5(self, node: str, kind: str, md5: str, *, started_at: datetime | None = None) -> Manifest | None:
-        """Return the newest manifest of that node and kind whose artifact has this md5.
+        """Return the newest manifest of *node* and *kind* whose artifact has this md5.
 
-        With *started_at* only that of the very backup that was started then: another night's may have the same bytes.
+        With *started_at*, only the backup that was started then counts: another night's may have
+        the same bytes.
         """
         same = [
             manifest
@@ -206,7 +209,7 @@ class Vault:
         return same[-1] if same else None
 
     def reread(self, manifest: Manifest) -> None:
-        """Read the artifact past the page cache. Raise ArtifactDamagedError unless it is what its manifest says."""
+        """Read the artifact past the page cache. Raise ArtifactDamagedError unless it matches its manifest."""
         with reading(self, manifest) as path:
             actual = digests(path, past_cache=True)
         require_same(manifest, actual)
@@ -214,7 +217,7 @@ class Vault:
 
 @contextmanager
 def reading(vault: Vault, manifest: Manifest) -> Iterator[Path]:
-    """Give the path of the artifact to the block. Raise ArtifactDamagedError where it cannot be read there."""
+    """Yield the path of the artifact to the block. Raise ArtifactDamagedError if the block cannot read it."""
     node, path = manifest.node.name, vault.artifact(manifest)
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
@@ -227,7 +230,7 @@ def reading(vault: Vault, manifest: Manifest) -> Iterator[Path]:
 
 
 def require_same(manifest: Manifest, actual: Digests) -> None:
-    """Raise ArtifactDamagedError unless *actual* is what *manifest* says of its artifact."""
+    """Raise ArtifactDamagedError unless *actual* matches what *manifest* says about its artifact."""
     expected = manifest.artifact
     if actual.size != expected.size:
         reason = f"the artifact has {actual.size} bytes, its manifest says {expected.size}"

@@ -1,4 +1,4 @@
-"""A node of its own for each test of one node's runs."""
+"""Fixtures that give each test of one node's runs its own node."""
 
 import itertools
 from collections.abc import Iterator

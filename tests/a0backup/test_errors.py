@@ -1,4 +1,4 @@
-"""Every error crosses a process boundary whole, and the outline of errors.py is true."""
+"""Every error survives pickling between processes, and the outline in errors.py is correct."""
 
 import inspect
 import pickle
@@ -11,7 +11,7 @@ from a0backup import errors
 from a0backup.errors import A0BackupError, NodeError
 
 CLASSES = [each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, A0BackupError)]
-# A value for each name of a field; the types are those of the constructors.
+# A value for each field name, of the type that the constructors take.
 VALUES = {
     **{"path": "fleet.yaml", "problems": ("line 1: odd", "line 2: odder"), "reasons": ("a0-1: lock",), "total": 3},
     **{"exit_code": 7, "build": 6000, "waited": 2.5, "seconds": 3.0, "deadline": 4.0, "attempts": 3},
@@ -29,7 +29,7 @@ def made(error: type[A0BackupError]) -> A0BackupError:
 
 
 def outline() -> dict[str, tuple[int, bool]]:
-    """Return the classes that the module's docstring names, each with its depth and its mark."""
+    """Return the classes named in the module's docstring, each with its depth and its mark."""
     tree = textwrap.dedent(inspect.getdoc(errors) or "").split("\n\n")[1]
     rows = [re.fullmatch(r"([│├└─ ]*)(\w+)(.*)", line) for line in tree.splitlines()]
     return {row[2]: (len(row[1]) // 4, row[3].rstrip().endswith("(transient)")) for row in rows if row}
@@ -44,7 +44,7 @@ def test_an_error_pickles_with_its_fields_and_its_text(error: type[A0BackupError
 
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
-def test_an_error_says_its_fields_and_ends_in_its_hint(error: type[A0BackupError]) -> None:
+def test_an_error_shows_its_message_and_ends_with_its_hint(error: type[A0BackupError]) -> None:
     before = made(error)
     text = str(before)
     assert text.startswith(before.message())
@@ -54,7 +54,7 @@ def test_an_error_says_its_fields_and_ends_in_its_hint(error: type[A0BackupError
         assert before.message() == f"{before.node}: {before.text()}"
 
 
-def test_the_outline_lists_exactly_the_classes_at_their_place_with_their_mark() -> None:
+def test_the_outline_lists_every_class_at_its_depth_with_its_mark() -> None:
     actual = {
         each.__name__: (len([base for base in each.__mro__ if base in CLASSES]) - 1, each.transient) for each in CLASSES
     }
@@ -62,7 +62,7 @@ def test_the_outline_lists_exactly_the_classes_at_their_place_with_their_mark() 
     assert next(iter(outline())) == "A0BackupError"
 
 
-def test_the_outline_hangs_each_class_below_its_own_base() -> None:
+def test_the_outline_places_each_class_below_its_own_base() -> None:
     above: list[str] = []
     for name, (depth, _) in outline().items():
         del above[depth:]
@@ -71,5 +71,5 @@ def test_the_outline_hangs_each_class_below_its_own_base() -> None:
         above.append(name)
 
 
-def test_a_fleet_file_error_is_a_value_error_too() -> None:
+def test_a_fleet_file_error_is_also_a_value_error() -> None:
     assert issubclass(errors.FleetFileError, ValueError)

@@ -1,4 +1,4 @@
-"""Files survive a crash at any system call, a full disk and any umask; a thread ends before its caller goes on."""
+"""Files survive a crash at any system call, a full disk and any umask. A thread ends before its caller continues."""
 
 import asyncio
 import hashlib
@@ -34,7 +34,7 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 
 
 def python(room: Path, body: str, *, before: list[str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run *body* in a process of its own whose current directory is *room*."""
+    """Run *body* in its own process, whose current directory is *room*."""
     program = f"import os, resource\nfrom pathlib import Path\nfrom a0backup.files import *\n{body}"
     return subprocess.run(
         [*(before or []), sys.executable, "-c", program],
@@ -48,7 +48,7 @@ def python(room: Path, body: str, *, before: list[str] | None = None) -> subproc
 
 
 def traced(room: Path, body: str, *, inject: str = "") -> list[str]:
-    """Return what *body* did on files, as `call name` or `call from -> to`, from the directory named MARK on."""
+    """Return the file calls of *body* after the creation of MARK, as `call name` or `call from -> to`."""
     log = room.parent / f"{room.name}.trace"
     options = [
         "-f",
@@ -83,7 +83,7 @@ def room(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[0o000, 0o022, 0o777], ids=["umask 000", "umask 022", "umask 777"])
 def any_umask(request: pytest.FixtureRequest, room: Path) -> Iterator[None]:
-    """The umask of the call, not of the room that it is made in."""
+    """The umask of the call, not of the room where it runs."""
     former = os.umask(request.param)
     yield
     os.umask(former)
@@ -108,7 +108,7 @@ def test_a_file_is_published_in_the_order_that_survives_a_power_cut(room: Path) 
 
 @needs_strace
 @pytest.mark.parametrize("fails", ["fsync:error=EIO", "write:error=ENOSPC", "rename:error=ENOSPC"])
-def test_a_failed_publish_keeps_the_former_file_and_leaves_nothing_beside_it(room: Path, fails: str) -> None:
+def test_a_failed_publish_keeps_the_old_file_and_leaves_nothing_beside_it(room: Path, fails: str) -> None:
     (room / "journal.json").write_bytes(b"former")
     traced(room, "publish(Path('journal.json').absolute(), b'content')", inject=fails)
     (room / "MARK").rmdir()
@@ -117,11 +117,9 @@ def test_a_failed_publish_keeps_the_former_file_and_leaves_nothing_beside_it(roo
 
 @needs_strace
 @pytest.mark.parametrize("failed", [1, 2])
-def test_after_a_failed_fsync_the_file_is_written_anew_and_the_same_is_never_synced_again(
-    room: Path, failed: int
-) -> None:
+def test_after_a_failed_fsync_the_file_is_rewritten_rather_than_synced_again(room: Path, failed: int) -> None:
     (room / "journal.json").write_bytes(b"former")
-    inject = f"fsync:error=EIO:when={failed}"  # of the file, then of its directory
+    inject = f"fsync:error=EIO:when={failed}"  # 1: of the file, 2: of its directory
     calls = traced(room, "publish(Path('journal.json').absolute(), b'content')", inject=inject)
     assert (room / "journal.json").read_bytes() == b"content"
     again = calls[calls.index("fsync .journal.json.partial" if failed == 1 else "fsync room") + 1 :]
@@ -135,7 +133,7 @@ def test_after_a_failed_fsync_the_file_is_written_anew_and_the_same_is_never_syn
 
 @needs_strace
 @pytest.mark.parametrize("failed", [1, 2])
-def test_bytes_that_a_failed_fsync_left_are_written_anew(room: Path, failed: int) -> None:
+def test_bytes_left_by_a_failed_fsync_are_rewritten(room: Path, failed: int) -> None:
     (room / "artifact").write_bytes(b"x" * 3_000_000)
     before = (room / "artifact").stat().st_ino
     calls = traced(room, "make_durable(Path('artifact').absolute())", inject=f"fsync:error=EIO:when={failed}")
@@ -145,7 +143,7 @@ def test_bytes_that_a_failed_fsync_left_are_written_anew(room: Path, failed: int
 
 
 @needs_strace
-def test_a_disk_that_is_full_halfway_keeps_the_former_file(room: Path) -> None:
+def test_a_disk_that_fills_up_during_a_write_keeps_the_old_file(room: Path) -> None:
     (room / "journal.json").write_bytes(b"former")
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
     done = python(room, f"{limit}\npublish(Path('journal.json'), b'x' * 100_000)")
@@ -160,7 +158,7 @@ def test_a_published_file_is_private_whatever_the_umask(room: Path) -> None:
     assert (room / "journal.json").read_bytes() == b"content"
 
 
-def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(room: Path, tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_file_is_replaced_and_not_followed(room: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(b"precious")
     (room / "journal.json").symlink_to(tmp_path / "elsewhere")
     publish(room / "journal.json", b"content")
@@ -169,12 +167,12 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(room: Path, 
 
 
 @needs_strace
-def test_a_file_is_removed_so_that_it_stays_away(room: Path) -> None:
+def test_a_file_is_removed_durably(room: Path) -> None:
     (room / "journal.json").write_bytes(b"content")
     assert traced(room, "remove_durably(Path('journal.json').absolute())") == ["unlink journal.json", "fsync room"]
 
 
-def test_removing_what_is_not_there_is_well(room: Path) -> None:
+def test_removing_a_missing_file_is_not_an_error(room: Path) -> None:
     remove_durably(room / "journal.json")
 
 
@@ -189,21 +187,21 @@ def test_directories_are_private_whatever_the_umask(room: Path) -> None:
     assert {path.name: mode(path) for path in made} == dict.fromkeys(["vault", "a0-1", "work", "new"], 0o700)
 
 
-def test_a_directory_of_the_operators_is_left_as_it_is(room: Path) -> None:
+def test_an_existing_directory_of_the_operator_is_left_unchanged(room: Path) -> None:
     (room / "vault").mkdir()
     (room / "vault").chmod(0o750)
     make_private_directory(room / "vault")
     assert mode(room / "vault") == 0o750
 
 
-def test_a_new_directory_is_made_by_one_alone(room: Path) -> None:
+def test_only_one_caller_can_create_a_new_directory(room: Path) -> None:
     make_new_directory(room / "new")
     with pytest.raises(FileExistsError):
         make_new_directory(room / "new")
 
 
 @needs_strace
-def test_a_new_directory_is_durable_in_the_one_above(room: Path) -> None:
+def test_a_new_directory_is_durable_in_its_parent(room: Path) -> None:
     assert traced(room, "make_new_directory(Path('new').absolute())") == ["mkdir new", "fsync room"]
 
 
@@ -220,7 +218,7 @@ def test_digests_are_those_of_the_bytes(room: Path, size: int, past_cache: bool)
 
 
 @needs_strace
-def test_what_is_read_past_the_cache_is_dropped_from_it_first(room: Path) -> None:
+def test_a_file_read_past_the_cache_is_dropped_from_it_first(room: Path) -> None:
     (room / "artifact").write_bytes(b"content")
     told = traced(room, "digests(Path('artifact').absolute(), past_cache=True)")
     assert told == ["fadvise64 artifact", "fadvise64 artifact"]
@@ -229,14 +227,14 @@ def test_what_is_read_past_the_cache_is_dropped_from_it_first(room: Path) -> Non
 # -- in_thread ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_thread_gives_back_its_result_and_its_error(room: Path) -> None:
+async def test_a_thread_returns_its_result_and_raises_its_error(room: Path) -> None:
     assert await in_thread(lambda a, b: a + b, 1, b=2) == 3
     with pytest.raises(FileNotFoundError):
         await in_thread(digests, room / "nowhere")
 
 
 class Work:
-    """Work in a thread that ends when it is let go, and not before."""
+    """Work in a thread that does not end before it is let go."""
 
     def __init__(self) -> None:
         self.began, self.let_go, self.ended = threading.Event(), threading.Event(), threading.Event()
@@ -272,8 +270,8 @@ async def test_a_cancelled_caller_waits_for_its_thread_however_often_it_is_cance
     assert work.ended.is_set()
 
 
-async def test_a_cancelled_reading_ends_at_its_next_chunk(room: Path) -> None:
-    """A pipe gives one chunk and then nothing: only the call to stop can end the reading."""
+async def test_a_cancelled_reading_ends_at_the_next_chunk(room: Path) -> None:
+    """A pipe delivers one chunk and then nothing: only the cancellation can end the reading."""
     os.mkfifo(room / "pipe")
     held = os.open(room / "pipe", os.O_RDWR)
     reading = asyncio.ensure_future(in_thread(digests, room / "pipe"))
@@ -302,5 +300,5 @@ async def test_a_stopped_thread_does_not_stop_the_next_one(room: Path) -> None:
     assert (await in_thread(digests, room / "artifact")).size == 3
 
 
-def test_a_stop_is_an_error_of_its_own() -> None:
+def test_a_stop_is_not_an_os_error() -> None:
     assert not issubclass(StoppedError, OSError)

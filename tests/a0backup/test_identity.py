@@ -1,4 +1,4 @@
-"""Which two node backups are the same, and which may be."""
+"""Which node backups are the same, and which may be."""
 
 import pytest
 
@@ -19,7 +19,7 @@ NAME, OTHER, MD5, MORE = "04-06-2016-15-04-30.tar.gz", "05-06-2016-15-04-30.tar.
         ((NAME, None), (OTHER, None), False, False),
     ],
 )
-def test_an_md5_that_is_not_shown_proves_nothing(
+def test_a_missing_md5_proves_nothing(
     one: tuple[str, str | None], other: tuple[str, str | None], equal: bool, may_be: bool
 ) -> None:
     a, b = (BackupIdentity(name=name, md5=md5) for name, md5 in (one, other))
@@ -27,6 +27,6 @@ def test_an_md5_that_is_not_shown_proves_nothing(
     assert (a.may_be(b), b.may_be(a)) == (may_be, may_be)
 
 
-def test_what_is_found_is_identified_by_its_name_and_md5_alone() -> None:
+def test_a_found_backup_is_identified_by_its_name_and_md5_alone() -> None:
     assert Found(NAME, None, "no md5").identity == Found(NAME, None, "md5 'x'").identity
     assert Found(NAME, MD5).identity == BackupIdentity(name=NAME, md5=MD5)

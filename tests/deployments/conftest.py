@@ -1,4 +1,4 @@
-"""A folder with a fleet.yaml, and a server that holds nothing yet: what is registered, and what a check finds."""
+"""A folder with a fleet.yaml and an empty server, to test what is registered and what a check finds."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def api(migrated_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 class Desk:
-    """A folder with a fleet.yaml, and the server to register with, emptied of what others registered."""
+    """A folder with a fleet.yaml, and the server to register with, cleared of what other tests registered."""
 
     def __init__(self, folder: Path, api: str) -> None:
         self.folder, self.api = folder, api

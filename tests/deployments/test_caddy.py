@@ -1,4 +1,4 @@
-"""The shipped Caddyfile in front of a real server: who gets through, and who does not."""
+"""The shipped Caddyfile in front of a real server: who gets through and who does not."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tests.support.login import logged_in
 from tests.support.parts import BIN, REPOSITORY, Part, filled_settings, found, free_port, needed
 from tests.support.patience import eventually, patience
 
-# An event of its own, sent on one websocket and awaited on another.
+# Sends an event on one websocket and waits for it on another.
 ROUND_TRIP = """
 import asyncio, sys
 from prefect.events import emit_event
@@ -42,14 +42,14 @@ asyncio.run(asyncio.wait_for(round_trip(), float(sys.argv[2])))
 
 @dataclass(frozen=True)
 class Proxy:
-    """Caddy as shipped, with an authority of its own."""
+    """Caddy as shipped, with its own certificate authority."""
 
     url: str
     authority: Path
     room: Path
 
     def settings(self, **more: str) -> dict[str, str]:
-        """worker.env.example for this proxy and the server behind it."""
+        """Return worker.env.example filled in for this proxy and the server behind it."""
         filled = {
             "PREFECT_API_URL": f"{self.url}/api",
             "PREFECT_API_AUTH_STRING": ":".join(logged_in()),
@@ -97,7 +97,7 @@ def proxy(tmp_path: Path, engine_server: str) -> Iterator[Proxy]:
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_through_tls_come_those_who_are_known_and_nobody_else(proxy: Proxy) -> None:
+def test_tls_lets_authenticated_clients_through_and_nobody_else(proxy: Proxy) -> None:
     context = ssl.create_default_context(cafile=str(proxy.authority))
     with httpx.Client(base_url=proxy.url, verify=context, trust_env=False, timeout=patience(30)) as client:
         assert client.get("/api/health").status_code == 200
@@ -114,7 +114,7 @@ def test_through_tls_come_those_who_are_known_and_nobody_else(proxy: Proxy) -> N
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_prefects_own_client_gets_through_with_the_authoritys_certificate_and_not_without(proxy: Proxy) -> None:
+def test_prefects_own_client_gets_through_only_with_the_authoritys_certificate(proxy: Proxy) -> None:
     tried = proxy.run(*round_trip())
     assert tried.stdout == "came back\n", tried.stderr[-2000:]
 
@@ -129,7 +129,7 @@ def round_trip() -> list[str]:
 
 
 def ssl_default() -> str:
-    """The authorities that this machine trusts anyway."""
+    """Return the authorities that this machine trusts by default."""
     return ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"
 
 

@@ -1,4 +1,4 @@
-"""compose.yaml and the Dockerfile: what they say, held against the units; there is no Docker here to run them."""
+"""compose.yaml and the Dockerfile, compared with the units. There is no Docker here to run them."""
 
 import re
 import shlex
@@ -28,14 +28,14 @@ def test_a_service_runs_what_its_unit_runs(name: str, tmp_path: Path) -> None:
     assert SERVICES[name]["command"] == [Path(program).name, *arguments]
 
 
-def test_what_the_migration_checks_first_is_checked_here_too(tmp_path: Path) -> None:
+def test_the_settings_check_before_the_migration_runs_here_too(tmp_path: Path) -> None:
     [check, _] = Unit.read("a0backup-migrate", tmp_path).commands
     settings = SERVICES["settings"]
     assert [*settings["entrypoint"], *(word.strip() for word in settings["command"])] == check
     assert SERVICES["migrate"]["depends_on"]["settings"] == {"condition": "service_completed_successfully"}
 
 
-def test_nothing_of_the_engine_starts_before_the_migration_has_ended_well() -> None:
+def test_no_part_of_the_engine_starts_before_the_migration_has_succeeded() -> None:
     for name in ("server", "services"):
         assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
     for name in ("worker", "caddy"):
@@ -43,17 +43,17 @@ def test_nothing_of_the_engine_starts_before_the_migration_has_ended_well() -> N
 
 
 def hook() -> list[str]:
-    """What is run in the worker's container before it is stopped."""
+    """Return the command that runs in the worker's container before it is stopped."""
     [only] = SERVICES["worker"]["pre_stop"]
     command: list[str] = only["command"]
     return command
 
 
-def test_a_worker_that_is_stopped_ends_its_runs_as_its_unit_does() -> None:
+def test_a_stopped_worker_ends_its_runs_as_its_unit_does() -> None:
     stops = [value.removeprefix("-").split() for key, value in unit_lines("a0backup-worker") if key == "ExecStop"]
     in_unit = [shlex.join([Path(program).name, *words[:-2]]) for program, *words in stops]
     assert [part in hook()[-1] for part in in_unit] == [True, True]
-    # The runs, by the command that Prefect's process worker starts them with.
+    # The pattern matches the command with which Prefect's process worker starts the runs.
     from prefect.runner import _starter_engine
 
     assert '"-m", "prefect.engine"' in Path(_starter_engine.__file__).read_text()
@@ -63,9 +63,9 @@ def test_a_worker_that_is_stopped_ends_its_runs_as_its_unit_does() -> None:
     assert f"timeout {grace} " in hook()[-1]
 
 
-def test_a_stop_waits_for_the_runs_and_goes_well_also_where_there_is_none() -> None:
+def test_a_stop_waits_for_the_runs_and_also_succeeds_without_any() -> None:
     needed("pkill", "pidwait")
-    # Not a name that others on this machine have.
+    # A name that no other process on this machine has.
     name = f"refect-{uuid4()}"
     command = [word.replace("refect.engine", name) for word in hook()]
     assert subprocess.run(command, timeout=patience(30)).returncode == 0
@@ -88,7 +88,7 @@ def test_every_container_is_locked_down(name: str) -> None:
     assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "caddy" else [])
 
 
-def test_the_proxy_alone_can_be_reached_from_outside() -> None:
+def test_only_the_proxy_can_be_reached_from_outside() -> None:
     assert {name: service["ports"] for name, service in SERVICES.items() if "ports" in service} == {
         "caddy": ["443:443"]
     }
@@ -99,7 +99,7 @@ def test_the_proxy_alone_can_be_reached_from_outside() -> None:
     assert SERVICES["postgres"]["networks"] == SERVICES["redis"]["networks"] == ["back"]
 
 
-def test_the_worker_alone_sees_the_vault_and_writes_to_nothing_else() -> None:
+def test_only_the_worker_sees_the_vault_and_it_writes_nowhere_else() -> None:
     bound = {
         name: {volume["target"]: volume.get("read_only", False) for volume in service.get("volumes", [])}
         for name, service in SERVICES.items()
@@ -120,7 +120,7 @@ def test_the_worker_alone_sees_the_vault_and_writes_to_nothing_else() -> None:
 
 
 @each_service
-def test_no_secret_stands_in_clear(name: str) -> None:
+def test_no_secret_is_in_clear_text(name: str) -> None:
     for variable, value in SERVICES[name].get("environment", {}).items():
         if re.search("PASSWORD|SECRET|AUTH|TOKEN|KEY", variable):
             assert variable.endswith("_FILE"), variable
@@ -128,7 +128,7 @@ def test_no_secret_stands_in_clear(name: str) -> None:
     assert {secret["file"].rpartition("/")[0] for secret in COMPOSE["secrets"].values()} == {"/etc/a0backup"}
 
 
-def test_what_is_set_here_over_the_files_is_only_where_things_are() -> None:
+def test_compose_overrides_only_addresses_of_the_settings_files() -> None:
     over = SERVICES["server"]["environment"]
     assert set(over) == {
         "PREFECT_SERVER_DATABASE_HOST",
@@ -139,13 +139,13 @@ def test_what_is_set_here_over_the_files_is_only_where_things_are() -> None:
     assert set(SERVICES["worker"]["environment"]) == {"PREFECT_API_URL"}
 
 
-def test_no_later_command_needs_a_variable_that_was_there_at_the_first() -> None:
+def test_no_command_needs_a_variable_that_was_set_for_an_earlier_one() -> None:
     text = (REPOSITORY / "deployments/compose.yaml").read_text()
     assert [name for name in re.findall(r"\$\{(.*?)\}", text) if ":-" not in name] == []
 
 
 @each_service
-def test_what_lasts_and_listens_is_asked_for_its_health(name: str) -> None:
+def test_every_lasting_listener_has_a_health_check(name: str) -> None:
     assert ("healthcheck" in SERVICES[name]) is (name in ("postgres", "redis", "server", "caddy"))
 
 
@@ -154,7 +154,7 @@ def test_every_image_is_pinned_to_a_release(name: str) -> None:
     assert re.fullmatch(r"[a-z0-9]+:\d+\.\d+(\.\d+)?(-bookworm)?", SERVICES[name]["image"])
 
 
-def test_the_image_is_built_from_the_lock_on_a_pinned_base_for_a_user_without_rights() -> None:
+def test_the_image_is_built_from_the_lock_on_a_pinned_base_for_an_unprivileged_user() -> None:
     version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
     assert SERVICES["worker"]["image"] == f"a0backup:{version}"
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
@@ -165,13 +165,13 @@ def test_the_image_is_built_from_the_lock_on_a_pinned_base_for_a_user_without_ri
     assert not re.search(r"COPY.*(key|a0cli|password|\.env)", DOCKERFILE)
 
 
-def test_what_the_build_sees_is_named_piece_by_piece() -> None:
+def test_the_build_context_is_an_explicit_list() -> None:
     lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
     wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert {f"!{package}/**" for package in wheel["packages"]} <= set(rules)
-    # The container's `a0backup engine register` looks for it beside itself.
+    # `a0backup engine register` in the container looks for this file next to itself.
     assert wheel["force-include"] == {"prefect.yaml": "deployments/prefect.yaml"}
     assert {f"!{file}" for file in wheel["force-include"]} <= set(rules)
 

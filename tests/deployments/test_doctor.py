@@ -1,4 +1,4 @@
-"""`a0backup engine check`, from the outside: what an engine lacks for the night to come."""
+"""`a0backup engine check` from the outside: what an engine lacks for the coming night."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ from tests.support.paths import REPOSITORY
 from tests.support.patience import eventually
 
 BIN = Path(sys.executable).parent
-# Prefect schedules nothing that is more than 100 days ahead.
+# Prefect schedules nothing more than 100 days ahead.
 FAR = f"0 2 1 {(datetime.now(UTC) + timedelta(days=180)).month} *"
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -39,7 +39,7 @@ def remarks(desk: Desk, verdict: str) -> list[str]:
     return [each["text"] for each in json.loads(check(desk, "--json").stdout) if each["verdict"] == verdict]
 
 
-def test_what_is_missing_another_or_switched_off_is_found_until_all_is_well(desk: Desk) -> None:
+def test_missing_changed_and_disabled_objects_are_found_until_all_are_fixed(desk: Desk) -> None:
     empty = check(desk)
     assert empty.returncode == 1
     for missing in ("work pool appliance", "limit a0backup-a0-2", "deployment backup-fleet/nightly"):
@@ -91,13 +91,13 @@ def test_what_is_missing_another_or_switched_off_is_found_until_all_is_well(desk
         worker.wait()
 
 
-def test_it_looks_at_no_node_and_says_so(desk: Desk) -> None:
+def test_the_engine_check_refuses_to_check_a_node(desk: Desk) -> None:
     refused = check(desk, "a0-1")
     assert refused.returncode == 2
     assert "--engine looks at no node" in refused.stderr
 
 
-def test_a_run_that_no_worker_takes_is_named_as_late(desk: Desk) -> None:
+def test_a_run_that_no_worker_takes_is_reported_as_late(desk: Desk) -> None:
     assert desk.register().returncode == 0
     nightly = desk.deployment("backup-fleet/nightly")["id"]
     made = desk.client.post(f"/deployments/{nightly}/create_flow_run", json={"name": "forgotten"}).json()
@@ -114,14 +114,14 @@ async def client(desk: Desk) -> AsyncIterator[PrefectClient]:
 
 
 async def coming(desk: Desk, client: PrefectClient, **later: float) -> list[tuple[Verdict, str]]:
-    """What is said of the runs to come, *later* than now."""
+    """Return the remarks on the coming runs, as of *later* than now."""
     things = wanted(load_fleet(desk.folder / "fleet.yaml"))
     looked = doctor._coming(client, things, datetime.now(UTC) + timedelta(**later))
     return [(remark.verdict, remark.text) async for remark in looked]
 
 
 def schedules(desk: Desk, **crons: str) -> None:
-    """Put a prefect.yaml beside fleet.yaml, with these schedules and no other."""
+    """Write a prefect.yaml next to fleet.yaml with exactly these schedules."""
     content = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
     for entry in content["deployments"]:
         cron = crons.get(entry["name"].replace("-", "_"))
@@ -129,11 +129,11 @@ def schedules(desk: Desk, **crons: str) -> None:
     (desk.folder / "prefect.yaml").write_text(yaml.safe_dump(content))
 
 
-async def test_a_backup_that_nothing_schedules_is_a_problem_and_one_registered_just_now_is_not(
+async def test_a_backup_that_nothing_schedules_is_a_problem_but_one_registered_just_now_is_not(
     desk: Desk, client: PrefectClient
 ) -> None:
     schedules(desk, nightly=FAR, hourly_check=FAR)
-    assert await coming(desk, client) == []  # what is missing is said already
+    assert await coming(desk, client) == []  # what is missing is already reported elsewhere
     assert desk.register().returncode == 0
     yet = "is scheduled yet, as it was changed just now"
     none = "is scheduled, so none comes by itself"
@@ -154,7 +154,9 @@ async def test_a_backup_that_nothing_schedules_is_a_problem_and_one_registered_j
     ]
 
 
-async def test_a_run_that_a_person_has_set_for_later_is_no_schedule(desk: Desk, client: PrefectClient) -> None:
+async def test_a_run_that_a_person_set_for_later_does_not_count_as_a_schedule(
+    desk: Desk, client: PrefectClient
+) -> None:
     schedules(desk, nightly=FAR)
     assert desk.register().returncode == 0
     later = {"scheduled_time": (datetime.now(UTC) + timedelta(days=1)).isoformat()}
@@ -170,7 +172,7 @@ async def test_a_prefect_yaml_that_schedules_no_backup_is_a_problem(desk: Desk, 
     assert await coming(desk, client) == [(Verdict.PROBLEM, "prefect.yaml schedules no backup")]
 
 
-async def test_a_worker_is_online_for_as_long_as_its_heartbeats_say_so(desk: Desk, client: PrefectClient) -> None:
+async def test_a_worker_is_online_only_as_long_as_its_heartbeats_say_so(desk: Desk, client: PrefectClient) -> None:
     assert desk.register().returncode == 0
     await client.send_worker_heartbeat("appliance", "one", heartbeat_interval_seconds=30)
 
@@ -178,14 +180,14 @@ async def test_a_worker_is_online_for_as_long_as_its_heartbeats_say_so(desk: Des
         return [remark async for remark in doctor._workers(client, datetime.now(UTC) + timedelta(**later))]
 
     assert [remark.text for remark in await said()] == ["workers of the pool appliance: one"]
-    # Its state is ONLINE still: where the server's services are down, nothing sets another.
+    # Its state is still ONLINE: while the server's services are down, nothing changes it.
     assert [remark.verdict for remark in await said(seconds=95)] == [Verdict.PROBLEM]
 
 
-async def test_a_run_whose_worker_died_before_it_began_is_named(desk: Desk, client: PrefectClient) -> None:
+async def test_a_run_whose_worker_died_before_it_began_is_reported(desk: Desk, client: PrefectClient) -> None:
     assert desk.register().returncode == 0
     nightly = desk.deployment("backup-fleet/nightly")["id"]
-    # As a worker sets it when it has taken a run up.
+    # The state that a worker sets when it has taken a run.
     body = {"name": "taken", "state": {"type": "PENDING", "name": "Submitting"}}
     made = desk.client.post(f"/deployments/{nightly}/create_flow_run", json=body).raise_for_status().json()
 

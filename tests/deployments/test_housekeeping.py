@@ -1,4 +1,4 @@
-"""The engine's own house: its history ends, an upgrade is tried on a copy first, a dead worker's slot comes back."""
+"""The engine's housekeeping: history expires, an upgrade is tried on a copy first, a dead worker's slot is released."""
 
 import base64
 import contextlib
@@ -34,13 +34,13 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 BIN = Path(sys.executable).parent
 A_LONG_TIME_AGO = datetime.now(UTC) - timedelta(days=91)
 
-# What has the history of runs end after 90 days.
+# Settings that delete the history of runs after 90 days.
 RETENTION = {
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": "7776000",
     "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P30D",
 }
-# As after an upgrade from a Prefect of spring 2025: tables, columns and foreign keys differ from today's.
+# As after an upgrade from a Prefect of spring 2025, whose tables, columns and foreign keys differ from today's.
 EARLIER = "7655f31c5157"
 
 
@@ -53,7 +53,7 @@ class Home:
 
     @property
     def environment(self) -> dict[str, str]:
-        """That of a command which uses the server that runs here now."""
+        """Return the environment of a command that uses the server running here now."""
         mine = {"PREFECT_HOME": str(self.path), "A0_BACKUP_PASSWORD": "Canary7Password"}
         if self.api:
             mine |= {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": ":".join(logged_in(self.path))}
@@ -61,7 +61,7 @@ class Home:
 
     @contextmanager
     def served(self, settings: Mapping[str, str] | None = None) -> Iterator[httpx.Client]:
-        """Run our own server here, with *settings* beside those that it has."""
+        """Run our own server here, with *settings* in addition to its own."""
 
         class Tuned(OwnServer):
             def _environment(self, port: int) -> dict[str, str]:
@@ -78,7 +78,7 @@ class Home:
             self.api = ""
 
     def ask(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        """Return what the database says, while no server runs on it."""
+        """Return what the database answers. No server may be running on it."""
         with contextlib.closing(sqlite3.connect(self.path / "prefect.db")) as database, database:
             return database.execute(statement, values).fetchall()
 
@@ -90,7 +90,7 @@ class Home:
         return ended.stdout
 
     def checked(self, fleet_yaml: Path) -> str:
-        """Have `a0backup check` run on the server that runs here, and return the id of its run."""
+        """Run `a0backup check` on the server running here and return the id of its flow run."""
         known = {run["id"] for run in self.runs()}
         command = [BIN / "a0backup", "check", "--fleet", fleet_yaml]
         ended = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=patience(120))
@@ -105,7 +105,7 @@ class Home:
         return found
 
     def rows_of(self, run: str) -> dict[str, int]:
-        """How many rows the database has of a run, by table."""
+        """Return how many rows the database has for a run, by table."""
         tables = {"flow_run": "id", "task_run": "flow_run_id", "log": "flow_run_id", "artifact": "flow_run_id"}
         tables |= {"flow_run_state": "flow_run_id"}
         return {
@@ -125,10 +125,10 @@ def fleet_yaml(tmp_path: Path) -> Iterator[Path]:
         yield fleet.fleet_yaml(tmp_path / "fleet.yaml")
 
 
-# -- history ends ------------------------------------------------------------------------------------------------------
+# -- history expires ---------------------------------------------------------------------------------------------------
 
 
-def test_what_ended_90_days_ago_is_forgotten_and_what_is_younger_or_under_way_is_not(
+def test_runs_that_ended_90_days_ago_are_deleted_and_younger_or_running_ones_are_kept(
     home: Home, fleet_yaml: Path
 ) -> None:
     with home.served() as client:
@@ -143,12 +143,13 @@ def test_what_ended_90_days_ago_is_forgotten_and_what_is_younger_or_under_way_is
     old_events = home.ask("update events set occurred = ? where id in (select id from events limit 5) returning id",
                           _text(A_LONG_TIME_AGO))  # fmt: skip
 
-    # No shorter loop: it looks at each start of the server, also of one that lives for a single run.
+    # No shorter interval is needed: the vacuum also runs at each start of the server, even of one that lives for a
+    # single run.
     with home.served(RETENTION) as client:
         assert eventually(lambda: client.get(f"flow_runs/{old}").status_code == httpx.codes.NOT_FOUND, 60)
         assert client.get(f"flow_runs/{young}").is_success
         assert client.get(f"flow_runs/{under_way}").json()["state"]["name"] == "Running"
-        # Its children go after it.
+        # Its children are deleted after it.
         artifacts = {"artifacts": {"flow_run_id": {"any_": [old]}}}
         assert eventually(lambda: client.post("artifacts/filter", json=artifacts).json() == [], 60)
         latest = client.get("artifacts/check-report/latest").raise_for_status().json()
@@ -164,8 +165,8 @@ def _text(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
-def test_of_a_run_nothing_is_left_in_the_engines_storage_but_the_error_of_one_that_failed(tmp_path: Path) -> None:
-    """Prefect writes the error of a failed flow whatever is set, and never removes it: some hundred bytes a night."""
+def test_a_run_leaves_nothing_in_the_engines_storage_except_its_error_if_it_failed(tmp_path: Path) -> None:
+    """Prefect always writes the error of a failed flow, and never removes it: some hundred bytes a night."""
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), "A0_BACKUP_PASSWORD": "Canary7Password"}
     del environment["PREFECT_HOME"]
     left = []
@@ -189,12 +190,12 @@ def test_of_a_run_nothing_is_left_in_the_engines_storage_but_the_error_of_one_th
 
 
 def upgrade_as_printed() -> str:
-    """Return the runnable blocks on the upgrade of our own engine, one after another."""
+    """Return the runnable blocks on the upgrade of our own engine, joined."""
     section = (REPOSITORY / "docs/upgrade.md").read_text().partition("\n## Upgrading\n")[2].partition("\n## ")[0]
     return "\n".join(re.findall(r"^<!-- runnable -->\n```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL))
 
 
-def test_an_upgrade_of_our_own_engine_is_tried_on_a_copy_as_printed_and_keeps_its_runs(
+def test_the_printed_upgrade_of_our_own_engine_is_tried_on_a_copy_and_keeps_its_runs(
     home: Home, fleet_yaml: Path, tmp_path: Path
 ) -> None:
     with home.served():
@@ -235,7 +236,7 @@ def test_an_upgrade_of_our_own_engine_is_tried_on_a_copy_as_printed_and_keeps_it
 
 @contextmanager
 def postgresql() -> Iterator[tuple[int, Callable[..., None]]]:
-    """Run PostgreSQL with a database `prefect`; give its port, and what runs one of its programs on it."""
+    """Run PostgreSQL with a database `prefect`. Yield its port and a function that runs one of its programs on it."""
     user = pwd.getpwnam("postgres") if os.getuid() == 0 else None  # it refuses to run as root
     # Not below pytest's folders, which only their owner can enter.
     room, port = Path(tempfile.mkdtemp(prefix="a0backup-upgrade-")), free_port()
@@ -278,7 +279,7 @@ def test_an_upgrade_on_postgresql_is_tried_on_a_copy_and_keeps_its_runs(home: Ho
         program("createdb", "-T", "prefect", "prefect_tried")
         home.prefect("server", "database", "upgrade", "--yes", **database("prefect_tried"))
         home.prefect("server", "database", "upgrade", "--yes", **database("prefect"))
-        # The way back: what was dumped is whole, and an earlier Prefect's.
+        # The way back: the dump is complete and belongs to the earlier Prefect.
         program("createdb", "prefect_back")
         program("pg_restore", "--exit-on-error", "-d", "prefect_back", "prefect-before.dump")
         home.prefect("server", "database", "upgrade", "--yes", **database("prefect_back"))
@@ -313,10 +314,10 @@ def is_free(client: httpx.Client, name: str) -> bool:
     return bool(limit(client, name)["active_slots"] == 0)
 
 
-def test_the_slot_of_a_killed_worker_is_free_again_within_a_minute_also_where_the_server_died_with_it(
+def test_the_slot_of_a_killed_worker_is_free_again_within_a_minute_even_if_the_server_died_with_it(
     home: Home, migrated_home: Path, tmp_path: Path
 ) -> None:
-    """60 s is the least lease that Prefect allows; the server looks for those that ended every 15 s."""
+    """60 s is the shortest lease that Prefect allows. The server looks for expired leases every 15 s."""
     from tasks.slots import ALL_NODES, limit_of
 
     other = Home(Path(shutil.copytree(migrated_home, tmp_path / "other")))
@@ -346,7 +347,7 @@ def test_the_slot_of_a_killed_worker_is_free_again_within_a_minute_also_where_th
             for name in (ALL_NODES, limit_of("a0-1")):
                 assert eventually(partial(is_free, client, name), 90)
         assert time.monotonic() - killed < patience(90)
-        # The next night has it.
+        # The next night gets the slot.
         with subprocess.Popen(
             [sys.executable, "-c", _HOLDER],
             cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""`a0backup run` and `demo` as processes: on an engine of their own or the operator's, called off, killed, cut off."""
+"""`a0backup run` and `demo` as processes: on their own engine or the operator's, interrupted, killed, cut off."""
 
 import json
 import re
@@ -33,13 +33,13 @@ def appliances(tmp_path: Path) -> Iterator[SimulatedFleet]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    """One without an engine of its own yet, for what runs on the operator's."""
+    """Return a place without its own engine yet, for runs on the operator's engine."""
     return Place(tmp_path)
 
 
 @pytest.fixture
 def own(place: Place, migrated_home: Path) -> Iterator[Place]:
-    """One whose engine has its database already."""
+    """Yield a place whose engine already has its database."""
     place.engine.parent.mkdir(parents=True)
     shutil.copytree(migrated_home, place.engine)
     yield place
@@ -52,13 +52,13 @@ def own(place: Place, migrated_home: Path) -> Iterator[Place]:
 
 
 def hold(appliances: SimulatedFleet, node: str) -> None:
-    """Have the node say 'in progress' from its start on, until it is told to forget that."""
+    """Make the node report 'in progress' from its start on, until it is told to forget."""
     assert eventually(lambda: bool(appliances.calls(node, "backup")), 60)
     appliances.tell(node, "backup-status", "in_progress")
 
 
 @pytest.mark.engine
-def test_a_run_starts_an_engine_of_its_own_records_every_step_there_and_leaves_nothing(
+def test_a_run_starts_its_own_engine_records_every_step_there_and_leaves_nothing_behind(
     own: Place, appliances: SimulatedFleet
 ) -> None:
     ended = own.run("run")
@@ -79,7 +79,7 @@ def test_a_run_starts_an_engine_of_its_own_records_every_step_there_and_leaves_n
 
 @pytest.mark.engine
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_called_off_ends_in_time_and_the_next_one_finishes_its_backups(
+def test_an_interrupted_run_ends_in_time_and_the_next_one_finishes_its_backups(
     own: Place, tmp_path: Path, engine_server: str, number: signal.Signals
 ) -> None:
     with SimulatedFleet(tmp_path / "sim", nodes=4) as appliances:
@@ -105,7 +105,7 @@ def test_a_run_that_is_called_off_ends_in_time_and_the_next_one_finishes_its_bac
         assert set(tasks) == {"Completed", "Crashed"}
 
         appliances.forget()
-        # On another engine: what is left to do is known to node and vault alone.
+        # On another engine: only the node and the vault know what remains to be done.
         ended = own.run("run", "a0-1", "a0-2", "a0-3", PREFECT_API_URL=engine_server)
         assert ended.returncode == 0, ended.stderr
         assert own.stored() == ["a0-1", "a0-2", "a0-3", "a0-4"]
@@ -151,11 +151,11 @@ def test_after_a_kill_the_engine_ends_and_the_next_run_marks_the_dead_one_and_fi
 
 
 @pytest.mark.engine
-def test_without_the_engine_that_died_meanwhile_vault_report_and_exit_code_are_right_and_the_run_ends(
+def test_a_run_whose_engine_dies_ends_with_the_right_vault_report_and_exit_code(
     own: Place, appliances: SimulatedFleet
 ) -> None:
     appliances.tell("a0-1", "backup", "duration", seconds=3)
-    # Otherwise Prefect's client waits half a minute in all for it to come back.
+    # By default, Prefect's client waits half a minute in all for the engine to come back.
     process = own.start("run", PREFECT_CLIENT_MAX_RETRIES="1")
     assert eventually(lambda: bool(appliances.calls("a0-1", "backup")), 60)
     server = server_of(process)
@@ -166,7 +166,7 @@ def test_without_the_engine_that_died_meanwhile_vault_report_and_exit_code_are_r
     assert own.stored() == ["a0-1", "a0-2"]
     assert out.startswith("2 node backups: 2 stored\n")
     assert "its page does not show how the run ended" in err
-    assert len(err) < 5000  # and not every event that could not be sent
+    assert len(err) < 5000  # not every event that could not be sent
     assert own.left() == []
 
 
@@ -223,7 +223,7 @@ def test_a_terminal_shows_a_live_table_and_then_a_clean_report(
     terminal = Terminal(place, "run", PREFECT_API_URL=engine_server)
     assert terminal.exit_code(60) == 0
     assert re.search(rb"a0-1 +await +\d", terminal.shown)  # a row of the table
-    assert terminal.shown.count(b"\x1b[?25l") == terminal.shown.count(b"\x1b[?25h") == 1  # the cursor hidden, shown
+    assert terminal.shown.count(b"\x1b[?25l") == terminal.shown.count(b"\x1b[?25h") == 1  # cursor hidden, shown
     headline = b"2 node backups: 2 stored\r\n"
     _, found, report = terminal.shown.partition(headline)
     assert found == headline
@@ -233,7 +233,7 @@ def test_a_terminal_shows_a_live_table_and_then_a_clean_report(
 
 
 @pytest.mark.engine
-def test_a_second_ctrl_c_ends_at_once_and_gives_the_cursor_back(
+def test_a_second_ctrl_c_ends_the_run_at_once_and_restores_the_cursor(
     place: Place, appliances: SimulatedFleet, engine_server: str
 ) -> None:
     appliances.tell("a0-1", "backup-retrieve", "hang", ignore_sigterm=True)

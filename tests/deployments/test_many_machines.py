@@ -1,4 +1,4 @@
-"""A night over two workers, as two machines would run it, on PostgreSQL and Redis."""
+"""A night on two workers, as two machines would run it, on PostgreSQL and Redis."""
 
 import contextlib
 import itertools
@@ -28,7 +28,7 @@ def register(engine: Engine, folder: Path) -> None:
 
 
 def end_zombies_sooner(engine: Engine) -> None:
-    """Have it take as little as three heartbeats of the runs allow, not nine minutes."""
+    """Make it take as little as three heartbeats of the runs allow, instead of nine minutes."""
     [zombies] = engine.client.post("automations/filter", json={}).raise_for_status().json()
     zombies["trigger"]["within"] = 95
     kept = {key: zombies[key] for key in ("name", "description", "enabled", "trigger", "actions")}
@@ -36,7 +36,7 @@ def end_zombies_sooner(engine: Engine) -> None:
 
 
 def runs_of(worker: Part) -> set[str]:
-    """The flow runs whose processes the worker has."""
+    """Return the flow runs whose processes belong to the worker."""
     found = set()
     for process in processes_of(worker):
         with contextlib.suppress(psutil.Error):
@@ -49,13 +49,13 @@ def processes_of(worker: Part) -> list[psutil.Process]:
 
 
 def session_of(call: dict[str, str]) -> str:
-    """Which run of the node made a call of a0cli: each has a private directory of its own."""
+    """Return which run of the node made an a0cli call. Each run has its own private directory."""
     return Path(call["cwd"]).name
 
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_of_16_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stored_once(tmp_path: Path) -> None:
+def test_each_of_16_nodes_is_stored_once_although_one_of_two_workers_dies_midway(tmp_path: Path) -> None:
     needed(*ENGINE_PARTS)
     operator = tmp_path / "operator"
     operator.mkdir()
@@ -77,7 +77,8 @@ def test_of_16_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stor
         nightly = engine.client.get("deployments/name/backup-fleet/nightly").raise_for_status().json()["id"]
         body = {"parameters": {"fan_out": "workers"}}
         night = engine.client.post(f"deployments/{nightly}/create_flow_run", json=body).raise_for_status().json()["id"]
-        # So that it is the other worker which dies: who died with it could not start what died too.
+        # The night runs on the first worker, so the second is the one to die. A night that died too could not start
+        # again the runs that died with it.
         assert eventually(lambda: night in runs_of(first), 60), first.tail()
         second = engine.start_worker("two", operator, **settings)
 
@@ -89,7 +90,7 @@ def test_of_16_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stor
             return len(list(vault.glob("*/*/manifest.json")))
 
         def at_work() -> set[str]:
-            """The nodes of which a run of the second worker is in the middle, with nothing stored yet."""
+            """Return the nodes that a run of the second worker is in the middle of, with nothing stored yet."""
             its_own = {process.pid for process in processes_of(second)}
             locks = [
                 lock
@@ -100,7 +101,7 @@ def test_of_16_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stor
             return {folder.name for folder in begun if not list(folder.glob("*/manifest.json"))}
 
         def caught() -> bool:
-            """Whether it stands still now, in the middle of nodes."""
+            """Return whether the worker now stands still in the middle of nodes."""
             if stored() < 4 or not at_work():
                 return False
             second.stand_still()
@@ -122,11 +123,11 @@ def test_of_16_nodes_on_two_workers_of_which_one_dies_in_the_middle_each_is_stor
         assert manifests == {f"a0-{number}": 1 for number in range(1, NODES + 1)}
         assert Counter(call["node"] for call in appliances.calls(command="backup")) == manifests
         for node in manifests:
-            # The runs that called the node, in the order of their calls: each comes once, and so was alone.
+            # The runs that called the node, in the order of their calls. Each appears once, so no two overlapped.
             runs = [run for run, _ in itertools.groupby(map(session_of, appliances.calls(node)))]
             assert len(runs) == len(set(runs)), node
             assert appliances.holds(node) is None
-        # Those in the middle were taken over, and the runs that died are known as dead.
+        # The interrupted nodes were taken over, and the dead runs are known as dead.
         assert left_behind
         for node in left_behind:
             assert len({session_of(call) for call in appliances.calls(node)}) == 2, node

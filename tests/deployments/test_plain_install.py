@@ -1,4 +1,4 @@
-"""`pip install .` in a bare virtual environment, without the lock: what the package itself asks for must do."""
+"""`pip install .` in a bare virtual environment, without the lock: the package's own requirements must suffice."""
 
 import json
 import os
@@ -25,7 +25,7 @@ FOREIGN = ("PREFECT_", "XDG_", "COVERAGE_", "PYTHON", "VIRTUAL_ENV")
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """What a user of their own has: nothing of this process's virtual environment, and none of Prefect's settings."""
+    """Return what a fresh user has: nothing of this process's virtual environment and none of Prefect's settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     return kept | {
         "HOME": str(tmp_path),
@@ -36,7 +36,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def a0backup(tmp_path: Path, environment: dict[str, str]) -> Path:
-    """The command, installed as from a download of the source."""
+    """Return the command, installed as from a source download."""
     source = tmp_path / "source"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True)
     for name in filter(None, listed.stdout.decode().split("\0")):

@@ -33,7 +33,7 @@ def template(kind: str) -> dict[str, Any]:
 
 
 def rendered(configuration: type[Any], kind: str, api: str = API, **values: object) -> Any:
-    """What a worker makes of the template for a run of the first deployment."""
+    """Return the job that a worker renders from the template for a run of the first deployment."""
     given = DEPLOYMENTS[0]["work_pool"]["job_variables"] | values
 
     async def render() -> Any:
@@ -78,7 +78,7 @@ def test_the_image_is_the_one_that_compose_runs(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_every_variable_is_used_and_every_one_used_is_there(kind: str) -> None:
+def test_every_variable_is_used_and_every_used_variable_exists(kind: str) -> None:
     whole = template(kind)
     text = json.dumps(whole["job_configuration"])
     for name in whole["variables"]["properties"]:
@@ -86,7 +86,7 @@ def test_every_variable_is_used_and_every_one_used_is_there(kind: str) -> None:
     assert text.count("{{") == sum(text.count(f"{{{{ {name} }}}}") for name in whole["variables"]["properties"])
 
 
-def test_a_container_runs_without_rights_and_writes_to_the_vault_alone() -> None:
+def test_a_container_runs_unprivileged_and_writes_only_to_the_vault() -> None:
     job = docker()
     assert job.container_create_kwargs is not None
     assert job.container_create_kwargs["user"] == SERVICES["worker"]["user"]
@@ -104,14 +104,14 @@ def test_a_container_runs_without_rights_and_writes_to_the_vault_alone() -> None
     assert job.auto_remove is True
 
 
-def test_a_container_takes_the_hosts_network_for_no_address_of_the_api() -> None:
+def test_a_container_does_not_use_the_hosts_network_whatever_the_address_of_the_api() -> None:
     local = "http://127.0.0.1:4200/api"
     job = docker(api=local)
     with temporary_settings({PREFECT_API_URL: local}):
         assert job.get_network_mode() == "bridge"
 
 
-def test_what_docker_is_given_is_what_its_client_takes() -> None:
+def test_the_docker_client_accepts_the_container_settings() -> None:
     job = docker()
     with temporary_settings({PREFECT_API_URL: API}):
         worker = DockerWorker(work_pool_name="appliance", test_mode=True)
@@ -132,7 +132,7 @@ def test_what_docker_is_given_is_what_its_client_takes() -> None:
 
 
 @pytest.mark.parametrize("job", [docker, kubernetes])
-def test_a_runs_settings_are_those_of_its_place_and_of_the_deployment(job: Any) -> None:
+def test_a_run_gets_the_settings_of_its_place_and_of_the_deployment(job: Any) -> None:
     made = job(env={"PREFECT_LOGGING_EXTRA_LOGGERS": "a0backup,more"})
     environment = (
         made.env
@@ -140,7 +140,7 @@ def test_a_runs_settings_are_those_of_its_place_and_of_the_deployment(job: Any) 
         else {entry["name"]: entry.get("value") for entry in container(made)["env"] if "value" in entry}
     )
     assert environment["PREFECT_LOGGING_EXTRA_LOGGERS"] == "a0backup,more"
-    # Not the worker's, which is a folder that nobody may write to here.
+    # Not the worker's home, which is a folder that nobody may write to here.
     assert environment["PREFECT_HOME"] == "/tmp/prefect"
     assert environment["PREFECT_API_URL"] == API
 
@@ -156,7 +156,7 @@ def container(job: KubernetesWorkerJobConfiguration) -> dict[str, Any]:
     return found
 
 
-def test_a_pod_runs_without_rights_and_without_a_token() -> None:
+def test_a_pod_runs_unprivileged_and_without_a_token() -> None:
     job = kubernetes()
     assert pod(job)["securityContext"] == POD
     assert pod(job)["automountServiceAccountToken"] is False
@@ -170,14 +170,14 @@ def test_a_pod_runs_without_rights_and_without_a_token() -> None:
     assert not [volume for volume in pod(job)["volumes"] if "hostPath" in volume]
 
 
-def test_a_pod_writes_to_the_vault_and_its_own_temporary_folder_alone() -> None:
+def test_a_pod_writes_only_to_the_vault_and_its_own_temporary_folder() -> None:
     mounts = {mount["mountPath"]: mount for mount in container(kubernetes())["volumeMounts"]}
     assert {path for path, mount in mounts.items() if not mount.get("readOnly")} == {"/srv/a0backup/vault", "/tmp"}
     in_compose = {volume["target"] for volume in SERVICES["worker"]["volumes"]}
     assert mounts.keys() == in_compose - {"/etc/a0backup/runs"} | {"/etc/a0backup/runs/keys", "/tmp"}
 
 
-def test_every_mount_of_a_pod_has_its_volume() -> None:
+def test_every_mount_of_a_pod_has_a_volume() -> None:
     job = kubernetes(folder_claim="theirs")
     volumes = {volume["name"]: volume for volume in pod(job)["volumes"]}
     used = {mount["name"] for each in [container(job), *pod(job)["initContainers"]] for mount in each["volumeMounts"]}
@@ -186,12 +186,12 @@ def test_every_mount_of_a_pod_has_its_volume() -> None:
     assert volumes["keys"]["emptyDir"]["medium"] == "Memory"
 
 
-def test_no_secret_stands_in_a_pods_manifest() -> None:
+def test_a_pods_manifest_contains_no_secret() -> None:
     job = kubernetes()
     secret = {"name": "a0backup-password", "key": "password", "optional": True}
     password = {"name": "A0_BACKUP_PASSWORD", "valueFrom": {"secretKeyRef": secret}}
     assert password in container(job)["env"]
-    # With the names of a Secret, the worker replaces the auth string that it would pass on in clear.
+    # Given the names of a Secret, the worker replaces the auth string that it would otherwise pass on in clear text.
     worker = KubernetesWorker(work_pool_name="appliance")
     asyncio.run(
         worker._replace_env_variable_with_secret(
@@ -203,6 +203,6 @@ def test_no_secret_stands_in_a_pods_manifest() -> None:
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_no_secret_stands_in_a_template(kind: str) -> None:
+def test_a_template_contains_no_secret(kind: str) -> None:
     environment = template(kind)["variables"]["properties"]["env"]["default"]
     assert environment == {"PREFECT_LOGGING_EXTRA_LOGGERS": "a0backup", "PREFECT_HOME": "/tmp/prefect"}

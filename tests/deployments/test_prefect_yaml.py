@@ -1,4 +1,4 @@
-"""prefect.yaml: what it says, and what comes of it under `prefect deploy --all` and a worker."""
+"""prefect.yaml: its contents, and its effect under `prefect deploy --all` and a worker."""
 
 import signal
 import subprocess
@@ -32,9 +32,9 @@ def flow_of(deployment: dict[str, Any]) -> Any:
 
 
 @each_deployment
-def test_every_entrypoint_loads_and_takes_the_parameters_given(deployment: dict[str, Any]) -> None:
+def test_every_entrypoint_loads_and_accepts_the_given_parameters(deployment: dict[str, Any]) -> None:
     flow = flow_of(deployment)
-    # What whoever starts it must say.
+    # What the person who starts it must give.
     asked = {"single-node": ["node"], "of-fleet": ["node"], "enrol": ["node", "device"]}
     given = deployment["parameters"] | dict.fromkeys(asked.get(deployment["name"], []), "/dev/sdb")
     assert flow.validate_parameters(given).keys() == flow.parameters.properties.keys()
@@ -54,9 +54,10 @@ def test_every_parameter_is_typed_and_described_and_offers_its_choices(deploymen
 @each_deployment
 def test_every_deployment_is_described_tagged_and_in_the_pool(deployment: dict[str, Any]) -> None:
     assert deployment["description"].endswith(".")
-    # One node's part of a night is not told of on top of the night's own.
+    # One node's part of a night is not reported on top of the night itself.
     assert ("a0backup" if deployment["name"] != "of-fleet" else "a0backup-node") in deployment["tags"]
-    # The lease of a limit crashes a healthy run where the server is restarted meanwhile: none on what backs up.
+    # The lease of a concurrency limit crashes a healthy run if the server restarts meanwhile, so no deployment that
+    # backs up has one.
     assert ("concurrency_limit" in deployment) is (deployment["name"] == "hourly-check")
     assert deployment["work_pool"]["name"] == "appliance"
     for schedule in deployment.get("schedules", []):
@@ -64,7 +65,7 @@ def test_every_deployment_is_described_tagged_and_in_the_pool(deployment: dict[s
         assert schedule["timezone"] in zoneinfo.available_timezones()
 
 
-def test_the_night_and_the_hourly_check_are_scheduled_and_what_is_started_by_hand_is_not() -> None:
+def test_only_the_night_and_the_hourly_check_are_scheduled() -> None:
     crons = {each["name"]: [schedule["cron"] for schedule in each.get("schedules", [])] for each in DEPLOYMENTS}
     scheduled = {"nightly": ["0 2 * * *"], "hourly-check": ["30 * * * *"]}
     assert crons == {"single-node": [], "of-fleet": [], "enrol": []} | scheduled
@@ -110,7 +111,7 @@ EVERY_NIGHT = {"cron": "0 2 * * *", "timezone": "Etc/UTC"}
         ({"entrypoint": "..x"}, "entrypoint: ..x cannot be loaded"),
     ],
 )
-def test_what_would_not_be_honoured_is_refused_by_deployment_and_key(
+def test_a_setting_that_would_not_be_honoured_is_refused_with_its_deployment_and_key(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(EngineError) as refused:
@@ -134,7 +135,7 @@ def test_what_would_not_be_honoured_is_refused_by_deployment_and_key(
         (lambda content: content.clear(), "prefect.yaml: deployments: is missing"),
     ],
 )
-def test_a_file_of_another_shape_is_refused_in_words(
+def test_a_malformed_file_is_refused_with_a_clear_error(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], said: str
 ) -> None:
     content = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
@@ -148,7 +149,7 @@ def test_a_file_of_another_shape_is_refused_in_words(
         read_deployments(tmp_path / "prefect.yaml")
 
 
-def test_a_schedule_that_is_not_active_is_registered_as_off(tmp_path: Path) -> None:
+def test_an_inactive_schedule_is_registered_as_off(tmp_path: Path) -> None:
     entries = read(tmp_path, schedules=[EVERY_NIGHT | {"active": False}, EVERY_NIGHT | {"cron": "0 4 * * *"}])
     registered = Deployment(entries[0], tmp_path, "fleet.yaml").wanted()
     assert registered["schedules"] == ["0 2 * * * Etc/UTC, off", "0 4 * * * Etc/UTC"]
@@ -171,7 +172,7 @@ def deployed(tmp_path: Path, engine_server: str, appliances: SimulatedFleet) -> 
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_the_deployments_run_for_real_under_a_worker_and_what_it_leaves_is_finished_by_the_next_run(
+def test_the_deployments_run_under_a_real_worker_and_the_next_run_finishes_what_it_leaves(
     deployed: Deployed, appliances: SimulatedFleet
 ) -> None:
     night = deployed.run("backup-fleet/nightly").raise_for_status().json()["id"]
@@ -181,7 +182,7 @@ def test_the_deployments_run_for_real_under_a_worker_and_what_it_leaves_is_finis
     artifacts = deployed.filter("artifacts", night)
     report, progress = {"backup-report", "backup-table"}, {"backup-progress", "backup-steps"}
     assert {artifact["key"] for artifact in artifacts} == report | progress
-    # The flow's process sends the last of its log after its final state.
+    # The flow's process sends the end of its log after its final state.
     assert eventually(lambda: any(line.startswith("a0-1: nothing is on the node") for line in deployed.log_of(night)))
 
     single = deployed.run("backup-node/single-node", node="a0-2", existing="fail").raise_for_status().json()
@@ -210,7 +211,7 @@ def test_the_deployments_run_for_real_under_a_worker_and_what_it_leaves_is_finis
     assert deployed.ends_as("Completed", following)
     assert [len(appliances.calls(node, "backup")) for node in ("a0-1", "a0-2")] == [2, 3]
 
-    # A worker that is stopped ends the flow's process without a word: its a0cli lives on, and keeps the node's lock.
+    # A worker that is stopped ends the flow's process without warning. Its a0cli survives and keeps the node's lock.
     appliances.tell("a0-1", "backup-retrieve", "hang", ignore_sigterm=True)
     before = len(appliances.calls("a0-1", "backup-retrieve"))
     run = deployed.run("backup-node/single-node", node="a0-1").raise_for_status().json()["id"]

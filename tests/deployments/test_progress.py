@@ -33,19 +33,19 @@ def place(tmp_path: Path, migrated_home: Path) -> Place:
 
 
 def artifact(place: Place, key: str) -> Any:
-    """What the page shows under that key, as the engine's file holds it."""
+    """Return what the page shows under this key, as stored in the engine's database."""
     database = sqlite3.connect(place.engine / "prefect.db")
     try:
         [(found,)] = database.execute("select data from artifact where key = ?", [key]).fetchall()
     finally:
         database.close()
-    # A bare number is kept as one, whatever else as a JSON text of what the artifact is, which may be one itself.
+    # A bare number is stored as such, anything else as JSON text of the artifact's data, which may itself be JSON text.
     while isinstance(found, str):
         found = json.loads(found)
     return found
 
 
-def test_the_page_of_an_engine_of_our_own_has_the_progress_too(place: Place, appliances: SimulatedFleet) -> None:
+def test_the_page_of_our_own_engine_shows_the_progress_too(place: Place, appliances: SimulatedFleet) -> None:
     appliances.tell("a0-2", "ping", "refuse")
     ended = place.run("run")
     assert ended.returncode == 3, ended.stderr
@@ -55,7 +55,7 @@ def test_the_page_of_an_engine_of_our_own_has_the_progress_too(place: Place, app
     assert "progress of this run" not in ended.stderr
 
 
-def test_the_terminal_shows_the_bytes_that_have_come(place: Place, appliances: SimulatedFleet) -> None:
+def test_the_terminal_shows_the_bytes_that_have_arrived(place: Place, appliances: SimulatedFleet) -> None:
     appliances.tell("a0-1", "backup-retrieve", "drip", bytes_per_second=150_000)
     terminal = Terminal(place, "run")
     assert terminal.exit_code(120) == 0
@@ -64,14 +64,14 @@ def test_the_terminal_shows_the_bytes_that_have_come(place: Place, appliances: S
     assert sizes == sorted(sizes, key=float)
 
 
-def test_an_engine_that_goes_away_in_the_middle_keeps_no_node_from_being_stored(
+def test_every_node_is_stored_although_the_engine_goes_away_midway(
     place: Place, appliances: SimulatedFleet, own_home: Path
 ) -> None:
     from tests.system.faults.engines import Running, operators_server
 
     appliances.tell("a0-1", "backup-retrieve", "drip", bytes_per_second=30_000)
     with operators_server(own_home) as server:
-        # Without its client's own retries: those of the flow's end take a minute.
+        # Without the client's own retries: those at the end of the flow take a minute.
         run = Running(place, "run", "run", PREFECT_API_URL=server.api, PREFECT_CLIENT_MAX_RETRIES="0")
         assert eventually(lambda: bool(appliances.calls("a0-2", "backup-delete")), 60)
         assert eventually(lambda: bool(list(Vault(place.root / "vault").work("a0-1").glob("*/*.enc"))), 60)

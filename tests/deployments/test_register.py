@@ -1,4 +1,4 @@
-"""`a0backup engine register`, from the outside, on a server that has nothing yet."""
+"""`a0backup engine register` from the outside, on a server that has nothing yet."""
 
 import http.server
 import shutil
@@ -22,7 +22,7 @@ PASSWORD = "Canary7Password"
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
-def test_what_is_registered_is_all_that_the_fleet_needs_and_a_second_time_changes_nothing(desk: Desk) -> None:
+def test_registering_creates_all_that_the_fleet_needs_and_a_second_time_changes_nothing(desk: Desk) -> None:
     dry = desk.register("--dry-run")
     assert "to make" in dry.stdout
     assert dry.stdout.endswith("nothing was changed, as this is a dry run\n")
@@ -49,7 +49,7 @@ def test_what_is_registered_is_all_that_the_fleet_needs_and_a_second_time_change
     }
     [zombies] = desk.client.post("/automations/filter", json={}).json()
     assert zombies["trigger"]["within"] >= 540
-    # Also of a run whose worker died between taking it up and starting it.
+    # Also for a run whose worker died between taking it and starting it.
     assert "prefect.flow-run.Pending" in zombies["trigger"]["after"]
     assert zombies["actions"][0]["state"] == "CRASHED"
 
@@ -70,7 +70,7 @@ def test_it_registers_what_prefect_deploy_would(desk: Desk) -> None:
     assert all(line.endswith("  there") for line in deployments), said
 
 
-def test_a_change_in_the_prefect_yaml_beside_the_fleet_file_is_told_and_made_and_a_paused_schedule_stays_paused(
+def test_a_change_in_the_prefect_yaml_beside_fleet_yaml_is_shown_and_made_and_a_paused_schedule_stays_paused(
     desk: Desk,
 ) -> None:
     ours = (REPOSITORY / "prefect.yaml").read_text()
@@ -148,7 +148,7 @@ def test_a_secret_block_comes_from_a_private_file_and_is_never_shown(desk: Desk)
     assert desk.register().returncode == 0
 
 
-def test_nothing_is_changed_where_the_value_of_the_secret_block_is_missing_and_nobody_can_be_asked(desk: Desk) -> None:
+def test_nothing_is_changed_if_the_value_of_the_secret_block_is_missing_and_nobody_can_be_asked(desk: Desk) -> None:
     desk.fleet_yaml(password={"secret_block": "a0-password"})
     # As `a0backup serve` does without a terminal.
     serves = (
@@ -165,7 +165,7 @@ def test_nothing_is_changed_where_the_value_of_the_secret_block_is_missing_and_n
 
 
 class Listener(http.server.BaseHTTPRequestHandler):
-    """Takes notifications."""
+    """Receives notifications."""
 
     def do_POST(self) -> None:
         self.server.told.append(self.rfile.read(int(self.headers["content-length"])).decode())  # type: ignore[attr-defined]
@@ -185,7 +185,7 @@ def told() -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
-def test_a_failed_night_is_told_to_the_notification_block_and_one_nodes_part_of_it_is_not(
+def test_a_failed_night_is_sent_to_the_notification_block_but_one_nodes_part_of_it_is_not(
     desk: Desk, told: tuple[str, list[str]]
 ) -> None:
     address, messages = told
@@ -221,7 +221,7 @@ def test_a_failed_night_is_told_to_the_notification_block_and_one_nodes_part_of_
     assert run["id"] in message
 
 
-def test_a_fleet_in_another_folder_is_not_pushed_aside(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_fleet_in_another_folder_is_not_overwritten(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert desk.register().returncode == 0
     other = Desk(tmp_path_factory.mktemp("other"), desk.api)
     refused = other.register()
@@ -230,7 +230,7 @@ def test_a_fleet_in_another_folder_is_not_pushed_aside(desk: Desk, tmp_path_fact
     assert "prefect deployment delete" in refused.stderr
 
 
-def test_an_engine_that_lets_nobody_in_or_is_not_there_is_said_in_words(desk: Desk) -> None:
+def test_an_engine_that_refuses_access_or_is_missing_is_a_clear_error(desk: Desk) -> None:
     stranger = desk.register(PREFECT_API_AUTH_STRING="a0backup:guess")
     assert stranger.returncode == 1
     assert "HINT: set PREFECT_API_AUTH_STRING" in stranger.stderr

@@ -1,4 +1,4 @@
-"""`a0backup serve`, from the outside: one machine, one command."""
+"""`a0backup serve` from the outside: one machine, one command."""
 
 import contextlib
 import signal
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 class Served:
-    """An `a0backup serve` with the state folder of *place*, on a port of its own choice."""
+    """An `a0backup serve` with the state folder of *place*, on a port that it picks itself."""
 
     def __init__(self, place: Place, *arguments: str, **environment: str) -> None:
         self.place, self.log = place, place.root / "serve.log"
@@ -60,7 +60,7 @@ class Served:
         return str(self.client.get(f"flow_runs/{run}").raise_for_status().json()["state"]["name"])
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
-        """Those that a worker has taken up, oldest first."""
+        """Return the runs that a worker has taken, oldest first."""
         wanted = {
             "deployments": {"name": {"any_": [deployment]}},
             "flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}},
@@ -105,10 +105,10 @@ def served(place: Place) -> Iterator[Served]:
         served.end()
 
 
-def test_it_runs_what_is_started_lets_a_run_by_hand_use_its_server_and_calls_off_what_runs_when_it_is_stopped(
+def test_serve_runs_what_is_started_shares_its_server_with_a_run_by_hand_and_cancels_its_runs_when_stopped(
     served: Served, place: Place, appliances: SimulatedFleet
 ) -> None:
-    # The schedules of prefect.yaml are served, too.
+    # The schedules of prefect.yaml are served too.
     wanted = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
     coming = lambda: served.client.post("flow_runs/filter", json=wanted).raise_for_status().json()  # noqa: E731
     assert eventually(lambda: len({run["deployment_id"] for run in coming()}) == 2, 60), coming()
@@ -149,7 +149,7 @@ def test_it_runs_what_is_started_lets_a_run_by_hand_use_its_server_and_calls_off
     assert len(appliances.calls("a0-1", "backup")) == 2
 
 
-def test_a_night_over_workers_that_is_cancelled_cancels_the_run_of_each_node(
+def test_cancelling_a_night_over_workers_cancels_the_run_of_each_node(
     served: Served, place: Place, appliances: SimulatedFleet
 ) -> None:
     appliances.tell(None, "backup-retrieve", "hang", ignore_sigterm=True)
@@ -159,14 +159,14 @@ def test_a_night_over_workers_that_is_cancelled_cancels_the_run_of_each_node(
 
     def states() -> list[str]:
         runs = served.client.post("flow_runs/filter", json={}).raise_for_status().json()
-        # Not those of the schedules, of which one may be due in the middle of the test.
+        # Without the scheduled runs, one of which may be due during the test.
         return [run["state_name"] for run in runs if not run["auto_scheduled"]]
 
     assert eventually(lambda: states() == ["Cancelled"] * 3, 90), states()
     assert not any(is_held(place.root / f"vault/{node}/lock") for node in ("a0-1", "a0-2"))
 
 
-def test_where_it_is_killed_its_server_ends_and_its_run_goes_on_and_the_next_serve_takes_over(
+def test_when_serve_is_killed_its_server_ends_its_run_continues_and_the_next_serve_takes_over(
     served: Served, place: Place, appliances: SimulatedFleet
 ) -> None:
     appliances.tell("a0-1", "backup", "duration", seconds=15)
@@ -180,7 +180,7 @@ def test_where_it_is_killed_its_server_ends_and_its_run_goes_on_and_the_next_ser
     assert eventually(lambda: gone(server), 20)
     appliances.forget()
 
-    # On the same port, where what goes on still speaks to it.
+    # On the same port, which the continuing run still talks to.
     again = Served(place, "--port", str(served.client.base_url.port))
     try:
         again.wait()
@@ -194,12 +194,13 @@ def test_where_it_is_killed_its_server_ends_and_its_run_goes_on_and_the_next_ser
         for orphan in orphans:
             with contextlib.suppress(psutil.NoSuchProcess):
                 orphan.kill()
-    # Its run has gone on without it: what it stored before the next began is one more, what later the outcome of both.
+    # Its run continued without it. If that run stored its artifact before the next run began, there is one more; if
+    # later, it is the outcome of both.
     made = len(appliances.calls("a0-1", "backup"))
     assert made == len(list((place.root / "vault/a0-1").glob("*/manifest.json"))) in (1, 2)
 
 
-def test_a_port_that_another_server_has_is_named(place: Place) -> None:
+def test_a_port_that_another_server_uses_is_named(place: Place) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -211,14 +212,14 @@ def test_a_port_that_another_server_has_is_named(place: Place) -> None:
 
 
 def every_minute(place: Place) -> None:
-    """Have the night begin each minute, by a prefect.yaml of the place's own."""
+    """Make the night start every minute, with the place's own prefect.yaml."""
     ours = (REPOSITORY / "prefect.yaml").read_text()
     assert ours.count('cron: "0 2 * * *"') == 1
     (place.root / "prefect.yaml").write_text(ours.replace('cron: "0 2 * * *"', 'cron: "* * * * *"'))
 
 
 @pytest.mark.parametrize("fan_out", ["in this run", "workers"])
-def test_a_stop_gives_back_what_a_schedule_started_and_the_next_start_goes_on_with_it(
+def test_the_next_serve_resumes_a_scheduled_run_that_a_stop_interrupted(
     place: Place, appliances: SimulatedFleet, fan_out: str
 ) -> None:
     every_minute(place)
@@ -230,7 +231,7 @@ def test_a_stop_gives_back_what_a_schedule_started_and_the_next_start_goes_on_wi
     try:
         first.wait()
         assert eventually(lambda: bool(first.runs("nightly")), 100), first.said
-        # One night is enough: those that have not begun are deleted.
+        # One night is enough: this deletes those that have not begun.
         deployment = first.client.get("deployments/name/backup-fleet/nightly").raise_for_status().json()["id"]
         first.client.patch(f"deployments/{deployment}", json={"paused": True}).raise_for_status()
         [night] = [run["id"] for run in first.runs("nightly")]
@@ -247,7 +248,7 @@ def test_a_stop_gives_back_what_a_schedule_started_and_the_next_start_goes_on_wi
         assert second.state(night) in ("Scheduled", "Late", "Pending", "Running", "Completed")
         assert eventually(lambda: second.state(night) in ("Completed", "Failed"), 180), second.said
         assert second.state(night) == "Completed", second.said
-        # What the night had stored before is its own: it did not make it twice.
+        # The night does not repeat what it had stored before the stop.
         assert [len(appliances.calls(node, "backup")) for node in appliances.names] == [1, 1]
         assert sorted(place.stored()) == appliances.names
         second.stop()
@@ -257,7 +258,7 @@ def test_a_stop_gives_back_what_a_schedule_started_and_the_next_start_goes_on_wi
             second.end()
 
 
-def test_where_its_server_dies_it_ends_soon_and_says_so(
+def test_when_its_server_dies_serve_ends_soon_and_says_so(
     served: Served, place: Place, appliances: SimulatedFleet
 ) -> None:
     appliances.tell("a0-1", "backup-retrieve", "hang")
@@ -277,12 +278,10 @@ def test_where_its_server_dies_it_ends_soon_and_says_so(
                 orphan.kill()
 
 
-def test_a_proxy_and_what_others_have_in_the_temporary_folder_are_not_in_its_way(
-    place: Place, appliances: SimulatedFleet
-) -> None:
+def test_a_proxy_and_other_users_temporary_files_do_not_disturb_serve(place: Place, appliances: SimulatedFleet) -> None:
     folder = place.root / "of-all"
     folder.mkdir()
-    # Another user's it would be: nobody else can use it.
+    # Stands for another user's: nobody else can use it.
     (folder / "runner_storage").touch()
     left = place.engine / "tmp" / "prefect-workspace-attempt-former"
     left.mkdir(parents=True)
@@ -301,7 +300,7 @@ def test_a_proxy_and_what_others_have_in_the_temporary_folder_are_not_in_its_way
         served.end()
 
 
-def test_it_says_who_does_not_use_it(place: Place) -> None:
+def test_serve_says_which_commands_do_not_use_it(place: Place) -> None:
     served = Served(place, PREFECT_API_URL="http://127.0.0.1:9/api")
     try:
         assert eventually(lambda: "a0backup run" in served.said or served.process.poll() is not None, 180), served.said

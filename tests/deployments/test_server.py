@@ -30,7 +30,7 @@ from tests.support.patience import eventually, patience
 
 get, post = (functools.partial(ask, timeout=patience(60)) for ask in (httpx.get, httpx.post))
 
-# A process with a server of its own and, on it, a flow whose one task waits.
+# A process with its own server and, on it, a flow whose one task waits.
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
@@ -55,7 +55,7 @@ with own_server(Path(sys.argv[1])) as api, use_api(api, Path(sys.argv[1])):
 
 @contextmanager
 def holder(home: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """A running process with a server in *home*; gives it, the API's address and the id of its flow run."""
+    """Run a process with a server in *home*. Yield the process, the API address and the id of its flow run."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(home)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
     )
@@ -69,7 +69,7 @@ def holder(home: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
 
 
 def states(api: str, flow_run: str) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """The flow run's state and those of its task runs; a task run appears a moment before its state does."""
+    """Return the states of the flow run and of its task runs. A task run appears a moment before its state does."""
     of_run = {"flow_runs": {"id": {"any_": [flow_run]}}}
     (flow,) = post(f"{api}/flow_runs/filter", json=of_run, auth=logged_in()).raise_for_status().json()
     tasks = post(f"{api}/task_runs/filter", json=of_run, auth=logged_in()).raise_for_status().json()
@@ -77,13 +77,13 @@ def states(api: str, flow_run: str) -> tuple[dict[str, str], list[dict[str, str]
 
 
 def servers(of: psutil.Process) -> list[psutil.Process]:
-    """The servers that this process holds itself; the one that all tests share has a keeper."""
+    """Return the servers that this process itself holds. The one that all tests share has a keeper."""
     return [child for child in of.children() if any("_server_child" in word for word in child.cmdline())]
 
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_it_serves_api_and_ui_from_a_private_home_and_outlives_a_stop_of_the_service_but_not_its_parent(
+def test_the_server_serves_api_and_ui_from_a_private_home_and_outlives_a_stop_signal_but_not_its_parent(
     own_home: Path,
 ) -> None:
     own_home.chmod(0o755)
@@ -108,14 +108,14 @@ def test_it_serves_api_and_ui_from_a_private_home_and_outlives_a_stop_of_the_ser
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_it_keeps_an_idle_connection_for_longer_than_those_who_ask_would_use_it(own_home: Path) -> None:
+def test_the_server_keeps_an_idle_connection_longer_than_its_clients_use_it(own_home: Path) -> None:
     with own_server(own_home) as api:
         url = httpx.URL(api)
         connection = http.client.HTTPConnection(url.host, url.port)
         try:
             connection.request("GET", f"{url.path}/health")
             assert connection.getresponse().read() == b"true"
-            # Prefect's own client uses it for 5 s. What is closed can be read from.
+            # Prefect's own client uses it for 5 s. A closed connection is readable.
             assert select.select([connection.sock], [], [], 8) == ([], [], [])
         finally:
             connection.close()
@@ -123,11 +123,11 @@ def test_it_keeps_an_idle_connection_for_longer_than_those_who_ask_would_use_it(
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_while_nothing_runs_it_sleeps(own_home: Path) -> None:
-    """Otherwise `a0backup serve` takes a core of the machine, night and day."""
+def test_the_server_sleeps_while_nothing_runs(own_home: Path) -> None:
+    """Otherwise `a0backup serve` uses up a core of the machine, night and day."""
 
     def sleeps_mostly(server: psutil.Process) -> bool:
-        # Not by the time that it is given: a process that would go on is no sleeper, however busy the machine is.
+        # Not measured by CPU time: a process that wants to run is not sleeping, however busy the machine is.
         looks = []
         for _ in range(100):
             looks.append(server.status())
@@ -141,7 +141,7 @@ def test_while_nothing_runs_it_sleeps(own_home: Path) -> None:
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_what_a_crash_left_running_is_crashed_by_the_next_start_and_not_by_a_second_server(own_home: Path) -> None:
+def test_the_next_start_marks_runs_left_by_a_crash_as_crashed_and_a_second_server_does_not(own_home: Path) -> None:
     with holder(own_home) as (process, api, flow_run):
         assert eventually(lambda: [state["type"] for state in states(api, flow_run)[1]] == ["RUNNING"])
         with own_server(own_home) as second:
@@ -155,14 +155,14 @@ def test_what_a_crash_left_running_is_crashed_by_the_next_start_and_not_by_a_sec
 
 
 @pytest.mark.engine
-def test_a_server_that_ends_at_its_start_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_a_server_that_ends_while_starting_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").write_text("this is no database, and long enough to be looked at as one" * 20)
     with pytest.raises(EngineError, match="file is not a database"), own_server(tmp_path):
         pass
     assert servers(psutil.Process()) == []
 
 
-def test_a_home_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EngineError, match="cannot be used"), own_server(tmp_path / "file" / "engine"):
         pass
@@ -188,7 +188,7 @@ def test_the_operators_api_is_the_one_that_prefect_resolves(tmp_path: Path) -> N
 
 @pytest.fixture
 def proxy() -> Iterator[tuple[str, list[str]]]:
-    """A proxy that lets nobody through: its address, and all that it was asked for."""
+    """Run a proxy that lets nobody through. Yield its address and everything that it was asked for."""
     asked: list[str] = []
 
     class Proxy(http.server.BaseHTTPRequestHandler):
@@ -199,7 +199,7 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
         do_POST = do_CONNECT = do_GET
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -210,7 +210,7 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
-async def test_our_own_server_is_not_spoken_to_through_the_proxy_of_the_company(
+async def test_requests_to_our_own_server_bypass_the_company_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: tuple[str, list[str]], name: str
 ) -> None:
     from prefect.client.orchestration import get_client
@@ -234,7 +234,7 @@ async def test_our_own_server_is_not_spoken_to_through_the_proxy_of_the_company(
         ({"no_proxy": "*"}, "*", "*"),
     ],
 )
-def test_what_the_company_keeps_from_its_proxy_stays_kept_from_it(
+def test_the_exceptions_of_the_company_proxy_stay_in_force(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: dict[str, str], lower: str, upper: str
 ) -> None:
     for name in ("no_proxy", "NO_PROXY"):
@@ -243,7 +243,7 @@ def test_what_the_company_keeps_from_its_proxy_stays_kept_from_it(
         monkeypatch.setenv(name, value)
     with use_api("http://127.0.0.1:9/api", tmp_path):
         assert (os.environ["no_proxy"], os.environ["NO_PROXY"]) == (lower, upper)
-        # What the client of events asks.
+        # The function that the events client asks.
         assert urllib.request.proxy_bypass("127.0.0.1:9")
     assert {name: os.environ[name] for name in ("no_proxy", "NO_PROXY") if name in os.environ} == theirs
 
@@ -274,7 +274,7 @@ async def test_drained_waits_until_every_task_run_is_recorded(engine: str) -> No
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_it_answers_nobody_without_the_credentials_that_only_its_owner_can_read(own_home: Path) -> None:
+def test_the_server_answers_nobody_without_the_credentials_that_only_its_owner_can_read(own_home: Path) -> None:
     path = own_home / "credentials"
     former = path.read_text()
     path.unlink()
@@ -289,7 +289,7 @@ def test_it_answers_nobody_without_the_credentials_that_only_its_owner_can_read(
     assert not list(own_home.glob(".credentials-*"))
 
 
-def test_what_serves_is_told_for_as_long_as_it_serves_and_only_one_does(tmp_path: Path) -> None:
+def test_a_server_is_announced_only_while_it_serves_and_only_one_can_serve(tmp_path: Path) -> None:
     assert served_api(tmp_path) is None
     with serving(tmp_path) as announce:
         assert served_api(tmp_path) is None
@@ -302,14 +302,14 @@ def test_what_serves_is_told_for_as_long_as_it_serves_and_only_one_does(tmp_path
 
 
 @pytest.mark.parametrize("left", ["", "\n", "a0backup:", ":secret", "secret"])
-def test_credentials_that_let_everybody_in_are_not_taken(tmp_path: Path, left: str) -> None:
+def test_credentials_that_would_let_everybody_in_are_refused(tmp_path: Path, left: str) -> None:
     (tmp_path / "credentials").write_text(left)
     with pytest.raises(EngineError, match="holds no user:password") as raised:
         credentials(tmp_path)
     assert "delete it" in raised.value.hint()
 
 
-def test_a_home_that_cannot_be_looked_into_is_an_error(tmp_path: Path) -> None:
+def test_an_unreadable_home_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EngineError, match="cannot be used"):
         served_api(tmp_path / "file" / "engine")

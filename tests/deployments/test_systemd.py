@@ -1,4 +1,4 @@
-"""The systemd units: what systemd itself says of them, and what comes of them when their lines are run."""
+"""The systemd units: what systemd itself says about them, and what their commands do when run."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from tests.support.patience import eventually, patience
 NAMES = sorted(path.stem for path in UNITS.glob("*.service"))
 ENGINE = ("a0backup-migrate", "a0backup-server", "a0backup-services")
 WORKER = "a0backup-worker"
-EXPOSURE = 20  # tenths of systemd's own points, of 100: "OK" is 10 to 49
+EXPOSURE = 20  # tenths of systemd's own points, out of 100: "OK" is 10 to 49
 
 each_unit = pytest.mark.parametrize("name", NAMES)
 
@@ -53,7 +53,7 @@ def test_systemd_finds_nothing_wrong_with_a_unit(name: str, tmp_path: Path) -> N
 
 
 @each_unit
-def test_systemd_counts_a_unit_as_little_exposed(name: str) -> None:
+def test_systemd_rates_the_exposure_of_a_unit_as_low(name: str) -> None:
     needed("systemd-analyze")
     file = UNITS / f"{name}.service"
     command = ["systemd-analyze", "security", "--no-pager", "--offline=yes", f"--threshold={EXPOSURE}", str(file)]
@@ -62,7 +62,7 @@ def test_systemd_counts_a_unit_as_little_exposed(name: str) -> None:
 
 
 @each_unit
-def test_a_unit_writes_to_the_vault_and_its_own_state_at_most(name: str) -> None:
+def test_a_unit_writes_at_most_to_the_vault_and_its_own_state(name: str) -> None:
     assert settings(name)["ProtectSystem"] == "strict"
     assert settings(name)["UMask"] == "0077"
     assert settings(name)["StateDirectoryMode"] == "0700"
@@ -70,13 +70,14 @@ def test_a_unit_writes_to_the_vault_and_its_own_state_at_most(name: str) -> None
 
 
 @each_unit
-def test_a_unit_that_writes_to_the_vault_starts_with_what_is_mounted_there_and_not_without(name: str) -> None:
-    # A run refuses a folder that ReadWritePaths alone makes a mount of; with the file server's it need not.
+def test_a_unit_that_writes_to_the_vault_starts_only_with_what_is_mounted_there(name: str) -> None:
+    # If only ReadWritePaths makes the folder a mount, a run refuses it. With the file server's mount it does not have
+    # to.
     assert settings(name).get("RequiresMountsFor") == settings(name).get("ReadWritePaths")
 
 
 @each_unit
-def test_nobody_else_can_lay_settings_of_prefects_into_the_home_that_a_unit_gives_it(name: str) -> None:
+def test_nobody_else_can_place_prefect_settings_in_the_home_of_a_unit(name: str) -> None:
     [home] = [
         value.removeprefix("PREFECT_HOME=")
         for key, value in unit_lines(name)
@@ -86,14 +87,14 @@ def test_nobody_else_can_lay_settings_of_prefects_into_the_home_that_a_unit_give
     assert Path(home).is_relative_to(state)
 
 
-def test_the_engine_is_another_user_than_the_worker_and_does_not_see_its_processes() -> None:
+def test_the_engine_runs_as_another_user_than_the_worker_and_does_not_see_its_processes() -> None:
     assert {settings(name)["User"] for name in ENGINE} == {"prefect"}
     assert {settings(name)["ProtectProc"] for name in ENGINE} == {"invisible"}
     assert settings(WORKER)["User"] == "a0backup"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ENGINE])
-def test_who_runs_flows_sees_the_boot_id_by_which_a_dead_run_is_known(name: str) -> None:
+def test_a_unit_that_runs_flows_sees_the_boot_id_that_identifies_a_dead_run(name: str) -> None:
     assert "ProcSubset" not in settings(name)
 
 
@@ -104,13 +105,13 @@ def test_one_unit_migrates_and_the_others_wait_for_it() -> None:
         assert "a0backup-migrate.service" in settings(name)["After"].split()
 
 
-def test_what_waited_in_vain_for_a_migration_is_started_by_one_that_went_well_later() -> None:
+def test_a_migration_that_succeeds_later_starts_the_units_that_waited_for_one() -> None:
     started = settings("a0backup-migrate")["ExecStartPost"].split()
     assert started == ["-+/bin/systemctl", "start", "--no-block", *(f"{name}.service" for name in ENGINE[1:])]
 
 
 def checked(environment: dict[str, str], tmp_path: Path) -> tuple[int, str]:
-    """What the migration's own check of the settings says of *environment*."""
+    """Return what the migration's own settings check says about *environment*."""
     check, _ = Unit.read("a0backup-migrate", tmp_path).commands
     ended = subprocess.run(
         check, env={"PATH": os.defpath} | environment, capture_output=True, text=True, timeout=patience(30)
@@ -118,7 +119,7 @@ def checked(environment: dict[str, str], tmp_path: Path) -> tuple[int, str]:
     return ended.returncode, ended.stdout
 
 
-def test_the_migration_refuses_settings_as_they_stand_in_the_example(tmp_path: Path) -> None:
+def test_the_migration_refuses_the_unchanged_settings_of_the_example(tmp_path: Path) -> None:
     example = example_settings("engine.env.example")
     left = {name for name, value in example.items() if PLACEHOLDER in value}
     assert {name for name in left if name.endswith(("PASSWORD", "AUTH_STRING", "KEY"))} == {
@@ -142,7 +143,7 @@ def test_the_migration_refuses_an_engine_that_would_let_everybody_in(tmp_path: P
 
 
 @pytest.mark.parametrize("example", ["engine.env.example", "worker.env.example"])
-def test_every_setting_of_an_example_is_one_that_prefect_knows_and_takes(example: str, tmp_path: Path) -> None:
+def test_prefect_knows_and_accepts_every_setting_of_an_example(example: str, tmp_path: Path) -> None:
     program = """
 import json, os, sys, warnings
 warnings.simplefilter("error")
@@ -193,7 +194,7 @@ def appliances(tmp_path: Path) -> Iterator[SimulatedFleet]:
 
 @pytest.fixture
 def operator(tmp_path: Path, engine: Engine, appliances: SimulatedFleet) -> Path:
-    """The folder of fleet.yaml, prefect.yaml deployed from there."""
+    """Return the folder with fleet.yaml and the prefect.yaml that was deployed from there."""
     folder = tmp_path / "operator"
     folder.mkdir()
     appliances.fleet_yaml(folder / "fleet.yaml")
@@ -218,7 +219,7 @@ def test_the_services_schedule_what_is_deployed(engine: Engine, operator: Path) 
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_a_stop_of_the_worker_ends_its_runs_in_order_and_their_a0cli(
+def test_stopping_the_worker_cleanly_ends_its_runs_and_their_a0cli(
     engine: Engine, appliances: SimulatedFleet, operator: Path
 ) -> None:
     more = {"A0_BACKUP_PASSWORD": "Canary7Password", "PREFECT_WORKER_QUERY_SECONDS": "1"}
@@ -230,7 +231,7 @@ def test_a_stop_of_the_worker_ends_its_runs_in_order_and_their_a0cli(
     run = engine.client.post(f"deployments/{single}/create_flow_run", json=body).raise_for_status().json()["id"]
     assert eventually(lambda: appliances.calls("a0-1", "backup-retrieve") != [], 60), worker.tail()
     started = psutil.Process(worker.process.pid).children(recursive=True)
-    assert len(started) >= 2  # the run, and its a0cli
+    assert len(started) >= 2  # the run and its a0cli
 
     for key, value in unit_lines(WORKER):
         if key == "ExecStop":

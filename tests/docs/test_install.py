@@ -1,4 +1,4 @@
-"""docs/install.md: each way is up by the commands on the page, run as they stand there."""
+"""docs/install.md: the commands on the page, run as printed, bring up each way to run it."""
 
 import base64
 import fcntl
@@ -23,21 +23,21 @@ PAGE = ROOT / "docs" / "install.md"
 
 
 def blocks(section: str) -> list[str]:
-    """Return the runnable blocks of that section of the page, in order."""
+    """Return the runnable blocks of this section of the page, in order."""
     [text] = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return re.findall(r"^<!-- runnable -->\n```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 @contextmanager
 def port_4200() -> Iterator[None]:
-    """The page's port, which one test at a time may have."""
+    """Hold the port that the page uses. One test at a time can have it."""
     with (Path(os.environ["A0BACKUP_TEST_ROOM"]) / "port-4200").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 class Terminal:
-    """A shell of an operator's, with a home of its own and nothing of ours on its PATH."""
+    """An operator's shell, with its own home and nothing of this project on its PATH."""
 
     def __init__(self, home: Path, folder: Path) -> None:
         self.folder = folder
@@ -95,9 +95,9 @@ def operator(tmp_path: Path, appliances: SimulatedFleet) -> Path:
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_one_machine_is_up_by_the_commands_on_the_page(home: Path, operator: Path, tmp_path: Path) -> None:
+def test_the_commands_on_the_page_bring_up_one_machine(home: Path, operator: Path, tmp_path: Path) -> None:
     set_up, serve, use = blocks("One machine")
-    # Both begin in the clone, as the page says, and go on in the folder of fleet.yaml.
+    # As the page says, both start in the clone and continue in the folder of fleet.yaml.
     clone, change = Terminal(home, ROOT), f"cd '{operator}'\n"
     with port_4200():
         served = clone.start(set_up + change + "exec " + serve, tmp_path / "serve.log")
@@ -128,7 +128,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture
 def parts_named(operator: Path) -> Iterator[None]:
-    """PostgreSQL and Redis, and the two files of settings as an operator fills them in for one machine without TLS."""
+    """Start PostgreSQL and Redis, and fill in the two settings files as for one machine without TLS."""
     needed(*ENGINE_PARTS)
     with postgresql() as database, redis(operator) as broker:
         auth = "operator:in-the-test-alone"
@@ -155,7 +155,7 @@ def parts_named(operator: Path) -> Iterator[None]:
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_a_server_with_workers_is_up_by_the_commands_on_the_page_and_gives_each_node_to_a_worker(
+def test_the_commands_on_the_page_bring_up_a_server_with_workers_and_give_each_node_to_a_worker(
     home: Path, operator: Path, appliances: SimulatedFleet, parts_named: None, tmp_path: Path
 ) -> None:
     [set_up, *_] = blocks("One machine")
@@ -179,23 +179,23 @@ def test_a_server_with_workers_is_up_by_the_commands_on_the_page_and_gives_each_
                 end(process)
     listed = [re.findall(r"^(a0-\d)/\d+T\d+Z-backup ", each, re.MULTILINE) for each in (first, then)]
     assert listed == [["a0-1", "a0-2"], ["a0-1", "a0-1", "a0-2", "a0-2"]]
-    # Each run is a process of its own: of the first night both nodes were in one run, of the second in one each.
+    # Each run is a separate process: one for both nodes on the first night, one per node on the second.
     runs = [{call["ppid"] for call in appliances.calls(node, "backup")} for node in ("a0-1", "a0-2")]
     assert len(runs[0] & runs[1]) == 1
     assert len(runs[0] | runs[1]) == 3
 
 
 def written_with_passwords(section: str) -> str:
-    """Return the page's lines that fill in the two files of settings, as a shell reads them."""
+    """Return the page's lines that fill in the two settings files, as a shell reads them."""
     [text] = re.findall(rf"^### {section}\n(.*?)(?=^##|\Z)", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     [lines] = re.findall(r"^(site=.*?^SED\n.*?^SED\n)", text, re.MULTILINE | re.DOTALL)
     return f"{lines})\n"
 
 
 @pytest.mark.parametrize("section", ["With systemd", "With Docker Compose"])
-def test_the_passwords_are_made_once_and_no_process_has_one_in_its_arguments(section: str, tmp_path: Path) -> None:
+def test_the_passwords_are_generated_once_and_never_appear_in_process_arguments(section: str, tmp_path: Path) -> None:
     script = written_with_passwords(section).replace("/etc/a0backup", str(tmp_path))
-    # -x says each command with its arguments; what is not a program of its own shows in no list of processes.
+    # -x prints each command with its arguments. Only separate programs appear in a process list.
     command = ["bash", "-x", "-c", script]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience(60))
     assert made.returncode == 0, made.stderr
@@ -223,7 +223,7 @@ def test_the_passwords_are_made_once_and_no_process_has_one_in_its_arguments(sec
     assert {name: file.read_bytes() for name, file in files.items()} == before
 
 
-def test_every_file_of_settings_that_compose_reads_is_made_on_the_page() -> None:
+def test_the_page_creates_every_settings_file_that_compose_reads() -> None:
     compose = (ROOT / "deployments/compose.yaml").read_text()
     named = set(re.findall(r"(?:path|file): (/etc/a0backup/[\w./-]+)", compose))
     assert "/etc/a0backup/caddy.env" in named
@@ -232,7 +232,7 @@ def test_every_file_of_settings_that_compose_reads_is_made_on_the_page() -> None
     ] == []
 
 
-def test_the_auth_string_goes_to_kubernetes_without_the_newline_behind_it(tmp_path: Path) -> None:
+def test_the_auth_string_reaches_kubernetes_without_a_trailing_newline(tmp_path: Path) -> None:
     [pipe] = re.findall(r"^(sed .*\|)\n\s+kubectl", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     (tmp_path / "worker.env").write_text("A=b\nPREFECT_API_AUTH_STRING=operator:x=y\nDO_NOT_TRACK=1\n")
     script = pipe.replace("/etc/a0backup", str(tmp_path)) + " cat"

@@ -1,4 +1,4 @@
-"""docs/restore.md gets every byte back with what it says is needed, by the very commands that stand on it."""
+"""docs/restore.md: its commands, run as printed, recover every byte with only what it says is needed."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ from tests.support.paths import REPOSITORY
 from tests.support.stored import PASSPHRASE, Keys, store
 
 PAGE = REPOSITORY / "docs" / "restore.md"
-# What the page may use; neither Python nor anything of this project is in reach of its commands.
+# The only tools that the page may use. Its commands can reach neither Python nor anything of this project.
 TOOLS = [
     "openssl",
     "sed",
@@ -52,7 +52,7 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def blocks(*, but: str) -> list[str]:
-    """Return the runnable blocks of the page in order, without those of the section whose heading holds *but*."""
+    """Return the runnable blocks of the page in order, except those of the section whose heading contains *but*."""
     sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     wanted = [section for section in sections if but not in section.partition("\n")[0]]
     assert len(wanted) == len(sections) - 1
@@ -60,7 +60,7 @@ def blocks(*, but: str) -> list[str]:
 
 
 def with_places(block: str, artifact: Path, key: Path) -> str:
-    """Fill in the two places that the reader fills in."""
+    """Fill in the two paths that the reader fills in."""
     for name, path in {"ARTIFACT": artifact, "KEY": key}.items():
         block, count = re.subn(rf"^{name}=\S+", f"{name}='{path}'", block, flags=re.MULTILINE)
         assert count == 1
@@ -78,7 +78,7 @@ def follow(
     typed: str,
     clean_up: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Do what the page says in *place*; keep what it unpacks unless *clean_up*."""
+    """Follow the page in *place*. Keep what it unpacks unless *clean_up*."""
     first, *rest = blocks(but=but)
     if not clean_up:
         rest.pop()
@@ -98,7 +98,7 @@ def unpacked(folder: Path) -> dict[str, bytes]:
 
 
 def expected(manifest: Manifest, vault: Path, password: str, place: Path) -> dict[str, bytes]:
-    """Return every member's bytes, by Python's own tarfile."""
+    """Return the bytes of every member, read with Python's own tarfile."""
     from a0backup.artifact.encryption import decryptor
 
     plain = place / "expected.tar.gz"
@@ -116,7 +116,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("recipient", ["recovery", "other"])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_a_sealed_artifact_is_opened_whole_by_each_recipient_whichever_candidate_it_is(
+def test_each_recipient_opens_a_whole_sealed_artifact_whichever_candidate_fits(
     tmp_path: Path, place: Path, tools: Path, keys: Keys, recipient: str, which: int
 ) -> None:
     vault, candidates = tmp_path / "a vault", [random_password() for _ in range(3)]
@@ -133,7 +133,7 @@ def test_a_sealed_artifact_is_opened_whole_by_each_recipient_whichever_candidate
     assert {path.stat().st_mode & 0o077 for path in place.iterdir()} == {0}
 
 
-def test_the_usual_artifact_with_one_key_and_one_candidate_leaves_nothing_behind(
+def test_restoring_an_artifact_with_one_key_and_one_candidate_leaves_nothing_behind(
     tmp_path: Path, place: Path, tools: Path, keys: Keys
 ) -> None:
     password = random_password()
@@ -146,7 +146,7 @@ def test_the_usual_artifact_with_one_key_and_one_candidate_leaves_nothing_behind
     assert list(place.iterdir()) == []
 
 
-def test_a_shared_artifact_is_opened_whole(tmp_path: Path, place: Path, tools: Path, keys: Keys) -> None:
+def test_a_whole_shared_artifact_is_opened(tmp_path: Path, place: Path, tools: Path, keys: Keys) -> None:
     manifest = store(tmp_path / "vault", SHARED)
     ended = follow(place, tools, tmp_path / "vault", manifest, Path("none"), but="3a. Sealed", typed=SHARED)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -154,7 +154,7 @@ def test_a_shared_artifact_is_opened_whole(tmp_path: Path, place: Path, tools: P
     assert unpacked(place / "unpacked") == expected(manifest, tmp_path / "vault", SHARED, tmp_path)
 
 
-def test_a_wrong_password_shows_as_the_page_says(tmp_path: Path, place: Path, tools: Path, keys: Keys) -> None:
+def test_a_wrong_password_fails_as_the_page_says(tmp_path: Path, place: Path, tools: Path, keys: Keys) -> None:
     manifest = store(tmp_path / "vault", SHARED)
     ended = follow(place, tools, tmp_path / "vault", manifest, Path("none"), but="3a. Sealed", typed="wrong")
     assert ended.returncode
@@ -162,7 +162,7 @@ def test_a_wrong_password_shows_as_the_page_says(tmp_path: Path, place: Path, to
     assert not (place / "password").exists()
 
 
-def test_a_damaged_artifact_ends_at_its_checksums(tmp_path: Path, place: Path, tools: Path, keys: Keys) -> None:
+def test_a_damaged_artifact_fails_its_checksums(tmp_path: Path, place: Path, tools: Path, keys: Keys) -> None:
     manifest = store(tmp_path / "vault", SHARED)
     artifact = Vault(tmp_path / "vault").artifact(manifest)
     artifact.write_bytes(artifact.read_bytes()[:-1])

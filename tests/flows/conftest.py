@@ -1,4 +1,4 @@
-"""A simulated fleet and its fleet.yaml for each test of a flow, and what the engine recorded of a run."""
+"""A simulated fleet and its fleet.yaml for each flow test, and what the engine recorded of a run."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ def fleet_yaml(appliances: SimulatedFleet, tmp_path: Path, monkeypatch: pytest.M
 
 
 class Recorded:
-    """What the engine's API says of a flow run, once all of it is recorded."""
+    """What the engine's API returns for a flow run once all of it is recorded."""
 
     def __init__(self, flow_run: Any, task_runs: list[Any], artifacts: list[Any], logs: list[Any]) -> None:
         self.flow_run, self.task_runs, self.artifacts, self.logs = flow_run, task_runs, artifacts, logs
@@ -89,5 +89,5 @@ def run_and_read(flow: Any, **parameters: Any) -> Recorded:
 
 
 def environment_for(api: str) -> dict[str, str]:
-    """The environment for an `a0backup` process that uses the shared engine."""
+    """Return the environment for an `a0backup` process that uses the shared engine."""
     return {**os.environ, "PREFECT_API_URL": api, "A0_BACKUP_PASSWORD": PASSWORD}

@@ -26,7 +26,7 @@ def manifests(fleet_yaml: Path) -> list[dict]:
 
 
 def run_killed(fleet_yaml: Path, api: str) -> None:
-    """Run the fleet in a process of its own that the simulator is told to kill."""
+    """Run the fleet in a separate process that the simulator is told to kill."""
     command = [A0BACKUP, "run", "--fleet", fleet_yaml]
     ended = subprocess.run(command, env=environment_for(api), capture_output=True, timeout=patience(120))
     assert ended.returncode == -signal.SIGKILL
@@ -69,7 +69,7 @@ def test_every_step_is_recorded_under_the_name_of_its_node_and_none_is_rolled_ba
     assert set(run.all_states()) == {"Completed"}
 
 
-def test_polling_is_retries_of_the_await_step_seen_as_awaiting_retry(
+def test_polling_shows_as_awaiting_retry_of_the_await_step(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from prefect.client.orchestration import get_client
@@ -103,7 +103,7 @@ def test_one_failed_node_fails_the_run_after_all_nodes_were_tried(
     assert not appliances.calls("a0-1", "backup-retrieve")
 
 
-def test_a_mismatch_is_retrieved_again_three_times_and_the_node_keeps_its_backup(
+def test_a_mismatch_is_retrieved_three_times_and_the_node_keeps_its_backup(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from flows.backup_fleet import backup_fleet
@@ -120,7 +120,7 @@ def test_a_mismatch_is_retrieved_again_three_times_and_the_node_keeps_its_backup
     assert not manifests(fleet_yaml)
 
 
-def test_a_mismatch_that_passes_ends_well_without_a_step_rolled_back(
+def test_a_temporary_mismatch_ends_well_without_a_rolled_back_step(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from flows.backup_fleet import backup_fleet
@@ -140,7 +140,7 @@ def test_a_mismatch_that_passes_ends_well_without_a_step_rolled_back(
         ("backup-delete", "before", "Cached", "Cached"),  # killed between store and delete
     ],
 )
-def test_after_a_kill_nothing_that_is_here_is_retrieved_again(
+def test_after_a_kill_nothing_already_retrieved_is_retrieved_again(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path, command: str, when: str, retrieve: str, store: str
 ) -> None:
     from flows.backup_fleet import backup_fleet
@@ -160,7 +160,7 @@ def test_after_a_kill_nothing_that_is_here_is_retrieved_again(
     assert not list(work.iterdir())
 
 
-def test_a_retry_of_the_failed_run_leaves_the_nodes_alone_that_it_has_stored(
+def test_a_retry_of_a_failed_run_leaves_stored_nodes_alone(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from prefect.client.orchestration import get_client
@@ -195,7 +195,7 @@ def test_the_report_on_the_runs_page_names_every_node(
 
     appliances.fleet_yaml(
         fleet_yaml, a0cli={"call_timeout": f"{patience(1.5)}s"}
-    )  # how long a deletion may take effect
+    )  # how long a deletion may take to take effect
     appliances.tell("a0-3", "backup-delete", "false_delete")
     run = run_and_read(backup_fleet, fleet=fleet_yaml)
     on_page = {artifact.key: artifact for artifact in run.artifacts}
@@ -209,13 +209,13 @@ def test_the_report_on_the_runs_page_names_every_node(
     assert appliances.holds("a0-3") is not None
 
 
-def test_the_password_is_nowhere_in_what_the_engine_keeps(
+def test_the_password_is_nowhere_in_what_the_engine_stores(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from flows.backup_fleet import backup_fleet
 
     appliances.fleet_yaml(fleet_yaml, a0cli={"call_timeout": "2s"})
-    # A node that says it all again, in success and in failure.
+    # Nodes that repeat the password, on success and on failure.
     appliances.tell("a0-1", "backup", "say", stdout=f"Backup in progress with {PASSWORD}")
     appliances.tell("a0-2", "backup", "refuse", message=f"unknown password {PASSWORD}", exit=1, stream="stderr")
     run = run_and_read(backup_fleet, fleet=fleet_yaml)

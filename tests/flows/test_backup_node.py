@@ -23,7 +23,7 @@ def test_one_node_is_backed_up_and_the_others_are_left_alone(
     assert len(list(fleet_yaml.parent.glob("vault/a0-2/*/manifest.json"))) == 1
 
 
-def test_a_node_that_the_fleet_does_not_name_fails_the_run_with_the_names_that_it_has(
+def test_an_unknown_node_fails_the_run_with_the_names_in_the_fleet(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from flows.backup_node import backup_node
@@ -50,7 +50,7 @@ def test_a_foreign_backup_is_kept_before_a_new_one_is_made(
     assert "did not start" in markdown
 
 
-def test_fail_leaves_the_node_alone(engine: str, appliances: SimulatedFleet, fleet_yaml: Path) -> None:
+def test_existing_fail_leaves_the_node_alone(engine: str, appliances: SimulatedFleet, fleet_yaml: Path) -> None:
     from flows.backup_node import backup_node
 
     foreign = appliances.put("a0-1", password="somebody's")
@@ -96,7 +96,7 @@ def test_a_build_that_is_too_old_is_refused_without_touching_the_node(
     assert not appliances.calls()
 
 
-def test_an_await_ends_at_its_deadline_and_the_next_run_goes_on_from_there(
+def test_an_await_step_ends_at_its_deadline_and_the_next_run_resumes_it(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from flows.backup_node import backup_node
@@ -111,7 +111,7 @@ def test_an_await_ends_at_its_deadline_and_the_next_run_goes_on_from_there(
     assert len(appliances.calls("a0-1", "backup")) == 1
 
 
-def test_a_start_whose_reply_is_lost_is_told_by_the_status(
+def test_the_status_reveals_a_start_whose_reply_was_lost(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from flows.backup_node import backup_node

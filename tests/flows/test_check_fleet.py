@@ -10,7 +10,7 @@ from tests.flows.conftest import run_and_read
 pytestmark = pytest.mark.engine
 
 
-def test_a_check_says_of_every_node_what_a_run_would_do_and_does_none_of_it(
+def test_a_check_says_for_every_node_what_a_run_would_do_and_does_none_of_it(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from flows.check_fleet import check_fleet
@@ -38,7 +38,7 @@ def test_a_check_fails_for_a_node_that_a_run_would_fail_for(
     assert sorted(run.states("check-a0-")) == ["Completed", "Completed", "Failed"]
 
 
-def test_a_missing_password_is_known_before_the_night(
+def test_a_missing_password_is_detected_before_the_night(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows.check_fleet import check_fleet
@@ -49,7 +49,7 @@ def test_a_missing_password_is_known_before_the_night(
     assert "A0_BACKUP_PASSWORD" in run.flow_run.state.message
 
 
-def test_a_recovery_key_that_cannot_be_read_is_known_before_the_night(
+def test_an_unreadable_recovery_key_is_detected_before_the_night(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from a0backup.passwords.recovery_keys import make_pair
@@ -70,7 +70,7 @@ def test_a_recovery_key_that_cannot_be_read_is_known_before_the_night(
     assert key.fingerprint in markdown
 
 
-def test_what_is_no_problem_yet_is_warned_of_and_the_check_completes(
+def test_a_check_completes_with_a_warning_about_what_is_not_a_problem_yet(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from a0backup.fleet.models import KEYSTREAM_REUSE
@@ -81,14 +81,12 @@ def test_what_is_no_problem_yet_is_warned_of_and_the_check_completes(
     assert [log.message for log in run.logs].count(KEYSTREAM_REUSE) == 1
     [markdown] = [artifact.data for artifact in run.artifacts if artifact.key == "check-report"]
     assert "XOR of two artifacts" in markdown
-    # Once, as it is the same of all.
+    # Once, as it applies to all nodes alike.
     assert markdown.count("an installation cannot be fully recovered from it") == 1
     assert "every node" in markdown
 
 
-def test_a_secret_block_is_where_a_password_may_come_from(
-    engine: str, appliances: SimulatedFleet, fleet_yaml: Path
-) -> None:
+def test_a_password_may_come_from_a_secret_block(engine: str, appliances: SimulatedFleet, fleet_yaml: Path) -> None:
     import asyncio
 
     from prefect.blocks.system import Secret

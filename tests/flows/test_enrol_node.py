@@ -1,4 +1,4 @@
-"""Putting a node into service: what is asked, what is done once that is answered, and what is left alone else."""
+"""Putting a node into service: what is asked, what is done after the answer, and what is otherwise left alone."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def new_node(appliances: SimulatedFleet, fleet_yaml: Path) -> SimulatedFleet:
-    """The fleet, with a0-1 not in the backup role yet."""
+    """Return the fleet, with a0-1 not yet in the backup role."""
     appliances.tell("a0-1", None, "no_role")
     return appliances
 
@@ -50,7 +50,7 @@ class Asked:
 
 
 async def paused(flow_run: UUID) -> Asked:
-    """Wait until that run asks, and return what it shows."""
+    """Wait until the run asks, and return what it shows."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
     from prefect.client.schemas.sorting import ArtifactSort
@@ -74,7 +74,7 @@ async def paused(flow_run: UUID) -> Asked:
 
 
 async def answer(asked: Asked, said: dict[str, Any]) -> str:
-    """Resume the run as its page does; return whether that was accepted."""
+    """Resume the run as its page does. Return whether the answer was accepted."""
     from prefect.client.orchestration import get_client
 
     async with get_client() as client:
@@ -88,7 +88,7 @@ def enrolled(
     meanwhile: Callable[[Asked], Awaitable[None] | None] = lambda asked: None,
     **parameters: object,
 ) -> tuple[Asked, Recorded]:
-    """Run the flow for a0-1, and answer *said* once it asks, after *meanwhile*; None: do not answer."""
+    """Run the flow for a0-1 and answer *said* once it asks, after *meanwhile*. None: do not answer."""
     from flows.enrol_node import enrol_node
 
     async def run() -> tuple[Asked, Recorded]:
@@ -133,7 +133,7 @@ def test_a_confirmed_node_gets_its_role_and_its_first_backup_is_proven(
     assert {call["node"] for call in new_node.calls()} == {"a0-1"}
 
 
-def test_what_is_asked_says_what_is_there_and_what_will_be_done_and_holds_no_lock(
+def test_the_question_says_what_was_found_and_what_will_be_done_and_no_lock_is_held(
     engine: str, new_node: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     def look(asked: Asked) -> None:
@@ -153,7 +153,7 @@ def test_what_is_asked_says_what_is_there_and_what_will_be_done_and_holds_no_loc
     assert decision["description"].endswith(".")
 
 
-def test_a_refusal_ends_the_run_as_cancelled_and_leaves_the_node_as_it_is(
+def test_a_refusal_ends_the_run_as_cancelled_and_leaves_the_node_unchanged(
     engine: str, new_node: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     _, run = enrolled(fleet_yaml, CHANGE_NOTHING)
@@ -163,7 +163,7 @@ def test_a_refusal_ends_the_run_as_cancelled_and_leaves_the_node_as_it_is(
     assert set(run.all_states()) == {"Completed"}
 
 
-def test_what_nobody_confirms_fails_and_says_so(
+def test_an_enrolment_that_nobody_confirms_fails_and_says_so(
     engine: str, new_node: SimulatedFleet, fleet_yaml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.enrol_node.CONFIRMED_WITHIN", 2)
@@ -174,7 +174,7 @@ def test_what_nobody_confirms_fails_and_says_so(
     assert commands(new_node) == LOOK
 
 
-def test_an_answer_that_decides_nothing_is_not_taken(engine: str, new_node: SimulatedFleet, fleet_yaml: Path) -> None:
+def test_an_answer_that_decides_nothing_is_rejected(engine: str, new_node: SimulatedFleet, fleet_yaml: Path) -> None:
     async def answer_badly(asked: Asked) -> None:
         for said in ({}, {"decision": "whatever"}, {"decision": "go ahead", "device": "/dev/sda"}):
             assert await answer(asked, said) == "REJECT"
@@ -224,7 +224,7 @@ def test_a_node_that_has_the_role_keeps_it_and_is_backed_up(
     assert len(appliances.calls("a0-1", "backup")) == 1
 
 
-def test_a_role_that_somebody_gave_meanwhile_is_not_given_again(
+def test_a_role_that_somebody_set_meanwhile_is_not_set_again(
     engine: str, new_node: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     _, run = enrolled(fleet_yaml, GO_AHEAD, meanwhile=lambda asked: new_node.forget("a0-1"))
@@ -233,7 +233,7 @@ def test_a_role_that_somebody_gave_meanwhile_is_not_given_again(
     assert new_node.calls("a0-1", "set-as-backup") == []
 
 
-def test_a_role_that_was_lost_meanwhile_is_not_given_unasked(
+def test_a_role_that_was_lost_meanwhile_is_not_set_without_confirmation(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     _, run = enrolled(fleet_yaml, GO_AHEAD, meanwhile=lambda asked: appliances.tell("a0-1", None, "no_role"))
@@ -254,7 +254,7 @@ def test_a_refused_device_fails_the_run_before_any_backup(
     assert new_node.calls("a0-1", "backup") == []
 
 
-def test_a_backup_folder_is_in_the_way_without_force_and_goes_with_it(
+def test_a_backup_folder_blocks_enrolment_and_is_deleted_with_force(
     engine: str, new_node: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     old = new_node.put("a0-1", password="theirs")
@@ -288,7 +288,7 @@ def test_force_destroys_nothing_that_was_not_confirmed(engine: str, new_node: Si
 
 
 @pytest.mark.parametrize("reply", ["lost", "ok"])
-def test_a_role_that_comes_late_is_waited_for_and_never_given_twice(
+def test_a_role_that_takes_effect_late_is_waited_for_and_never_set_twice(
     engine: str, new_node: SimulatedFleet, fleet_yaml: Path, reply: str
 ) -> None:
     new_node.tell("a0-1", "set-as-backup", "late", seconds=1, reply=reply)
@@ -297,7 +297,7 @@ def test_a_role_that_comes_late_is_waited_for_and_never_given_twice(
     assert len(new_node.calls("a0-1", "set-as-backup")) == 1
 
 
-def test_a_first_backup_that_fails_fails_the_run(engine: str, new_node: SimulatedFleet, fleet_yaml: Path) -> None:
+def test_a_failed_first_backup_fails_the_run(engine: str, new_node: SimulatedFleet, fleet_yaml: Path) -> None:
     new_node.tell("a0-1", "backup-retrieve", "flip")
     _, run = enrolled(fleet_yaml, GO_AHEAD)
     assert run.flow_run.state.name == "Failed"
@@ -321,7 +321,7 @@ def test_a_sealed_first_backup_is_proven_by_the_run_that_made_it(
 @pytest.mark.parametrize(
     "device", ["", "sdb", "-f", "/dev/", "/dev/../etc", "/dev/-sdb", "/dev/sdb\n", "/dev/sd b", "/etc/sdb", "/dev//sdb"]
 )
-def test_what_is_no_device_is_refused_before_the_node_is_asked(
+def test_an_invalid_device_is_refused_before_the_node_is_called(
     engine: str, new_node: SimulatedFleet, fleet_yaml: Path, device: str
 ) -> None:
     from flows.enrol_node import enrol_node
@@ -334,7 +334,7 @@ def test_what_is_no_device_is_refused_before_the_node_is_asked(
     assert new_node.calls() == []
 
 
-def test_each_parameter_is_described_and_the_form_knows_what_a_device_is() -> None:
+def test_each_parameter_is_described_and_the_form_has_a_pattern_for_the_device() -> None:
     from flows.enrol_node import enrol_node
 
     for name, parameter in enrol_node.parameters.properties.items():
@@ -354,7 +354,7 @@ def deployed(tmp_path: Path, engine_server: str, new_node: SimulatedFleet) -> It
 
 
 @pytest.mark.slow
-def test_under_a_worker_it_goes_on_when_it_is_confirmed_and_ends_at_once_when_it_is_cancelled(
+def test_under_a_worker_enrolment_continues_when_confirmed_and_ends_at_once_when_cancelled(
     engine: str, deployed: Deployed, new_node: SimulatedFleet
 ) -> None:
     def started() -> tuple[str, psutil.Process]:
@@ -380,5 +380,5 @@ def test_under_a_worker_it_goes_on_when_it_is_confirmed_and_ends_at_once_when_it
     def states() -> set[str]:
         return {each["state"]["name"] for each in deployed.filter("task_runs", confirmed)}
 
-    # The engine records them a moment later than the run.
+    # The engine records the task runs a moment later than the flow run.
     assert eventually(lambda: states() == {"Completed"}, 30), states()

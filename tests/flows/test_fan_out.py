@@ -1,4 +1,4 @@
-"""The same work for many nodes: what becomes of all of it when one meets a signal."""
+"""The same work for many nodes: what happens to all of it when one of them meets a signal."""
 
 import asyncio
 import signal
@@ -11,7 +11,7 @@ from a0backup.fleet.models import Node
 NODES = [Node(name=f"a0-{number}", host="127.0.0.1") for number in range(1, 5)]
 
 
-async def test_a_signal_that_comes_in_the_middle_of_one_nodes_work_ends_all_and_is_passed_on_as_it_is() -> None:
+async def test_a_signal_during_one_nodes_work_ends_all_and_is_passed_on_unchanged() -> None:
     from prefect.exceptions import TerminationSignal
 
     from flows.fan_out import for_each

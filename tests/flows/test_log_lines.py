@@ -1,4 +1,4 @@
-"""What the engine says of a run's steps in its log reads like the rest of it."""
+"""The engine's log lines about a run's steps read like the rest of the log."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ def lines(run: Recorded) -> list[str]:
     return [log.message for log in run.logs]
 
 
-def test_foreseen_errors_are_told_in_words_each_with_what_comes_next(
+def test_expected_errors_are_logged_in_plain_words_with_what_comes_next(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from flows.backup_fleet import backup_fleet
@@ -40,11 +40,11 @@ def test_foreseen_errors_are_told_in_words_each_with_what_comes_next(
     whole = "\n".join(said)
     for word in ("Traceback", "NoneType", "Task run failed", "Finished in state", "Error("):
         assert word not in whole, word
-    # Once where it is met, once where the node's backup fails with it, and in the run's last line.
+    # Once where it occurs, once where the node's backup fails with it, and once in the run's last line.
     assert whole.count("md5 mismatch in 3 attempts") == 3
 
 
-def test_an_error_that_nobody_foresaw_keeps_its_traceback(engine: str) -> None:
+def test_an_unexpected_error_keeps_its_traceback(engine: str) -> None:
     from prefect import flow
 
     from tasks.engine_task import engine_task
@@ -62,7 +62,7 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(engine: str) -> None:
     assert "raise ZeroDivisionError" in whole
 
 
-def test_a_step_that_is_called_off_with_its_run_is_no_crash(
+def test_a_step_cancelled_with_its_run_is_not_a_crash(
     engine: str, appliances: SimulatedFleet, fleet_yaml: Path
 ) -> None:
     from flows.backup_fleet import backup_fleet
@@ -73,7 +73,7 @@ def test_a_step_that_is_called_off_with_its_run_is_no_crash(
 
     async def cancelled() -> Recorded:
         run: asyncio.Task[Any] = asyncio.create_task(backup_fleet(fleet=fleet_yaml, nodes=["a0-1"]))
-        while not appliances.calls("a0-1", "backup-retrieve"):  # noqa: ASYNC110 - of another process
+        while not appliances.calls("a0-1", "backup-retrieve"):  # noqa: ASYNC110 - the calls are those of another process
             await asyncio.sleep(0.05)
         run.cancel()
         await asyncio.wait([run])

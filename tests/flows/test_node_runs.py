@@ -1,4 +1,4 @@
-"""A node's backup as a run of its own: what the night does where that run is not taken up, not started, or dies."""
+"""A node's backup as a separate run: what the night does if that run is not taken, is not started, or dies."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.engine
 def deployed(tmp_path: Path, own_home: Path, appliances: SimulatedFleet) -> Iterator[Deployed]:
     folder = tmp_path / "operator"
     folder.mkdir()
-    # Short: a start waits that long for what an earlier run may have sent.
+    # Short: a start waits this long for what an earlier run may have sent.
     appliances.fleet_yaml(
         folder / "fleet.yaml", kinds=["backup", "backup-sensitive"], lock_deadline="4s", a0cli={"call_timeout": "4s"}
     )
@@ -44,7 +44,7 @@ def deployed(tmp_path: Path, own_home: Path, appliances: SimulatedFleet) -> Iter
 
 @pytest.fixture
 def nobody(engine: str, appliances: SimulatedFleet, fleet_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> "Nobody":
-    """A deployment whose runs no worker takes, and this process where the night's would be."""
+    """Return a deployment whose runs no worker takes. This process stands in for the night's."""
     appliances.fleet_yaml(fleet_yaml, lock_deadline=f"{patience(1.2):.1f}s")
     nobody = Nobody(load_fleet(fleet_yaml), f"nobodys-{uuid4()}")
     monkeypatch.setattr("flows.node_runs.OF_FLEET", f"backup-node/{nobody.deployment}")
@@ -69,7 +69,7 @@ class Nobody:
         return NodeRuns(self.fleet, "as in fleet.yaml")
 
     async def refused(self) -> EngineError:
-        """What the night says of a node for which no run comes to a good end."""
+        """Return the night's error for a node for which no run ends well."""
         with pytest.raises(EngineError) as raised:
             await self.night().run(self.fleet.node("a0-1"))
         return raised.value
@@ -84,7 +84,7 @@ class Nobody:
 
     @asynccontextmanager
     async def worker(self, work: Callable[[Any, Any], Awaitable[None]], at_once: int = 10) -> AsyncIterator[None]:
-        """Take up the runs, *at_once* at a time, as a worker would, and do *work* for each with the engine's client."""
+        """Take the runs, *at_once* at a time, as a worker would, and do *work* for each with the engine's client."""
         from prefect.client.orchestration import get_client
         from prefect.states import Pending
 
@@ -98,7 +98,7 @@ class Nobody:
             async with asyncio.TaskGroup() as group:
                 tasks: list[asyncio.Task[None]] = []
                 while True:
-                    with suppress(httpx.TransportError):  # an engine that is away is asked again, as workers do
+                    with suppress(httpx.TransportError):  # workers, too, ask again while the engine is away
                         for run in await self.runs():
                             busy = sum(not task.done() for task in tasks)
                             if run.id not in done and run.state.is_scheduled() and busy < at_once:
@@ -115,7 +115,7 @@ class Nobody:
                 await worker
 
     async def hand_over(self, client: Any, run: Any, outcomes: list[Outcome]) -> None:
-        """End *run* well, with *outcomes* as what it says of its node."""
+        """End *run* successfully, with *outcomes* as its report on its node."""
         from prefect.client.schemas.actions import ArtifactCreate
         from prefect.states import Completed, Running
 
@@ -130,14 +130,14 @@ class Nobody:
 
 
 async def nothing(client: Any, run: Any) -> None:
-    """What becomes of a run whose worker dies when it has taken it up."""
+    """Do nothing, as happens to a run whose worker dies after taking it."""
 
 
 def failed(node: str, kind: str = "backup") -> Outcome:
     return outcome_of(node, kind, seconds=1, error=RefusedError(node, kind, "no"), step="ping")
 
 
-async def test_a_run_that_no_worker_takes_up_is_called_off_and_the_report_says_so(nobody: Nobody) -> None:
+async def test_a_run_that_no_worker_takes_is_cancelled_and_the_report_says_so(nobody: Nobody) -> None:
     await nobody.register()
     error = await nobody.refused()
     [waited] = re.findall(r"no worker took up the run backup-a0-1 within (\d+) s\b", str(error))
@@ -146,7 +146,7 @@ async def test_a_run_that_no_worker_takes_up_is_called_off_and_the_report_says_s
     assert [run.state.name for run in await nobody.runs()] == ["Cancelled"]
 
 
-async def test_a_run_that_its_worker_does_not_start_is_given_up_and_made_again_three_times_at_most(
+async def test_a_run_that_its_worker_does_not_start_is_given_up_and_made_three_times_at_most(
     nobody: Nobody, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.node_runs.STARTS_WITHIN", 0.5)
@@ -159,7 +159,7 @@ async def test_a_run_that_its_worker_does_not_start_is_given_up_and_made_again_t
     assert "its worker has not started it" in runs[0].state.message
 
 
-async def test_a_run_waits_for_as_long_as_others_of_the_night_are_at_work(nobody: Nobody) -> None:
+async def test_a_run_waits_as_long_as_other_runs_of_the_night_are_working(nobody: Nobody) -> None:
     await nobody.register()
 
     async def takes_long(client: Any, run: Any) -> None:
@@ -181,7 +181,7 @@ async def test_a_run_waits_for_as_long_as_others_of_the_night_are_at_work(nobody
         ([replace(failed("a0-1"), id="a0-1/2026-01-01T00-00-00Z-backup", ending=Ending.STORED)], "is not in the vault"),
     ],
 )
-async def test_what_a_run_says_is_not_believed_where_it_is_not_of_its_node_or_not_in_the_vault(
+async def test_a_runs_report_is_rejected_if_it_is_not_about_its_node_or_not_in_the_vault(
     nobody: Nobody, outcomes: list[Outcome], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.node_runs.SHOWN_WITHIN", 0.2)
@@ -193,7 +193,7 @@ async def test_what_a_run_says_is_not_believed_where_it_is_not_of_its_node_or_no
 
 
 @pytest.mark.slow
-async def test_an_engine_that_is_away_when_a_run_is_to_be_made_is_waited_for(
+async def test_the_night_waits_for_an_engine_that_is_away_when_a_run_must_be_made(
     own_home: Path, appliances: SimulatedFleet, fleet_yaml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     appliances.fleet_yaml(fleet_yaml, lock_deadline="2m")
@@ -210,14 +210,14 @@ async def test_an_engine_that_is_away_when_a_run_is_to_be_made_is_waited_for(
         assert len(said.outcomes) == len(await nobody.runs()) == 1
 
 
-async def test_where_nothing_is_registered_the_hint_says_how(nobody: Nobody) -> None:
+async def test_the_hint_says_how_to_register_a_missing_deployment(nobody: Nobody) -> None:
     error = await nobody.refused()
     assert f"there is no deployment backup-node/{nobody.deployment}" in str(error)
     assert "a0backup engine register" in str(error)
 
 
 @pytest.mark.slow
-def test_what_a_run_has_settled_is_not_made_again_by_the_next_nor_by_a_retry_of_the_night(
+def test_neither_the_next_run_nor_a_retry_of_the_night_repeats_what_a_run_has_settled(
     deployed: Deployed, appliances: SimulatedFleet
 ) -> None:
     appliances.tell("a0-1", "backup-sensitive-retrieve", "hang", times=1)

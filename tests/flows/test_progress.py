@@ -35,7 +35,7 @@ def appliances(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Updates twice a second, for tests that see several."""
+    """Update twice a second, for tests that must see several updates."""
     from tasks import progress
 
     monkeypatch.setattr(progress, "PACE", 0.5)
@@ -43,12 +43,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
     async with asyncio.timeout(patience(seconds)):
-        while not await condition():  # noqa: ASYNC110 - asked of the engine, which tells nobody
+        while not await condition():  # noqa: ASYNC110 - the engine must be polled, it notifies nobody
             await asyncio.sleep(0.05)
 
 
 class Page:
-    """The progress as the engine's API gives it, of the run that the process started last."""
+    """The progress of the run that this process started last, as the engine's API returns it."""
 
     async def artifacts(self) -> dict[str, Any]:
         from prefect.client.orchestration import get_client
@@ -72,7 +72,7 @@ class Page:
         return next((row for row in rows if row["node"] == node), {})
 
     async def bytes(self, node: str) -> int:
-        """How many bytes of the node's artifact have come by now, to the nearest that is said of them."""
+        """Return how many bytes of the node's artifact have arrived, as precisely as the page shows."""
         words = (await self.row(node)).get("retrieved", "").split()
         return round(float(words[0]) * {"B": 1, "kB": 1000, "MB": 1_000_000}[words[1]]) if words else 0
 
@@ -96,7 +96,7 @@ async def end_of(run: "asyncio.Task[Any]") -> Recorded:
     return await recorded(state.state_details.flow_run_id)
 
 
-async def test_the_page_shows_the_bytes_growing_while_a_node_is_retrieved_and_how_all_ended(
+async def test_the_page_shows_the_bytes_growing_during_a_retrieval_and_how_all_nodes_ended(
     engine: str, quick: None, appliances: SimulatedFleet, fleet_yaml: Path, page: Page
 ) -> None:
     appliances.tell("a0-2", "backup-retrieve", "drip", bytes_per_second=150_000)
@@ -128,7 +128,7 @@ async def test_the_page_shows_the_bytes_growing_while_a_node_is_retrieved_and_ho
     assert not [log for log in of_run.logs if "the progress of this run" in log.message]
 
 
-async def test_a_second_night_says_how_much_is_expected(
+async def test_a_second_night_shows_how_much_is_expected(
     engine: str, quick: None, appliances: SimulatedFleet, fleet_yaml: Path, page: Page
 ) -> None:
     assert (await begin(fleet_yaml, nodes=["a0-1"])).is_completed()
@@ -142,7 +142,7 @@ async def test_a_second_night_says_how_much_is_expected(
     assert (await run).is_completed()
 
 
-async def test_a_cancelled_run_ends_at_once_and_its_page_shows_how_far_it_was(
+async def test_a_cancelled_run_ends_at_once_and_its_page_shows_how_far_it_got(
     engine: str, quick: None, appliances: SimulatedFleet, fleet_yaml: Path, page: Page
 ) -> None:
     appliances.tell("a0-1", "backup-retrieve", "drip", bytes_per_second=50_000)
@@ -167,12 +167,12 @@ def nothing_of_it_runs() -> bool:
     return not tasks and not [thread for thread in threading.enumerate() if thread.name.startswith("progress")]
 
 
-# -- an engine that does not take it -----------------------------------------------------------------------------------
+# -- an engine that does not accept it ---------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def an_api_that_never_answers() -> AsyncIterator[str]:
-    """A server that takes every connection and says nothing."""
+    """Run a server that accepts every connection and says nothing."""
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/api"
@@ -180,14 +180,14 @@ async def an_api_that_never_answers() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def an_api_that_is_gone() -> AsyncIterator[str]:
-    """The address of a server that has ended."""
+    """Yield the address of a server that has ended."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{probe.getsockname()[1]}/api"
 
 
 async def run_with_progress_on(api: str, nodes: list[Node], body: Callable[[], Awaitable[None]]) -> Any:
-    """Run *body* in a flow whose progress goes to *api*; return the flow's state."""
+    """Run *body* in a flow whose progress goes to *api*. Return the flow's state."""
     from prefect import flow
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -203,7 +203,7 @@ async def run_with_progress_on(api: str, nodes: list[Node], body: Callable[[], A
 
 
 @pytest.mark.parametrize("api_of", [an_api_that_never_answers, an_api_that_is_gone])
-async def test_an_api_that_does_not_take_the_progress_fails_no_run_and_is_told_of_once(
+async def test_an_api_that_does_not_accept_the_progress_fails_no_run_and_is_reported_once(
     engine: str,
     fleet_yaml: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -221,13 +221,13 @@ async def test_an_api_that_does_not_take_the_progress_fails_no_run_and_is_told_o
     at = time.monotonic()
     async with api_of() as api:
         assert (await run_with_progress_on(api, list(load_fleet(fleet_yaml).nodes), some_updates)).is_completed()
-    assert time.monotonic() - at < min(patience(10), 50)  # and not the minute for which Prefect's client asks again
+    assert time.monotonic() - at < min(patience(10), 50)  # not the minute for which Prefect's client retries
     told = [record.getMessage() for record in caplog.records if "does not take the progress" in record.getMessage()]
     assert told == ["the engine does not take the progress of this run; it is tried again (no answer within 0.2 s)"]
     assert nothing_of_it_runs()
 
 
-async def test_a_cancel_does_not_wait_for_an_update_that_hangs(engine: str, fleet_yaml: Path) -> None:
+async def test_a_cancelled_run_does_not_wait_for_an_update_that_hangs(engine: str, fleet_yaml: Path) -> None:
     from tasks.progress import PATIENCE
 
     under_way, called_off = asyncio.Event(), []
@@ -245,13 +245,13 @@ async def test_a_cancel_does_not_wait_for_an_update_that_hangs(engine: str, flee
         await under_way.wait()
         run.cancel()
         await asyncio.wait([run], timeout=patience(10))
-    # What is left is for the engine to take note of it.
+    # What remains is the time in which the engine records it.
     assert time.monotonic() - called_off[0] < PATIENCE / 2
     assert run.cancelled()
     assert nothing_of_it_runs()
 
 
-async def test_a_signal_that_comes_in_the_middle_of_an_update_calls_off_the_run(
+async def test_a_signal_during_an_update_cancels_the_run(
     engine: str, fleet_yaml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import signal

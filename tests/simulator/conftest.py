@@ -1,4 +1,4 @@
-"""One simulated fleet for all tests of the simulator; each test gets a node and a directory of its own."""
+"""One simulated fleet for all tests of the simulator. Each test gets its own node and directory."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ NODES = 160
 
 
 class Desk:
-    """A directory with a key pair and the commands of one node, and the a0cli calls made from it."""
+    """A directory with a key pair and one node's commands, and the a0cli calls made from it."""
 
     def __init__(self, fleet: SimulatedFleet, node: dict[str, Any], directory: Path) -> None:
         self.fleet, self.node, self.name, self.directory = fleet, node, str(node["name"]), directory
@@ -35,7 +35,7 @@ class Desk:
 
     @contextlib.contextmanager
     def start(self, *args: str) -> Iterator[subprocess.Popen[str]]:
-        """Start a call; what of it is left at the end is killed."""
+        """Start a call. Kill it at the end if it still runs."""
         with subprocess.Popen(
             self.argv(*args), cwd=self.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
@@ -83,13 +83,13 @@ def unused_nodes(shared_fleet: SimulatedFleet) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def old_desk(shared_fleet: SimulatedFleet, tmp_path: Path) -> Desk:
-    """A desk for the node whose build is the last before the sensitive backup."""
+    """Return a desk for the node with the last build before the sensitive backup."""
     return _other_desk(shared_fleet, shared_fleet.nodes[0], tmp_path / "old")
 
 
 @pytest.fixture
 def bare_desk(shared_fleet: SimulatedFleet, unused_nodes: Iterator[dict[str, Any]], tmp_path: Path) -> Desk:
-    """A desk without key pair and commands."""
+    """Return a desk without a key pair and commands."""
     return Desk(shared_fleet, next(unused_nodes), tmp_path)
 
 
@@ -102,7 +102,7 @@ def desk(bare_desk: Desk) -> Desk:
 
 @pytest.fixture
 def other_desk(shared_fleet: SimulatedFleet, unused_nodes: Iterator[dict[str, Any]], tmp_path: Path) -> Desk:
-    """A desk beside the first, for another node."""
+    """Return a second desk, for another node."""
     return _other_desk(shared_fleet, next(unused_nodes), tmp_path / "other")
 
 

@@ -1,4 +1,4 @@
-"""What the nodes send is real, large ones cost no memory, and the server's process behaves."""
+"""What the nodes send is real, large backups cost no memory, and the server process behaves."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def documents(block: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("size", [4_000, 1_000_000])
-def test_openssl_and_tar_open_what_was_retrieved(desk: "Desk", size: int) -> None:
+def test_openssl_and_tar_open_a_retrieved_backup(desk: "Desk", size: int) -> None:
     held = desk.put(size=size)
     assert abs(held["size"] - size) < 0.1 * size
     desk.run("backup-retrieve")
@@ -85,14 +85,14 @@ def test_an_export_is_lines_of_json(desk: "Desk") -> None:
 
 
 @pytest.mark.parametrize("password", ["Passw0rd", "pässwörd", "with space and 'quotes\"", "x" * 200])
-def test_the_key_derivation_is_that_of_openssl(password: str) -> None:
+def test_the_key_derivation_matches_openssl(password: str) -> None:
     command = ["openssl", "enc", "-aes-256-ctr", "-md", "md5", "-nosalt", "-P", "-k", password]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     key, iv = key_and_iv(password)
     assert printed.splitlines()[:2] == [f"key={key.hex().upper()}", f"iv ={iv.hex().upper()}"]
 
 
-def test_two_backups_of_a_node_are_never_the_same_bytes(desk: "Desk") -> None:
+def test_two_backups_of_a_node_never_have_the_same_bytes(desk: "Desk") -> None:
     first = desk.put()
     desk.fleet.remove(desk.name)
     assert desk.put()["md5"] != first["md5"]
@@ -150,7 +150,7 @@ def test_the_server_ends_on_a_signal_even_while_it_makes_a_backup(tmp_path: Path
     assert not (tmp_path / "control.sock").exists()
 
 
-def test_a_call_that_hangs_does_not_keep_the_server(tmp_path: Path) -> None:
+def test_a_hanging_call_does_not_keep_the_server_from_ending(tmp_path: Path) -> None:
     with SimulatedFleet(tmp_path, 1, scenario=[{"fault": "hang"}]) as fleet:
         a0cli = [str(fleet.a0cli), "-t", "127.0.0.1", "-p", str(fleet.nodes[0]["port"]), "update-commands"]
         hung = subprocess.Popen(a0cli, cwd=fleet.key_dir, stderr=subprocess.PIPE)
@@ -167,7 +167,7 @@ def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path) -> Non
         assert process.returncode == 0
 
 
-def test_a_directory_too_long_for_a_socket_address_is_served(tmp_path: Path) -> None:
+def test_a_directory_whose_path_is_too_long_for_a_socket_address_works(tmp_path: Path) -> None:
     state = tmp_path / ("long" * 30)
     with SimulatedFleet(state, ["n"]) as fleet:
         assert fleet.holds("n") is None
@@ -190,7 +190,7 @@ def test_a_scenario_is_in_force_from_the_start(tmp_path: Path) -> None:
         assert b"ECONNREFUSED" in refused.stderr
 
 
-def test_the_record_of_a_directory_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_second_server_continues_the_record_of_its_directory(tmp_path: Path) -> None:
     made = []
     for _ in range(2):
         with SimulatedFleet(tmp_path, 1) as fleet:
@@ -203,12 +203,12 @@ def test_the_record_of_a_directory_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", ["a,a", "../x", ""])
-def test_names_that_are_no_names_are_refused(tmp_path: Path, names: str) -> None:
+def test_invalid_node_names_are_refused(tmp_path: Path, names: str) -> None:
     with serve(tmp_path / "state", "--nodes", names) as process:
         assert process.wait(patience(20)) == 2
 
 
-def test_the_client_starts_where_the_interpreters_path_is_no_shebang(tmp_path: Path) -> None:
+def test_the_client_starts_if_the_interpreters_path_does_not_fit_a_shebang(tmp_path: Path) -> None:
     interpreter = tmp_path / "with space" / "python"
     interpreter.parent.mkdir()
     interpreter.symlink_to(sys.executable)
@@ -229,7 +229,7 @@ print(install(Path("state").resolve())[0])
     assert (tmp_path / "state" / "keys" / "a0cli-key").exists()
 
 
-def test_a_fleet_yaml_names_the_nodes_and_merges_deeply(tmp_path: Path) -> None:
+def test_fleet_yaml_names_the_nodes_and_merges_settings_deeply(tmp_path: Path) -> None:
     yaml = pytest.importorskip("yaml")
     with SimulatedFleet(tmp_path / "fleet", 2) as fleet:
         path = fleet.fleet_yaml(tmp_path / "fleet.yaml", a0cli={"call_timeout": "2s"}, kinds=["backup"])

@@ -1,4 +1,4 @@
-"""What a0cli says and what a node refuses, as the vendor's page has it."""
+"""What a0cli prints and what a node refuses, as on the vendor's page."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def test_a_backup_is_started_shown_retrieved_and_deleted(desk: "Desk") -> None:
     assert desk.holds() is None
 
 
-def test_the_password_is_taken_as_an_option_too(desk: "Desk") -> None:
+def test_the_password_can_also_be_an_option(desk: "Desk") -> None:
     desk.run("backup", "--password", "Passw0rd")
     until(desk.holds)
     as_option = desk.holds()
@@ -59,9 +59,7 @@ def test_the_password_is_taken_as_an_option_too(desk: "Desk") -> None:
         ("user-export", ["P", "_id,email"], "User export found", "user_export.tar.gz.enc"),
     ],
 )
-def test_the_other_kinds_have_a_slot_of_their_own(
-    desk: "Desk", kind: str, args: list[str], found: str, file: str
-) -> None:
+def test_the_other_kinds_have_their_own_slots(desk: "Desk", kind: str, args: list[str], found: str, file: str) -> None:
     desk.put()
     assert desk.run(kind, *args).returncode == 0
     until(lambda: json.loads(desk.run(f"{kind}-status").stdout)["message"] == found)
@@ -80,7 +78,7 @@ def test_the_other_kinds_have_a_slot_of_their_own(
         ("user-export", "User export in progress", "User export found", "No user export found"),
     ],
 )
-def test_each_kind_has_its_own_words(desk: "Desk", kind: str, begun: str, found: str, absent: str) -> None:
+def test_each_kind_has_its_own_messages(desk: "Desk", kind: str, begun: str, found: str, absent: str) -> None:
     def status() -> str:
         return str(json.loads(desk.run(f"{kind}-status").stdout)["message"])
 
@@ -94,7 +92,7 @@ def test_each_kind_has_its_own_words(desk: "Desk", kind: str, begun: str, found:
 
 
 @pytest.mark.parametrize("style", [["P"], ["--password", "P"]])
-def test_an_export_takes_the_documented_fields_and_no_others(desk: "Desk", style: list[str]) -> None:
+def test_an_export_accepts_only_the_documented_fields(desk: "Desk", style: list[str]) -> None:
     documented = "_id,email,email_verified,phone_number,phone_verified,name,user_id,lastLogin,updated_at,__tenant"
     for fields in ("mail", "_id,", "", "_id email"):
         refused = desk.run("user-export", *style, fields)
@@ -117,7 +115,7 @@ def test_a_build_before_the_split_has_no_commands_for_a_sensitive_backup(old_des
         refused = old_desk.run(*command)
         assert refused.returncode == 1
         assert f"unknown command `{command[0]}'" in refused.stderr
-    # Nor does the node itself take them from an a0cli that has learnt its commands elsewhere.
+    # The node itself also refuses them from an a0cli that learned its commands elsewhere.
     (old_desk.directory / "a0cli-commands.json").write_bytes((desk.directory / "a0cli-commands.json").read_bytes())
     refused = old_desk.run("backup-sensitive", "P")
     assert (refused.returncode, json.loads(refused.stderr)["message"]) == (1, "unknown command backup-sensitive")
@@ -125,7 +123,7 @@ def test_a_build_before_the_split_has_no_commands_for_a_sensitive_backup(old_des
     until(old_desk.holds)
 
 
-def test_a_second_backup_is_refused_and_recorded_while_one_is_made_and_while_one_exists(desk: "Desk") -> None:
+def test_a_second_backup_is_refused_and_recorded_while_one_is_in_progress_or_exists(desk: "Desk") -> None:
     desk.tell("backup", "duration", seconds=1, times=1)
     desk.run("backup", "Passw0rd")
     assert "already in progress" in desk.run("backup", "Passw0rd").stderr
@@ -146,7 +144,7 @@ def test_a_backup_in_progress_is_neither_deleted_nor_retrieved(desk: "Desk") -> 
     assert not desk.retrieved.exists()
 
 
-def test_retrieve_and_delete_of_nothing_are_refused(desk: "Desk") -> None:
+def test_retrieving_or_deleting_a_missing_backup_is_refused(desk: "Desk") -> None:
     for command in ("backup-retrieve", "backup-delete"):
         refused = desk.run(command)
         assert (refused.returncode, refused.stderr) == (1, '{"message":"No backup found"}\n')
@@ -180,7 +178,7 @@ def test_a_key_that_the_node_does_not_know_is_refused(bare_desk: "Desk") -> None
     assert "not known to the node" in refused.stderr
 
 
-def test_a_key_pair_is_made_shown_and_deleted_on_the_current_path(bare_desk: "Desk") -> None:
+def test_a_key_pair_is_created_shown_and_deleted_in_the_current_directory(bare_desk: "Desk") -> None:
     created = bare_desk.run("create-key").stdout
     key = bare_desk.directory / "a0cli-key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
@@ -214,7 +212,7 @@ def test_a_wrong_number_of_arguments_is_refused(desk: "Desk", args: list[str]) -
     "args",
     [["set-as-backup", "/dev/sdb", "true"], ["re-ip", "10.0.0.1"], ["nslookup", "localhost"], ["test-port", "h", "1"]],
 )
-def test_the_other_documented_commands_are_there(desk: "Desk", args: list[str]) -> None:
+def test_the_other_documented_commands_exist(desk: "Desk", args: list[str]) -> None:
     assert desk.run(*args).returncode == 0
 
 
@@ -224,7 +222,7 @@ def test_an_unknown_option_and_a_missing_target_are_refused(desk: "Desk") -> Non
     assert desk.run("-t", "", "ping").returncode == 1
 
 
-def test_the_record_says_what_when_and_by_whom_and_not_the_password(desk: "Desk") -> None:
+def test_the_record_of_a_call_says_what_when_and_by_whom_but_not_the_password(desk: "Desk") -> None:
     with desk.start("backup", "s3cret-word") as process:
         process.communicate(timeout=patience(20))
     call = desk.calls("backup")[0]
@@ -239,7 +237,7 @@ def test_the_record_says_what_when_and_by_whom_and_not_the_password(desk: "Desk"
     assert numbers == sorted(set(numbers))
 
 
-def test_the_record_of_a_retrieve_says_how_many_bytes_were_sent(desk: "Desk") -> None:
+def test_the_record_of_a_retrieval_says_how_many_bytes_were_sent(desk: "Desk") -> None:
     held = desk.put()
     desk.run("backup-retrieve")
     assert [(call["outcome"], call["bytes"]) for call in desk.calls("backup-retrieve")] == [("done", held["size"])]

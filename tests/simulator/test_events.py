@@ -1,4 +1,4 @@
-"""What the nodes held and when, whether what went was kept, and what others than a0cli do to them."""
+"""What the nodes held and when, whether a deleted backup was kept, and what others than a0cli do to the nodes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def store(desk: "Desk", held: dict[str, Any], kind: str = "backup", **artifact: Any) -> Path:
-    """Keep what the node holds in the vault, and return the artifact's path."""
+    """Store the node's backup in the vault and return the path of the artifact."""
     folder = desk.fleet.state / "vault" / desk.name / f"20261123T020000Z-{kind}"
     folder.mkdir(parents=True)
     stored = folder / f"{kind}.tar.gz.enc"
@@ -30,7 +30,7 @@ def store(desk: "Desk", held: dict[str, Any], kind: str = "backup", **artifact: 
     return stored
 
 
-def test_the_events_of_a_node_say_what_it_held_and_by_whose_call(desk: "Desk") -> None:
+def test_the_events_of_a_node_say_what_it_held_and_whose_call_changed_it(desk: "Desk") -> None:
     with desk.start("backup", "s3cret-word") as start:
         start.communicate(timeout=patience(20))
     until(desk.holds)
@@ -53,7 +53,7 @@ def test_the_events_of_a_node_say_what_it_held_and_by_whose_call(desk: "Desk") -
     assert "s3cret-word" not in (desk.fleet.state / "events.jsonl").read_text()
 
 
-def test_what_is_done_by_hand_is_told_apart(desk: "Desk") -> None:
+def test_events_distinguish_work_by_hand_from_a0cli(desk: "Desk") -> None:
     desk.put()
     desk.fleet.remove(desk.name)
     desk.fleet.hand_start(desk.name, password="theirs")
@@ -68,7 +68,7 @@ def test_what_is_done_by_hand_is_told_apart(desk: "Desk") -> None:
     ]
 
 
-def test_what_does_not_happen_on_the_node_is_no_event(desk: "Desk") -> None:
+def test_a_call_that_changes_nothing_on_the_node_is_not_an_event(desk: "Desk") -> None:
     desk.put()
     desk.tell("backup-delete", "false_delete", times=1)
     for command in (["backup-delete"], ["backup", "P"], ["backup-status"], ["backup-retrieve"]):
@@ -76,7 +76,7 @@ def test_what_does_not_happen_on_the_node_is_no_event(desk: "Desk") -> None:
     assert [event["event"] for event in desk.events()] == ["complete"]
 
 
-def test_a_deletion_is_witnessed_as_kept_where_the_vault_holds_those_bytes(desk: "Desk") -> None:
+def test_a_deletion_is_recorded_as_kept_if_the_vault_holds_those_bytes(desk: "Desk") -> None:
     store(desk, desk.put())
     desk.run("backup-delete")
     assert [event.get("kept", "no key") for event in desk.events()] == ["no key", True]
@@ -132,26 +132,28 @@ def lies_under_another_node(stored: Path) -> None:
         lies_under_another_node,
     ],
 )
-def test_a_deletion_is_witnessed_as_not_kept_where_the_artifact(desk: "Desk", damaged: Callable[[Path], None]) -> None:
+def test_a_deletion_is_recorded_as_not_kept_if_the_artifact(desk: "Desk", damaged: Callable[[Path], None]) -> None:
     damaged(store(desk, desk.put()))
     desk.run("backup-delete")
     assert desk.events()[-1]["kept"] is False
 
 
 @pytest.mark.parametrize("recorded", [{"size": 1}, {"md5": "0" * 32}, {"file": "../elsewhere"}, {"file": None}])
-def test_a_manifest_that_is_not_true_of_its_artifact_keeps_nothing(desk: "Desk", recorded: dict[str, Any]) -> None:
+def test_a_deletion_is_recorded_as_not_kept_if_the_manifest_does_not_match_its_artifact(
+    desk: "Desk", recorded: dict[str, Any]
+) -> None:
     store(desk, desk.put(), **recorded)
     desk.run("backup-delete")
     assert desk.events()[-1]["kept"] is False
 
 
-def test_an_artifact_of_another_kind_keeps_nothing(desk: "Desk") -> None:
+def test_a_deletion_is_recorded_as_not_kept_if_the_artifact_is_of_another_kind(desk: "Desk") -> None:
     store(desk, desk.put(), kind="backup-sensitive")
     desk.run("backup-delete")
     assert desk.events()[-1]["kept"] is False
 
 
-def test_a_late_deletion_is_witnessed_when_it_takes_effect(desk: "Desk") -> None:
+def test_a_late_deletion_is_recorded_when_it_takes_effect(desk: "Desk") -> None:
     stored = store(desk, desk.put())
     desk.tell("backup-delete", "late", seconds=2, reply="ok")
     desk.run("backup-delete")
@@ -162,7 +164,7 @@ def test_a_late_deletion_is_witnessed_when_it_takes_effect(desk: "Desk") -> None
     assert desk.events()[-1]["pid"] == desk.calls("backup-delete")[0]["pid"]
 
 
-def test_the_deletion_of_an_orphan_is_an_event_when_it_takes_effect(desk: "Desk") -> None:
+def test_a_deletion_by_an_orphan_is_recorded_when_it_takes_effect(desk: "Desk") -> None:
     store(desk, desk.put())
     desk.tell("backup-delete", "kill_parent", when="before", orphan=2)
     program = "import subprocess, sys; subprocess.run(sys.argv[1:])"
@@ -174,7 +176,7 @@ def test_the_deletion_of_an_orphan_is_an_event_when_it_takes_effect(desk: "Desk"
     assert (desk.events()[-1]["event"], desk.events()[-1]["kept"]) == ("deleted", True)
 
 
-def test_a_backup_started_by_hand_is_in_progress_then_found_and_in_the_way(desk: "Desk") -> None:
+def test_a_backup_started_by_hand_is_in_progress_then_found_and_blocks_another(desk: "Desk") -> None:
     desk.tell("backup", "duration", seconds=2)
     desk.fleet.hand_start(desk.name, password="theirs")
     assert desk.status() == {"message": "Backup in progress"}
@@ -188,13 +190,13 @@ def test_a_backup_started_by_hand_is_in_progress_then_found_and_in_the_way(desk:
     assert [call["outcome"] for call in desk.calls("backup")] == ["refused"], "only a0cli is on record"
 
 
-def test_the_other_kinds_are_started_by_hand_too(desk: "Desk") -> None:
+def test_the_other_kinds_can_be_started_by_hand_too(desk: "Desk") -> None:
     desk.fleet.hand_start(desk.name, kind="backup-sensitive", password="theirs")
     until(lambda: desk.holds("backup-sensitive"))
     assert desk.holds() is None
 
 
-def test_two_appliances_change_places_and_the_ports_stay(desk: "Desk", other_desk: "Desk") -> None:
+def test_two_appliances_can_swap_places_while_their_ports_stay(desk: "Desk", other_desk: "Desk") -> None:
     one, other = desk.put(), other_desk.put()
     desk.tell("backup-status", "pretty", times=1)
     desk.fleet.swap(desk.name, other_desk.name)
@@ -209,7 +211,7 @@ def test_two_appliances_change_places_and_the_ports_stay(desk: "Desk", other_des
     assert desk.events()[-1]["md5"] == other["md5"]
 
 
-def test_a_backup_under_way_changes_places_with_its_appliance(desk: "Desk", other_desk: "Desk") -> None:
+def test_a_backup_in_progress_moves_with_its_appliance(desk: "Desk", other_desk: "Desk") -> None:
     desk.tell("backup", "duration", seconds=2)
     desk.run("backup", "P")
     desk.fleet.swap(desk.name, other_desk.name)
@@ -220,7 +222,7 @@ def test_a_backup_under_way_changes_places_with_its_appliance(desk: "Desk", othe
     assert [event["event"] for event in other_desk.events()] == ["complete"]
 
 
-def test_no_two_backups_are_alike_also_after_appliances_changed_places(desk: "Desk", other_desk: "Desk") -> None:
+def test_no_two_backups_are_alike_even_after_a_swap(desk: "Desk", other_desk: "Desk") -> None:
     made = []
     for _ in range(2):
         for each in (desk, other_desk):
@@ -236,7 +238,7 @@ def test_a_swap_of_anything_but_two_nodes_is_refused(shared_fleet: SimulatedFlee
         shared_fleet.order("swap", nodes=nodes)
 
 
-def test_without_a_vault_nothing_is_witnessed_and_the_record_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_without_a_vault_nothing_is_recorded_as_kept_and_a_second_server_continues_the_record(tmp_path: Path) -> None:
     for _ in range(2):
         with SimulatedFleet(tmp_path, 1) as fleet:
             fleet.put("a0-1", password="P")

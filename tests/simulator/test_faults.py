@@ -1,4 +1,4 @@
-"""Each fault of the table, as it is met through a0cli."""
+"""Each fault of the table, as seen through a0cli."""
 
 import hashlib
 import json
@@ -50,14 +50,14 @@ def test_a_fault_with_a_skip_passes_that_many_calls_whatever_their_command(desk:
     assert [call["faults"] for call in desk.calls()[1:]] == [[], [], ["exit"], []]
 
 
-def test_each_fault_counts_what_it_skips_for_itself(desk: "Desk") -> None:
+def test_each_fault_counts_its_own_skips(desk: "Desk") -> None:
     desk.tell("ping", "exit", skip=3, times=1, code=4)
     desk.tell("ping", "exit", skip=1, times=1, code=2)
     desk.tell("ping", "exit", skip=0, times=1, code=1)
     assert [desk.run("ping").returncode for _ in range(5)] == [1, 2, 0, 4, 0]
 
 
-def test_a_skip_counts_only_the_calls_that_the_fault_is_for(desk: "Desk") -> None:
+def test_a_skip_counts_only_the_calls_that_the_fault_applies_to(desk: "Desk") -> None:
     desk.tell(None, "wrong_md5", skip=1)
     assert desk.run("ping").returncode == 0
     assert "arguments" not in desk.status()
@@ -67,14 +67,14 @@ def test_a_skip_counts_only_the_calls_that_the_fault_is_for(desk: "Desk") -> Non
     assert desk.status()["arguments"]["md5"] != held["md5"]
 
 
-def test_a_skip_of_a_fault_during_transfers_counts_transfers(desk: "Desk") -> None:
+def test_the_skip_of_a_fault_during_transfers_counts_only_transfers(desk: "Desk") -> None:
     desk.put()
     desk.tell(None, "kill_client", when="during", skip=1, times=1)
     commands = ("ping", "backup-retrieve", "backup-status", "backup-retrieve", "backup-retrieve")
     assert [desk.run(command).returncode for command in commands] == [0, 0, 0, -signal.SIGKILL, 0]
 
 
-def test_a_fault_for_every_command_leaves_out_those_it_makes_no_sense_for(desk: "Desk") -> None:
+def test_a_fault_for_every_command_leaves_out_those_it_does_not_apply_to(desk: "Desk") -> None:
     desk.tell(None, "late", seconds=60)
     assert desk.run("ping").returncode == 0
 
@@ -85,7 +85,7 @@ def test_forget_clears_the_faults_of_one_node(desk: "Desk") -> None:
     assert desk.run("ping").returncode == 0
 
 
-def test_a_hung_call_sits_until_it_is_ended(desk: "Desk") -> None:
+def test_a_hung_call_waits_until_it_is_terminated(desk: "Desk") -> None:
     desk.tell("ping", "hang")
     with desk.start("ping") as process:
         until(lambda: desk.calls("ping"))
@@ -104,7 +104,7 @@ def test_a_hung_call_can_ignore_sigterm(desk: "Desk") -> None:
             process.wait(0.3)
 
 
-def test_a_refusal_says_what_is_ordered_and_has_no_effect(desk: "Desk") -> None:
+def test_a_refusal_prints_the_ordered_message_and_has_no_effect(desk: "Desk") -> None:
     desk.tell("backup", "refuse", message="error: wrong role\n", exit=13)
     refused = desk.run("backup", "Passw0rd")
     assert (refused.returncode, refused.stdout, refused.stderr) == (13, "", "error: wrong role\n")
@@ -131,7 +131,7 @@ def test_a_truncated_transfer_claims_success(desk: "Desk") -> None:
     assert desk.retrieved.stat().st_size == held["size"] // 2
 
 
-def test_a_flipped_byte_leaves_the_one_on_the_node_as_it_was(desk: "Desk") -> None:
+def test_a_flipped_byte_leaves_the_backup_on_the_node_unchanged(desk: "Desk") -> None:
     held = desk.put()
     desk.tell("backup-retrieve", "flip", fraction=1.0, times=1)
     assert desk.run("backup-retrieve").returncode == 0
@@ -147,7 +147,7 @@ def test_the_retrieved_file_can_have_another_name(desk: "Desk") -> None:
     assert (desk.directory / "backup.tar.gz.enc").exists()
 
 
-def test_a_transfer_drips(desk: "Desk") -> None:
+def test_a_transfer_can_drip(desk: "Desk") -> None:
     desk.put(size=20_000)
     desk.tell("backup-retrieve", "drip", bytes_per_second=40_000)
     began = time.monotonic()
@@ -155,7 +155,7 @@ def test_a_transfer_drips(desk: "Desk") -> None:
     assert time.monotonic() - began > 0.4
 
 
-def test_a_backup_takes_as_long_and_is_as_large_as_ordered(desk: "Desk") -> None:
+def test_a_backup_has_the_ordered_duration_and_size(desk: "Desk") -> None:
     desk.tell("backup", "duration", seconds=1.0)
     desk.tell("backup", "size", bytes=200_000)
     desk.run("backup", "Passw0rd")
@@ -184,7 +184,7 @@ def test_the_md5_can_be_missing_or_malformed(desk: "Desk") -> None:
     assert desk.status()["arguments"]["md5"] == "77d6"
 
 
-def test_the_status_can_be_in_progress_for_ever(desk: "Desk") -> None:
+def test_the_status_can_be_in_progress_forever(desk: "Desk") -> None:
     desk.put()
     desk.tell("backup-status", "in_progress")
     assert [desk.status() for _ in range(2)] == [{"message": "Backup in progress"}] * 2
@@ -207,7 +207,7 @@ def test_json_can_be_broken(desk: "Desk") -> None:
         desk.status()
 
 
-def test_the_comma_of_the_vendors_page_can_be_missing(desk: "Desk") -> None:
+def test_a_comma_can_be_missing_as_on_the_vendors_page(desk: "Desk") -> None:
     held = desk.put()
     desk.tell("backup-status", "missing_comma")
     assert desk.run("backup-status").stdout == (
@@ -235,7 +235,7 @@ def test_any_wording_can_be_replaced_for_one_state_or_for_all(desk: "Desk") -> N
     assert desk.holds() is None
 
 
-def test_a_false_delete_is_acknowledged_and_not_done(desk: "Desk") -> None:
+def test_a_false_delete_is_acknowledged_but_not_done(desk: "Desk") -> None:
     held = desk.put()
     desk.tell("backup-delete", "false_delete", times=1)
     assert desk.run("backup-delete").stdout == '{"message":"Backup deleted"}'
@@ -284,7 +284,7 @@ def test_a_node_that_forgot_its_role_neither_offers_nor_takes_a_backup(desk: "De
     assert desk.run("backup", "Passw0rd").returncode == 0
 
 
-def test_a_backup_folder_is_in_the_way_of_the_role_until_it_is_forced_and_emptied(desk: "Desk") -> None:
+def test_an_existing_backup_folder_blocks_the_role_and_force_empties_it(desk: "Desk") -> None:
     desk.put()
     desk.tell(None, "no_role")
     desk.tell(None, "backup_folder")
@@ -296,13 +296,13 @@ def test_a_backup_folder_is_in_the_way_of_the_role_until_it_is_forced_and_emptie
     assert desk.run("set-as-backup", "/dev/sdb").returncode == 1
 
 
-def test_a_device_that_is_none_is_refused(desk: "Desk") -> None:
+def test_an_invalid_device_is_refused(desk: "Desk") -> None:
     desk.tell(None, "no_role")
     refused = desk.run("set-as-backup", "sdb")
     assert (refused.returncode, refused.stderr) == (1, '{"message":"sdb: no such device"}\n')
 
 
-def test_the_role_can_be_late(desk: "Desk") -> None:
+def test_the_role_can_take_effect_late(desk: "Desk") -> None:
     desk.tell(None, "no_role")
     desk.tell("set-as-backup", "late", seconds=0.5, reply="ok")
     assert desk.run("set-as-backup", "/dev/sdb").stdout == '{"message":"OK"}'
@@ -376,7 +376,7 @@ def test_a_client_that_was_killed_mid_transfer_is_on_record(desk: "Desk") -> Non
     assert desk.calls("backup-retrieve")[0]["outcome"] == "gone"
 
 
-def test_the_caller_is_killed_at_a_call_by_its_number(desk: "Desk") -> None:
+def test_the_caller_is_killed_at_the_call_with_a_given_number(desk: "Desk") -> None:
     program = "import subprocess, sys\nfor _ in range(9): subprocess.run(sys.argv[1:])"
     desk.tell(None, "kill_parent", when="after", skip=3, times=1)
     with subprocess.Popen([sys.executable, "-c", program, *desk.argv("ping")], cwd=desk.directory) as parent:
@@ -384,7 +384,7 @@ def test_the_caller_is_killed_at_a_call_by_its_number(desk: "Desk") -> None:
     assert [call["faults"] for call in desk.calls("ping")] == [[], [], [], ["kill_parent"]]
 
 
-def test_the_a0cli_itself_is_killed_before_and_after_its_command_takes_effect(desk: "Desk") -> None:
+def test_a0cli_itself_is_killed_before_or_after_its_command_takes_effect(desk: "Desk") -> None:
     held = desk.put()
     desk.tell("backup-delete", "kill_client", when="before", times=1)
     desk.tell("backup-delete", "kill_client", when="after", times=1)
@@ -398,7 +398,7 @@ def test_the_a0cli_itself_is_killed_before_and_after_its_command_takes_effect(de
     ]
 
 
-def test_the_a0cli_itself_is_killed_during_a_transfer(desk: "Desk") -> None:
+def test_a0cli_itself_is_killed_during_a_transfer(desk: "Desk") -> None:
     held = desk.put()
     desk.tell("backup-retrieve", "kill_client", when="during", fraction=0.3)
     killed = desk.run("backup-retrieve")
@@ -407,7 +407,7 @@ def test_the_a0cli_itself_is_killed_during_a_transfer(desk: "Desk") -> None:
     assert (call["outcome"], call["bytes"], call["exit"]) == ("kill_client", int(held["size"] * 0.3), None)
 
 
-def test_a_kill_behind_the_end_of_a_dropped_transfer_comes_at_its_end(desk: "Desk") -> None:
+def test_a_kill_ordered_after_the_end_of_a_dropped_transfer_comes_at_its_end(desk: "Desk") -> None:
     held = desk.put()
     desk.tell("backup-retrieve", "drop", fraction=0.5)
     desk.tell("backup-retrieve", "kill_client", when="during", fraction=0.9)
@@ -466,12 +466,12 @@ def test_a_backup_is_taken_right_after_the_call_that_saw_it(desk: "Desk") -> Non
         ({"command": "backup-retrieve", "fault": "drop", "fraction": 1.5}, "fraction is from 0 to 1"),
     ],
 )
-def test_an_order_that_means_nothing_is_refused_with_what_would(desk: "Desk", order: dict[str, Any], says: str) -> None:
+def test_an_invalid_order_is_refused_with_what_would_be_valid(desk: "Desk", order: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         desk.fleet.order("tell", node=desk.name, **order)
 
 
-def test_a_peer_that_is_no_a0cli_is_hung_up_on(desk: "Desk") -> None:
+def test_a_peer_that_is_not_a0cli_is_disconnected(desk: "Desk") -> None:
     for request in (b"GET / HTTP/1.1\r\n", b"{}\n", b"[1]\n"):
         with socket.create_connection(("127.0.0.1", desk.node["port"])) as connection:
             connection.settimeout(10)

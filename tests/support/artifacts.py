@@ -1,4 +1,4 @@
-"""Artifacts made by hand, and what an inspection must say of them."""
+"""Handmade artifacts, and checks of their inspection."""
 
 import struct
 import tarfile
@@ -38,7 +38,7 @@ def inspected(
 
 
 class Look:
-    """Inspects an artifact of given compressed bytes, whose digests must be right whatever is wrong with it."""
+    """Inspects an artifact made of given compressed bytes. The digests must be right despite any damage."""
 
     def __init__(self, place: Path) -> None:
         self.path = place / "artifact"
@@ -64,7 +64,7 @@ def refused(seen: Inspection, error: type[ContentsError], *words: str) -> None:
 
 
 def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, linkname: str = "") -> bytes:
-    """Return a header in one block, as GNU tar writes it; base-256 where the size asks for it."""
+    """Return a header in one block, as written by GNU tar, with a base-256 size if required."""
     member = tarfile.TarInfo(name)
     member.size, member.type, member.linkname = size, kind, linkname
     block = member.tobuf(tarfile.GNU_FORMAT)
@@ -104,13 +104,13 @@ MIB = 1 << 20
 
 
 def deflated(plain: bytes, *, last: bool = False) -> bytes:
-    """Compress *plain* so that it stands on its own within a deflate stream and ends on a byte."""
+    """Compress *plain* into an independent part of a deflate stream that ends on a byte boundary."""
     compressor = zlib.compressobj(1, zlib.DEFLATED, -15)
     return compressor.compress(plain) + compressor.flush(zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH)
 
 
 def repeated(block: bytes, count: int, *, before: bytes = b"", after: bytes = b"") -> bytes:
-    """Return a gzip of *before*, *count* times *block* and *after* without compressing the block again and again."""
+    """Return a gzip of *before*, *count* times *block* and *after*, but compress the block only once."""
     one = deflated(block)
     crc = zlib.crc32(before)
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""The `a0backup` command as tests start it.
+"""The `a0backup` command, as started by tests.
 
 ended = a0backup("list", "--fleet", fleet_yaml)
 ended = a0backup("run", "--fleet", fleet_yaml, api=engine_server)
@@ -23,11 +23,11 @@ PASSWORD = "Canary7Password"
 def a0backup(
     *arguments: object, api: str = "", cwd: Path | None = None, password: str = PASSWORD
 ) -> subprocess.CompletedProcess[str]:
-    """Run it to its end, with *password* in the environment; *api*: on the engine with that address."""
+    """Run the command to its end with *password* in the environment. *api* is the address of the engine, if any."""
     environment = {**os.environ, "A0_BACKUP_PASSWORD": password}
     if api:
         return a0backup_in(environment | {"PREFECT_API_URL": api}, *arguments, cwd=cwd)
-    # Without a terminal: nobody is there to be asked.
+    # Without a terminal, so that nothing is asked.
     return subprocess.run(
         [str(A0BACKUP), *map(str, arguments)],
         env=environment,
@@ -47,9 +47,9 @@ def a0backup_in(
     program: str = "a0backup.cli.main",
     loud: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run it, or the `main` of another module, to its end with this environment and no other.
+    """Run the command, or the `main` of another module, to its end with exactly this environment.
 
-    The process has imported Prefect already; *loud*: with Prefect's log lines where Prefect itself puts them.
+    The process has already imported Prefect. *loud*: Prefect's log lines go where Prefect itself sends them.
     """
     words = [str(argument) for argument in arguments]
     run = _warm(loud).start_in(reaching(dict(environment)), *words, cwd=cwd or Path.cwd(), program=program)
@@ -59,6 +59,6 @@ def a0backup_in(
 
 @functools.cache
 def _warm(loud: bool) -> Warm:
-    """The process that all tests of this worker share; it ends with this one, which holds its standard input."""
+    """The process that all tests of this worker share. It ends with this one, which holds its standard input."""
     room = Path(mkdtemp(dir=os.environ["A0BACKUP_TEST_ROOM"], prefix="warm-"))
     return Warm(room, {}, loud=loud).__enter__()

@@ -1,4 +1,4 @@
-"""prefect.yaml deployed as an operator would, with a worker: for tests that need both.
+"""prefect.yaml deployed as by an operator, and a worker, for tests that need both.
 
 with deployed_in(folder, api) as place:  # the folder has a fleet.yaml
     run = place.run("backup-fleet/nightly").json()["id"]
@@ -26,7 +26,7 @@ BIN = Path(sys.executable).parent
 
 
 def left_at_work(vault: Path) -> list[Path]:
-    """What runs have left of their work below *vault*, of any node."""
+    """Return the files that runs left in the work folders of all nodes below *vault*."""
     return [left for node in vault.glob("*") for left in Vault(vault).work(node.name).glob("*")]
 
 
@@ -36,9 +36,9 @@ def kill_with_all_it_started(process: psutil.Process) -> None:
 
 
 class PatientClient(httpx.Client):
-    """Asks again where the server says that its database is busy (503), as Prefect's own client does.
+    """Retries when the server answers that its database is busy (503), as Prefect's own client does.
 
-    It keeps no connection: the server closes an idle one after as many seconds as a client would use it again.
+    It keeps no connection open: the server closes an idle one after the same time for which a client would reuse it.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -58,7 +58,7 @@ class PatientClient(httpx.Client):
 
 
 class Deployed:
-    """prefect.yaml deployed from a folder with a fleet.yaml, as an operator would, and a worker there."""
+    """prefect.yaml deployed as by an operator from a folder with a fleet.yaml, and a worker for it."""
 
     def __init__(self, folder: Path, api: str) -> None:
         self.folder, self._api = folder, PatientClient(base_url=api, auth=logged_in())
@@ -66,7 +66,7 @@ class Deployed:
             "PREFECT_API_URL": api,
             "PREFECT_API_AUTH_STRING": ":".join(logged_in()),
             "PREFECT_HOME": str(folder / "prefect"),
-            # A worker keeps its runs in the temporary folder, under a name that all users of the machine share.
+            # A worker keeps its runs in the temporary folder under a name shared by all users of the machine.
             "TMPDIR": str(folder / "tmp"),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "A0_BACKUP_PASSWORD": "Canary7Password",
@@ -84,7 +84,7 @@ class Deployed:
     def start_worker(self) -> None:
         command = [BIN / "prefect", "worker", "start", "--pool", "appliance"]
         with self.log.open("wb") as log:
-            # A folder of its own: the deployment says where it runs.
+            # In another folder: the deployment states where it runs.
             self.worker = subprocess.Popen(
                 command, cwd=self.folder / "elsewhere", env=self.environment, stdout=log, stderr=log
             )
@@ -126,7 +126,7 @@ class Deployed:
         return str(self.get(f"flow_runs/{run}")["state"]["name"])
 
     def cancel_all(self) -> None:
-        """Cancel whatever is under way, and wait until nothing is."""
+        """Cancel all pending and running flow runs, and wait until none is left."""
 
         def under_way(*states: str) -> list[str]:
             wanted = {"flow_runs": {"state": {"type": {"any_": states}}}}
@@ -143,7 +143,7 @@ class Deployed:
         return True
 
     def a0clis(self) -> list[psutil.Process]:
-        """The a0cli processes that run for this vault."""
+        """Return the a0cli processes that run for this vault."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -156,14 +156,14 @@ class Deployed:
 
 @contextmanager
 def deployed_in(folder: Path, api: str) -> Iterator[Deployed]:
-    """Deploy prefect.yaml from *folder*, with no schedule active, and have a worker run what is started."""
+    """Deploy prefect.yaml from *folder* with all schedules paused, and start a worker for its runs."""
     (folder / "elsewhere").mkdir()
     shutil.copy(REPOSITORY / "prefect.yaml", folder)
     place = Deployed(folder, api)
     place.prefect("work-pool", "create", "appliance", "--type", "process", "--overwrite")
     place.prefect("deploy", "--all")
     for deployment in ("backup-fleet/nightly", "check-fleet/hourly-check"):
-        # Otherwise a schedule may be due in the middle of a test.
+        # Otherwise a schedule may become due during a test.
         place.pause_schedules(deployment)
     place.start_worker()
     try:

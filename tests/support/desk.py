@@ -1,4 +1,4 @@
-"""A node of the simulator, its vault, and an operator: what tests of one node's runs need."""
+"""A simulated node, its vault and an operator, for tests of the runs on one node."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from tests.support.patience import patience
 
 
 def killed_after(stage: str, fleet_file: str) -> None:
-    """Run a night in this process, and kill it with SIGKILL after *stage*."""
+    """Run a night in this process, and kill the process with SIGKILL after *stage*."""
 
     def kill(reached: str) -> None:
         if reached == stage:
@@ -29,7 +29,7 @@ def killed_after(stage: str, fleet_file: str) -> None:
 
 
 class Desk:
-    """A node of the simulator, a vault, and an operator who can work by hand."""
+    """A simulated node, its vault, and an operator who can call a0cli by hand."""
 
     def __init__(self, simulated: SimulatedFleet, node: dict[str, Any], room: Path) -> None:
         self.simulated, self.node, self.name, self.room = simulated, node, str(node["name"]), room
@@ -69,7 +69,7 @@ class Desk:
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """How often a backup was started, retrieved and deleted."""
+        """The number of starts, retrievals and deletions of a backup."""
         return self.counted("backup"), self.counted("backup-retrieve"), self.counted("backup-delete")
 
     @property
@@ -77,7 +77,7 @@ class Desk:
         return self.vault.manifests(self.name)
 
     def say_the_last_was(self, size: int) -> None:
-        """Have the newest manifest say that its artifact took *size* bytes."""
+        """Make the newest manifest claim an artifact of *size* bytes."""
         last = self.vault.newest(self.name)
         assert last is not None
         file = self.vault.root / last.id / "manifest.json"
@@ -92,7 +92,7 @@ class Desk:
         (folder / "backup.tar.gz.enc").write_bytes(b"did not match")
 
     def by_hand(self, *command: str) -> None:
-        """Call a0cli as an operator at another desk does."""
+        """Call a0cli as an operator at another desk would."""
         place = self.room / "desk"
         if not place.exists():
             shutil.copytree(self.simulated.key_dir, place)
@@ -111,7 +111,7 @@ class Desk:
         assert await process.wait() == -signal.SIGKILL
 
     def is_settled(self) -> None:
-        """Assert that nothing of the work is left, on the node or in the vault, and that every manifest is true."""
+        """Assert that no work is left on the node or in the vault, and that every manifest matches its artifact."""
         assert self.holds is None
         assert self.journal.read() is None
         assert list(self.vault.work(self.name).iterdir()) == []

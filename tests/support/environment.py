@@ -1,8 +1,8 @@
-"""The environment of what tests start."""
+"""The environment of processes that tests start."""
 
 import os
 
 
 def unwatched() -> dict[str, str]:
-    """This process's environment for a program whose every call is looked at: coverage, too, writes files in it."""
+    """Return this environment without coverage, which writes files, for a program whose system calls are traced."""
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}

@@ -1,10 +1,10 @@
 """What runs where: `make test`, `make test-all` and `make test-faults`.
 
     pytestmark = [pytest.mark.slow]  # only `make test-all` runs it
-    @matrix                          # only `make test-faults` runs it, whole or each n-th point
-    @deep                            # only `make test-faults` runs it, where it is whole
+    @matrix                          # only `make test-faults` runs it: every point, or every n-th
+    @deep                            # only `make test-faults` runs it, if it tries every point
 
-`--extent quick` leaves out what is slow, `--extent rest` runs nothing else; plain `pytest` runs both.
+`--extent quick` skips the slow tests, `--extent rest` runs only those, plain `pytest` runs both.
 """
 
 import os
@@ -16,26 +16,26 @@ import pytest
 
 from tests.support.paths import REPOSITORY
 
-EVERY = int(os.environ.get("A0BACKUP_FAULTS", "0"))  # 1: every point of the matrices, 10: each tenth, 0: none
+EVERY = int(os.environ.get("A0BACKUP_FAULTS", "0"))  # 1: every point of the matrices, 10: every tenth, 0: none
 WHOLE = EVERY == 1
-PARTS = 8  # of each matrix, so that the workers of pytest-xdist share it
+PARTS = 8  # of each matrix, shared by the workers of pytest-xdist
 
 matrix = pytest.mark.faults(EVERY > 0)
 deep = pytest.mark.faults(WHOLE)
 in_parts = pytest.mark.parametrize("part", range(PARTS))
 
-_REPORT = "a0backup-left-out"  # what the workers of pytest-xdist tell the process that reports
+_REPORT = "a0backup-left-out"  # the key of what the workers of pytest-xdist send to the reporting process
 
 P = TypeVar("P")
 
 
 def share(points: Iterable[P], part: int = 0, parts: int = 1) -> list[P]:
-    """Return those of *points* that are tried, or one part of them."""
+    """Return the *points* to try, or one part of them."""
     return list(points)[EVERY // 2 :: EVERY][part::parts]
 
 
 def add_option(parser: pytest.Parser) -> None:
-    """Have pytest take `--extent`."""
+    """Add `--extent` to the options of pytest."""
     parser.addoption(
         "--extent",
         choices=("quick", "rest", "all"),
@@ -45,7 +45,7 @@ def add_option(parser: pytest.Parser) -> None:
 
 
 class Extent:
-    """A plugin that leaves out what the extent does not want, and says at the end what that was."""
+    """A plugin that skips tests outside the extent, and lists them at the end."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._wanted = config.getoption("extent")
@@ -61,13 +61,13 @@ class Extent:
             self._left_out[runs_it] = Counter(_room(item) for item in those)
             config.hook.pytest_deselected(items=those)
         gone = {id(item) for those in left_out.values() for item in those}
-        # What takes long, and what mostly waits before all, comes first: at the end no worker is left alone with it.
+        # Slow tests come first, starting with those that mostly wait: at the end no worker is left alone with one.
         items[:] = sorted((item for item in items if id(item) not in gone), key=lambda i: (_is_quick(i), not _waits(i)))
         if hasattr(config, "workeroutput"):
             config.workeroutput[_REPORT] = {runs_it: dict(rooms) for runs_it, rooms in self._left_out.items()}
 
     def _runs_only_by(self, item: pytest.Item) -> str:
-        """Return the one command that runs *item*, nothing where this extent does."""
+        """Return the only command that runs *item*, or "" if this extent runs it."""
         if not all(mark.args[0] for mark in item.iter_markers("faults")):
             return "make test-faults"
         if not _is_quick(item) and self._wanted == "quick":
@@ -76,7 +76,7 @@ class Extent:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
-        """Take what a worker of pytest-xdist left out; all of them collect the same tests."""
+        """Take over what a worker of pytest-xdist skipped. All workers collect the same tests."""
         said = getattr(node, "workeroutput", {}).get(_REPORT, {})
         self._left_out |= {runs_it: Counter(rooms) for runs_it, rooms in said.items()}
 

@@ -1,7 +1,7 @@
-"""Nights without an engine: the product's own loop, whose steps are taken plainly, for tests that need no Prefect.
+"""Nights without an engine: the product's own loop with a plain driver for its steps, for tests without Prefect.
 
 ended = await night(fleet)                    # in this process
-with Runs(room) as runs:                      # each in a process of its own, which may be killed
+with Runs(room) as runs:                      # each in its own process, which may be killed
     run = runs.start(fleet_file, flow_run="run-1")
     print(run.wait(60))
 """
@@ -48,9 +48,10 @@ READS = (StepName.UPDATE_COMMANDS, StepName.PING, StepName.STATUS, StepName.DELE
 
 @dataclass
 class Plainly:
-    """Takes each step as it is, an await or a transient fault again after a moment, as the flows do; see `TakeStep`.
+    """Takes each step directly, and retries an await or a transient fault after a moment, as the flows do.
 
-    *after* is told each step that ended well, and *taken* holds them; both name the steps of the node as a whole too.
+    See `TakeStep`. *after* is called with the name of each step that succeeded, and *taken* lists them. Both include
+    the steps of the node as a whole.
     """
 
     after: Hook = lambda name: None
@@ -65,7 +66,7 @@ class Plainly:
 
 
 async def again(work: Callable[[], Awaitable[T]], tries: int) -> T:
-    """Do *work*, up to so many times while its error is transient."""
+    """Do *work*, at most *tries* times while its error is transient."""
     for _ in range(tries - 1):
         try:
             return await work()
@@ -101,7 +102,7 @@ class Night:
 
 
 def run_of(fleet: Fleet, flow_run: str, *, existing: Existing | None = None, began: datetime | None = None) -> Run:
-    """A run that begins now, or that began at a time when only what was stored before *began* was there."""
+    """Return a run that begins now, or one that began when the vault held only what was stored before *began*."""
     run = Run.begin(fleet, fleet.nodes, id=flow_run, existing=existing)
     if began is None:
         return run
@@ -113,7 +114,7 @@ def run_of(fleet: Fleet, flow_run: str, *, existing: Existing | None = None, beg
 
 
 async def night(fleet: Fleet, **said: Any) -> Night:
-    """One run on the only node of *fleet*, of its first kind; see `whole_night`."""
+    """Run on the only node of *fleet*. Return how its first kind ended. See `whole_night`."""
     [ended, *_] = await whole_night(fleet, **said)
     return ended
 
@@ -128,7 +129,7 @@ async def whole_night(
     after: Hook = lambda name: None,
     run: Run | None = None,
 ) -> list[Night]:
-    """One run on the only node of *fleet*: how each of its kinds ended. *after* is told each step that ended well."""
+    """Run on the only node of *fleet*. Return how each kind ended. *after* is called after each successful step."""
     [node] = fleet.nodes
     outcomes, plainly = NodeOutcomes(node, fleet), Plainly(after)
     run = run or run_of(fleet, flow_run, existing=existing, began=began)
@@ -136,17 +137,17 @@ async def whole_night(
     return [Night(*ended, plainly.taken) for ended in zip(outcomes.all, outcomes.errors, strict=True)]
 
 
-# -- runs in processes of their own ------------------------------------------------------------------------------------
+# -- runs in their own processes ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How the process of a run ended: killed by *signal*, or with how each kind ended."""
+    """How the process of a run ended: killed by *signal*, or with the outcome of each kind."""
 
     signal: int
     outcomes: list[Outcome]
     errors: list[str]
-    unforeseen: str = ""  # the traceback of what is no A0BackupError
+    unforeseen: str = ""  # the traceback of an error other than A0BackupError
 
     @property
     def stored(self) -> bool:
@@ -154,14 +155,14 @@ class Ended:
 
 
 class Running:
-    """A run in a process of its own."""
+    """A run in its own process."""
 
     def __init__(self, runs: "Runs", pid: int, report: Path) -> None:
         self.runs, self.pid, self._report = runs, pid, report
 
     @property
     def lives(self) -> bool:
-        """Whether the process is still there."""
+        """Whether the process still exists."""
         return Path(f"/proc/{self.pid}").exists()
 
     def wait(self, seconds: float = 120) -> Ended:
@@ -175,9 +176,9 @@ class Running:
 
 
 class Runs:
-    """A warm process that forks one for each run, so that a run costs no start of Python.
+    """A warm process that forks one for each run, which saves the start of Python.
 
-    *environment* is added to that of the warm process, such as the library of a fault harness.
+    *environment* is added to that of the warm process, for example the library of a fault harness.
     """
 
     def __init__(self, room: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -202,11 +203,11 @@ class Runs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The end of its stdin makes it kill its runs and end.
+        # At the end of its stdin, the process kills its runs and ends.
         self._warm.communicate(timeout=patience(30))
 
     def start(self, fleet_file: Path, *, attach: Path | None = None, **said: object) -> Running:
-        """Start `whole_night` with *said* in a process of its own; *attach*: to that control file of the disk."""
+        """Start `whole_night` with *said* in its own process, attached to the control file *attach* of the disk."""
         self._count += 1
         report = self.room / f"run-{self._count}.json"
         order = {"fleet_file": str(fleet_file), "report": str(report), "attach": str(attach or ""), "said": said}
@@ -216,12 +217,12 @@ class Runs:
         return Running(self, int(self._line(patience(30))["started"]), report)
 
     def _line(self, seconds: float) -> dict[str, int]:
-        """Return the next 'started', noting what ended meanwhile; without one until then, raise TimeoutError."""
+        """Return the next line, and record it if it reports an end. Raise TimeoutError after *seconds*."""
         stdout = self._warm.stdout
         assert stdout is not None
         ends = time.monotonic() + seconds
         while select.select([stdout], [], [], max(0, ends - time.monotonic()))[0]:
-            # Unbuffered lines of a few bytes: each is written at once and comes whole.
+            # The lines are short and unbuffered: each is written in one piece and arrives whole.
             line = b""
             while not line.endswith(b"\n"):
                 piece = os.read(stdout.fileno(), 1)
@@ -247,8 +248,8 @@ class Runs:
 
 
 def serve_runs() -> None:
-    """The warm process: fork a run for each line on stdin, tell on stdout when it starts and ends."""
-    os.nice(5)  # as those of tests/support/warm.py
+    """Be the warm process: fork a run for each line on stdin, and report its start and end on stdout."""
+    os.nice(5)  # as in tests/support/warm.py
     pids: dict[int, int] = {}  # by the descriptor that becomes readable when the process ends
     orders = b""
 
@@ -281,7 +282,7 @@ def _run_forked(order: Mapping[str, Any]) -> NoReturn:
     status = 1
     try:
         os.setsid()
-        os.umask(0)  # the vault's files are private whatever it is
+        os.umask(0)  # the vault's files are private whatever the umask
         nothing = os.open(os.devnull, os.O_RDONLY)
         log = os.open(f"{order['report']}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         for descriptor, target in ((nothing, 0), (log, 1), (log, 2)):
@@ -298,11 +299,11 @@ def _run_forked(order: Mapping[str, Any]) -> NoReturn:
             nights = asyncio.run(whole_night(load_fleet(order["fleet_file"]), **said))
             report["outcomes"] = [asdict(night.outcome) for night in nights]
             report["errors"] = [type(night.error).__name__ if night.error else "" for night in nights]
-        except BaseException:  # noqa: BLE001 - told to whoever started this process
+        except BaseException:  # noqa: BLE001 - reported to the process that started this one
             report["unforeseen"] = traceback.format_exc()
         Path(order["report"]).write_text(json.dumps(report))
         status = 0
-    except BaseException:  # noqa: BLE001 - a fork must never go on with its parent's work
+    except BaseException:  # noqa: BLE001 - a fork must never continue the work of its parent
         traceback.print_exc()
     finally:
         os._exit(status)

@@ -1,7 +1,7 @@
-"""Another a0cli than the simulator's: it follows the vendor's page, and words what the page leaves open in its own way.
+"""Another a0cli than the simulator's: it follows the vendor's page, with its own wording where the page leaves it open.
 
-Copied beside a `words.json` and a `node/` folder, and made executable, it is the tool and the node in one. How it says
-things is a set of templates; what it does is what the page says.
+Copied next to a `words.json` and a `node/` folder and made executable, it is tool and node in one. `words.json` holds
+the templates of its output. Its behaviour is that of the page.
 """
 
 import gzip
@@ -35,7 +35,7 @@ def say(what, **values):
 def dump(content):
     """Return a tar.gz with one member."""
     packed = io.BytesIO()
-    # Without the time of its making: the same content is the same bytes every night.
+    # Without a timestamp: the same content gives the same bytes every night.
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
         member = tarfile.TarInfo("dump/users.bson")
         member.size = len(content)
@@ -44,13 +44,13 @@ def dump(content):
 
 
 def encrypted(plain, password):
-    """Encrypt as the page says that it is opened."""
+    """Encrypt in the way that matches the page's decryption command."""
     command = ["openssl", "enc", "-aes-256-ctr", "-md", "md5", "-nosalt", "-pass", "stdin", "-in", HOME / "plain"]
     (HOME / "plain").write_bytes(plain)
     return subprocess.run(command, input=f"{password}\n".encode(), capture_output=True, check=True).stdout
 
 
-def main(arguments):  # noqa: C901 - one branch a command
+def main(arguments):  # noqa: C901 - one branch per command
     with (NODE / "calls").open("a") as calls:
         calls.write(json.dumps(arguments[:1] if arguments[:1] != ["-t"] else arguments[4:5]) + "\n")
     if not arguments:

@@ -1,14 +1,14 @@
-"""PostgreSQL, Redis and the engine on them, for real, with the command lines and settings that are shipped.
+"""Real PostgreSQL, Redis and engine, with the command lines and settings that we ship.
 
-    needed(*ENGINE_PARTS)                                      # skips the test where they cannot be had
+    needed(*ENGINE_PARTS)                                      # skips the test if they are not installed
     with engine_on_parts(tmp_path / "engine") as engine:
         engine.prefect("work-pool", "ls", folder=operator)     # a command of Prefect, to its end
         worker = engine.start_worker("one", operator)          # what a0backup-worker.service starts
         engine.client.get("flow_runs/...")                     # httpx, with the auth string and a CSRF token
         worker.kill()                                          # and all that it started, with SIGKILL
 
-Engine, services and workers are what the systemd units start; their settings are engine.env.example and
-worker.env.example. All of it ends with the block, and with the test's process however that ends.
+Engine, services and workers are what the systemd units start. Their settings are engine.env.example and
+worker.env.example. Everything ends with the block, and with the test's process, however that ends.
 """
 
 import base64
@@ -47,7 +47,7 @@ ENGINE_PARTS = ("initdb", "postgres", "psql", "redis-server", "setpriv")
 
 
 def needed(*programs: str) -> None:
-    """Skip the test where one of *programs* is not on this machine; fail it where A0BACKUP_ALL_PARTS says all are."""
+    """Skip the test if one of *programs* is not installed. Fail it instead if A0BACKUP_ALL_PARTS says that all are."""
     if missing := [program for program in programs if found(program) is None]:
         if os.environ.get("A0BACKUP_ALL_PARTS") == "1":
             pytest.fail(f"A0BACKUP_ALL_PARTS=1, and there is no {', no '.join(missing)}")
@@ -55,19 +55,19 @@ def needed(*programs: str) -> None:
 
 
 def found(program: str) -> str | None:
-    # Debian keeps PostgreSQL's programs off PATH, in a folder for each version.
+    # Debian keeps PostgreSQL's programs outside PATH, in one folder per version.
     folders = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), Path("/usr/sbin")]
     return shutil.which(program) or shutil.which(program, path=os.pathsep.join(map(str, folders)))
 
 
 def example_settings(example: str) -> dict[str, str]:
-    """The settings of deployments/*example*, as systemd reads them."""
+    """Return the settings in deployments/*example*, as systemd reads them."""
     lines = (REPOSITORY / "deployments" / example).read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
 def filled_settings(example: str, filled: Mapping[str, str]) -> dict[str, str]:
-    """The settings of deployments/*example* as an operator leaves them, with *filled* in the place of some."""
+    """Return the settings in deployments/*example* as completed by an operator with *filled*."""
     settings = example_settings(example) | dict(filled)
     left = [name for name, value in settings.items() if PLACEHOLDER in value]
     assert not left, f"placeholders left of {example}: {left}"
@@ -75,22 +75,22 @@ def filled_settings(example: str, filled: Mapping[str, str]) -> dict[str, str]:
 
 
 def unit_lines(name: str) -> list[tuple[str, str]]:
-    """The settings of deployments/systemd/*name*.service in their order; one key may come more than once."""
+    """Return the settings in deployments/systemd/*name*.service in order. A key may occur more than once."""
     lines = (UNITS / f"{name}.service").read_text().splitlines()
     return [(key, value) for key, _, value in (line.partition("=") for line in lines if line[:1] not in "#[")]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What a systemd unit starts, and with which settings of its own."""
+    """The commands of a systemd unit, and the unit's own settings."""
 
-    commands: list[list[str]]  # of ExecStartPre and ExecStart, in their order
+    commands: list[list[str]]  # of ExecStartPre and ExecStart, in order
     environment: dict[str, str]
-    ends: bool  # the last command, too, ends by itself
+    ends: bool  # the last command also ends by itself
 
     @classmethod
     def read(cls, name: str, state: Path, **specifiers: str) -> "Unit":
-        """Read the unit as installed in this venv, its state in *state*; *specifiers* are the values of %H and such."""
+        """Read the unit as installed in this venv, with its state in *state*. *specifiers*: the values of %H etc."""
         commands, environment = [], {}
         for key, value in unit_lines(name):
             if key in ("ExecStartPre", "ExecStart"):
@@ -105,7 +105,7 @@ class Unit:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 from below those that the kernel gives to outgoing connections meanwhile."""
+    """Return a free port on 127.0.0.1, below the range that the kernel uses for outgoing connections."""
     while True:
         port = random.randint(15000, 32000)
         with socket.socket() as listener:
@@ -117,7 +117,7 @@ def free_port() -> int:
 
 
 class Part:
-    """A process whose end is seen to, with what it started."""
+    """A process that is ended reliably, with all that it started."""
 
     def __init__(
         self,
@@ -130,9 +130,9 @@ class Part:
         user: pwd.struct_passwd | None = None,
         said: bytes = b"",
     ) -> None:
-        """Start *command*; *polite* ends it, and is what the kernel sends it where this process is gone.
+        """Start *command* as *user*, with *said* on its standard input.
 
-        *user* is who it runs as, *said* what it reads from its standard input.
+        *polite* is the signal that ends it. The kernel sends it too, if this process is gone.
         """
         leash: list[str | Path] = [found("setpriv") or "setpriv", "--pdeathsig", polite.name.removeprefix("SIG")]
         if user is not None:
@@ -152,7 +152,7 @@ class Part:
             stdin.write(said)
 
     def wait_until(self, ready: Callable[[], bool], seconds: float = 180) -> None:
-        """Wait until *ready* says so; fail the test, with the end of the log, if it does not."""
+        """Wait until *ready* returns true. Otherwise fail the test, and show the end of the log."""
         deadline = time.monotonic() + patience(seconds)
         while not ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -160,11 +160,11 @@ class Part:
             time.sleep(0.05)
 
     def ends_well(self, seconds: float = 120) -> None:
-        """Wait until it has ended by itself; fail the test unless its exit code is 0."""
+        """Wait until it ends by itself. Fail the test unless its exit code is 0."""
         assert self.process.wait(patience(seconds)) == 0, self.tail()
 
     def said(self, words: str) -> bool:
-        """Return whether its log has *words*."""
+        """Return whether its log contains *words*."""
         return words in self.log.read_text(errors="replace")
 
     def tail(self) -> str:
@@ -176,7 +176,7 @@ class Part:
         while waiting:
             process = waiting.pop()
             with contextlib.suppress(psutil.NoSuchProcess):
-                # Before its children are read: one that stands still starts no more.
+                # Before its children are read: a suspended process starts no more of them.
                 process.suspend()
                 waiting += process.children()
 
@@ -185,11 +185,11 @@ class Part:
             process.resume()
 
     def kill(self) -> None:
-        """End it, and all that it started, as a machine that loses its power does."""
+        """Kill it and all that it started, as a power cut would."""
         self._sweep(self.process.kill, 0)
 
     def end(self, seconds: float = 20) -> None:
-        """End it politely, by force after *seconds*, and then whatever it left running."""
+        """End it politely, kill it after *seconds*, and then kill whatever it left running."""
         self._sweep(lambda: self.process.send_signal(self._polite), seconds)
 
     def _sweep(self, ask: Callable[[], None], seconds: float) -> None:
@@ -209,7 +209,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Database:
-    """A PostgreSQL server of the test's own, with a database `prefect` that its user `prefect` owns."""
+    """The test's own PostgreSQL server, with a database `prefect` that its user `prefect` owns."""
 
     port: int
     password: str
@@ -217,9 +217,9 @@ class Database:
 
 @contextmanager
 def postgresql() -> Iterator[Database]:
-    """Run PostgreSQL on a port of 127.0.0.1; as the user postgres where this is root, for whom it refuses to run."""
+    """Run PostgreSQL on a port of 127.0.0.1. Run it as the user postgres under root, where it refuses to run."""
     user = pwd.getpwnam("postgres") if os.getuid() == 0 else None
-    # Not below pytest's folders, which only their owner can enter.
+    # Not below pytest's folders: only their owner can enter them.
     room = Path(tempfile.mkdtemp(prefix="a0backup-postgresql-"))
     database = Database(free_port(), secrets.token_hex(12))
 
@@ -233,7 +233,7 @@ def postgresql() -> Iterator[Database]:
             os.chown(room, user.pw_uid, user.pw_gid)
         files = room / "files"
         start("initdb", "-D", files, "-U", "postgres", "-E", "UTF8", "--auth=trust", "--no-sync").ends_well()
-        # Nobody comes in over the network without a password, as on a machine that others share.
+        # Network connections need a password, as on a shared machine.
         access = "local all postgres trust\nhost prefect prefect 127.0.0.1/32 scram-sha-256\n"
         (files / "pg_hba.conf").write_text(access)
         options = [
@@ -262,7 +262,7 @@ def postgresql() -> Iterator[Database]:
 
 @dataclass(frozen=True)
 class Broker:
-    """A Redis server of the test's own."""
+    """The test's own Redis server."""
 
     port: int
     password: str
@@ -287,14 +287,14 @@ class Engine:
     """Migration, API with UI, services and workers, as the systemd units start them."""
 
     def __init__(self, room: Path, database: Database, broker: Broker, settings: Mapping[str, str]) -> None:
-        """Start nothing yet. *settings* come before those of engine.env.example."""
+        """Start nothing yet. *settings* override those of engine.env.example."""
         self.room = room
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.api = f"{self.url}/api"
         password = secrets.token_hex(12)
         self.auth = f"operator:{password}"
-        # The API, with the auth string and a CSRF token; once the engine is there.
+        # Calls the API with the auth string, and with a CSRF token once the engine has started.
         self.client = PatientClient(base_url=self.api, auth=("operator", password))
         self._settings = filled_settings(
             "engine.env.example",
@@ -330,11 +330,11 @@ class Engine:
             part.end()
 
     def start_worker(self, name: str, folder: Path, **settings: str) -> Part:
-        """Start a worker called *name* in *folder*; *settings* are its environment on top of worker.env.example."""
+        """Start a worker called *name* in *folder*. *settings* are added to those of worker.env.example."""
         return self._start("a0backup-worker", name=name, folder=folder, settings=self.worker_settings(**settings))
 
     def worker_settings(self, **settings: str) -> dict[str, str]:
-        """worker.env.example as filled in for this engine, and *settings*."""
+        """Return worker.env.example as completed for this engine, with *settings*."""
         filled = {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": self.auth}
         return filled_settings("worker.env.example", filled | settings)
 
@@ -351,7 +351,7 @@ class Engine:
     def _start(
         self, unit: str, *, name: str = "", folder: Path | None = None, settings: Mapping[str, str] | None = None
     ) -> Part:
-        """Run what *unit* runs: the last of its commands goes on if it is a service, all else to its end."""
+        """Run the commands of *unit* to their end. The last one keeps running if the unit is a service."""
         name = name or unit
         environment = self._environment(name)
         read = Unit.read(unit, Path(environment["PREFECT_HOME"]), H=name)
@@ -365,7 +365,7 @@ class Engine:
         return part
 
     def _environment(self, name: str) -> dict[str, str]:
-        """What a process started by systemd has before its own settings, with folders of the test's."""
+        """Return the environment that systemd gives every process, with the test's own folders."""
         home = self.room / name
         temporary = home / "tmp"
         temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -380,7 +380,7 @@ class Engine:
 
 @contextmanager
 def engine_on_parts(room: Path, **settings: str) -> Iterator[Engine]:
-    """Run PostgreSQL, Redis, and the engine on them, all in *room*; *settings* come before engine.env.example's."""
+    """Run PostgreSQL, Redis, and the engine on them, all in *room*. *settings* override those of engine.env.example."""
     room.mkdir(parents=True, exist_ok=True)
     with postgresql() as database, redis(room) as broker:
         engine = Engine(room, database, broker, settings)

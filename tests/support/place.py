@@ -1,4 +1,4 @@
-"""A user's place: home, state folder and environment, the command started there, and what is found afterwards."""
+"""A user's place: home, state folder and environment, commands started there, and what they leave."""
 
 import json
 import os
@@ -25,7 +25,7 @@ STEPS_OF_A_NODE = 12
 
 
 class Place:
-    """A user's home and state folder, the environment that names them, and what is found there afterwards."""
+    """A user's home and state folder, the environment that names them, and what runs leave there."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -55,7 +55,7 @@ class Place:
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def processes(self) -> list[str]:
-        """The command lines of all processes that work in this place, the simulated appliance's server aside."""
+        """Return the command lines of all processes in this place, except the simulated appliance's server."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -68,18 +68,18 @@ class Place:
         return found
 
     def left(self) -> list[str]:
-        """The same, once those that are just ending have ended."""
+        """Return `processes`, but give those that are about to end the time to do so."""
         eventually(lambda: not self.processes(), 3)
         return self.processes()
 
     def flow_runs(self) -> list[tuple[str, str]]:
-        """Name and message of the state of each flow run, oldest first, as the engine's own file holds them."""
+        """Return the name and message of each flow run's state, oldest first, from the engine's database file."""
         return self._query(
             "select s.name, s.message from flow_run r join flow_run_state s on s.id = r.state_id order by r.created"
         )
 
     def task_runs(self) -> list[Counter[str]]:
-        """For each flow run, oldest first, how many of its task runs are in which state."""
+        """Return the number of task runs in each state for each flow run, oldest first."""
         found = []
         for (run,) in self._query("select id from flow_run order by created"):
             states = self._query("select state_name from task_run where flow_run_id = ?", run)
@@ -111,7 +111,7 @@ def server_of(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> psuti
 
 
 def gone(process: psutil.Process) -> bool:
-    """Whether it has ended; an orphan may be listed for a while until the init of the machine reaps it."""
+    """Return whether *process* has ended. An orphan may stay listed until the machine's init process reaps it."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -119,7 +119,7 @@ def gone(process: psutil.Process) -> bool:
 
 
 class Terminal:
-    """A process on a pseudo-terminal of its own, and all that it shows there."""
+    """A process on its own pseudo-terminal, and all that it shows there."""
 
     def __init__(self, place: Place, *arguments: str, **environment: str) -> None:
         self.shown = b""

@@ -41,16 +41,16 @@ class Sealed:
 
     @property
     def files(self) -> list[Path]:
-        """The sealed passwords of backups that are not settled."""
+        """The files of sealed passwords whose backups are not settled yet."""
         return sorted((self.desk.vault.folder(self.desk.name) / "passwords").glob("*"))
 
     def passwords(self, manifest: Manifest, *, key: int = 0) -> list[str]:
-        """What a recovery key makes of the manifest's boxes."""
+        """Return the passwords that a recovery key opens in the manifest."""
         sealed = manifest.encryption.password.sealed
         return candidates(sealed, load_private(self.pairs[key][1], None)) if sealed else []
 
     def opens(self, manifest: Manifest, password: str) -> bool:
-        """Whether openssl and tar read the stored artifact to its end with *password*."""
+        """Return whether openssl and tar read the whole stored artifact with *password*."""
         artifact = self.desk.vault.artifact(manifest)
         command = f"openssl enc -d -aes-256-ctr -md md5 -nosalt -pass env:P -in {artifact} | tar tzf - > /dev/null"
         ended = subprocess.run(
@@ -59,5 +59,5 @@ class Sealed:
         return ended.returncode == 0
 
     def can_be_opened(self, manifest: Manifest) -> bool:
-        """Whether the recovery key and the manifest alone open the artifact."""
+        """Return whether the recovery key and the manifest alone are enough to open the artifact."""
         return any(self.opens(manifest, password) for password in self.passwords(manifest))

@@ -31,7 +31,7 @@ START = datetime(2026, 11, 22, 2, 0, 0, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Keys:
-    """A folder with the pair `recovery`, the pair `other`, and files that hold passphrase and password."""
+    """A folder with the pairs `recovery` and `other`, and files with the passphrase and the password."""
 
     folder: Path
 
@@ -66,7 +66,7 @@ def store(
     size: int = 40_000,
     plain: bytes | None = None,
 ) -> Manifest:
-    """Store an artifact in the vault at *root* as a run does."""
+    """Store an artifact in the vault at *root*, as a run does."""
     vault = Vault(root)
     vault.make(node)
     place = verified_file(vault, node, kind)
@@ -92,7 +92,7 @@ def store(
 
 
 def at_terminal(*arguments: object, cwd: Path, answers: Sequence[str] = ()) -> tuple[int, str]:
-    """Run the command at a terminal, typing *answers* when it asks; return its exit code and all that was shown."""
+    """Run the command at a terminal, and type *answers* when it asks. Return its exit code and its output."""
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(cwd)
@@ -101,7 +101,7 @@ def at_terminal(*arguments: object, cwd: Path, answers: Sequence[str] = ()) -> t
     while True:
         try:
             piece = os.read(terminal, 4096)
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # on Linux: the other end is closed
             break
         shown += piece
         if left and re.search(rb"[a-z0-9.]: $", shown):

@@ -1,4 +1,4 @@
-"""The tests' own frame: what is left out is said, and a start in the background changes nothing."""
+"""The test framework itself: it names the skipped tests, and a start in the background changes nothing."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 from tests.support.paths import REPOSITORY
 from tests.support.patience import patience
 
-# As a shell starts a job in the background: what it starts inherits that interrupts are ignored.
+# As a shell starts a background job: its child processes inherit that interrupts are ignored.
 IN_THE_BACKGROUND = """
 import os, signal, sys
 for number in (signal.SIGINT, signal.SIGHUP):
@@ -21,9 +21,9 @@ os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])
 
 
 def printed(*arguments: str) -> str:
-    """Run pytest in the background with these arguments; return what it printed, once it has ended well."""
+    """Run pytest in the background with these arguments. Return its output. Fail unless it succeeds."""
     command = [sys.executable, "-c", IN_THE_BACKGROUND, "-q", *arguments]
-    # A session of its own, not a worker of this one.
+    # Its own session, not a worker of this one.
     mine = ("A0BACKUP_", "PYTEST_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
     ended = subprocess.run(
@@ -43,7 +43,7 @@ def test_what_a_test_starts_takes_interrupts(number: signal.Signals) -> None:
         assert started.wait(patience(20)) == -number
 
 
-def test_a_session_in_the_background_changes_nothing_for_what_it_starts() -> None:
+def test_a_background_session_changes_nothing_for_the_processes_it_starts() -> None:
     assert "2 passed" in printed("tests/support/test_extent.py", "-k", "takes_interrupts")
 
 
@@ -51,7 +51,7 @@ INTERRUPTS = "tests/support/test_extent.py::test_what_a_test_starts_takes_interr
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_the_closing_lines_name_what_only_other_commands_run(workers: str) -> None:
+def test_the_closing_lines_name_the_tests_that_only_other_commands_run(workers: str) -> None:
     left_out = ["tests/tasks/test_slots.py", "tests/system/faults/test_two_engines.py"]
     quick = printed("-n", workers, "--extent", "quick", INTERRUPTS, *left_out)
     assert re.search(r"^not run by this command but by `make test-all`: faults 1, tasks \d+$", quick, re.MULTILINE)
@@ -59,7 +59,7 @@ def test_the_closing_lines_name_what_only_other_commands_run(workers: str) -> No
     assert "2 passed" in quick
 
 
-def test_the_rest_is_what_the_quick_tests_are_not() -> None:
+def test_the_rest_excludes_the_quick_tests() -> None:
     rest = printed("--extent", "rest", "--collect-only", "tests/tasks/test_slots.py", INTERRUPTS)
     assert "test_what_a_test_starts" not in rest
     assert re.search(r"^not run by this command but by `make test`: support \d+$", rest, re.MULTILINE)

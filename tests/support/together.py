@@ -1,6 +1,6 @@
-"""Which tests one worker of pytest-xdist runs one after another: those that share a server and what is on it.
+"""Tests that share a server and its contents run one after another, in one worker of pytest-xdist.
 
-pytest-xdist's own groups do nothing with pytest 9.2, which computes a test's id each time it is asked for.
+pytest-xdist's own groups have no effect with pytest 9.2, which computes a test's id on each access.
 """
 
 from xdist.scheduler import LoadScopeScheduling
@@ -14,7 +14,7 @@ TOGETHER = {
 
 
 class Together(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives out the tests one by one, and those that belong together as one."""
+    """Assigns the tests to workers one by one, and those that belong together as one."""
 
     def _split_scope(self, nodeid: str) -> str:
         return next((name for path, name in TOGETHER.items() if nodeid.startswith(path)), nodeid)

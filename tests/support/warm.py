@@ -1,12 +1,12 @@
-"""`a0backup` without its start: one process has imported all of it, and forks a child for each run.
+"""`a0backup` without its startup: one process has imported everything, and forks a child for each run.
 
     with Warm(room, environment) as warm:
         run = warm.start("run", "--fleet", "fleet.yaml", cwd=place, disk=disk.control)
         assert run.wait() == 0, run.err
 
-Hundreds of runs are needed, and starting Python and importing Prefect takes longer than a run. The child is the real
-command from its first line on, in a process of its own that can be killed. What Prefect decides when it is imported is
-decided in the process that forks: where its own log lines go, as the command wants it, or as Prefect does (*loud*).
+The tests need hundreds of runs, and starting Python and importing Prefect takes longer than a run. The child executes
+the real command from its first line, in its own process, which can be killed. Prefect decides some things on import,
+here in the forking process: its own log lines go where the command sends them, or where Prefect does (*loud*).
 """
 
 import asyncio
@@ -26,12 +26,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from tests.support.paths import REPOSITORY
 from tests.support.patience import patience
 
-# All that a run imports on its way, so that no child has to.
+# All that a run imports later, so that no child has to.
 IMPORTED = (
     *("anyio._backends._asyncio", "fastapi", "graphviz", "prefect.client.orchestration", "prefect.events.worker"),
     *("prefect.flow_engine", "prefect.logging.handlers", "prefect.task_engine", "prefect.utilities.importtools"),
@@ -41,7 +41,7 @@ IMPORTED = (
 
 
 class Run:
-    """One run of the command, from outside."""
+    """One run of the command, seen from the outside."""
 
     def __init__(self, connection: socket.socket, place: Path) -> None:
         self._connection, self._place = connection, place
@@ -60,16 +60,16 @@ class Run:
         os.kill(self.pid, number)
 
     def wait(self, seconds: float = 120) -> int:
-        """Return its exit code, the negative number of the signal that killed it.
+        """Return its exit code, or the negative number of the signal that killed it.
 
-        Raise TimeoutError, with what it had printed, once it and what it started is killed.
+        Raise TimeoutError, with its output, after *seconds*. By then it and all that it started is killed.
         """
         self._connection.settimeout(patience(seconds))
         try:
             status = int(self._lines.readline())
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGUSR1)  # it says where it is
+                os.kill(self.pid, signal.SIGUSR1)  # it prints where it is
                 time.sleep(1)
                 os.killpg(self.pid, signal.SIGKILL)
             raise TimeoutError(f"no end within {patience(seconds):.0f} s: {self.out}{self.err}") from None
@@ -80,9 +80,9 @@ class Run:
 
 
 class Warm:
-    """The process that has imported everything; what its runs print is kept in *room*.
+    """The process that has imported everything. It keeps the output of its runs in *room*.
 
-    *environment* is added to this process's own, for all of its runs.
+    *environment* is added to this process's own environment for all runs.
     """
 
     def __init__(self, room: Path, environment: Mapping[str, str], *, loud: bool = False) -> None:
@@ -111,7 +111,7 @@ class Warm:
         self._process.communicate()
 
     def start(self, *arguments: str, cwd: Path, disk: Path | None = None, **environment: str) -> Run:
-        """Start `a0backup` with these arguments in the folder *cwd*, on the disk of that control file if given.
+        """Start `a0backup` with these arguments in *cwd*, attached to the control file *disk* if given.
 
         *environment* is added to that of all runs.
         """
@@ -120,7 +120,7 @@ class Warm:
     def start_in(
         self, environment: Mapping[str, str], *arguments: str, cwd: Path, program: str = "a0backup.cli.main"
     ) -> Run:
-        """Start *program*, a module with a `main`, in the folder *cwd*, with this environment and no other."""
+        """Start *program*, a module with a `main`, in *cwd*, with exactly this environment."""
         order = {"program": program, "arguments": arguments, "cwd": str(cwd), "disk": "", "whole": dict(environment)}
         return self._start(order)
 
@@ -134,25 +134,25 @@ class Warm:
 
 
 def main() -> None:
-    # The server that all runs of a session share comes first: where it is starved it answers 503.
+    # The server that all runs of a session share has priority: if starved, it answers 503.
     os.nice(5)
     sys.path.insert(0, str(REPOSITORY))
     from deployments import local_run
 
     if "loud" not in sys.argv[2:]:
-        # Before Prefect is imported, which reads the environment once.
+        # Before the import of Prefect, which reads the environment once.
         local_run._quiet_prefect()
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()
 
-    # Its children are reaped by the kernel; each of them waits for a run of its own.
+    # The kernel reaps its children. Each of them waits for its own run.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen(64)
         print("ready", flush=True)
-        # The pipe ends with the process that started this one.
+        # The pipe closes when the process that started this one ends.
         while listener in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
             if os.fork() == 0:
@@ -202,7 +202,7 @@ def _run(order: Mapping[str, object]) -> None:
         code = ended.code
         if isinstance(code, str):
             print(code, file=sys.stderr)
-    except BaseException:  # noqa: BLE001 - as the interpreter does
+    except BaseException:  # noqa: BLE001 - as in the interpreter
         import traceback
 
         traceback.print_exc()
@@ -212,16 +212,22 @@ def _run(order: Mapping[str, object]) -> None:
             thread.join()
     sys.stdout.flush()
     sys.stderr.flush()
-    # What the interpreter does at its end is done by Prefect's own hooks, which a fork has no business with.
+    # Skip the interpreter's exit: it would run Prefect's own hooks, which must not run in a fork.
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 def _say_where(*_: object) -> None:
     """Print where each thread and each asyncio task of this process is."""
     faulthandler.dump_traceback(all_threads=True)
-    for task in list(asyncio.tasks._all_tasks):  # those of all event loops
+    for task in list(asyncio.tasks._all_tasks):  # of all event loops
         if not task.done():
-            task.print_stack()
+            print(task.get_name(), file=sys.stderr)
+            waiting: Any = task.get_coro()
+            while waiting is not None:  # each awaits the next
+                frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "ag_frame", None)
+                at = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}" if frame else waiting
+                print(f"  {at}", file=sys.stderr)
+                waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "ag_await", None)
 
 
 def _set_environment(order: Mapping[str, object]) -> None:

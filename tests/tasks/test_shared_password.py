@@ -1,4 +1,4 @@
-"""The shared password, as the engine's Secret block gives it."""
+"""The shared password, as read from the engine's Secret block."""
 
 import pytest
 from prefect.blocks.system import Secret
@@ -10,7 +10,7 @@ from tasks.shared_password import shared_password
 
 async def loaded(value: object, monkeypatch: pytest.MonkeyPatch) -> str | None:
     async def aload(name: str) -> Secret[object]:
-        return Secret(value=value)  # the block itself is real; only the server that keeps it is left out
+        return Secret(value=value)  # a real block; only the server that stores it is left out
 
     monkeypatch.setattr(Secret, "aload", aload)
     return await shared_password(PasswordSource(secret_block="a0-backup-password"))
@@ -18,7 +18,7 @@ async def loaded(value: object, monkeypatch: pytest.MonkeyPatch) -> str | None:
 
 @pytest.mark.parametrize("stored", ["4711e2026", "20261123.10", '"in quotes"', "1e3", "true", "Passw0rd"])
 async def test_the_password_is_the_text_in_the_block(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert await loaded(stored, monkeypatch) == stored  # 4711e2026 becomes inf
+    assert await loaded(stored, monkeypatch) == stored  # parsed as a number, 4711e2026 is inf
 
 
 @pytest.mark.parametrize("value", [{"password": "Passw0rd"}, ["Passw0rd"], '{"password": "Passw0rd"}'])
@@ -28,5 +28,5 @@ async def test_a_block_that_holds_an_object_is_refused(value: object, monkeypatc
         got = await loaded(value, monkeypatch)
     except PasswordError:
         return
-    # A text that looks like JSON is still a text, and is the password as it stands.
+    # A text that looks like JSON is still a text: the password exactly as stored.
     assert got == value, got

@@ -1,4 +1,4 @@
-"""The engine's slots: what becomes of a run whose engine is away when they are asked for or given back."""
+"""The engine's slots: what happens to a run if the engine is away when the run takes or releases them."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.system.faults.engines import operators_server
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
-async def test_an_engine_that_is_away_for_a_moment_keeps_no_run_from_its_work_nor_from_its_end(own_home: Path) -> None:
+async def test_a_run_works_and_ends_although_the_engine_is_away_for_a_moment(own_home: Path) -> None:
     from prefect import flow
 
     from tasks.slots import slots

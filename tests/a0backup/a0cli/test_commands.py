@@ -1,4 +1,4 @@
-"""a0cli runs in bounds: its output, its time, its children, its files, and what it gets to see."""
+"""a0cli runs within bounds: its output, time, child processes, files and environment."""
 
 import asyncio
 import base64
@@ -56,7 +56,7 @@ class Settings:
 
 
 class Program:
-    """Writes an a0cli that does what a test needs, and calls it."""
+    """Writes the a0cli that a test needs, and calls it."""
 
     def __init__(self, room: Path) -> None:
         self.room, self.directory = room, room / "private"
@@ -118,7 +118,7 @@ async def until_written(path: Path) -> str:
     return text
 
 
-# A grandchild that ignores SIGTERM and keeps both streams; its pid is noted once it does.
+# A grandchild that ignores SIGTERM and keeps both streams open. Once it does, it writes its pid.
 GRANDCHILD = """
     if os.fork() == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -132,7 +132,7 @@ GRANDCHILD = """
 # A call
 
 
-async def test_a_call_is_an_argument_list_in_the_private_directory(program: Program) -> None:
+async def test_a_call_passes_an_argument_list_and_runs_in_the_private_directory(program: Program) -> None:
     program.does('print(json.dumps([sys.argv[1:], os.getcwd()])); print("oh", file=sys.stderr); sys.exit(7)')
     told = await program.a0cli(host="a0-1.example", port=10121).call("nslookup", "a; touch x", "$(id)")
     assert json.loads(told.stdout) == [
@@ -186,7 +186,7 @@ async def test_a_call_inherits_the_lock(program: Program, tmp_path: Path) -> Non
     os.close(again)
 
 
-async def test_calls_at_once_do_not_mix(program: Program) -> None:
+async def test_concurrent_calls_do_not_mix(program: Program) -> None:
     program.does("time.sleep(0.05); print(sys.argv[-1] * 1000)")
     a0cli = program.a0cli()
     words = [f"word{number}" for number in range(8)]
@@ -200,7 +200,7 @@ async def test_a_program_on_path_is_found(program: Program, monkeypatch: pytest.
     assert (await program.a0cli(path="a0cli").call("ping")).stdout == "here\n"
 
 
-async def test_a_program_that_is_not_there_or_does_not_start_is_missing(program: Program) -> None:
+async def test_a_program_that_does_not_exist_or_does_not_start_is_reported_as_missing(program: Program) -> None:
     async def missing(path: str, reason: str) -> None:
         with pytest.raises(A0cliMissingError, match=reason) as caught:
             await program.a0cli(path=path).call("ping")
@@ -217,7 +217,7 @@ async def test_a_program_that_is_not_there_or_does_not_start_is_missing(program:
     await missing(str(program.path), "No such file")
 
 
-async def test_a_private_directory_that_is_gone_is_named(program: Program) -> None:
+async def test_a_missing_private_directory_is_named(program: Program) -> None:
     a0cli = program.prints("x").a0cli()
     program.directory.rmdir()
     with pytest.raises(A0cliMissingError, match="private directory"):
@@ -244,7 +244,7 @@ async def test_an_argument_like_an_option_starts_nothing(program: Program, argum
 # Output
 
 
-async def test_200_mb_of_output_are_drained_in_constant_memory(program: Program) -> None:
+async def test_200_mb_of_output_is_drained_in_constant_memory(program: Program) -> None:
     program.does(
         """
         for stream in (sys.stdout.buffer, sys.stderr.buffer):
@@ -273,7 +273,7 @@ async def test_output_that_fits_is_kept_whole(program: Program, size: int) -> No
     assert len((await program.a0cli().call("ping")).stdout) == (size if size > 6 else size % 7)
 
 
-async def test_output_that_is_no_text_is_taken(program: Program) -> None:
+async def test_output_that_is_not_text_is_accepted(program: Program) -> None:
     program.does('sys.stdout.buffer.write(b"\\xff\\x00\\xc3")')
     assert (await program.a0cli().call("ping")).stdout == "\ufffd\x00\ufffd"
 
@@ -286,7 +286,7 @@ async def test_a_grandchild_that_keeps_the_streams_does_not_hang_the_call(progra
     assert not alive(int(program.noted("grandchild")))
 
 
-async def test_a_grandchild_in_a_session_of_its_own_does_not_hang_the_call(program: Program) -> None:
+async def test_a_grandchild_in_its_own_session_does_not_hang_the_call(program: Program) -> None:
     program.does(
         """
         if os.fork() == 0:
@@ -306,10 +306,10 @@ async def test_a_grandchild_in_a_session_of_its_own_does_not_hang_the_call(progr
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Ends
+# The end of a call
 
 
-async def test_at_its_deadline_the_whole_group_is_gone(program: Program) -> None:
+async def test_the_whole_process_group_is_gone_after_the_deadline(program: Program) -> None:
     program.does(GRANDCHILD + '    print("still at it", flush=True)\n    time.sleep(60)')
     with pytest.raises(A0cliTimeoutError, match=r"ping: no end within 0\.8 s \(waited for 127.0.0.1:9\)") as caught:
         await program.a0cli().call("ping", deadline=0.8)
@@ -318,7 +318,7 @@ async def test_at_its_deadline_the_whole_group_is_gone(program: Program) -> None
     assert not alive(int(program.noted("grandchild")))
 
 
-async def test_a_group_gets_the_chance_to_end_by_itself(program: Program) -> None:
+async def test_a_process_group_gets_the_chance_to_exit_by_itself(program: Program) -> None:
     program.does(
         """
         def end(*_): open("tidied", "w").close(); sys.exit(0)
@@ -332,7 +332,7 @@ async def test_a_group_gets_the_chance_to_end_by_itself(program: Program) -> Non
     assert (program.directory / "tidied").exists()
 
 
-async def test_each_call_has_the_deadline_of_its_setting(program: Program) -> None:
+async def test_each_command_has_the_deadline_of_its_setting(program: Program) -> None:
     a0cli = program.does("time.sleep(60)").a0cli(call_timeout=0.2, retrieve_timeout=0.4)
     with pytest.raises(A0cliTimeoutError, match=r"within 0\.2 s"):
         await a0cli.delete("backup")
@@ -340,7 +340,7 @@ async def test_each_call_has_the_deadline_of_its_setting(program: Program) -> No
         await a0cli.retrieve("backup-sensitive")
 
 
-async def test_after_a_cancellation_the_whole_group_is_gone(program: Program) -> None:
+async def test_the_whole_process_group_is_gone_after_a_cancellation(program: Program) -> None:
     program.does(GRANDCHILD + "    time.sleep(60)")
     calling = asyncio.ensure_future(program.a0cli().call("ping"))
     grandchild = int(await until_written(program.directory / "grandchild"))
@@ -352,7 +352,7 @@ async def test_after_a_cancellation_the_whole_group_is_gone(program: Program) ->
     assert not alive(grandchild)
 
 
-async def test_a_cancellation_right_at_the_start_leaves_nothing(program: Program) -> None:
+async def test_a_cancellation_right_at_the_start_leaves_no_process(program: Program) -> None:
     program.does("time.sleep(60)")
     for turns in range(12):
         calling = asyncio.ensure_future(program.a0cli().call("ping"))
@@ -371,7 +371,7 @@ async def test_a_time_limit_around_a_call_holds(program: Program) -> None:
             await a0cli.call("ping")
 
 
-def test_a_loop_that_is_closed_leaves_nothing(program: Program) -> None:
+def test_a_closed_event_loop_leaves_no_process(program: Program) -> None:
     program.does(GRANDCHILD + "    time.sleep(60)")
 
     async def leave() -> int:
@@ -395,14 +395,14 @@ async def test_no_zombie_and_no_descriptor_is_left(program: Program) -> None:
     assert not [each for each in psutil.Process().children() if each.status() == psutil.STATUS_ZOMBIE]
 
 
-async def test_all_that_runs_can_be_killed_at_once(program: Program) -> None:
+async def test_all_running_calls_can_be_killed_at_once(program: Program) -> None:
     program.does('signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[-1], "w").write("x"); time.sleep(60)')
     a0cli = program.a0cli()
     calling = [asyncio.ensure_future(a0cli.call("nslookup", name)) for name in ("one", "two")]
     for name in ("one", "two"):
         await until_written(program.directory / name)
-    # A program may write before the loop has heard that it was started.
-    while len(_running) < 2:  # noqa: ASYNC110 - nothing tells of it
+    # A program may write before the event loop knows that it has started.
+    while len(_running) < 2:  # noqa: ASYNC110 - no event to wait for
         await asyncio.sleep(0)
     kill_running()
     assert [told.exit_code for told in await asyncio.gather(*calling)] == [-signal.SIGKILL] * 2
@@ -431,7 +431,9 @@ def assert_not_told(text: str) -> None:
 
 
 @pytest.mark.parametrize("style", ["positional", "option"])
-async def test_the_password_is_passed_in_the_style_set_and_told_to_nobody(program: Program, style: str) -> None:
+async def test_the_password_is_passed_in_the_configured_style_and_redacted_from_the_output(
+    program: Program, style: str
+) -> None:
     program.does('open("argv", "w").write(json.dumps(sys.argv[5:]))\n' + textwrap.dedent(ECHO))
     told = await program.a0cli(password_style=style).start("backup", SECRET)
     wanted = ["backup", SECRET] if style == "positional" else ["backup", "--password", SECRET]
@@ -442,7 +444,7 @@ async def test_the_password_is_passed_in_the_style_set_and_told_to_nobody(progra
 
 
 @pytest.mark.parametrize("style", ["positional", "option"])
-async def test_what_a_start_takes_beside_the_password_follows_it(program: Program, style: str) -> None:
+async def test_other_arguments_of_a_start_follow_the_password(program: Program, style: str) -> None:
     program.does("print(json.dumps(sys.argv[5:]))")
     told = await program.a0cli(password_style=style).start("user-export", SECRET, "_id,email")
     password = ["***"] if style == "positional" else ["--password", "***"]
@@ -486,7 +488,7 @@ async def test_all_kinds_are_started_shown_retrieved_and_deleted(
     assert export["args"][-1] == "_id,email,__tenant"
 
 
-async def test_a_password_is_in_no_error(program: Program, port: int) -> None:
+async def test_no_error_contains_a_password(program: Program, port: int) -> None:
     a0cli = program.does(ECHO + "    time.sleep(60)").a0cli(call_timeout=0.5, port=port)
     with pytest.raises(A0cliTimeoutError) as timeout:
         await a0cli.start("backup", SECRET)
@@ -503,7 +505,7 @@ async def test_a_password_is_in_no_error(program: Program, port: int) -> None:
         assert_not_told(repr(error))
 
 
-async def test_a_password_cut_in_two_is_not_told(program: Program) -> None:
+async def test_a_password_cut_in_two_is_redacted(program: Program) -> None:
     half = len(SECRET) // 2
     program.does(
         f"""
@@ -517,7 +519,7 @@ async def test_a_password_cut_in_two_is_not_told(program: Program) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is asked
+# Requests
 
 
 async def test_a_status_is_read(program: Program) -> None:
@@ -537,7 +539,7 @@ async def test_a_ping_is_read(program: Program, port: int) -> None:
         await program.prints("gnop").a0cli(port=port).ping()
 
 
-async def test_updated_commands_are_told_unless_refused(program: Program, port: int) -> None:
+async def test_updated_commands_are_returned_unless_refused(program: Program, port: int) -> None:
     assert (await program.prints("12 commands").a0cli(port=port).update_commands()).stdout == "12 commands"
     with pytest.raises(RefusedError):
         await program.prints("Unauthorized").a0cli(port=port).update_commands()
@@ -565,7 +567,7 @@ async def test_a_call_that_hangs_while_the_port_is_open_is_a_timeout(program: Pr
         await program.does("time.sleep(60)").a0cli(port=port, call_timeout=0.3).ping()
 
 
-async def test_a_permanent_refusal_is_not_explained_away(program: Program) -> None:
+async def test_a_permanent_refusal_is_not_mistaken_for_an_unreachable_node(program: Program) -> None:
     with pytest.raises(RefusedError):
         await program.prints("Unknown command", exit_code=1).a0cli().status("backup")
 
@@ -614,7 +616,7 @@ def test_a_private_directory_holds_links_to_the_keys(tmp_path: Path, keys: Path)
     made.remove()
 
 
-def test_keys_that_are_links_themselves_are_linked(tmp_path: Path, keys: Path) -> None:
+def test_keys_that_are_symlinks_are_linked(tmp_path: Path, keys: Path) -> None:
     (keys / "..2026").mkdir()
     (keys / "id_rsa").rename(keys / "..2026" / "id_rsa")
     (keys / "..data").symlink_to("..2026")
@@ -624,12 +626,12 @@ def test_keys_that_are_links_themselves_are_linked(tmp_path: Path, keys: Path) -
     assert {path.name for path in made.path.iterdir()} == {"id_rsa", "id_rsa.pub"}
 
 
-def test_what_a_killed_run_left_is_not_taken_over(tmp_path: Path, keys: Path) -> None:
+def test_files_of_a_killed_run_are_not_reused(tmp_path: Path, keys: Path) -> None:
     (make(tmp_path, keys).path / "backup-retrieve.tar.gz.enc").write_text("old")
     assert not (make(tmp_path, keys).path / "backup-retrieve.tar.gz.enc").exists()
 
 
-def test_keys_that_are_not_there_are_missed(tmp_path: Path, keys: Path) -> None:
+def test_missing_keys_are_an_error(tmp_path: Path, keys: Path) -> None:
     for path in keys.iterdir():
         path.unlink()
     with pytest.raises(A0cliMissingError, match="holds no file"):
@@ -644,20 +646,20 @@ def test_keys_that_are_not_there_are_missed(tmp_path: Path, keys: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_key_that_cannot_be_read_is_missed(tmp_path: Path, keys: Path) -> None:
+def test_an_unreadable_key_is_an_error(tmp_path: Path, keys: Path) -> None:
     (keys / "id_rsa").chmod(0)
     with pytest.raises(A0cliMissingError, match="id_rsa cannot be read"):
         make(tmp_path, keys)
 
 
-def test_a_vault_that_takes_no_directory_is_unusable(tmp_path: Path, keys: Path) -> None:
+def test_a_vault_where_no_directory_can_be_created_is_unusable(tmp_path: Path, keys: Path) -> None:
     (tmp_path / "vault").write_text("a file")
     with pytest.raises(VaultUnusableError):
         make(tmp_path, keys)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "a\0b"])
-def test_a_name_with_path_parts_makes_nothing(tmp_path: Path, keys: Path, name: str) -> None:
+def test_a_name_with_path_parts_creates_nothing(tmp_path: Path, keys: Path, name: str) -> None:
     with pytest.raises(VaultUnusableError):
         make(tmp_path, keys, name)
     assert not (tmp_path / "vault").exists()
@@ -673,7 +675,7 @@ def test_the_one_retrieved_file_is_found_and_made_private(tmp_path: Path, keys: 
     assert stat.S_IMODE((made.path / name).stat().st_mode) == 0o600
 
 
-def test_anything_but_one_regular_file_was_not_retrieved(tmp_path: Path, keys: Path) -> None:
+def test_anything_but_one_regular_file_is_a_failed_retrieval(tmp_path: Path, keys: Path) -> None:
     made = make(tmp_path, keys)
     (tmp_path / "elsewhere").write_text("x")
     (tmp_path / "elsewhere").chmod(0o644)
@@ -703,5 +705,5 @@ def test_anything_but_one_regular_file_was_not_retrieved(tmp_path: Path, keys: P
     assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o644
 
 
-def test_what_was_printed_can_be_kept_and_compared() -> None:
+def test_printed_output_can_be_compared() -> None:
     assert Printed("ping", 0, "a", "b", 0.5) == Printed("ping", 0, "a", "b", 0.5)

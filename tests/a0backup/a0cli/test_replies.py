@@ -1,4 +1,4 @@
-"""What a0cli prints is read as it is meant, and never as success where it is not plainly one."""
+"""The output of a0cli is read as meant, and never as success unless it clearly is one."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ from a0backup.errors import A0cliError, FleetFileError, RefusedError, UnknownRep
 NAME = "04-06-2016-15-04-30.tar.gz"
 MD5 = "77d68bb4ab2c66200e6bfb4ec08d257d"
 DOCUMENTED = f'{{"message":"Backup found","arguments":{{"name":"{NAME}","md5":"{MD5}"}}}}'
-# As the vendor's page has it in prose: no comma after the name.
+# As printed on the vendor's page, without a comma after the name.
 PAGE = f'{{\n  "message": "Backup found",\n  "arguments": {{\n    "name": "{NAME}"\n    "md5": "{MD5}"\n  }}\n}}\n'
 FOUND = Found(NAME, MD5)
 
@@ -37,7 +37,7 @@ def status(stdout: str = "", stderr: str = "", exit_code: int = 0, wordings: Wor
 
 
 def told(stdout: str = "", stderr: str = "", exit_code: int = 0, wordings: Wordings = Wordings()) -> Status | None:  # noqa: B008 - frozen
-    """Return the status, None where it is not one."""
+    """Return the status, or None where there is none."""
     try:
         return status(stdout, stderr, exit_code, wordings)
     except A0cliError:
@@ -131,7 +131,7 @@ ABSENT = [
 
 
 @pytest.mark.parametrize("message", ABSENT)
-def test_nothing_there_is_understood(message: str) -> None:
+def test_absent_is_understood(message: str) -> None:
     assert status(message) == Absent()
     assert status(said(message)) == Absent()
     assert status(json.dumps({"message": message, "arguments": {"name": None, "md5": ""}})) == Absent()
@@ -171,7 +171,7 @@ NEITHER = [
 
 
 @pytest.mark.parametrize("message", NEITHER)
-def test_what_is_not_known_is_no_status(message: str) -> None:
+def test_an_unknown_message_is_not_a_status(message: str) -> None:
     wanted = InProgress() if "not finished" in message else None
     assert told(message) == wanted
     assert told(said(message)) == wanted
@@ -224,18 +224,18 @@ def test_what_is_not_known_is_no_status(message: str) -> None:
         "banner\n" * 300 + DOCUMENTED,
     ],
 )
-def test_what_contradicts_itself_or_is_cut_is_no_status(text: str) -> None:
+def test_a_contradictory_or_truncated_reply_is_not_a_status(text: str) -> None:
     assert told(text) is None
     assert told("", text) is None
 
 
-def test_streams_that_contradict_each_other_are_no_status() -> None:
+def test_contradictory_streams_are_not_a_status() -> None:
     assert told(DOCUMENTED, "No backup found") is None
     assert told("No backup found", "TypeError: x is not a function") is None
     assert told("No backup found", "FATAL disk") is None
 
 
-def test_output_that_lost_its_middle_is_no_status() -> None:
+def test_output_that_lost_its_middle_is_not_a_status() -> None:
     assert told("No backup found" + " " * 70_000) is None
 
 
@@ -301,7 +301,7 @@ def test_pong_is_understood(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "No PONG", said("PING"), "pong pong", said("PONG", error="x"), "PONG?", DOCUMENTED]
 )
-def test_anything_else_is_no_pong(text: str) -> None:
+def test_anything_else_is_not_a_pong(text: str) -> None:
     with pytest.raises(UnknownReplyError):
         read_ping(printed(text), node="a0-1", wordings=Wordings())
 
@@ -315,7 +315,7 @@ def test_a_pong_needs_exit_code_0() -> None:
 # The operator's wordings
 
 
-def test_the_operators_wordings_win() -> None:
+def test_the_operators_wordings_take_precedence() -> None:
     wordings = Wordings.extended(
         {
             "absent": ["Nix  da!"],
@@ -361,7 +361,7 @@ def test_unusable_wordings_are_refused(replies: dict[str, list[str]], problem: s
         (said("geht nicht"), 3, "refused"),
     ],
 )
-def test_the_line_that_teaches_a_wording_does_teach_it(text: str, exit_code: int, key: str) -> None:
+def test_the_suggested_line_teaches_the_wording(text: str, exit_code: int, key: str) -> None:
     line = teach(printed(text, exit_code=exit_code))
     replies = yaml.safe_load(line)["a0cli"]["replies"]
     assert list(replies) == [key]
@@ -374,7 +374,7 @@ def test_the_line_that_teaches_a_wording_does_teach_it(text: str, exit_code: int
 
 
 @pytest.mark.parametrize("text", ["", DOCUMENTED, said("Backup found"), "No backup found", "a\nb", "x" * 500, '{"a'])
-def test_nothing_is_taught_where_no_single_unknown_message_stands_out(text: str) -> None:
+def test_no_line_is_suggested_unless_there_is_a_single_unknown_message(text: str) -> None:
     assert teach(printed(text)) == ""
 
 
@@ -409,14 +409,14 @@ def test_no_form_of_a_secret_is_quoted(secret: str) -> None:
             assert octets[1:-1] not in base64.b64decode(shown.replace("***", "AAAA")[: len(shown) // 4 * 4] + "====")
 
 
-def test_a_secret_split_by_a_colour_is_not_quoted() -> None:
+def test_a_secret_split_by_a_colour_code_is_not_quoted() -> None:
     assert "Passw0rd" not in quote("Pass\x1b[0mw0rd", secret="Passw0rd")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Fuzz
 
-unhurried = settings(deadline=None)  # a busy machine is no failure
+unhurried = settings(deadline=None)  # a busy machine is not a failure
 
 noise = st.text(st.characters(blacklist_categories=["Cs"]), max_size=80)
 hostile = st.one_of(
@@ -440,7 +440,7 @@ colour = st.sampled_from(["", "\x1b[0m", "\x1b[1;32m", "\x1b[K", "\x1b]8;;http:/
 @unhurried
 @given(hostile, hostile, st.sampled_from([0, 0, 0, 1, -9]))
 @example("{" * 2000, '"' * 2000, 0)
-def test_any_output_is_a_status_or_an_error_of_the_tree(stdout: str, stderr: str, exit_code: int) -> None:
+def test_any_output_is_a_status_or_an_a0cli_error(stdout: str, stderr: str, exit_code: int) -> None:
     reply = printed(stdout, stderr, exit_code)
     answer = told(stdout, stderr, exit_code)
     if answer is not None:
@@ -481,7 +481,7 @@ def test_a_wrapped_reply_keeps_its_meaning(
 
 @unhurried
 @given(st.sampled_from([DOCUMENTED, PAGE]), st.integers(0, len(DOCUMENTED) - 1), st.sampled_from([*'{}":,x0 \n\\', ""]))
-def test_one_garbled_character_never_changes_the_pair(text: str, at: int, other: str) -> None:
+def test_one_garbled_character_elsewhere_never_changes_name_and_md5(text: str, at: int, other: str) -> None:
     answer = told(text[:at] + other + text[at + 1 :])
     assert not isinstance(answer, Absent | InProgress)
     if answer is not None:
@@ -506,21 +506,21 @@ def test_a_negated_message_is_never_found(word: str, message: str) -> None:
 
 @unhurried
 @given(hostile, st.integers(1, 255))
-def test_no_text_is_a_status_with_another_exit_code(text: str, exit_code: int) -> None:
+def test_no_text_is_a_status_unless_the_exit_code_is_0(text: str, exit_code: int) -> None:
     assert told(text, DOCUMENTED, exit_code) is None
     assert told("No backup found", text, exit_code) is None
 
 
 @unhurried
 @given(noise, st.text(min_size=1, max_size=12).filter(lambda text: text.isprintable() and text.strip(" *") == text))
-def test_a_quote_never_holds_the_secret(text: str, secret: str) -> None:
+def test_a_quote_never_contains_the_secret(text: str, secret: str) -> None:
     shown = quote(f"{text}{secret}{text}", secret=secret)
     assert secret not in shown.replace("***", "\n")
     assert len(shown) <= 200
 
 
 @pytest.mark.parametrize("message", ["Backup found", "OK"])
-def test_words_alone_only_mean_found(message: str) -> None:
+def test_a_found_message_alone_is_not_a_status(message: str) -> None:
     assert meaning(message, Wordings()) is Meaning.FOUND
     assert told(message) is None
 
@@ -530,7 +530,7 @@ def test_words_alone_only_mean_found(message: str) -> None:
     ["{", '"', '{"', '{"a":', '\\"', '{"\\"', "\x1b[", "\x1b]", "a\n", "no ", "error ", "{a:1}", " ", "{ ", "[", "0 %",
      "backup ", "not ", "{a", "{'", "'\\"]
 )  # fmt: skip
-def test_64_kib_of_anything_take_bounded_work(text: str) -> None:
+def test_64_kib_of_anything_takes_bounded_time(text: str) -> None:
     text = (text * 65536)[: 64 * 1024]
     began = time.process_time()
     told(text, '{"a":' + text[5:])
@@ -551,7 +551,7 @@ def test_64_kib_of_anything_take_bounded_work(text: str) -> None:
         ("", 1, False),
     ],
 )
-def test_a_start_made_nothing_only_where_it_failed_and_says_so(said: str, exit_code: int, nothing: bool) -> None:
+def test_a_start_made_nothing_only_if_it_failed_and_said_so(said: str, exit_code: int, nothing: bool) -> None:
     reply = Printed("backup", exit_code, "", said, 0.1)
     refused = refusal(reply, node="a0-1", command="backup", wordings=Wordings())
     assert made_nothing(reply, refused) is nothing
@@ -574,7 +574,7 @@ def test_a_start_made_nothing_only_where_it_failed_and_says_so(said: str, exit_c
         ("", 1, False),
     ],
 )
-def test_a_role_was_not_given_only_where_that_failed_and_says_so(said: str, exit_code: int, nothing: bool) -> None:
+def test_no_role_was_given_only_if_the_command_failed_and_said_so(said: str, exit_code: int, nothing: bool) -> None:
     reply = Printed("set-as-backup", exit_code, "", said, 0.1)
     taught = Wordings.extended({"refused": ["Das geht nicht"]})
     assert gave_no_role(reply, refusal(reply, node="a0-1", command="set-as-backup", wordings=taught)) is nothing
@@ -593,7 +593,7 @@ LISTING = """
 """
 
 
-def test_what_a_node_does_not_list_is_missing() -> None:
+def test_a_command_that_the_node_does_not_list_is_missing() -> None:
     kinds = ["backup", "backup-sensitive", "user-export"]
     assert missing_commands(LISTING, kinds) == ["backup-sensitive", "user-export"]
     assert offered_commands(LISTING) is not None
@@ -607,7 +607,7 @@ def test_a_node_has_the_backup_role_if_it_lists_backup_itself() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "backup, backup-sensitive, ping, nslookup", '{"commands": ["backup-sensitive"]}'])
-def test_a_listing_in_another_form_proves_nothing(text: str) -> None:
+def test_a_listing_in_another_format_proves_nothing(text: str) -> None:
     assert missing_commands(text, ["backup", "backup-sensitive"]) == []
     assert offered_commands(text) is None
     assert not offers_sensitive(text)

@@ -1,4 +1,4 @@
-"""Bytes in pieces are read as if they came in one."""
+"""Bytes that come in pieces are read as if they came in one."""
 
 import io
 import pickle
@@ -15,7 +15,7 @@ STEPS = st.lists(
 
 
 @given(pieces=st.lists(st.binary(max_size=20), max_size=20), steps=STEPS)
-def test_it_reads_what_one_file_of_all_pieces_holds(pieces: list[bytes], steps: list[tuple[str, int]]) -> None:
+def test_pieces_are_read_like_one_file_that_holds_them_all(pieces: list[bytes], steps: list[tuple[str, int]]) -> None:
     whole = io.BytesIO(b"".join(pieces))
     stream = ByteStream(iter(pieces))
     last = b""
@@ -41,7 +41,7 @@ def test_it_reads_what_one_file_of_all_pieces_holds(pieces: list[bytes], steps: 
         assert stream.position == whole.tell()
 
 
-def test_a_fault_becomes_the_error_that_names_the_node() -> None:
+def test_a_fault_becomes_an_error_that_names_the_node() -> None:
     error = pickle.loads(pickle.dumps(Fault(GzipDamagedError, "it is cut").error("a0-1", "backup")))
     assert type(error) is GzipDamagedError
     assert (error.node, error.kind, error.reason) == ("a0-1", "backup", "it is cut")

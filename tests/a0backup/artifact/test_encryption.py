@@ -1,4 +1,4 @@
-"""Opening what openssl closed."""
+"""Decryption of what openssl encrypted."""
 
 import asyncio
 import hashlib
@@ -31,7 +31,7 @@ def openssl(source: Path, target: Path, password: str, *options: str) -> str:
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
-def test_key_and_iv_are_those_that_openssl_prints(password: str, tmp_path: Path) -> None:
+def test_key_and_iv_match_those_that_openssl_prints(password: str, tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"x")
     printed = openssl(tmp_path / "plain", tmp_path / "artifact", password, "-p")
     key, iv = key_and_iv(password)
@@ -64,12 +64,12 @@ def test_the_target_may_be_a_descriptor_or_any_open_file(tmp_path: Path) -> None
     decrypt_file(tmp_path / "artifact", held, "p")
     fd = os.open(tmp_path / "opened", os.O_WRONLY | os.O_CREAT, 0o600)
     decrypt_file(tmp_path / "artifact", fd, "p")
-    os.fstat(fd)  # it is the caller's to close
+    os.fstat(fd)  # still open: closing it is up to the caller
     os.close(fd)
     assert held.getvalue() == (tmp_path / "opened").read_bytes() == b"whole" * 1000
 
 
-def test_a_target_that_takes_little_at_a_time_gets_everything(tmp_path: Path) -> None:
+def test_a_target_with_short_writes_gets_everything(tmp_path: Path) -> None:
     class Reluctant(io.RawIOBase):
         taken = b""
 
@@ -86,21 +86,21 @@ def test_a_target_that_takes_little_at_a_time_gets_everything(tmp_path: Path) ->
     assert target.taken == bytes(12_345)
 
 
-def test_a_full_target_is_an_error_of_the_disk(tmp_path: Path) -> None:
+def test_a_full_target_is_a_disk_error(tmp_path: Path) -> None:
     (tmp_path / "artifact").write_bytes(bytes(100))
     with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
         decrypt_file(tmp_path / "artifact", full, "p")
 
 
-def test_an_empty_artifact_has_the_digests_of_nothing(tmp_path: Path) -> None:
+def test_an_empty_artifact_has_the_digests_of_no_bytes(tmp_path: Path) -> None:
     (tmp_path / "artifact").write_bytes(b"")
     assert decrypt_file(tmp_path / "artifact", io.BytesIO(), "p") == Digests(
         0, hashlib.md5(b"").hexdigest(), hashlib.sha256(b"").hexdigest()
     )
 
 
-async def test_a_cancelled_decryption_ends_at_its_next_chunk(tmp_path: Path) -> None:
-    """A pipe gives one chunk and then nothing: only the call to stop can end the reading."""
+async def test_a_cancelled_decryption_ends_at_the_next_chunk(tmp_path: Path) -> None:
+    """A pipe delivers one chunk and then nothing: only the cancellation can end the reading."""
     os.mkfifo(tmp_path / "pipe")
     held = os.open(tmp_path / "pipe", os.O_RDWR)
     target = io.BytesIO()
@@ -115,7 +115,7 @@ async def test_a_cancelled_decryption_ends_at_its_next_chunk(tmp_path: Path) -> 
         async with asyncio.timeout(patience(20)) as limit:
             with pytest.raises(asyncio.CancelledError):
                 await decrypting
-        # The timeout ends what is awaited by a cancel, too: that alone would look like the end waited for.
+        # The timeout cancels the task, too. CancelledError alone would prove nothing.
         assert not limit.expired()
     finally:
         os.close(held)

@@ -1,4 +1,4 @@
-"""What is told of an artifact that is something else."""
+"""An artifact in an unexpected format is refused, and the format is named."""
 
 import bz2
 import gzip
@@ -37,7 +37,7 @@ def look(tmp_path: Path) -> Look:
 
 
 @pytest.mark.parametrize("what", FORMATS)
-def test_a_file_that_is_not_encrypted_is_named(what: str, tmp_path: Path) -> None:
+def test_the_format_of_an_unencrypted_file_is_named(what: str, tmp_path: Path) -> None:
     (tmp_path / "artifact").write_bytes(FORMATS[what])
     refused(inspected(tmp_path / "artifact"), UnexpectedFormatError, f"itself is {what}")
 
@@ -52,10 +52,10 @@ def test_openssls_salted_form_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", [what for what in FORMATS if what != "a gzip"])
-def test_what_the_password_makes_of_it_is_named(what: str, look: Look) -> None:
+def test_the_format_of_the_decrypted_file_is_named(what: str, look: Look) -> None:
     refused(look(FORMATS[what]), UnexpectedFormatError, f"makes {what} of it")
 
 
 @pytest.mark.parametrize("what", [what for what in FORMATS if what != "a tar"])
-def test_what_the_gzip_holds_instead_of_a_tar_is_named(what: str, look: Look) -> None:
+def test_the_format_inside_the_gzip_is_named_unless_it_is_a_tar(what: str, look: Look) -> None:
     refused(look(gzip.compress(FORMATS[what])), UnexpectedFormatError, f"unpacks to {what}")

@@ -1,4 +1,4 @@
-"""What is told of a compressed stream that is whole, and of one that is not."""
+"""A whole gzip stream is unpacked, and a damaged one is detected."""
 
 import gzip
 import itertools
@@ -39,7 +39,7 @@ def test_every_field_of_a_gzip_header_is_read_however_it_is_cut_into_chunks(look
         (8, b"name\0"),
         (16, b"comment\0"),
         (31, b"\0\0name\0comment\0"),
-        # Past the first chunk, whose end falls into the name, the comment or the checksum.
+        # Longer than the first chunk, which ends within the name, the comment or the checksum.
         *((31, b"\5\0extra" + b"n" * length + b"\0" + b"c" * 50 + b"\0") for length in range(HEAD - 75, HEAD - 10, 9)),
         (24, b"n" * (LONGEST_HEADER - 10) + b"\0" + b"c" * (LONGEST_HEADER - 10) + b"\0"),
     ):
@@ -67,28 +67,28 @@ def test_a_gzip_cut_anywhere_is_damaged(look: Look) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 6])
-def test_a_large_gzip_that_is_cut_is_damaged(level: int, look: Look) -> None:
+def test_a_truncated_large_gzip_is_damaged(level: int, look: Look) -> None:
     packed = gzip.compress(file("dump/users.bson", random.Random(5).randbytes(6 * CHUNK)) + END, level)
     for size in (HEAD, HEAD + 1, CHUNK, HEAD + CHUNK, 4 * CHUNK + 3, len(packed) - 8, len(packed) - 1):
         refused(look(packed[:size]), GzipDamagedError, f"cut off after {size:,} bytes")
 
 
 @pytest.mark.parametrize("spot", range(1, 9))
-def test_checksum_and_length_are_proven(spot: int, look: Look) -> None:
+def test_checksum_and_length_are_verified(spot: int, look: Look) -> None:
     packed = bytearray(gzip.compress(TAR))
     packed[-spot] ^= 0x10
     refused(look(bytes(packed)), GzipDamagedError, "checksum or length")
 
 
-def test_a_stored_block_has_only_the_checksum_to_tell_a_flip(look: Look) -> None:
+def test_a_flipped_bit_in_a_stored_block_is_detected_by_the_checksum(look: Look) -> None:
     packed = bytearray(gzip.compress(file("a", bytes(2000)) + END, 0))
     packed[1500] ^= 1
     refused(look(bytes(packed)), GzipDamagedError, "checksum")
 
 
 @pytest.mark.parametrize("before", [b"", gzip.compress(TAR)])
-def test_a_compressed_block_of_no_known_type_is_damage(before: bytes, look: Look) -> None:
-    """After a whole tar, too, where nothing but the stream itself can tell."""
+def test_a_compressed_block_of_unknown_type_is_damage(before: bytes, look: Look) -> None:
+    """Also after a whole tar, where only the stream itself shows the damage."""
     packed = before + gzip_header(0) + b"\xff" * 100
     refused(look(packed), GzipDamagedError, "is broken at byte")
 
@@ -99,7 +99,7 @@ def test_a_wrong_header_checksum_is_damage(look: Look) -> None:
     refused(look(bytes(begin) + gzip.compress(TAR)[10:]), GzipDamagedError, "header")
 
 
-def test_a_header_text_without_an_end_is_damage(look: Look) -> None:
+def test_an_unterminated_header_text_is_damage(look: Look) -> None:
     refused(look(gzip_header(8, b"n" * (3 * LONGEST_HEADER))), GzipDamagedError, "header of more than")
 
 
@@ -107,7 +107,7 @@ def test_a_header_text_without_an_end_is_damage(look: Look) -> None:
     "after",
     [b"x", b"\0\0x", b"\x1f", b"\x1f\x8b\x08", bytes(600) + b"x", gzip_header(0x20), bytes(CHUNK) + b"\x1f\x8b"],
 )
-def test_bytes_after_the_stream_that_are_not_zeros_are_damage(after: bytes, look: Look) -> None:
+def test_nonzero_bytes_after_the_stream_are_damage(after: bytes, look: Look) -> None:
     refused(look(gzip.compress(TAR) + after), GzipDamagedError)
 
 
@@ -117,7 +117,7 @@ def test_a_damaged_second_gzip_member_is_damage(look: Look) -> None:
     refused(look(gzip.compress(TAR[:1000]) + bytes(second)), GzipDamagedError)
 
 
-def test_flags_that_rfc_1952_reserves_are_no_gzip(look: Look) -> None:
+def test_a_header_with_flags_reserved_by_rfc_1952_is_not_a_gzip(look: Look) -> None:
     for flag in (0x20, 0x40, 0x80):
         second = gzip_header(flag) + gzip.compress(TAR[1000:])[10:]
         refused(look(gzip.compress(TAR[:1000]) + second), GzipDamagedError, "no gzip")

@@ -1,4 +1,4 @@
-"""What is told of an artifact that is whole, and of one that is not."""
+"""The inspection of whole and of damaged artifacts."""
 
 import asyncio
 import gzip
@@ -63,7 +63,7 @@ def look(tmp_path: Path) -> Look:
 
 
 def folder(place: Path) -> Path:
-    """Make a dump with the names and sizes that tar has to go out of its way for."""
+    """Make a dump with names and sizes that tar has to treat specially."""
     root = place / "dump"
     deep = root / "/".join(["d" * 120] * 3)
     deep.mkdir(parents=True)
@@ -76,9 +76,9 @@ def folder(place: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["v7", "oldgnu", "gnu", "ustar", "pax", "posix"])
-def test_what_gnu_tar_and_openssl_made_is_opened(form: str, tmp_path: Path) -> None:
+def test_an_artifact_made_by_gnu_tar_and_openssl_is_opened(form: str, tmp_path: Path) -> None:
     root = folder(tmp_path)
-    if form in ("v7", "ustar"):  # their names end at 99 and 255 characters
+    if form in ("v7", "ustar"):  # names are limited to 99 and 255 characters
         shutil.rmtree(root / ("d" * 120))
     make = ["tar", "-C", tmp_path, f"--format={form}", "-czf", tmp_path / "dump.tar.gz", "dump"]
     subprocess.run(make, check=True)
@@ -97,7 +97,7 @@ def test_what_gnu_tar_and_openssl_made_is_opened(form: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["backup", "backup-sensitive", "user-export"])
-def test_what_the_simulated_appliance_makes_is_opened(kind: str, tmp_path: Path) -> None:
+def test_an_artifact_of_the_simulated_appliance_is_opened(kind: str, tmp_path: Path) -> None:
     simulated.make(tmp_path / "artifact", kind=kind, seed="s", size=3_000_000, password=PASSWORD, stopped=lambda: False)
     contents = opened(inspected(tmp_path / "artifact", kind=kind))
     expected = "user-export.json" if kind == "user-export" else "users.bson"
@@ -109,14 +109,14 @@ def test_what_the_simulated_appliance_makes_is_opened(kind: str, tmp_path: Path)
 # Which password
 
 
-def test_the_password_that_fits_is_found_among_others(tmp_path: Path) -> None:
+def test_the_right_password_is_found_among_others(tmp_path: Path) -> None:
     (tmp_path / "artifact").write_bytes(encrypted(gzip.compress(TAR), "third"))
     for passwords in (("first", "second", "third"), ("first", "", "third", "third")):
         assert opened(inspected(tmp_path / "artifact", passwords)).opened_by == 2
 
 
-def test_of_passwords_that_look_right_the_one_that_unpacks_is_taken(tmp_path: Path) -> None:
-    """The keystreams of these two agree in the magic, the method and the reserved flags; found by trying 18,450."""
+def test_the_password_that_unpacks_is_chosen_among_those_that_look_right(tmp_path: Path) -> None:
+    """The keystreams of these two agree in magic, method and reserved flags; found by trying 18,450 passwords."""
     one, other = "w13423", "w18449"
     artifact = encrypted(gzip.compress(TAR), one)
     assert may_begin_gzip(encrypted(artifact, one))
@@ -135,7 +135,7 @@ def test_noise_is_a_wrong_password(passwords: tuple[str, ...], tmp_path: Path) -
     assert "wrong" not in str(seen.error).replace("a wrong", "")
 
 
-def test_a_wrong_password_of_a_large_artifact_still_gives_its_digests(tmp_path: Path) -> None:
+def test_a_large_artifact_gets_its_digests_despite_a_wrong_password(tmp_path: Path) -> None:
     (tmp_path / "artifact").write_bytes(random.Random(4).randbytes(20 * CHUNK + 1))
     seen = inspected(tmp_path / "artifact")
     refused(seen, WrongPasswordError)
@@ -143,56 +143,56 @@ def test_a_wrong_password_of_a_large_artifact_still_gives_its_digests(tmp_path: 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Something else
+# Unexpected formats
 
 
 @pytest.mark.parametrize("text", [b"x", b"not a tar" * 1000, b"\xff" * (3 * CHUNK), b"\0" * 511])
-def test_a_whole_gzip_that_holds_no_tar_is_an_unexpected_format(text: bytes, look: Look) -> None:
+def test_a_whole_gzip_without_a_tar_is_an_unexpected_format(text: bytes, look: Look) -> None:
     refused(look(gzip.compress(text)), UnexpectedFormatError, "not to a tar")
 
 
 @pytest.mark.parametrize("plain", [b"not a tar" * 100_000, file("a", b"a" * 1000) + b"no header here" * 100_000])
-def test_a_damaged_gzip_is_told_before_what_it_does_to_the_tar(plain: bytes, look: Look) -> None:
+def test_a_damaged_gzip_is_reported_rather_than_the_tar_inside(plain: bytes, look: Look) -> None:
     packed = bytearray(gzip.compress(plain))
     packed[-6] ^= 1
     refused(look(bytes(packed)), GzipDamagedError, "checksum")
 
 
-def test_an_empty_file_is_told(tmp_path: Path) -> None:
+def test_an_empty_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "artifact").touch()
     refused(inspected(tmp_path / "artifact"), UnexpectedFormatError, "empty")
 
 
 @pytest.mark.parametrize("size", [1, 3, 17])
-def test_a_file_too_short_for_anything_is_told(size: int, look: Look) -> None:
+def test_a_file_too_short_for_any_format_is_reported(size: int, look: Look) -> None:
     refused(look(gzip.compress(TAR)[:size]), UnexpectedFormatError, f"only {size} bytes")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Bombs, memory, and being called off
+# Bombs, memory and cancellation
 
 
-def test_a_bomb_by_ratio_ends_the_unpacking_and_not_the_hashing(look: Look) -> None:
+def test_a_bomb_by_ratio_ends_the_unpacking_but_not_the_hashing(look: Look) -> None:
     bomb = repeated(bytes(MIB), 200, before=header("dump/users.bson", 200 * MIB), after=END)
     assert len(bomb) < MIB
     refused(look(bomb, max_ratio=100), TooLargeUnpackedError, "100 times", "max_ratio")
     assert opened(look(bomb, max_ratio=2000)).members == 1
 
 
-def test_a_bomb_by_total_ends_the_unpacking_and_not_the_hashing(look: Look) -> None:
+def test_a_bomb_by_total_ends_the_unpacking_but_not_the_hashing(look: Look) -> None:
     bomb = repeated(bytes(MIB), 50, before=header("dump/users.bson", 50 * MIB), after=END)
     refused(look(bomb, max_unpacked=50 * MIB), TooLargeUnpackedError, f"{50 * MIB:,} bytes", "max_unpacked")
     assert opened(look(bomb, max_unpacked=50 * MIB + BLOCK + len(END))).members == 1
 
 
-def test_the_ratio_of_a_small_tar_is_not_judged(look: Look) -> None:
+def test_the_ratio_of_a_small_tar_is_not_limited(look: Look) -> None:
     most = 64 * MIB - BLOCK - len(END)
     assert opened(look(gzip.compress(file("zeros", bytes(most)) + END, 1), max_ratio=2)).members == 1
     refused(look(gzip.compress(file("zeros", bytes(most + BLOCK)) + END, 1), max_ratio=2), TooLargeUnpackedError)
 
 
-def test_a_beginning_that_compresses_well_is_no_bomb(look: Look) -> None:
-    """What counts is the whole: a database's empty part may come first."""
+def test_a_highly_compressed_beginning_is_not_a_bomb(look: Look) -> None:
+    """The ratio of the whole counts: the empty part of a database may come first."""
     noise = random.Random(6).randbytes(3 * MIB)
     tar = header("a", 80 * MIB)
     packed = repeated(bytes(MIB), 80, before=tar, after=file("b", noise) + END)
@@ -240,8 +240,8 @@ def busy() -> bool:
     return any(thread.name.startswith("inspect") for thread in threading.enumerate())
 
 
-async def test_a_call_off_ends_it_amid_its_work_and_leaves_no_thread(tmp_path: Path) -> None:
-    """Twenty million members keep the walk busy for minutes, those of one chunk for seconds, and the reader waits."""
+async def test_a_cancelled_inspection_ends_at_once_and_leaves_no_thread(tmp_path: Path) -> None:
+    """Twenty million members keep the walk busy for minutes, those of one chunk for seconds. The reader waits."""
     members = gzip.compress(file("../n", b"") * 20_000) * 1000 + gzip.compress(END)
     (tmp_path / "artifact").write_bytes(encrypted(members))
     work = asyncio.ensure_future(
@@ -255,12 +255,12 @@ async def test_a_call_off_ends_it_amid_its_work_and_leaves_no_thread(tmp_path: P
     async with asyncio.timeout(3) as limit:
         with pytest.raises(asyncio.CancelledError):
             await work
-    # The timeout ends what is awaited by a cancel, too: that alone would look like the end waited for.
+    # The timeout cancels the task, too. CancelledError alone would prove nothing.
     assert not limit.expired()
     assert not busy()
 
 
-async def test_a_call_off_while_the_file_comes_slowly_ends_at_its_next_chunk(tmp_path: Path) -> None:
+async def test_a_cancelled_inspection_of_a_slow_file_ends_at_the_next_chunk(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     packed = encrypted(gzip.compress(file("a", random.Random(7).randbytes(2 * HEAD)) + END))
     held = os.open(tmp_path / "pipe", os.O_RDWR)
@@ -277,7 +277,7 @@ async def test_a_call_off_while_the_file_comes_slowly_ends_at_its_next_chunk(tmp
         async with asyncio.timeout(patience(20)) as limit:
             with pytest.raises(asyncio.CancelledError):
                 await work
-        # The timeout ends what is awaited by a cancel, too: that alone would look like the end waited for.
+        # The timeout cancels the task, too. CancelledError alone would prove nothing.
         assert not limit.expired()
     finally:
         os.close(held)
@@ -288,7 +288,7 @@ async def test_a_call_off_while_the_file_comes_slowly_ends_at_its_next_chunk(tmp
 # The disk
 
 
-def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_a_disk_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         inspected(tmp_path / "missing")
     with pytest.raises(IsADirectoryError):
@@ -296,7 +296,7 @@ def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_a_disk_that_fails_amid_the_file_ends_it_and_leaves_no_thread(tmp_path: Path) -> None:
+def test_a_read_error_within_the_file_ends_the_inspection_and_leaves_no_thread(tmp_path: Path) -> None:
     simulated.make(
         tmp_path / "artifact", kind="backup", seed="s", size=5_000_000, password=PASSWORD, stopped=lambda: False
     )
@@ -323,7 +323,7 @@ def test_a_disk_that_fails_amid_the_file_ends_it_and_leaves_no_thread(tmp_path: 
 
 
 def originals() -> Iterator[tuple[bytes, bytes]]:
-    """Yield (tar, its gzip): compressed, stored, in several members, with all that a gzip header may have."""
+    """Yield (tar, its gzip): compressed, stored, in several members, with every gzip header field."""
     rng = random.Random(8)
     documents = b"".join(b'{"email":"user%d@example.com","id":"%s"}' % (n, rng.randbytes(6)) for n in range(60))
     tar = file("dump/auth0/users.bson", documents) + file("dump/auth0/keys.bson", rng.randbytes(600)) + END
@@ -335,7 +335,7 @@ def originals() -> Iterator[tuple[bytes, bytes]]:
 
 
 def mutated(artifact: bytes, rng: random.Random) -> bytes:
-    """Return *artifact* with something done to it; half of the time near its begin or end, where the frames are."""
+    """Return *artifact* with one mutation, half of the time near its start or end, where the frames are."""
     made = bytearray(artifact)
 
     def spot() -> int:
@@ -373,7 +373,7 @@ def mutated(artifact: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("part", range(10))
 def test_ten_thousand_mutated_artifacts_never_pass_as_good(part: int, tmp_path: Path) -> None:
-    """1,000 in each part. One whose contents pass holds the original's bytes; its digests are others all the same."""
+    """1,000 per part. One whose contents pass still holds the original's bytes, but its digests differ."""
     rng = random.Random(f"mutated {part}")
     path = tmp_path / "artifact"
     sound = [(tar, encrypted(packed)) for tar, packed in originals()]
@@ -404,10 +404,10 @@ def test_a_lost_tar_header_is_damage(tmp_path: Path) -> None:
             member.size = 1024
             tar.addfile(member, io.BytesIO(b"x" * 1024))
     broken = bytearray(out.getvalue())
-    broken[1536 : 1536 + 512] = bytes(512)  # one header, lost on the node before it was compressed
+    broken[1536 : 1536 + 512] = bytes(512)  # one header, lost on the node before the compression
     (tmp_path / "artifact").write_bytes(decryptor("P").update(gzip.compress(bytes(broken))))
     seen = inspect(tmp_path / "artifact", ["P"], node="n", kind="backup", limits=ContentsLimits())
-    # One of ten members is seen, and what follows are well-formed headers.
+    # The walk sees one of ten members, although well-formed headers follow.
     assert seen.error is not None, seen.contents
 
 
@@ -440,22 +440,22 @@ def packed(name: str, count: int) -> bytes:
     return decryptor("Passw0rd").update(gzip.compress(out.getvalue(), 1))
 
 
-def test_memory_is_constant_whatever_the_names(tmp_path: Path) -> None:
+def test_memory_is_constant_for_names_of_any_size(tmp_path: Path) -> None:
     (tmp_path / "small").write_bytes(packed("n", 2))
-    # One character beyond the BMP makes Python keep each of the others in four bytes.
+    # One character beyond the BMP makes Python store every character in four bytes.
     (tmp_path / "large").write_bytes(packed("\U0001f600" + "n" * 1_000_000, 40))
     assert (tmp_path / "large").stat().st_size < 2_000_000
     run = [sys.executable, "-c", CHILD, tmp_path / "small", tmp_path / "large"]
     grown = subprocess.run(run, check=True, capture_output=True, text=True, cwd=REPOSITORY).stdout
-    assert int(grown) < 30_000, f"{int(grown):,} KiB"  # as tests/a0backup/artifact/test_inspection.py asks
+    assert int(grown) < 30_000, f"{int(grown):,} KiB"  # the same bound as in test_memory_is_constant
 
 
-def test_the_largest_members_together_are_no_larger_than_the_tar(tmp_path: Path) -> None:
+def test_the_largest_members_together_are_not_larger_than_the_tar(tmp_path: Path) -> None:
     link = tarfile.TarInfo("dump/auth0/users.bson")
     link.type, link.linkname, link.size = tarfile.LNKTYPE, "elsewhere", 1 << 70
     tar = link.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
     (tmp_path / "artifact").write_bytes(decryptor("P").update(gzip.compress(tar)))
     seen = inspect(tmp_path / "artifact", ["P"], node="n", kind="backup", limits=ContentsLimits())
     assert seen.contents is not None
-    # The manifest would say: users.bson, 1,180,591,620,717,411,303,424 bytes, of a tar of 1,536.
+    # Otherwise the manifest would say: users.bson, 1,180,591,620,717,411,303,424 bytes, in a tar of 1,536.
     assert sum(member.size for member in seen.contents.largest) <= seen.contents.unpacked_size, seen.contents

@@ -1,4 +1,4 @@
-"""What is told of a tar that is whole, and of one that is not."""
+"""The walk through whole and through broken tars."""
 
 import gzip
 import heapq
@@ -43,8 +43,8 @@ def look(tmp_path: Path) -> Look:
 @pytest.mark.parametrize(
     "options", [["--format=gnu"], *(["--format=pax", f"--sparse-version={v}"] for v in ("0.0", "0.1", "1.0"))]
 )
-def test_sparse_members_are_passed_over(options: list[str], tmp_path: Path, look: Look) -> None:
-    # A hundred islands: more than fit into the header itself, so that blocks of the map follow.
+def test_sparse_members_are_walked_correctly(options: list[str], tmp_path: Path, look: Look) -> None:
+    # A hundred islands do not fit into the header itself: blocks of the sparse map follow.
     with (tmp_path / "holes.bson").open("wb") as holes:
         for island in range(100):
             holes.seek(island * 65_536)
@@ -58,7 +58,7 @@ def test_sparse_members_are_passed_over(options: list[str], tmp_path: Path, look
     assert contents.unpacked_size < 2_000_000
 
 
-def test_the_largest_members_are_listed_largest_first_and_no_more_than_32(look: Look) -> None:
+def test_at_most_32_of_the_largest_members_are_listed_largest_first(look: Look) -> None:
     sizes = random.Random(2).sample(range(5000), 200)
     tar = b"".join(file(f"{size}.bson", bytes(size)) for size in sizes) + END
     contents = opened(look(gzip.compress(tar)))
@@ -71,7 +71,7 @@ def test_equal_sizes_keep_the_order_of_the_tar(look: Look) -> None:
     assert [member.name for member in opened(look(gzip.compress(tar))).largest] == [f"{n}.bson" for n in range(32)]
 
 
-def test_a_name_of_5000_bytes_is_read_and_cut_for_display(look: Look) -> None:
+def test_a_name_of_5000_bytes_is_read_and_shortened_for_display(look: Look) -> None:
     name = "dump/" + "n" * 4990 + ".bson"
     for tar in (
         long(tarfile.GNUTYPE_LONGNAME, name.encode() + b"\0") + file("short", b"x"),
@@ -83,13 +83,13 @@ def test_a_name_of_5000_bytes_is_read_and_cut_for_display(look: Look) -> None:
         assert len(member.name) <= 200
 
 
-def test_the_size_in_a_pax_header_goes_before_the_one_in_the_header(look: Look) -> None:
+def test_the_size_in_a_pax_header_overrides_the_one_in_the_tar_header(look: Look) -> None:
     held = b"h" * 1234
     tar = long(tarfile.XHDTYPE, record("size", "1234")) + header("dump/users.bson", 0) + padded(held) + END
     assert opened(look(gzip.compress(tar))).largest == (Member("dump/users.bson", 1234),)
 
 
-def test_a_name_comes_from_the_header_that_is_nearest_to_the_member(look: Look) -> None:
+def test_a_name_comes_from_the_header_nearest_to_the_member(look: Look) -> None:
     tar = (
         long(tarfile.XGLTYPE, record("path", "global") + record("comment", "c"))
         + long(tarfile.XHDTYPE, record("path", "first"))
@@ -102,7 +102,7 @@ def test_a_name_comes_from_the_header_that_is_nearest_to_the_member(look: Look) 
     assert [member.name for member in opened(look(gzip.compress(tar))).largest] == ["first", "global", "long"]
 
 
-def test_of_two_headers_for_one_member_the_first_counts_as_for_pythons_tarfile(look: Look) -> None:
+def test_the_first_of_two_headers_for_one_member_counts_as_in_pythons_tarfile(look: Look) -> None:
     one, other = (long(tarfile.XHDTYPE, record("path", name) + record("size", size)) for name, size in ("a1", "b2"))
     tar = one + other + header("own", 0) + padded(b"x") + END
     with tarfile.open(fileobj=io.BytesIO(tar)) as read:
@@ -118,7 +118,7 @@ def test_of_two_headers_for_one_member_the_first_counts_as_for_pythons_tarfile(l
         long(tarfile.XHDTYPE, record("path", "n" * 99 + "/f")) + header("n" * 99 + "/", 5, tarfile.AREGTYPE),
     ],
 )
-def test_bytes_of_a_file_of_v7s_type_are_passed_over_as_gnu_tar_does_whatever_its_name_ends_with(
+def test_the_bytes_of_a_v7_file_are_skipped_as_in_gnu_tar_even_if_its_name_ends_with_a_slash(
     member: bytes, look: Look, tmp_path: Path
 ) -> None:
     (tmp_path / "tar").write_bytes(member + padded(b"bytes") + TAR)
@@ -155,7 +155,7 @@ def test_one_block_of_zeros_ends_a_tar_and_zeros_may_follow(look: Look) -> None:
     level=st.sampled_from([0, 1, 9]),
 )
 @example(chosen=[("0/", 0, tarfile.REGTYPE, tarfile.GNU_FORMAT)], level=0)
-def test_it_sees_what_pythons_tarfile_sees(chosen, level, look: Look) -> None:
+def test_the_walk_sees_what_pythons_tarfile_sees(chosen, level, look: Look) -> None:
     made = io.BytesIO()
     for name, size, kind, form in chosen:
         member = tarfile.TarInfo(name)
@@ -169,7 +169,7 @@ def test_it_sees_what_pythons_tarfile_sees(chosen, level, look: Look) -> None:
         seen = tar.getmembers()
     assert contents.members == len(seen) == len(chosen)
     assert contents.unpacked_size == len(made.getvalue())
-    # Of a name that is all slashes, tarfile leaves nothing.
+    # tarfile strips a name of slashes only to nothing.
     # A directory or a link has no bytes, whatever its size says.
     expected = sorted((quote(m.name.rstrip("/")), m.size if m.isreg() else 0) for m in seen if m.name)
     assert sorted((m.name, m.size) for m in contents.largest if m.name.strip("/")) == [
@@ -178,8 +178,8 @@ def test_it_sees_what_pythons_tarfile_sees(chosen, level, look: Look) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_broken_tar_that_passes_holds_what_pythons_tarfile_reads_in_it(seed: int, look: Look) -> None:
-    """Headers changed behind a right checksum; tarfile ends silently where a header is broken, so it may see less."""
+def test_a_broken_tar_that_passes_has_as_many_members_as_pythons_tarfile_reads(seed: int, look: Look) -> None:
+    """Changed headers, mostly with a valid checksum. tarfile ends silently at a broken one, so it may see less."""
     rng = random.Random(seed)
     parts = [
         file("dump/users.bson", rng.randbytes(1500)),
@@ -225,13 +225,13 @@ def test_a_tar_cut_anywhere_is_truncated(look: Look) -> None:
         refused(look(gzip.compress((tar + END)[:size])), TarTruncatedError, "cut")
 
 
-def test_a_tar_without_the_mark_of_its_end_is_truncated(look: Look) -> None:
+def test_a_tar_without_an_end_marker_is_truncated(look: Look) -> None:
     tar = file("a", b"a" * 700)
     refused(look(gzip.compress(tar)), TarTruncatedError, "without the mark of its end", f"{len(tar):,}")
     refused(look(gzip.compress(tar + bytes(BLOCK - 1))), TarTruncatedError)
 
 
-def test_a_member_larger_than_8_gib_whose_bytes_are_missing_is_cut(look: Look) -> None:
+def test_a_member_of_more_than_8_gib_with_missing_bytes_is_truncated(look: Look) -> None:
     refused(
         look(gzip.compress(header("dump/users.bson", 9 << 30) + bytes(5000))),
         TarTruncatedError,
@@ -239,14 +239,14 @@ def test_a_member_larger_than_8_gib_whose_bytes_are_missing_is_cut(look: Look) -
     )
 
 
-def test_a_broken_header_amid_the_tar_says_where(look: Look) -> None:
+def test_a_broken_header_within_the_tar_is_reported_with_its_position(look: Look) -> None:
     tar = bytearray(file("first", b"1") + file("second", b"2") + END)
     tar[2 * BLOCK + 3] ^= 1
     refused(look(gzip.compress(bytes(tar))), TarTruncatedError, "byte 1,024", "bad checksum")
 
 
 @pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"X", b"g"])
-def test_a_header_of_more_than_a_mebibyte_is_refused(kind: bytes, look: Look) -> None:
+def test_a_header_larger_than_a_mebibyte_is_refused(kind: bytes, look: Look) -> None:
     for size in (LONGEST_HEADER + 1, 9 << 30):
         tar = header("././@LongLink", size, kind) + bytes(3 * BLOCK)
         refused(look(gzip.compress(tar)), TarTruncatedError, f"a header of {size:,} bytes")
@@ -293,13 +293,13 @@ def test_a_negative_size_is_refused(look: Look) -> None:
         long(tarfile.XGLTYPE, record("mtime", "1")),
     ],
 )
-def test_a_header_that_announces_a_member_is_not_the_last_one(ahead: bytes, look: Look) -> None:
+def test_a_tar_that_ends_after_a_header_announcing_a_member_is_truncated(ahead: bytes, look: Look) -> None:
     tar = file("a", b"a") + ahead + END
     refused(look(gzip.compress(tar)), TarTruncatedError, "one more member")
 
 
 @pytest.mark.parametrize("tar", [b"", END, bytes(10_240), long(tarfile.XGLTYPE, record("comment", "c")) + END])
-def test_a_tar_without_a_member_says_so(tar: bytes, look: Look) -> None:
+def test_a_tar_without_a_member_is_reported(tar: bytes, look: Look) -> None:
     refused(look(gzip.compress(tar)), TarTruncatedError, "no member" if tar else "empty")
 
 
@@ -323,7 +323,7 @@ def test_a_tar_without_a_member_says_so(tar: bytes, look: Look) -> None:
         (file("evil\x1b[31m\r\n\u202egnp.bson/../x", b"x"), "evil gnp.bson/../x has '..' in its name"),
     ],
 )
-def test_an_odd_member_is_reported_and_no_error(member: bytes, sentence: str, look: Look) -> None:
+def test_an_odd_member_is_reported_but_is_not_an_error(member: bytes, sentence: str, look: Look) -> None:
     contents = opened(look(gzip.compress(file("dump/a..b", b"x") + member + END)))
     assert contents.odd == (sentence,)
     assert contents.members == 2
@@ -348,7 +348,7 @@ def test_no_more_than_20_odd_members_are_reported(look: Look) -> None:
     assert contents.members == 1000
 
 
-def test_names_that_are_no_text_can_be_shown(look: Look) -> None:
+def test_names_that_are_not_text_can_be_shown(look: Look) -> None:
     tar = long(tarfile.GNUTYPE_LONGNAME, b"\xff\xfe/" + b"\xf0" * (LONGEST_HEADER - 10) + b"\0") + file("s", b"x")
     contents = opened(look(gzip.compress(tar + file("../\x07", b"") + END)))
     json.dumps([member.name for member in contents.largest]).encode()

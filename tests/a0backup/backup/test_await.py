@@ -1,4 +1,4 @@
-"""What one look says of a backup that is waited for: every rule of `judge`, and what holds whatever is seen."""
+"""What one look says about an awaited backup: every rule of `judge`, and what holds for every look."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ BEFORE = BackupIdentity(name="04-06-2016-15-04-30.tar.gz", md5="a" * 32)
 OLD, NEW = Found(BEFORE.name, BEFORE.md5), Found("05-06-2016-15-04-30.tar.gz", "b" * 32)
 NO_MD5 = Found("05-06-2016-15-04-30.tar.gz", None, "no md5")
 
-# Ours was started 1 s ago, and the node showed OLD before.
+# Ours was started 1 s ago; before that, the node showed OLD.
 OURS = Look(
     InProgress(),
     ours=True,
@@ -56,7 +56,7 @@ ROWS: list[tuple[str, Look, Status, Verdict]] = [
 
 
 @pytest.mark.parametrize(("look", "status", "verdict"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
-def test_the_table(look: Look, status: Status, verdict: Verdict) -> None:
+def test_judge_decides_as_the_table_says(look: Look, status: Status, verdict: Verdict) -> None:
     assert judge(replace(look, status=status)) is verdict
 
 
@@ -74,19 +74,19 @@ looks = st.builds(
 
 
 @given(looks)
-def test_what_the_node_showed_before_the_start_is_never_taken_for_what_it_made(look: Look) -> None:
+def test_a_backup_shown_before_the_start_is_never_taken_for_ours(look: Look) -> None:
     if look.ours and look.from_before:
         assert judge(look) is not Verdict.FOUND
 
 
 @given(looks)
-def test_only_a_backup_in_progress_is_waited_for_beyond_the_time_in_which_a_start_can_take_effect(look: Look) -> None:
+def test_only_a_backup_in_progress_is_awaited_once_the_start_can_no_longer_take_effect(look: Look) -> None:
     if judge(replace(look, since_start=1e6)) is Verdict.WAIT:
         assert isinstance(look.status, InProgress)
 
 
 @given(looks)
-def test_a_backup_is_found_only_where_one_is_shown_with_its_md5(look: Look) -> None:
+def test_a_backup_is_found_only_if_it_is_shown_with_its_md5(look: Look) -> None:
     if judge(look) is Verdict.FOUND:
         assert isinstance(look.status, Found)
         assert look.status.md5 is not None

@@ -1,4 +1,4 @@
-"""The mark of a deletion; what it is for is told in test_nights.py, with real nodes."""
+"""The mark of a deletion. test_nights.py tests its purpose, with nodes of the simulator."""
 
 import json
 import stat

@@ -1,4 +1,4 @@
-"""What an inspection proves of an artifact and its password: every rule, without a node."""
+"""What an inspection proves about an artifact and its password: every rule, without a node."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -73,7 +73,7 @@ ROWS: list[tuple[str, Evidence, Verdict, str]] = [
 
 
 @pytest.mark.parametrize(("known", "verdict", "why"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
-def test_the_table(known: Evidence, verdict: Verdict, why: str) -> None:
+def test_judge_decides_as_the_table_says(known: Evidence, verdict: Verdict, why: str) -> None:
     judged, not_opened = judge(known)
     assert judged is verdict
     assert (not_opened.reason if not_opened else "").startswith(why)
@@ -101,7 +101,7 @@ NOTHING = {"opened_by": None, "only_tried": None, "fits": False, "candidates": (
         ({"only_tried": SHARED}, ManifestPassword(mode="unknown")),
     ],
 )
-def test_a_manifest_says_of_the_password_what_is_proven_and_keeps_every_candidate(
+def test_a_manifest_records_what_is_proven_about_the_password_and_keeps_every_candidate(
     known: dict[str, object], said: ManifestPassword
 ) -> None:
     assert password_of(**NOTHING | known) == said  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""One kind or node that fails, however it does, is named and stops no other."""
+"""A kind or node that fails, for whatever reason, is reported and stops no other."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def raising(error: Exception, at: StepName, times: int) -> Plainly:
 
 
 @pytest.mark.parametrize("foreseen", [True, False])
-async def test_an_error_of_one_kind_is_kept_and_the_next_kind_is_backed_up(desk: Desk, foreseen: bool) -> None:
+async def test_an_error_in_one_kind_is_recorded_and_the_next_kind_is_backed_up(desk: Desk, foreseen: bool) -> None:
     desk.configure(kinds=BOTH)
     error = A0cliError(desk.name, "backup-status", "foreseen") if foreseen else ZeroDivisionError("unforeseen")
     outcomes = await backed_up(desk, raising(error, StepName.STATUS, 1))
@@ -46,7 +46,7 @@ async def test_an_error_of_one_kind_is_kept_and_the_next_kind_is_backed_up(desk:
 
 
 @pytest.mark.parametrize("at", [StepName.UPDATE_COMMANDS, StepName.PING])
-async def test_an_error_before_the_first_kind_is_the_outcome_of_each(desk: Desk, at: StepName) -> None:
+async def test_an_error_before_the_first_kind_is_the_outcome_of_each_kind(desk: Desk, at: StepName) -> None:
     desk.configure(kinds=BOTH)
     error = UnreachableError(desk.name, str(at), "it is away")
     outcomes = await backed_up(desk, raising(error, at, 4))
@@ -58,14 +58,14 @@ async def test_an_error_before_the_first_kind_is_the_outcome_of_each(desk: Desk,
     assert desk.counts == (0, 0, 0)
 
 
-async def test_a_node_that_cannot_be_locked_fails_in_that_step(desk: Desk) -> None:
+async def test_a_node_that_cannot_be_locked_fails_in_the_lock_step(desk: Desk) -> None:
     desk.vault.folder(desk.name).mkdir(parents=True)
     (desk.vault.folder(desk.name) / "lock").mkdir()
     [outcome] = (await backed_up(desk, Plainly())).all
     assert (outcome.ending, outcome.step) == (Ending.FAILED, "lock")
 
 
-async def test_whoever_watches_is_told_of_each_step_by_its_one_name(desk: Desk) -> None:
+async def test_a_watcher_sees_each_step_under_its_step_name(desk: Desk) -> None:
     told: list[str] = []
 
     def hear(news: News) -> None:
@@ -78,7 +78,7 @@ async def test_whoever_watches_is_told_of_each_step_by_its_one_name(desk: Desk) 
     assert list(dict.fromkeys(told)) == take.taken
 
 
-async def test_a_failed_step_is_named_in_the_report_until_the_next_begins(desk: Desk) -> None:
+async def test_a_failure_is_attributed_to_a_step_until_the_next_step_begins(desk: Desk) -> None:
     seen: list[str] = []
 
     class Watching(Plainly):

@@ -1,5 +1,5 @@
-"""One run's work on one node, without an engine, against the simulator: every night ends as design.md promises."""
-# Other processes make the conditions true, and nothing else runs in a test's loop.
+"""One run on one node, without an engine, against the simulator: every night ends as design.md promises."""
+# Other processes make the awaited conditions true, and nothing else runs in a test's event loop.
 # ruff: noqa: ASYNC110
 
 import asyncio
@@ -38,7 +38,7 @@ from tests.support.patience import patience
 
 # -- plain nights ------------------------------------------------------------------------------------------------------
 
-SHORT = f"{patience(1.5)}s"  # for calls of which one is waited for until its time-out
+SHORT = f"{patience(1.5)}s"  # for tests that wait until a call times out
 
 
 async def test_a_plain_night_ends_with_a_verified_artifact_and_a_free_node(desk: Desk) -> None:
@@ -62,7 +62,7 @@ async def test_a_plain_night_ends_with_a_verified_artifact_and_a_free_node(desk:
     desk.is_settled()
 
 
-async def test_a_status_is_taken_right_before_and_right_after_the_deletion(desk: Desk) -> None:
+async def test_the_status_is_queried_right_before_and_right_after_the_deletion(desk: Desk) -> None:
     await desk.night()
     commands = [call["command"] for call in desk.simulated.calls(desk.name)]
     assert commands[-3:] == ["backup-status", "backup-delete", "backup-status"]
@@ -75,7 +75,7 @@ async def test_two_nights_give_two_artifacts(desk: Desk) -> None:
     desk.is_settled()
 
 
-async def test_a_node_that_this_run_has_stored_is_not_touched_again(desk: Desk) -> None:
+async def test_a_node_is_not_touched_again_once_this_run_has_stored_its_backup(desk: Desk) -> None:
     first = await desk.night()
     desk.put()
     second = await desk.night(existing="replace")
@@ -84,7 +84,7 @@ async def test_a_node_that_this_run_has_stored_is_not_touched_again(desk: Desk) 
     assert desk.holds is not None
 
 
-# -- a backup that is in the way ---------------------------------------------------------------------------------------
+# -- an existing backup ------------------------------------------------------------------------------------------------
 
 
 async def test_a_foreign_backup_is_preserved_before_a_new_one_is_made(desk: Desk) -> None:
@@ -102,7 +102,7 @@ async def test_a_foreign_backup_is_preserved_before_a_new_one_is_made(desk: Desk
     desk.is_settled()
 
 
-async def test_a_foreign_backup_is_replaced_unkept_where_the_operator_said_so(desk: Desk) -> None:
+async def test_a_foreign_backup_is_replaced_without_being_stored_if_the_operator_said_so(desk: Desk) -> None:
     theirs = desk.put()
     ended = await desk.night(existing="replace")
     [ours] = desk.stored
@@ -111,7 +111,7 @@ async def test_a_foreign_backup_is_replaced_unkept_where_the_operator_said_so(de
     assert desk.counts == (1, 1, 2)
 
 
-async def test_with_the_policy_to_fail_a_foreign_backup_is_not_touched(desk: Desk) -> None:
+async def test_with_existing_fail_a_foreign_backup_is_not_touched(desk: Desk) -> None:
     theirs = desk.put()
     ended = await desk.night(existing="fail")
     assert isinstance(ended.error, ForeignBackupError)
@@ -131,7 +131,7 @@ async def test_a_backup_that_somebody_else_is_making_is_awaited_and_preserved(de
     desk.is_settled()
 
 
-async def test_with_the_policy_to_fail_a_backup_of_somebody_else_in_progress_fails_at_once(desk: Desk) -> None:
+async def test_with_existing_fail_a_foreign_backup_in_progress_fails_at_once(desk: Desk) -> None:
     desk.tell("backup", "duration", seconds=60, times=1)
     desk.by_hand("backup", "their own")
     ended = await desk.night(existing="fail")
@@ -139,8 +139,8 @@ async def test_with_the_policy_to_fail_a_backup_of_somebody_else_in_progress_fai
     assert desk.counts == (1, 0, 0)
 
 
-async def test_our_own_await_begins_anew_after_that_for_somebody_else(desk: Desk) -> None:
-    """Neither its deadline nor what it saw in progress is that of the other's backup."""
+async def test_the_await_for_our_own_backup_starts_fresh_after_that_for_a_foreign_one(desk: Desk) -> None:
+    """It inherits neither the deadline nor what was seen in progress from the foreign backup."""
     desk.configure(polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": f"{patience(2)}s"})
     desk.tell("backup", "duration", seconds=patience(1.2), times=1)
     desk.by_hand("backup", "their own")
@@ -151,10 +151,10 @@ async def test_our_own_await_begins_anew_after_that_for_somebody_else(desk: Desk
     desk.is_settled()
 
 
-# -- room on the disk --------------------------------------------------------------------------------------------------
+# -- disk space --------------------------------------------------------------------------------------------------------
 
 
-async def test_without_room_for_the_next_artifact_nothing_is_started(desk: Desk) -> None:
+async def test_no_backup_is_started_without_space_for_the_next_artifact(desk: Desk) -> None:
     await desk.night(flow_run="run-1")
     desk.say_the_last_was_huge()
     desk.quarantined()
@@ -163,13 +163,13 @@ async def test_without_room_for_the_next_artifact_nothing_is_started(desk: Desk)
     assert (ended.outcome.ending, ended.outcome.step) == (Ending.FAILED, "start")
     assert desk.counts == (1, 1, 1)
     assert desk.journal.read() is None
-    # What did not match goes first where room is short.
+    # Mismatched bytes are deleted first if space is short.
     assert not list((desk.vault.folder(desk.name) / "quarantine").iterdir())
     desk.say_the_last_was(20_000)
     assert (await desk.night(flow_run="run-3")).outcome.ending is Ending.STORED
 
 
-async def test_without_room_a_backup_that_is_there_is_not_retrieved_and_stays(desk: Desk) -> None:
+async def test_without_space_an_existing_backup_is_not_retrieved_and_stays_on_the_node(desk: Desk) -> None:
     await desk.night(flow_run="run-1")
     desk.say_the_last_was_huge()
     theirs = desk.put()
@@ -179,7 +179,7 @@ async def test_without_room_a_backup_that_is_there_is_not_retrieved_and_stays(de
     assert desk.holds == theirs
 
 
-async def test_what_is_stored_already_needs_no_room(desk: Desk) -> None:
+async def test_a_backup_that_is_already_stored_needs_no_space(desk: Desk) -> None:
     await desk.killed_after("store")
     [manifest] = desk.stored
     newest = desk.vault.folder(desk.name) / "29990101T000000Z-backup"
@@ -194,12 +194,12 @@ async def test_what_is_stored_already_needs_no_room(desk: Desk) -> None:
     assert desk.counts == (1, 1, 1)
 
 
-async def test_what_dead_runs_retrieved_in_vain_is_gone_before_the_next_retrieval(desk: Desk) -> None:
+async def test_partial_bytes_of_dead_runs_are_removed_before_the_next_retrieval(desk: Desk) -> None:
     partial = desk.vault.work(desk.name) / "run-0" / "backup-retrieve.tar.gz.enc"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"part of it")
     await desk.killed_after("start")
-    partial.parent.mkdir(parents=True)  # the start has swept it
+    partial.parent.mkdir(parents=True)  # the start removed it
     partial.write_bytes(b"part of it")
     seen: list[bool] = []
     ended = await desk.night(after=lambda stage: seen.append(partial.exists()) if stage == "retrieve" else None)
@@ -207,7 +207,7 @@ async def test_what_dead_runs_retrieved_in_vain_is_gone_before_the_next_retrieva
     assert seen == [False]
 
 
-async def test_bytes_without_a_manifest_that_are_not_of_this_backup_are_named_and_left(desk: Desk) -> None:
+async def test_bytes_of_another_backup_without_a_manifest_are_reported_and_left_alone(desk: Desk) -> None:
     folder = desk.vault.folder(desk.name) / "20200101T000000Z-backup"
     folder.mkdir(parents=True)
     (folder / "backup.tar.gz.enc").write_bytes(b"of an unknown backup")
@@ -217,7 +217,7 @@ async def test_bytes_without_a_manifest_that_are_not_of_this_backup_are_named_an
     assert (folder / "backup.tar.gz.enc").read_bytes() == b"of an unknown backup"
 
 
-async def test_a_backup_that_came_before_our_refused_start_is_not_ours(desk: Desk) -> None:
+async def test_a_backup_started_before_our_refused_start_is_not_ours(desk: Desk) -> None:
     desk.tell("backup", "duration", seconds=0.5, times=1)
     ended = await desk.night(after=lambda stage: desk.by_hand("backup", "their own") if stage == "status" else None)
     assert ended.outcome.ending is Ending.STORED
@@ -225,9 +225,7 @@ async def test_a_backup_that_came_before_our_refused_start_is_not_ours(desk: Des
     desk.is_settled()
 
 
-async def test_a_backup_in_progress_that_came_before_our_refused_start_is_left_alone_where_that_is_wanted(
-    desk: Desk,
-) -> None:
+async def test_with_existing_fail_a_backup_started_before_our_refused_start_is_left_alone(desk: Desk) -> None:
     desk.tell("backup", "duration", seconds=5, times=1)
     ended = await desk.night(
         existing="fail", after=lambda stage: desk.by_hand("backup", "their own") if stage == "status" else None
@@ -236,8 +234,8 @@ async def test_a_backup_in_progress_that_came_before_our_refused_start_is_left_a
     assert desk.counted("backup-delete") == 0
 
 
-async def test_a_stale_status_after_a_refused_start_deletes_nothing_of_others(desk: Desk) -> None:
-    """Their backup is begun by hand before our start, and the node still shows the one from before."""
+async def test_a_stale_status_after_a_refused_start_loses_no_foreign_backup(desk: Desk) -> None:
+    """The foreign backup is started by hand before ours, and the node still shows the previous one."""
     desk.put()
 
     def begin_by_hand(stage: str) -> None:
@@ -254,7 +252,7 @@ async def test_a_stale_status_after_a_refused_start_deletes_nothing_of_others(de
 
 
 @pytest.mark.parametrize("existing", ["fail", "replace", "preserve"])
-async def test_a_start_that_timed_out_and_took_effect_is_ours_whatever_the_reply_adds(
+async def test_a_start_that_timed_out_but_took_effect_is_ours_whatever_else_the_reply_says(
     desk: Desk, existing: Existing
 ) -> None:
     desk.tell("backup", "say", stderr="Error: connect ETIMEDOUT; the backup may already be running\n", exit=1, times=1)
@@ -264,7 +262,7 @@ async def test_a_start_that_timed_out_and_took_effect_is_ours_whatever_the_reply
     assert desk.counts == (1, 1, 1)
 
 
-async def test_what_is_laid_after_a_refused_start_is_not_ours(desk: Desk) -> None:
+async def test_a_backup_that_appears_after_a_refused_start_is_not_ours(desk: Desk) -> None:
     desk.tell("backup", "refuse", times=1)
     assert isinstance((await desk.night(flow_run="run-1")).error, RefusedError)
     theirs = desk.put()
@@ -273,7 +271,7 @@ async def test_what_is_laid_after_a_refused_start_is_not_ours(desk: Desk) -> Non
 
 
 @pytest.mark.parametrize("torn", [False, True])
-async def test_an_unfinished_backup_is_kept_though_another_run_stored_one_meanwhile(desk: Desk, torn: bool) -> None:
+async def test_an_unfinished_backup_is_kept_even_if_another_run_stored_one_meanwhile(desk: Desk, torn: bool) -> None:
     began = datetime.now(UTC).replace(microsecond=0)
     await desk.night(flow_run="run-0")
     await desk.killed_after("await")
@@ -291,7 +289,7 @@ async def test_an_unfinished_backup_is_kept_though_another_run_stored_one_meanwh
     desk.is_settled()
 
 
-async def test_the_journal_of_another_node_is_not_believed(desk: Desk) -> None:
+async def test_the_journal_of_another_node_is_rejected(desk: Desk) -> None:
     theirs = desk.put()
     desk.vault.folder(desk.name).mkdir(parents=True)
     began = datetime(2026, 11, 23, 2, tzinfo=UTC)
@@ -302,10 +300,10 @@ async def test_the_journal_of_another_node_is_not_believed(desk: Desk) -> None:
     assert [m.started_at for m in desk.stored if m.artifact.md5 == theirs["md5"]] == [None]
 
 
-# -- bytes that are not the node's -------------------------------------------------------------------------------------
+# -- md5 mismatches and failed retrievals ------------------------------------------------------------------------------
 
 
-async def test_a_mismatch_in_every_attempt_leaves_the_node_its_backup_and_the_bytes_in_quarantine(desk: Desk) -> None:
+async def test_a_mismatch_in_every_attempt_leaves_the_backup_on_the_node_and_quarantines_the_bytes(desk: Desk) -> None:
     desk.tell("backup-retrieve", "flip")
     ended = await desk.night()
     assert isinstance(ended.error, Md5MismatchError)
@@ -320,7 +318,7 @@ async def test_a_mismatch_in_every_attempt_leaves_the_node_its_backup_and_the_by
     assert (quarantined / "backup.tar.gz.enc").stat().st_size == desk.holds["size"]
 
 
-async def test_bytes_that_did_not_match_are_not_kept_where_they_would_take_the_room_of_the_next(desk: Desk) -> None:
+async def test_mismatched_bytes_are_not_quarantined_if_the_next_artifact_needs_their_space(desk: Desk) -> None:
     await desk.night(flow_run="run-1")
     desk.tell("backup-retrieve", "flip")
     ended = await desk.night(after=lambda stage: desk.say_the_last_was_huge() if stage == "retrieve" else None)
@@ -343,7 +341,7 @@ async def test_after_a_mismatch_the_next_night_finishes_that_backup(desk: Desk) 
     desk.is_settled()
 
 
-async def test_a_mismatch_once_is_retrieved_again_and_well(desk: Desk) -> None:
+async def test_a_single_mismatch_is_retried_and_the_backup_is_stored(desk: Desk) -> None:
     desk.tell("backup-retrieve", "flip", times=1)
     ended = await desk.night()
     assert ended.outcome.ending is Ending.STORED
@@ -353,7 +351,7 @@ async def test_a_mismatch_once_is_retrieved_again_and_well(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(("fault", "error"), [("drop", RetrieveFailedError), ("truncate", Md5MismatchError)])
-async def test_a_transfer_that_ends_early_is_never_taken_for_whole(
+async def test_a_transfer_that_ends_early_is_never_taken_for_complete(
     desk: Desk, fault: str, error: type[A0BackupError]
 ) -> None:
     desk.tell("backup-retrieve", fault)
@@ -363,7 +361,7 @@ async def test_a_transfer_that_ends_early_is_never_taken_for_whole(
     assert desk.holds is not None
 
 
-async def test_a_retrieve_that_brings_nothing_says_once_what_a0cli_said(desk: Desk) -> None:
+async def test_a_retrieve_without_bytes_reports_once_what_a0cli_said(desk: Desk) -> None:
     desk.tell("backup-retrieve", "refuse", message="the disk is on holiday\n", exit=1)
     ended = await desk.night()
     assert isinstance(ended.error, RetrieveFailedError)
@@ -371,7 +369,7 @@ async def test_a_retrieve_that_brings_nothing_says_once_what_a0cli_said(desk: De
     assert "the disk is on holiday" in str(ended.error)
 
 
-async def test_each_backup_has_attempts_of_its_own(desk: Desk) -> None:
+async def test_each_backup_has_its_own_retrieve_attempts(desk: Desk) -> None:
     desk.put()
     desk.tell("backup-retrieve", "flip", times=2)
     ended = await desk.night(after=lambda s: desk.tell("backup-retrieve", "flip", times=2) if s == "start" else None)
@@ -410,7 +408,7 @@ async def test_our_own_backup_that_lost_its_md5_is_not_replaced_as_a_foreign_one
     assert desk.counts == (1, 0, 0)
 
 
-async def test_a_backup_of_ours_that_cannot_be_verified_is_given_up_once_where_the_operator_said_so(desk: Desk) -> None:
+async def test_a_backup_of_ours_that_cannot_be_verified_is_given_up_once_if_the_operator_said_so(desk: Desk) -> None:
     desk.tell("backup-retrieve", "flip", times=3)
     ended = await desk.night(existing="replace")
     assert ended.outcome.ending is Ending.STORED
@@ -437,8 +435,8 @@ async def test_after_a_kill_the_next_run_finishes_without_doing_anything_twice(d
     desk.is_settled()
 
 
-async def test_what_is_found_first_is_pinned_also_by_a_run_that_resumes(desk: Desk) -> None:
-    """Another backup in its place later is then known to be foreign."""
+async def test_a_resuming_run_also_pins_the_backup_that_it_finds_first(desk: Desk) -> None:
+    """A different backup that is found later is then known to be foreign."""
     await desk.killed_after("start")
     desk.tell("backup-retrieve", "flip")
     while desk.holds is None:
@@ -476,7 +474,7 @@ async def test_a_damaged_artifact_whose_backup_cannot_be_verified_is_given_up_on
 # -- an operator who works by hand -------------------------------------------------------------------------------------
 
 
-async def test_verified_bytes_are_stored_though_the_node_lost_the_backup(desk: Desk) -> None:
+async def test_verified_bytes_are_stored_even_if_the_node_lost_the_backup(desk: Desk) -> None:
     await desk.killed_after("verify")
     desk.remove()
     ended = await desk.night()
@@ -487,7 +485,9 @@ async def test_verified_bytes_are_stored_though_the_node_lost_the_backup(desk: D
 
 
 @pytest.mark.parametrize("existing", ["preserve", "replace", "fail"])
-async def test_verified_bytes_are_stored_though_another_backup_took_its_place(desk: Desk, existing: Existing) -> None:
+async def test_verified_bytes_are_stored_even_if_another_backup_took_the_place_of_ours(
+    desk: Desk, existing: Existing
+) -> None:
     await desk.killed_after("verify")
     desk.remove()
     theirs = desk.put()
@@ -498,7 +498,7 @@ async def test_verified_bytes_are_stored_though_another_backup_took_its_place(de
     assert desk.counts == (1, 1, 0)
 
 
-async def test_a_backup_of_ours_that_is_gone_unkept_is_told_of_and_made_anew(desk: Desk) -> None:
+async def test_a_backup_of_ours_that_was_lost_is_reported_and_made_again(desk: Desk) -> None:
     desk.configure(a0cli={"call_timeout": "2s"})
     await desk.killed_after("await")
     desk.remove()
@@ -553,8 +553,8 @@ async def test_a_torn_journal_is_set_aside_and_the_backup_preserved(desk: Desk) 
     desk.is_settled()
 
 
-async def test_a_torn_journal_forces_to_preserve_until_that_is_done(desk: Desk) -> None:
-    """Not only in the run that came upon it: one that could not retrieve leaves it to the next."""
+async def test_a_torn_journal_forces_preserve_until_the_backup_is_stored(desk: Desk) -> None:
+    """If the run that found the torn journal cannot retrieve the backup, the next run must preserve it too."""
     desk.configure(existing="replace")
     await desk.killed_after("await")
     ours = desk.holds
@@ -570,7 +570,7 @@ async def test_a_torn_journal_forces_to_preserve_until_that_is_done(desk: Desk) 
     desk.is_settled()
 
 
-async def test_a_torn_journal_does_not_keep_a_free_node_from_its_backup(desk: Desk) -> None:
+async def test_a_torn_journal_does_not_prevent_the_backup_of_a_free_node(desk: Desk) -> None:
     desk.vault.folder(desk.name).mkdir(parents=True)
     desk.journal.path.write_bytes(b"torn")
     assert (await desk.night()).outcome.ending is Ending.STORED
@@ -593,14 +593,14 @@ async def test_a_start_that_takes_effect_late_is_waited_for(desk: Desk) -> None:
     assert desk.counts == (1, 1, 1)
 
 
-async def test_a_start_without_an_end_that_takes_effect_after_its_deadline_is_waited_for(desk: Desk) -> None:
+async def test_a_start_that_hangs_and_takes_effect_after_its_timeout_is_waited_for(desk: Desk) -> None:
     desk.configure(a0cli={"call_timeout": SHORT})
     desk.tell("backup", "late", seconds=patience(2), reply="hang", times=1)
     assert (await desk.night()).outcome.ending is Ending.STORED
     assert desk.counts == (1, 1, 1)
 
 
-async def test_a_start_that_is_lost_for_good_fails_and_the_next_run_asks_again_before_its_own(desk: Desk) -> None:
+async def test_a_lost_start_fails_and_the_next_run_queries_the_status_again_before_its_own_start(desk: Desk) -> None:
     desk.configure(a0cli={"call_timeout": SHORT})
     desk.tell("backup", "late", seconds=3600, reply="lost", times=1)
     failed = await desk.night(flow_run="run-1")
@@ -625,7 +625,7 @@ async def test_a_refused_start_fails_at_once(desk: Desk) -> None:
     assert desk.counted("backup-status") == 2
 
 
-async def test_the_old_status_right_after_a_start_is_not_taken_for_the_new_backup(desk: Desk) -> None:
+async def test_a_stale_status_right_after_a_start_is_not_taken_for_the_new_backup(desk: Desk) -> None:
     theirs = desk.put()
     desk.tell("backup-status", "stale_status", seconds=1)
     ended = await desk.night()
@@ -634,11 +634,11 @@ async def test_the_old_status_right_after_a_start_is_not_taken_for_the_new_backu
     assert desk.counts == (1, 2, 2)
 
 
-async def test_a_backup_that_is_never_finished_fails_at_the_deadline_and_is_gone_on_with(desk: Desk) -> None:
+async def test_a_backup_that_never_finishes_fails_at_the_deadline_and_the_next_run_succeeds(desk: Desk) -> None:
     desk.configure(polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": "1s"})
     desk.tell("backup-status", "in_progress")
     failed = await desk.night(flow_run="run-1")
-    # The first status was 'in progress' already, of a backup that is not ours.
+    # The first status was already 'in progress', so the backup is not ours.
     assert isinstance(failed.error, AwaitDeadlineError)
     desk.forget()
     assert (await desk.night()).outcome.ending is Ending.STORED
@@ -647,8 +647,8 @@ async def test_a_backup_that_is_never_finished_fails_at_the_deadline_and_is_gone
 # -- deletions ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_deletion_that_was_acknowledged_and_not_done_fails_and_the_next_run_does_it_first(desk: Desk) -> None:
-    desk.configure(a0cli={"call_timeout": SHORT})  # how long it may take effect, and the next start waits twice that
+async def test_a_deletion_that_was_acknowledged_but_not_done_fails_and_the_next_run_deletes_first(desk: Desk) -> None:
+    desk.configure(a0cli={"call_timeout": SHORT})  # a deletion may take this long, and the next start waits twice that
     desk.tell("backup-delete", "false_delete", times=1)
     failed = await desk.night(flow_run="run-1")
     assert isinstance(failed.error, DeleteNotConfirmedError)
@@ -668,7 +668,7 @@ async def test_a_deletion_whose_reply_was_lost_is_judged_by_its_effect(desk: Des
     assert desk.counts == (1, 1, 1)
 
 
-async def test_nothing_is_deleted_where_the_status_before_it_fails(desk: Desk) -> None:
+async def test_no_backup_is_deleted_if_the_status_before_the_deletion_fails(desk: Desk) -> None:
     desk.configure(a0cli={"call_timeout": SHORT})  # the next start waits twice as long for a deletion to arrive
     ended = await desk.night(after=lambda s: desk.tell("backup-status", "bad_json") if s == "store" else None)
     assert isinstance(ended.error, UnknownReplyError)
@@ -676,13 +676,13 @@ async def test_nothing_is_deleted_where_the_status_before_it_fails(desk: Desk) -
     assert ended.outcome.ending is Ending.NOT_DELETED
     assert desk.counts == (1, 1, 0)
     desk.forget()
-    # What is stored is deleted there first, then the next night has a backup of its own.
+    # The next night first deletes the stored backup on the node, then makes its own.
     assert (await desk.night(flow_run="run-3")).outcome.ending is Ending.STORED
     assert desk.counts == (2, 2, 2)
 
 
 async def test_a_deletion_that_takes_effect_late_is_waited_for(desk: Desk) -> None:
-    """Otherwise it would meet the next backup."""
+    """Otherwise it would delete the next backup."""
     desk.configure(a0cli={"call_timeout": SHORT})
     desk.tell("backup-delete", "late", seconds=patience(0.7), reply="lost", times=1)
     assert (await desk.night(flow_run="run-1")).outcome.ending is Ending.STORED
@@ -691,7 +691,7 @@ async def test_a_deletion_that_takes_effect_late_is_waited_for(desk: Desk) -> No
 
 
 @pytest.mark.parametrize("ours", [True, False])
-async def test_a_deletion_that_a_killed_run_sent_does_not_meet_the_next_backup(desk: Desk, ours: bool) -> None:
+async def test_a_late_deletion_of_a_killed_run_does_not_hit_the_next_backup(desk: Desk, ours: bool) -> None:
     desk.configure(a0cli={"call_timeout": "3s"})
     if not ours:
         desk.put()
@@ -715,7 +715,7 @@ async def test_a_deletion_that_a_killed_run_sent_does_not_meet_the_next_backup(d
 # -- several runs ------------------------------------------------------------------------------------------------------
 
 
-async def test_what_another_run_started_and_stored_since_this_one_began_is_its_outcome(desk: Desk) -> None:
+async def test_a_backup_that_another_run_made_since_this_run_began_is_the_outcome_of_this_run(desk: Desk) -> None:
     began = datetime.now(UTC).replace(microsecond=0)
     first = await desk.night(flow_run="run-1")
     second = await desk.night(flow_run="run-2", began=began)
@@ -726,7 +726,7 @@ async def test_what_another_run_started_and_stored_since_this_one_began_is_its_o
 
 
 def beginning(desk: Desk, flow_run: str = "run-2") -> Run:
-    """A run that begins now."""
+    """Return a run that begins now."""
     return Run.begin(desk.fleet, desk.fleet.nodes, id=flow_run)
 
 
@@ -734,7 +734,7 @@ async def continued(desk: Desk, run: Run) -> Night:
     return await night(desk.fleet, run=run)
 
 
-async def test_a_vault_that_is_mounted_after_the_run_began_holds_nothing_that_was_stored_meanwhile(desk: Desk) -> None:
+async def test_artifacts_in_a_vault_mounted_after_the_run_began_do_not_count_as_stored_meanwhile(desk: Desk) -> None:
     await desk.night(flow_run="last-year")
     desk.fleet.vault.rename(desk.room / "disk")
     run = beginning(desk)
@@ -744,7 +744,7 @@ async def test_a_vault_that_is_mounted_after_the_run_began_holds_nothing_that_wa
     assert desk.counted("backup") == 2
 
 
-async def test_what_another_run_stored_is_found_beside_a_later_foreign_one(desk: Desk) -> None:
+async def test_the_artifact_of_another_run_is_found_despite_a_later_foreign_one(desk: Desk) -> None:
     run = beginning(desk)
     await desk.night(flow_run="run-1")
     [own] = desk.stored
@@ -755,9 +755,7 @@ async def test_what_another_run_stored_is_found_beside_a_later_foreign_one(desk:
     assert desk.vault.stored_since(desk.name, "backup", run.stored_before[desk.name]) == own
 
 
-async def test_a_backup_that_another_run_stored_and_that_is_shown_without_its_md5_is_not_off_the_node(
-    desk: Desk,
-) -> None:
+async def test_a_backup_of_another_run_that_is_shown_without_its_md5_does_not_count_as_deleted(desk: Desk) -> None:
     desk.configure(a0cli={"call_timeout": "1s"})
     desk.tell("backup-delete", "refuse")
     run = beginning(desk)
@@ -767,7 +765,7 @@ async def test_a_backup_that_another_run_stored_and_that_is_shown_without_its_md
     assert not (await continued(desk, run)).outcome.well
 
 
-async def test_a_run_that_cannot_ask_does_not_say_that_another_runs_backup_is_on_the_node(desk: Desk) -> None:
+async def test_a_run_without_a_status_does_not_claim_that_another_runs_backup_is_on_the_node(desk: Desk) -> None:
     run = beginning(desk)
     await desk.night(flow_run="run-1")
     desk.tell("backup-status", "refuse")
@@ -785,7 +783,7 @@ async def test_a_report_says_nothing_twice(desk: Desk) -> None:
 
 
 async def test_an_artifact_from_the_future_is_not_taken_for_one_stored_meanwhile(desk: Desk) -> None:
-    """A clock that was wrong for one night must not end every night after it before it has begun."""
+    """A clock that was wrong for one night must not make every later night end before it begins."""
     first = await desk.night(flow_run="run-1")
     file = desk.vault.root / first.outcome.id / "manifest.json"
     file.write_text(re.sub(r'"stored_at": "[^"]*"', '"stored_at": "2199-01-01T00:00:00Z"', file.read_text()))
@@ -794,9 +792,7 @@ async def test_an_artifact_from_the_future_is_not_taken_for_one_stored_meanwhile
     assert desk.counts == (2, 2, 2)
 
 
-async def test_what_another_run_stored_after_this_one_began_is_its_outcome_whenever_that_was_started(
-    desk: Desk,
-) -> None:
+async def test_an_artifact_stored_after_this_run_began_is_its_outcome_whenever_it_was_started(desk: Desk) -> None:
     await desk.night(flow_run="run-1")
     [manifest] = desk.stored
     assert manifest.started_at is not None
@@ -808,7 +804,7 @@ async def test_what_another_run_stored_after_this_one_began_is_its_outcome_whene
     assert desk.counts == (2, 2, 2)
 
 
-async def test_an_unfinished_backup_is_finished_though_another_run_stored_one_meanwhile(desk: Desk) -> None:
+async def test_an_unfinished_backup_is_finished_even_if_another_run_stored_one_meanwhile(desk: Desk) -> None:
     began = datetime.now(UTC).replace(microsecond=0)
     await desk.night(flow_run="run-0")
     await desk.killed_after("verify")
@@ -831,10 +827,10 @@ async def test_a_hostile_name_does_not_outgrow_the_journal(desk: Desk) -> None:
     desk.is_settled()
 
 
-# -- what a review made it lose ----------------------------------------------------------------------------------------
+# -- losses found in a review ------------------------------------------------------------------------------------------
 
 
-async def test_our_own_backup_whose_md5_was_first_shown_wrong_is_never_replaced_unkept(desk: Desk) -> None:
+async def test_our_backup_with_a_wrong_md5_at_first_is_never_replaced_without_being_stored(desk: Desk) -> None:
     desk.configure(existing="replace")
     desk.tell("backup-status", "wrong_md5")
     assert isinstance((await desk.night(flow_run="run-1")).error, Md5MismatchError)
@@ -845,7 +841,7 @@ async def test_our_own_backup_whose_md5_was_first_shown_wrong_is_never_replaced_
     assert held["md5"] in [manifest.artifact.md5 for manifest in desk.stored]
 
 
-async def test_what_last_night_stored_is_not_taken_for_the_backup_of_tonight(desk: Desk) -> None:
+async def test_the_backup_stored_last_night_is_not_taken_for_the_backup_of_tonight(desk: Desk) -> None:
     await desk.night(flow_run="run-1")
     stale = functools.partial(desk.tell, "backup-status", "stale_status", seconds=2)
     ended = await desk.night(flow_run="run-2", after=lambda stage: stale() if stage == "start" else None)
@@ -876,7 +872,7 @@ async def test_nothing_comes_between_the_last_status_and_the_deletion(
     assert done[at - 2 : at] == ["journal", "backup-status"]
 
 
-async def test_a_connection_that_drops_is_no_reason_to_give_up_a_backup(desk: Desk) -> None:
+async def test_a_dropped_connection_does_not_give_up_a_backup(desk: Desk) -> None:
     desk.tell("backup-retrieve", "drop", fraction=0.5)
     ended = await desk.night(existing="replace")
     assert isinstance(ended.error, Md5MismatchError | RetrieveFailedError)
@@ -884,7 +880,7 @@ async def test_a_connection_that_drops_is_no_reason_to_give_up_a_backup(desk: De
     assert desk.counts[0] == 1
 
 
-async def test_a_password_that_the_node_says_again_later_is_removed(desk: Desk) -> None:
+async def test_a_password_that_the_node_echoes_is_masked(desk: Desk) -> None:
     desk.tell("backup-status", "say", stdout=f"cannot run tar -k {PASSWORD}", exit=1, when="found")
     desk.configure(polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": "1s"})
     ended = await desk.night()
@@ -892,7 +888,7 @@ async def test_a_password_that_the_node_says_again_later_is_removed(desk: Desk) 
     assert PASSWORD not in repr(ended)
 
 
-async def test_a_foreign_backup_that_is_called_off_while_it_is_awaited_makes_room_for_ours(desk: Desk) -> None:
+async def test_our_backup_is_made_after_an_awaited_foreign_backup_was_cancelled(desk: Desk) -> None:
     desk.tell("backup-status", "in_progress", times=2)
     assert (await desk.night()).outcome.ending is Ending.STORED
     assert desk.counts == (1, 1, 1)

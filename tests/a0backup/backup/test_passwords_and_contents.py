@@ -1,4 +1,4 @@
-"""Passwords and contents in one run's work on one node: what a backup is worth is whether it can be opened."""
+"""Passwords and contents in one run on one node: a backup has value only if it can be opened."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def said_of_password(manifest: Manifest) -> tuple[str, bool]:
 # -- sealed passwords --------------------------------------------------------------------------------------------------
 
 
-async def test_a_sealed_backup_is_opened_by_its_recovery_key_alone(sealed: Sealed) -> None:
+async def test_a_sealed_backup_can_be_opened_only_with_its_recovery_key(sealed: Sealed) -> None:
     ended = await sealed.desk.night()
     assert ended.error is None
     assert ended.notes == ""
@@ -59,7 +59,7 @@ async def test_a_sealed_backup_is_opened_by_its_recovery_key_alone(sealed: Seale
     sealed.desk.is_settled()
 
 
-async def test_two_nights_have_two_passwords(sealed: Sealed) -> None:
+async def test_each_night_has_its_own_password(sealed: Sealed) -> None:
     await sealed.desk.night(flow_run="run-1")
     await sealed.desk.night(flow_run="run-2")
     one, other = (sealed.passwords(manifest) for manifest in sealed.desk.stored)
@@ -75,7 +75,7 @@ async def test_each_of_two_recovery_keys_opens_a_backup_sealed_to_both(desk: Des
     assert sealed.opens(manifest, sealed.passwords(manifest, key=1)[0])
 
 
-async def test_the_sealed_password_is_on_the_disk_before_the_node_is_asked(sealed: Sealed) -> None:
+async def test_the_sealed_password_is_on_disk_before_the_start_is_sent(sealed: Sealed) -> None:
     desk = sealed.desk
     desk.tell("backup", "kill_parent", when="before")
     await desk.killed_after("never that far")
@@ -87,14 +87,12 @@ async def test_the_sealed_password_is_on_the_disk_before_the_node_is_asked(seale
 
 
 @pytest.mark.parametrize("stage", ["start", "await", "retrieve", "verify", "inspect", "store", "delete"])
-async def test_wherever_a_run_is_killed_the_password_of_its_backup_is_in_the_manifest(
-    sealed: Sealed, stage: str
-) -> None:
+async def test_the_manifest_has_the_password_wherever_the_run_was_killed(sealed: Sealed, stage: str) -> None:
     await sealed.desk.killed_after(stage)
     ended = await sealed.desk.night()
     assert ended.error is None
     [manifest] = sealed.desk.stored
-    # The run that knew the password is gone: proven only where it had come as far as the store.
+    # The run that knew the password is gone: the password is confirmed only if that run reached the store step.
     assert said_of_password(manifest) == ("sealed", stage in ("store", "delete"))
     assert any(sealed.opens(manifest, password) for password in sealed.passwords(manifest))
     assert sealed.files == []
@@ -104,7 +102,7 @@ async def test_wherever_a_run_is_killed_the_password_of_its_backup_is_in_the_man
 async def test_after_a_lost_start_every_password_that_may_have_made_the_backup_is_kept(sealed: Sealed) -> None:
     desk = sealed.desk
     sealed.configure(a0cli={"call_timeout": "0.5s"})
-    # The first start never arrives; the second does, and its run is killed as well.
+    # The first start never arrives. The second does, and its run is killed too.
     desk.tell("backup", "refuse", message="", exit=0, times=1)
     await desk.killed_after("start")
     await desk.killed_after("start")
@@ -118,7 +116,7 @@ async def test_after_a_lost_start_every_password_that_may_have_made_the_backup_i
     assert [sealed.opens(manifest, password) for password in passwords].count(True) == 1
 
 
-async def test_with_a_torn_journal_the_password_is_kept_all_the_same(sealed: Sealed) -> None:
+async def test_a_torn_journal_does_not_lose_the_password(sealed: Sealed) -> None:
     desk = sealed.desk
     await desk.killed_after("await")
     desk.journal.path.write_text("{torn")
@@ -130,7 +128,7 @@ async def test_with_a_torn_journal_the_password_is_kept_all_the_same(sealed: Sea
     assert len(sealed.passwords(ours)) == 1
 
 
-async def test_an_unreadable_sealed_password_is_named_and_never_removed(sealed: Sealed) -> None:
+async def test_an_unreadable_sealed_password_is_reported_and_never_removed(sealed: Sealed) -> None:
     desk = sealed.desk
     await desk.killed_after("await")
     [file] = sealed.files
@@ -156,7 +154,7 @@ async def test_an_unreadable_sealed_password_is_named_and_never_removed(sealed: 
         ),
     ],
 )
-async def test_nothing_is_started_with_a_recovery_key_that_cannot_seal(
+async def test_no_backup_is_started_if_a_recovery_key_cannot_seal(
     sealed: Sealed, spoil: Callable[[Path], Any], reason: str
 ) -> None:
     spoil(sealed.pairs[0][0])
@@ -168,7 +166,7 @@ async def test_nothing_is_started_with_a_recovery_key_that_cannot_seal(
     assert sealed.files == []
 
 
-async def test_no_password_is_in_the_vault_but_sealed(sealed: Sealed) -> None:
+async def test_the_vault_never_holds_an_unsealed_password(sealed: Sealed) -> None:
     await sealed.desk.killed_after("await")
     await sealed.desk.night()
     [manifest] = sealed.desk.stored
@@ -180,7 +178,7 @@ async def test_no_password_is_in_the_vault_but_sealed(sealed: Sealed) -> None:
 # -- contents ----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_manifest_says_what_was_read_in_the_artifact(desk: Desk) -> None:
+async def test_the_manifest_records_what_was_read_in_the_artifact(desk: Desk) -> None:
     await desk.night()
     [manifest] = desk.stored
     read = manifest.verified
@@ -193,7 +191,7 @@ async def test_the_manifest_says_what_was_read_in_the_artifact(desk: Desk) -> No
     assert said_of_password(manifest) == ("shared", True)
 
 
-async def test_what_cannot_be_opened_after_a_start_of_this_run_fails_the_node_which_keeps_it(desk: Desk) -> None:
+async def test_a_backup_of_this_run_that_cannot_be_opened_fails_and_stays_on_the_node(desk: Desk) -> None:
     causes: list[tuple[str, type[ContentsError]]] = [
         ("noise", WrongPasswordError),
         ("uncompressed", UnexpectedFormatError),
@@ -213,9 +211,7 @@ async def test_what_cannot_be_opened_after_a_start_of_this_run_fails_the_node_wh
         desk.journal.remove()
 
 
-async def test_bytes_that_a_killed_run_left_are_read_to_their_end_by_the_next_with_the_shared_password(
-    desk: Desk,
-) -> None:
+async def test_the_next_run_reads_the_bytes_of_a_killed_run_to_their_end_with_the_shared_password(desk: Desk) -> None:
     await desk.killed_after("verify")
     ended = await desk.night()
     assert ended.error is None
@@ -225,7 +221,7 @@ async def test_bytes_that_a_killed_run_left_are_read_to_their_end_by_the_next_wi
     assert desk.counted("backup-retrieve") == 1
 
 
-async def test_what_failed_is_kept_as_foreign_by_the_next_run_which_makes_a_new_one(desk: Desk) -> None:
+async def test_the_next_run_stores_a_failed_backup_as_foreign_and_makes_a_new_one(desk: Desk) -> None:
     desk.tell("backup", "contents", are="noise", times=1)
     failed = await desk.night(flow_run="run-1")
     assert isinstance(failed.error, WrongPasswordError)
@@ -239,12 +235,12 @@ async def test_what_failed_is_kept_as_foreign_by_the_next_run_which_makes_a_new_
     assert "WrongPasswordError" in ended.notes
     assert said_of_password(ours) == ("shared", True)
     assert ended.outcome.id == ours.id
-    # Its verified bytes were here; only the new one came from the node.
+    # The verified bytes of the failed one were still here; only the new one came from the node.
     assert desk.counted("backup-retrieve") == retrieved + 1
     desk.is_settled()
 
 
-async def test_what_a_sealed_run_could_not_open_is_no_success_of_the_next_run_that_cannot_try(sealed: Sealed) -> None:
+async def test_a_sealed_backup_that_its_run_could_not_open_is_not_a_success_of_the_next_run(sealed: Sealed) -> None:
     desk = sealed.desk
     desk.tell("backup", "contents", are="cut", times=1)
     failed = await desk.night(flow_run="run-1")
@@ -257,12 +253,12 @@ async def test_what_a_sealed_run_could_not_open_is_no_success_of_the_next_run_th
     assert said_of_password(spoilt) == ("sealed", False)
     assert spoilt.id in ended.notes
     assert "GzipDamagedError" in ended.notes
-    # Whatever can still be got out of it: its password is there.
+    # Its password is kept for whatever can still be recovered from it.
     assert len(sealed.passwords(spoilt)) == 1
     assert sealed.files == []
 
 
-async def test_with_the_policy_to_fail_what_cannot_be_shown_to_be_ours_is_left_on_the_node(desk: Desk) -> None:
+async def test_with_existing_fail_a_backup_that_is_not_proven_ours_stays_on_the_node(desk: Desk) -> None:
     desk.tell("backup", "contents", are="noise", times=1)
     await desk.night(flow_run="run-1")
     desk.configure(existing="fail")
@@ -272,7 +268,7 @@ async def test_with_the_policy_to_fail_what_cannot_be_shown_to_be_ours_is_left_o
     assert desk.stored == []
 
 
-async def test_the_operator_can_give_up_for_once_what_cannot_be_opened(desk: Desk) -> None:
+async def test_for_one_run_the_operator_can_give_up_a_backup_that_cannot_be_opened(desk: Desk) -> None:
     desk.tell("backup", "contents", are="cut", times=1)
     ended = await desk.night(existing="replace")
     assert ended.error is None
@@ -286,7 +282,7 @@ async def test_the_operator_can_give_up_for_once_what_cannot_be_opened(desk: Des
     desk.is_settled()
 
 
-async def test_a_foreign_backup_that_the_shared_password_opens_is_said_to_be_so(desk: Desk) -> None:
+async def test_the_manifest_of_a_foreign_backup_records_that_the_shared_password_opens_it(desk: Desk) -> None:
     desk.simulated.put(desk.name, password=PASSWORD)
     await desk.night()
     theirs = next(manifest for manifest in desk.stored if manifest.started_at is None)
@@ -294,7 +290,7 @@ async def test_a_foreign_backup_that_the_shared_password_opens_is_said_to_be_so(
     assert theirs.verified.level == "contents"
 
 
-async def test_a_foreign_backup_is_kept_whatever_is_in_it(desk: Desk) -> None:
+async def test_a_foreign_backup_is_stored_whatever_it_contains(desk: Desk) -> None:
     desk.put()
     ended = await desk.night()
     assert ended.error is None
@@ -303,12 +299,12 @@ async def test_a_foreign_backup_is_kept_whatever_is_in_it(desk: Desk) -> None:
     assert theirs.verified.level == "md5"
 
 
-async def test_what_another_made_in_the_place_of_a_lost_start_is_foreign(desk: Desk) -> None:
+async def test_a_backup_that_somebody_else_made_after_a_lost_start_is_foreign(desk: Desk) -> None:
     desk.configure(a0cli={"call_timeout": "1s"})
-    # The reply is lost and nothing was made; then somebody else makes one.
+    # The reply is lost and no backup was made. Then somebody else makes one.
     desk.tell("backup", "hang", times=1)
     working = asyncio.create_task(desk.night())
-    while desk.counted("backup") < 1:  # noqa: ASYNC110 - told by another process
+    while desk.counted("backup") < 1:  # noqa: ASYNC110 - another process counts the calls
         await asyncio.sleep(0.01)
     desk.put()
     ended = await working
@@ -319,7 +315,7 @@ async def test_what_another_made_in_the_place_of_a_lost_start_is_foreign(desk: D
     desk.is_settled()
 
 
-async def test_a_decompression_bomb_ends_the_reading_and_fails_the_node(desk: Desk) -> None:
+async def test_a_decompression_bomb_stops_the_inspection_and_fails_the_node(desk: Desk) -> None:
     desk.configure(contents={"max_unpacked": "1MB"})
     desk.tell("backup", "size", bytes=3_000_000)
     ended = await desk.night()
@@ -328,20 +324,20 @@ async def test_a_decompression_bomb_ends_the_reading_and_fails_the_node(desk: De
     assert desk.holds is not None
 
 
-async def test_what_stands_there_the_day_after_a_start_without_effect_is_not_the_nights_success(sealed: Any) -> None:
+async def test_a_foreign_backup_after_a_start_without_effect_is_not_reported_as_success(sealed: Any) -> None:
     desk = sealed.desk
     sealed.configure(a0cli={"call_timeout": "0.5s"})
     desk.tell("backup", "refuse", message="", exit=0, times=1)
     first = await desk.night(flow_run="run-1")
     assert isinstance(first.error, StartFailedError)  # 'was started and the node shows none'
-    desk.put()  # by hand, with a password of their own
+    desk.put()  # made by hand, with another password
     second = await desk.night(flow_run="run-2")
     stored = desk.vault.get(second.outcome.id)
     assert second.error is not None or sealed.can_be_opened(stored), (stored, second.notes)
 
 
-async def test_one_run_keeps_at_most_one_backup_of_its_own_that_cannot_be_opened(desk: Any) -> None:
-    # An a0cli that sits until the backup is made: the call's deadline ends it, the backup is there all the same.
+async def test_one_run_makes_at_most_one_backup_that_cannot_be_opened(desk: Any) -> None:
+    # a0cli does not return before the backup is made: the call times out, but the backup exists.
     desk.configure(a0cli={"call_timeout": "0.4s"}, contents={"max_unpacked": "1MB"})
     desk.tell("backup", "late", seconds=0.05, reply="hang")
     desk.tell("backup", "size", bytes=3_000_000)
@@ -350,9 +346,9 @@ async def test_one_run_keeps_at_most_one_backup_of_its_own_that_cannot_be_opened
     assert desk.counted("backup") == 1, (ended.error, desk.counts, [m.id for m in desk.stored])
 
 
-async def test_after_the_limit_was_raised_the_backup_is_finished_as_ours(sealed: Any) -> None:
+async def test_after_max_unpacked_is_raised_the_backup_is_finished_as_ours(sealed: Any) -> None:
     desk = sealed.desk
-    # Its password opened it, which proves whose it is: only its size went beyond fleet.yaml.
+    # Its password opened it, which proves that it is ours. Only its size exceeds the limit in fleet.yaml.
     sealed.configure(existing="fail", contents={"max_unpacked": "1MB"})
     desk.tell("backup", "size", bytes=3_000_000)
     first = await desk.night(flow_run="run-1")
@@ -363,7 +359,7 @@ async def test_after_the_limit_was_raised_the_backup_is_finished_as_ours(sealed:
     assert nights[-1].error is None, [str(night.error) for night in nights]
 
 
-async def test_what_was_too_large_is_kept_with_a_manifest_that_says_whose_it_is(sealed: Any) -> None:
+async def test_a_too_large_backup_is_stored_with_the_right_password_mode(sealed: Any) -> None:
     desk = sealed.desk
     sealed.configure(contents={"max_unpacked": "1MB"})
     desk.tell("backup", "size", bytes=3_000_000, times=1)
@@ -384,16 +380,18 @@ async def test_the_password_of_a_refused_start_that_took_effect_is_kept(sealed: 
     assert sealed.can_be_opened(made), made.encryption
 
 
-async def test_what_the_shared_password_of_its_own_start_does_not_open_is_foreign(desk: Any, sealed: Any) -> None:
+async def test_a_backup_that_the_shared_password_of_its_own_start_does_not_open_is_foreign(
+    desk: Any, sealed: Any
+) -> None:
     desk.tell("backup", "kill_parent", when="before", times=1)
-    await desk.killed_after("never that far")  # sealed, on the disk, and never sent
+    await desk.killed_after("never that far")  # the sealed password is on disk, but the start was never sent
     assert len(sealed.files) == 1
     desk.configure(a0cli={"call_timeout": "0.5s"})  # shared from now on
     desk.tell("backup", "contents", are="noise", times=1)
     await desk.killed_after("await")
     ended = await desk.night(flow_run="run-3")
     assert ended.error is None
-    # As without that file: kept as foreign, and a new one made that opens.
+    # Same as without that file: it is stored as foreign, and a new one that opens is made.
     assert ended.outcome.verified == "contents", (ended.outcome, ended.notes)
 
 
@@ -407,7 +405,7 @@ async def test_a_backup_is_kept_however_many_starts_failed_before_it(sealed: Any
     for number in range(520):
         boxes = [SealedPassword(recovery_key=f"{key:064x}", box=f"{number:0>682}==") for key in range(10)]
         _quickly(files, now + timedelta(hours=number), boxes)
-    desk.put()  # somebody makes one by hand
+    desk.put()  # made by hand
     ended = await desk.night()
     entries = list(desk.vault.entries(desk.name))
     unreadable = [entry for entry in entries if isinstance(entry, UnreadableManifest)]
@@ -417,7 +415,7 @@ async def test_a_backup_is_kept_however_many_starts_failed_before_it(sealed: Any
 
 
 def _quickly(files: SealedFiles, made_at: datetime, sealed: list[SealedPassword]) -> None:
-    """Write as SealedFiles does, without its fsyncs."""
+    """Write a file as SealedFiles does, but without fsync."""
     import json
 
     content = {"schema": 1, "node": files.node, "kind": files.kind, "made_at": made_at.isoformat()}
@@ -425,14 +423,14 @@ def _quickly(files: SealedFiles, made_at: datetime, sealed: list[SealedPassword]
     path.write_text(json.dumps({**content, "sealed": [each.model_dump() for each in sealed]}))
 
 
-async def test_a_sealed_backup_is_finished_after_the_fleet_went_to_a_shared_password(sealed: Any) -> None:
+async def test_a_sealed_backup_is_finished_after_the_fleet_switched_to_a_shared_password(sealed: Any) -> None:
     desk = sealed.desk
     await desk.killed_after("await")
     desk.configure()  # shared
     ended = await desk.night()
     assert ended.error is None
     [manifest] = [each for each in desk.stored if each.encryption.password.sealed]
-    # Its password is at hand nowhere in this run, so that nothing speaks against the journal.
+    # This run does not have its password, so nothing contradicts the journal.
     assert manifest.encryption.password.mode == "sealed"
     assert manifest.started_at is not None
     assert desk.counted("backup") == 1, "nor is a second backup made where the interrupted one can be finished"
@@ -446,19 +444,19 @@ async def test_with_existing_fail_a_change_to_a_shared_password_does_not_block_t
     assert not all(isinstance(each.error, ForeignBackupError) for each in nights), nights[-1].error
 
 
-async def test_a_password_that_is_in_no_manifest_survives_the_settle(sealed: Any) -> None:
+async def test_a_password_that_is_in_no_manifest_survives_settle(sealed: Any) -> None:
     desk = sealed.desk
     await desk.killed_after("await")
     [file] = sealed.files
     content = file.read_bytes()
-    # Unreadable for one night: an error of the disk, or torn and restored from a copy.
+    # Unreadable for one night: a disk error, or torn and later restored from a copy.
     file.write_bytes(b"{torn")
     desk.tell("backup-delete", "false_delete")
     sealed.configure(a0cli={"call_timeout": "0.5s"})
     second = await desk.night(flow_run="run-2")
-    assert second.error is not None  # stored, and the deletion is not confirmed
+    assert second.error is not None  # stored, but the deletion is not confirmed
     assert "look at it" in second.notes
-    # The operator looks at it and puts it right.
+    # The operator looks at it and fixes it.
     file.write_bytes(content)
     desk.forget()
     third = await desk.night(flow_run="run-3")
@@ -467,12 +465,12 @@ async def test_a_password_that_is_in_no_manifest_survives_the_settle(sealed: Any
     assert file.exists() or sealed.can_be_opened(earlier), (earlier.encryption, sealed.files)
 
 
-async def test_a_password_that_is_readable_again_by_the_settle_is_not_removed(sealed: Any) -> None:
+async def test_a_password_that_is_readable_again_at_settle_is_not_removed(sealed: Any) -> None:
     desk = sealed.desk
     await desk.killed_after("await")
     [file] = sealed.files
     content = file.read_bytes()
-    file.write_bytes(b"")  # what a failing disk gives, for a while
+    file.write_bytes(b"")  # what a failing disk returns for a while
 
     def back_again(stage: str) -> None:
         if stage == "store":
@@ -487,12 +485,12 @@ async def test_a_password_that_is_readable_again_by_the_settle_is_not_removed(se
 async def test_a_late_backup_of_a_killed_run_keeps_its_password(sealed: Any) -> None:
     desk = sealed.desk
     sealed.configure(a0cli={"call_timeout": "0.5s"})
-    # The first start takes effect much later than call_timeout, and its run is killed.
+    # The first start takes effect long after call_timeout, and its run is killed.
     desk.tell("backup", "late", seconds=6, reply="ok", times=1)
     await desk.killed_after("start")
 
     def late(stage: str) -> None:
-        # Right after the deletion of this run's own: what stands there now is the first run's.
+        # Right after this run deleted its own backup, the one of the first run appears.
         while stage == "delete" and desk.holds is None:
             time.sleep(0.05)
 
@@ -505,7 +503,7 @@ async def test_a_late_backup_of_a_killed_run_keeps_its_password(sealed: Any) -> 
     assert sealed.can_be_opened(late_one), late_one.encryption
 
 
-async def test_a_backup_started_with_the_shared_password_is_said_to_be_so(desk: Any, sealed: Any) -> None:
+async def test_the_manifest_records_that_a_backup_was_started_with_the_shared_password(desk: Any, sealed: Any) -> None:
     desk.configure()
     await desk.killed_after("await")
     sealed.configure()
@@ -513,11 +511,11 @@ async def test_a_backup_started_with_the_shared_password_is_said_to_be_so(desk: 
     assert ended.error is None
     [manifest] = desk.stored
     assert manifest.started_at is not None
-    # `unknown` sends the operator away: 'this vault did not start that backup: ask who did for its password'.
+    # `unknown` would send the operator away: 'this vault did not start that backup: ask who did for its password'.
     assert manifest.encryption.password.mode == "shared", manifest.encryption
 
 
-async def test_the_password_of_the_bytes_in_quarantine_is_kept_as_long_as_they_are(sealed: Any) -> None:
+async def test_the_password_of_quarantined_bytes_is_kept_as_long_as_the_bytes(sealed: Any) -> None:
     desk = sealed.desk
     desk.tell("backup", "contents", are="cut", times=1)
     ended = await desk.night(existing="replace")
@@ -529,5 +527,5 @@ async def test_the_password_of_the_bytes_in_quarantine_is_kept_as_long_as_they_a
     for manifest in desk.stored:
         boxes += [entry.model_dump() for entry in manifest.encryption.password.sealed]
     found = candidates([SealedPassword(**box) for box in boxes], load_private(sealed.private, None))
-    # Most of the dump is in there: all but its last bytes.
+    # Most of the dump is in these bytes: all but its end.
     assert any(decryptor(each).update(kept.read_bytes()).startswith(b"\x1f\x8b\x08") for each in found)

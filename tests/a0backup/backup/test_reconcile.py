@@ -1,4 +1,4 @@
-"""Every row of design.md's table "Reconcile", and what must hold whatever node, vault and journal say."""
+"""Every row of the table "Reconcile" in design.md, and the invariants for any state of node, vault and journal."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -195,7 +195,7 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
 
 
 @pytest.mark.parametrize(("status", "known", "expected"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
-def test_the_table(status: Status, known: dict[str, Any], expected: Action) -> None:
+def test_reconcile_decides_as_the_table_says(status: Status, known: dict[str, Any], expected: Action) -> None:
     action = decided(status, **known)
     assert replace(action, because="") == expected
     assert action.because
@@ -208,7 +208,7 @@ def situations(draw: st.DrawFn) -> Facts:
     statuses: list[Status] = [NOTHING, InProgress(), FOUND_X, FOUND_Y, NO_MD5]
     status = draw(st.sampled_from(statuses))
     journal = draw(st.one_of(st.none(), st.builds(ours, seen, seen)))
-    # As the callers ask the vault: for the md5 shown, or for the one pinned where nothing is shown.
+    # The callers query the vault like this: for the md5 shown, or for the pinned one if nothing is shown.
     wanted = status.identity if isinstance(status, Found) else journal.pinned if journal else None
     is_stored = wanted is not None and wanted.md5 is not None and draw(st.booleans())
     manifest = stored(wanted) if wanted and is_stored else None
@@ -227,7 +227,7 @@ def situations(draw: st.DrawFn) -> Facts:
 
 
 @given(situations())
-def test_a_finished_backup_is_only_deleted_once_safe_or_where_the_operator_said_so(facts: Facts) -> None:
+def test_a_finished_backup_is_deleted_only_if_it_is_safe_or_the_operator_said_so(facts: Facts) -> None:
     match reconcile(facts):
         case Delete(found):
             assert facts.stored is not None
@@ -240,40 +240,40 @@ def test_a_finished_backup_is_only_deleted_once_safe_or_where_the_operator_said_
 
 
 @given(situations())
-def test_what_our_journal_pinned_is_never_replaced_as_foreign(facts: Facts) -> None:
+def test_a_backup_pinned_by_our_journal_is_never_replaced_as_foreign(facts: Facts) -> None:
     if isinstance(facts.status, Found) and facts.pinned is not None and facts.status.identity.may_be(facts.pinned):
         action = reconcile(facts)
         assert not isinstance(action, Replace) or facts.given_up == facts.status.identity
 
 
 @given(situations())
-def test_nothing_is_started_while_something_is_on_the_node(facts: Facts) -> None:
+def test_no_backup_is_started_while_one_is_on_the_node(facts: Facts) -> None:
     if isinstance(reconcile(facts), Start):
         assert isinstance(facts.status, Absent)
 
 
 @given(situations())
-def test_nothing_is_settled_while_its_own_backup_may_be_on_the_node(facts: Facts) -> None:
+def test_no_backup_is_settled_while_it_may_still_be_on_the_node(facts: Facts) -> None:
     action = reconcile(facts)
     if isinstance(action, Settle) and isinstance(facts.status, Found):
         assert not facts.status.identity.may_be(action.outcome.identity)
 
 
 @given(situations())
-def test_nothing_is_deleted_unkept_while_a_backup_of_our_own_is_unfinished(facts: Facts) -> None:
+def test_no_backup_is_deleted_unstored_while_one_of_ours_is_unfinished(facts: Facts) -> None:
     if facts.journal is not None and facts.given_up is None:
         assert not isinstance(reconcile(facts), Replace)
 
 
 @given(situations())
-def test_a_policy_to_fail_never_touches_what_is_not_ours(facts: Facts) -> None:
+def test_existing_fail_never_touches_a_backup_that_is_not_ours(facts: Facts) -> None:
     facts = replace(facts, existing="fail", journal=None, stored=None, lost_by_node=False, outcome=None, given_up=None)
     assert isinstance(reconcile(facts), Start | Refuse)
 
 
 @given(situations())
-def test_a_given_up_backup_is_not_kept_for_ever(facts: Facts) -> None:
-    """Bytes that cannot be verified, and are to be replaced, must not be asked for again."""
+def test_a_given_up_backup_is_not_retrieved_again(facts: Facts) -> None:
+    """Bytes that cannot be verified and will be replaced must not be requested again."""
     if isinstance(facts.status, Found):
         facts = replace(
             facts,

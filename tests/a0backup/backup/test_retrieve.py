@@ -1,4 +1,4 @@
-"""What follows an attempt to have the bytes that failed: another, giving up where that was asked for, or the end."""
+"""What follows a failed attempt to get the bytes: a retry, giving up if the operator asked for it, or failure."""
 
 import pytest
 
@@ -28,7 +28,7 @@ FULL = VaultFullError("a0-1", "backup", 2, 1)
     ("error", "following"),
     [(MISMATCH, Next.RETRY), (NOTHING_CAME, Next.RETRY), (TIMEOUT, Next.RETRY), (REFUSED, Next.FAIL)],
 )
-def test_what_may_pass_is_retrieved_again_before_the_last_attempt(
+def test_a_transient_failure_is_retried_while_attempts_remain(
     error: A0BackupError, following: Next, may_give_up: bool
 ) -> None:
     assert after_failure(error, attempts=2, allowed=3, always_whole=True, may_give_up=may_give_up) is following
@@ -47,7 +47,7 @@ def test_what_may_pass_is_retrieved_again_before_the_last_attempt(
         (REFUSED, True, Next.FAIL),
     ],
 )
-def test_only_what_came_whole_and_cannot_be_verified_is_given_up_after_the_last_attempt(
+def test_only_a_complete_but_unverifiable_backup_is_given_up_after_the_last_attempt(
     error: A0BackupError, always_whole: bool, following: Next
 ) -> None:
     known = {"attempts": 3, "allowed": 3, "always_whole": always_whole}

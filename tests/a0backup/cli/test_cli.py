@@ -1,4 +1,4 @@
-"""The `a0backup` command from the outside: as a process, by what it prints and how it ends."""
+"""The `a0backup` command from the outside: its process, its output and its exit code."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def stored(engine_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def copied(stored: Path, tmp_path: Path) -> Path:
-    """A copy of that fleet.yaml and its vault, to be spoilt."""
+    """A copy of that fleet.yaml and its vault, which a test may damage."""
     shutil.copytree(stored.parent / "vault", tmp_path / "vault")
     return Path(shutil.copy(stored, tmp_path / "fleet.yaml"))
 
@@ -43,7 +43,7 @@ def artifacts(fleet_yaml: Path) -> list[Path]:
 # -- without an engine ------------------------------------------------------------------------------------------------
 
 
-def test_init_writes_a_fleet_file_that_only_wants_its_nodes(tmp_path: Path) -> None:
+def test_init_writes_a_fleet_file_that_loads(tmp_path: Path) -> None:
     assert a0backup("init", cwd=tmp_path).returncode == 0
     listed = a0backup("list", "--json", cwd=tmp_path)
     assert (listed.returncode, json.loads(listed.stdout)) == (0, [])
@@ -74,7 +74,7 @@ def test_key_create_makes_the_key_pair_that_the_fleet_file_names(tmp_path: Path)
     assert load_fleet(tmp_path / "fleet.yaml").password.sealed_to == (public,)
 
 
-def test_the_check_that_key_create_names_shows_the_fingerprint_that_it_printed(tmp_path: Path) -> None:
+def test_the_command_that_key_create_suggests_shows_the_printed_fingerprint(tmp_path: Path) -> None:
     said = a0backup("key", "create", "--passphrase-file", passphrase_file(tmp_path), cwd=tmp_path).stdout
     [fingerprint] = re.findall(r"^fingerprint ([0-9a-f]{64})$", said, re.MULTILINE)
     [command] = re.findall(r"openssl pkey .*", said)
@@ -92,7 +92,7 @@ def test_key_create_never_overwrites_a_key(tmp_path: Path, there: str) -> None:
     assert (tmp_path / there).read_text() == "mine"
 
 
-def test_a_passphrase_that_is_too_short_makes_no_key(tmp_path: Path) -> None:
+def test_a_passphrase_that_is_too_short_creates_no_key(tmp_path: Path) -> None:
     ended = a0backup("key", "create", "--passphrase-file", passphrase_file(tmp_path, "short1"), cwd=tmp_path)
     assert ended.returncode == 1
     assert "12 are the least" in ended.stderr
@@ -130,7 +130,7 @@ def test_schema_is_a_json_schema() -> None:
     ],
 )
 @pytest.mark.parametrize("command", ["run", "check", "list", "status"])
-def test_a_wrong_fleet_file_ends_every_command_with_2_and_says_where(
+def test_an_invalid_fleet_file_ends_every_command_with_2_and_the_position(
     tmp_path: Path, command: str, text: str, words: list[str]
 ) -> None:
     (tmp_path / "fleet.yaml").write_text(text)
@@ -151,7 +151,7 @@ def test_an_unknown_node_ends_with_2_before_anything_is_started(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("module", ["a0backup.cli.main"])
-def test_the_command_imports_no_engine(module: str) -> None:
+def test_the_command_does_not_import_the_engine(module: str) -> None:
     code = f"import sys, {module}; sys.exit(any(name.partition('.')[0] == 'prefect' for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
@@ -180,7 +180,7 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
 
 
 @pytest.mark.engine
-def test_list_prints_whole_ids_also_where_the_terminal_is_narrow(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_prints_whole_ids_even_on_a_narrow_terminal(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     text = a0backup("list", "--fleet", stored).stdout
     for artifact in artifacts(stored):
@@ -194,7 +194,7 @@ def test_list_as_json_is_an_array_of_the_manifests(stored: Path) -> None:
 
 
 @pytest.mark.engine
-def test_what_show_prints_opens_the_artifact(stored: Path) -> None:
+def test_the_command_that_show_prints_opens_the_artifact(stored: Path) -> None:
     artifact = artifacts(stored)[0]
     shown = a0backup("show", "--fleet", stored, f"{artifact.parent.parent.name}/{artifact.parent.name}").stdout
     [command] = [line.strip() for line in shown.splitlines() if "openssl enc" in line]
@@ -204,7 +204,7 @@ def test_what_show_prints_opens_the_artifact(stored: Path) -> None:
 
 
 @pytest.mark.engine
-def test_verify_ends_well_on_a_good_vault(stored: Path) -> None:
+def test_verify_succeeds_on_a_good_vault(stored: Path) -> None:
     ended = a0backup("verify", "--fleet", stored)
     assert (ended.returncode, ended.stdout.count("  well")) == (0, 2)
 
@@ -238,7 +238,7 @@ def test_a_damaged_artifact_ends_verify_with_4_and_is_named(copied: Path, spoil,
 
 @pytest.mark.engine
 @pytest.mark.parametrize("artifact_id", ["a0-1/20200101T000000Z-backup", "../../etc/passwd", "a0-1/.."])
-def test_an_id_that_is_not_there_ends_with_2(stored: Path, artifact_id: str) -> None:
+def test_an_unknown_id_ends_with_2(stored: Path, artifact_id: str) -> None:
     for command in ("show", "verify"):
         assert a0backup(command, "--fleet", stored, artifact_id).returncode == 2
 
@@ -253,7 +253,7 @@ def test_status_shows_the_last_artifact_and_a_free_lock(stored: Path) -> None:
     assert rows[0]["last"].startswith("a0-1/")
 
 
-def test_status_shows_a_deletion_that_is_not_confirmed(copied: Path) -> None:
+def test_status_shows_an_unconfirmed_deletion(copied: Path) -> None:
     (copied.parent / "vault" / "a0-1" / "deleting-backup.json").write_text("{}")
     rows = json.loads(a0backup("status", "--fleet", copied, "--json").stdout)
     assert rows[0]["journal"] == "a deletion was sent and is not confirmed; the next start lets it arrive first"
@@ -265,7 +265,7 @@ def test_status_shows_a_deletion_that_is_not_confirmed(copied: Path) -> None:
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_of_twenty_nodes_three_fail_and_seventeen_are_stored(engine_server: str, tmp_path: Path) -> None:
+def test_seventeen_of_twenty_nodes_are_stored_although_three_fail(engine_server: str, tmp_path: Path) -> None:
     with SimulatedFleet(tmp_path / "sim", nodes=20) as appliances:
         fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml", a0cli={"call_timeout": "3s"}, max_parallel=20)
         appliances.tell("a0-3", "backup-status", "wrong_md5")
@@ -303,7 +303,7 @@ def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(engine_server: str,
 
 
 @pytest.mark.engine
-def test_existing_on_the_command_line_holds_for_this_run(engine_server: str, tmp_path: Path) -> None:
+def test_existing_on_the_command_line_applies_to_this_run(engine_server: str, tmp_path: Path) -> None:
     with SimulatedFleet(tmp_path / "sim", nodes=1) as appliances:
         fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml")
         held = appliances.put("a0-1", password="somebody's")
@@ -320,7 +320,7 @@ def test_existing_on_the_command_line_holds_for_this_run(engine_server: str, tmp
 
 
 @pytest.mark.engine
-def test_a_backup_that_never_verifies_is_given_up_on_request(engine_server: str, tmp_path: Path) -> None:
+def test_a_backup_that_never_verifies_is_replaced_on_request(engine_server: str, tmp_path: Path) -> None:
     with SimulatedFleet(tmp_path / "sim", nodes=1) as appliances:
         fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml")
         appliances.tell("a0-1", "backup-retrieve", "flip", times=6)
@@ -333,7 +333,7 @@ def test_a_backup_that_never_verifies_is_given_up_on_request(engine_server: str,
 
 
 @pytest.mark.engine
-def test_a_backup_is_given_up_once_in_a_run_and_never_for_ever(engine_server: str, tmp_path: Path) -> None:
+def test_a_backup_is_replaced_at_most_once_per_run(engine_server: str, tmp_path: Path) -> None:
     with SimulatedFleet(tmp_path / "sim", nodes=1) as appliances:
         fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml", retrieve_attempts=2)
         appliances.tell("a0-1", "backup-retrieve", "flip")
@@ -375,7 +375,7 @@ WORDS = {
 
 
 def other_fleet(place: Path, words: dict[str, object]) -> Path:
-    """Write the fleet.yaml of one node that is driven by another a0cli than the simulator's."""
+    """Write the fleet.yaml of one node that uses another a0cli than the simulator's."""
     (place / "node").mkdir()
     (place / "words.json").write_text(json.dumps(words))
     program = place / "a0cli"
@@ -396,7 +396,7 @@ def other_fleet(place: Path, words: dict[str, object]) -> Path:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
-def test_an_a0cli_that_words_things_in_its_own_way_works_unchanged(
+def test_an_a0cli_with_its_own_wording_works_unchanged(
     engine_server: str, tmp_path: Path, words: dict[str, object]
 ) -> None:
     fleet_yaml = other_fleet(tmp_path, words)
@@ -407,9 +407,7 @@ def test_an_a0cli_that_words_things_in_its_own_way_works_unchanged(
 
 
 @pytest.mark.engine
-def test_from_init_to_drill_three_kinds_are_sealed_and_opened_by_the_recovery_key_alone(
-    engine_server: str, tmp_path: Path
-) -> None:
+def test_three_kinds_are_sealed_and_the_recovery_key_alone_opens_them(engine_server: str, tmp_path: Path) -> None:
     passphrase = ("--passphrase-file", passphrase_file(tmp_path))
     assert a0backup("key", "create", *passphrase, cwd=tmp_path).returncode == 0
     offline = tmp_path / "offline" / "recovery.key.pem"
@@ -453,7 +451,7 @@ def test_from_init_to_drill_three_kinds_are_sealed_and_opened_by_the_recovery_ke
 
 
 @pytest.mark.engine
-def test_a_shared_password_is_warned_of_once_in_a_run_and_in_a_check(stored: Path, engine_server: str) -> None:
+def test_a_run_and_a_check_warn_once_about_a_shared_password(stored: Path, engine_server: str) -> None:
     with SimulatedFleet(stored.parent / "again", nodes=2) as appliances:
         fleet_yaml = appliances.fleet_yaml(stored.parent / "again.yaml", vault="./again-vault")
         for command in ("check", "run"):
@@ -465,7 +463,7 @@ def test_a_shared_password_is_warned_of_once_in_a_run_and_in_a_check(stored: Pat
 
 
 @pytest.mark.engine
-def test_one_half_of_a_backup_is_warned_of_by_node(engine_server: str, tmp_path: Path) -> None:
+def test_a_run_names_the_node_of_which_it_stored_only_one_half(engine_server: str, tmp_path: Path) -> None:
     with SimulatedFleet(tmp_path / "sim", nodes=2) as appliances:
         both = ["backup", "backup-sensitive"]
         fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml", kinds=both)
@@ -477,7 +475,7 @@ def test_one_half_of_a_backup_is_warned_of_by_node(engine_server: str, tmp_path:
 
 
 @pytest.mark.engine
-def test_a_night_whose_bytes_are_those_of_the_night_before_is_an_artifact_of_its_own(
+def test_a_backup_identical_to_the_one_of_the_night_before_is_its_own_artifact(
     engine_server: str, tmp_path: Path
 ) -> None:
     fleet_yaml = other_fleet(tmp_path, WORDS["json"] | {"content": "the same every night"})

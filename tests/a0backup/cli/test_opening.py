@@ -1,4 +1,4 @@
-"""`decrypt`, `drill` and `handoff` from the outside: what is in the vault is opened by who may, and by nobody else."""
+"""`decrypt`, `drill` and `handoff` from the outside: only the right key or password opens an artifact."""
 
 import gzip
 import io
@@ -44,7 +44,7 @@ def fleet_yaml(place: Path, password: str = "{env: A0_BACKUP_PASSWORD}") -> Path
 
 
 def plain_of(place: Path, manifest: Manifest, password: str) -> bytes:
-    """Return what openssl makes of the artifact."""
+    """Return the artifact as decrypted by openssl."""
     command = ["openssl", "enc", "-d", "-aes-256-ctr", "-md", "md5", "-nosalt", "-k", password]
     artifact = Vault(place / "vault").artifact(manifest)
     return subprocess.run([*command, "-in", str(artifact)], capture_output=True, check=True).stdout
@@ -89,14 +89,14 @@ def test_a_sealed_artifact_is_decrypted_with_the_recovery_key(place: Path, keys:
     assert "abc123" not in ended.stdout + ended.stderr
 
 
-def test_it_needs_the_vault_alone_where_there_is_no_fleet_file(tmp_path: Path, keys: Keys) -> None:
+def test_decrypt_and_drill_need_only_the_vault_without_a_fleet_file(tmp_path: Path, keys: Keys) -> None:
     manifest = store(tmp_path / "vault", "abc123", sealed=keys.seal("abc123", "recovery"))
     arguments = ["--vault", "vault", manifest.id, "-o", "plain.tar.gz", *keys.options()]
     assert a0backup("decrypt", *arguments, cwd=tmp_path).returncode == 0
     assert a0backup("drill", *arguments[:2], *keys.options(), cwd=tmp_path).returncode == 0
 
 
-def test_any_one_of_the_recovery_keys_opens_it(place: Path, keys: Keys) -> None:
+def test_any_one_of_the_recovery_keys_opens_an_artifact(place: Path, keys: Keys) -> None:
     manifest = store(place / "vault", "abc123", sealed=keys.seal("abc123", "other", "recovery"))
     for name in ("other", "recovery"):
         ended = a0backup("decrypt", manifest.id, "-o", name, *keys.options(name), cwd=place)
@@ -104,7 +104,7 @@ def test_any_one_of_the_recovery_keys_opens_it(place: Path, keys: Keys) -> None:
     assert (place / "other").read_bytes() == (place / "recovery").read_bytes()
 
 
-def test_of_several_candidates_the_one_that_opens_it_is_taken(place: Path, keys: Keys) -> None:
+def test_the_candidate_that_opens_the_artifact_is_used(place: Path, keys: Keys) -> None:
     sealed = [box for password in ("first", "abc123", "third") for box in keys.seal(password, "other", "recovery")]
     manifest = store(place / "vault", "abc123", sealed=sealed)
     ended = a0backup("decrypt", manifest.id, "-o", "plain.tar.gz", *keys.options(), cwd=place)
@@ -131,14 +131,14 @@ def test_a_shared_password_comes_from_a_file_or_the_terminal(place: Path, keys: 
     assert (place / "one").read_bytes() == (place / "two").read_bytes() == plain_of(place, manifest, SHARED)
 
 
-def test_without_a_terminal_nobody_is_asked(place: Path) -> None:
+def test_no_question_is_asked_without_a_terminal(place: Path) -> None:
     manifest = store(place / "vault", SHARED)
     ended = a0backup("decrypt", manifest.id, "-o", "plain.tar.gz", cwd=place)
     assert ended.returncode == 2
     assert "--password-file" in ended.stderr
 
 
-def test_a_password_that_does_not_fit_leaves_nothing_behind(place: Path, keys: Keys) -> None:
+def test_a_wrong_password_leaves_nothing_behind(place: Path, keys: Keys) -> None:
     manifest = store(place / "vault", SHARED)
     wrong = ["--password-file", keys.folder / "wrong"]
     ended = a0backup("decrypt", manifest.id, "-o", "plain.tar.gz", *wrong, cwd=place)
@@ -148,7 +148,7 @@ def test_a_password_that_does_not_fit_leaves_nothing_behind(place: Path, keys: K
     assert left_in(place) == set()
 
 
-def test_a_key_that_does_not_fit_names_the_one_that_does(place: Path, keys: Keys) -> None:
+def test_the_required_key_is_named_when_another_is_given(place: Path, keys: Keys) -> None:
     manifest = store(place / "vault", "abc123", sealed=keys.seal("abc123", "recovery"))
     ended = a0backup("decrypt", manifest.id, "-o", "plain.tar.gz", *keys.options("other"), cwd=place)
     assert ended.returncode == 1
@@ -156,7 +156,7 @@ def test_a_key_that_does_not_fit_names_the_one_that_does(place: Path, keys: Keys
     assert left_in(place) == set()
 
 
-def test_a_sealed_password_that_is_not_that_of_the_artifact_leaves_nothing_behind(place: Path, keys: Keys) -> None:
+def test_a_sealed_password_of_another_artifact_leaves_nothing_behind(place: Path, keys: Keys) -> None:
     manifest = store(place / "vault", "abc123", sealed=keys.seal("xyz789", "recovery"))
     ended = a0backup("decrypt", manifest.id, "-o", "plain.tar.gz", *keys.options(), cwd=place)
     assert ended.returncode == 1, ended.stderr
@@ -164,7 +164,7 @@ def test_a_sealed_password_that_is_not_that_of_the_artifact_leaves_nothing_behin
     assert left_in(place) == set()
 
 
-def test_a_sealed_artifact_without_a_key_says_what_is_missing(place: Path, keys: Keys) -> None:
+def test_a_missing_key_for_a_sealed_artifact_is_reported(place: Path, keys: Keys) -> None:
     manifest = store(place / "vault", "abc123", sealed=keys.seal("abc123", "recovery"))
     ended = a0backup("decrypt", manifest.id, "-o", "plain.tar.gz", cwd=place)
     assert ended.returncode == 1
@@ -187,7 +187,7 @@ def test_a_damaged_artifact_ends_with_4_and_leaves_nothing_behind(place: Path, k
 
 @pytest.mark.parametrize("there", ["a file", "a link that leads nowhere"])
 @pytest.mark.parametrize("command", ["decrypt", "handoff"])
-def test_what_is_there_is_never_overwritten(place: Path, keys: Keys, command: str, there: str) -> None:
+def test_an_existing_target_is_never_overwritten(place: Path, keys: Keys, command: str, there: str) -> None:
     manifest = store(place / "vault", SHARED)
     target = place / "mine"
     target.write_text("mine") if there == "a file" else target.symlink_to("nowhere")
@@ -197,7 +197,9 @@ def test_what_is_there_is_never_overwritten(place: Path, keys: Keys, command: st
     assert target.is_symlink() or target.read_text() == "mine"
 
 
-def test_a_file_that_appears_meanwhile_is_not_overwritten(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_appears_during_the_decryption_is_not_overwritten(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest, target, write = store(place / "vault", SHARED), place / "plain.tar.gz", drill.decrypt_file
 
     def slow(source, file, password):
@@ -211,7 +213,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(place: Path, monkeypat
     assert target.read_text() == "mine"
 
 
-def test_an_artifact_that_changes_while_it_is_decrypted_is_not_given_out(
+def test_an_artifact_that_changes_during_the_decryption_is_not_published(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vault, manifest, write = Vault(place / "vault"), store(place / "vault", SHARED), drill.decrypt_file
@@ -227,7 +229,9 @@ def test_an_artifact_that_changes_while_it_is_decrypted_is_not_given_out(
 
 
 @pytest.mark.parametrize("taken", [False, True])
-def test_a_file_system_without_links_will_do(place: Path, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+def test_a_file_system_without_hard_links_is_supported(
+    place: Path, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
     manifest, target, write = store(place / "vault", SHARED), place / "plain.tar.gz", drill.decrypt_file
 
     def refuse(*_: object, **__: object) -> None:
@@ -251,7 +255,7 @@ def test_a_file_system_without_links_will_do(place: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("command", ["drill", "decrypt"])
-def test_an_interrupt_ends_it_at_once_and_leaves_nothing_behind(place: Path, keys: Keys, command: str) -> None:
+def test_an_interrupt_takes_effect_at_once_and_leaves_nothing_behind(place: Path, keys: Keys, command: str) -> None:
     manifest = store(place / "vault", SHARED, size=300 << 20)
     output = ["-o", "plain.tar.gz"] if command == "decrypt" else []
     running = subprocess.Popen(
@@ -308,7 +312,7 @@ def everything(place: Path) -> dict[str, tuple[int, int, int]]:
     return {path: (status.st_mtime_ns, status.st_size, status.st_mode) for path, status in found.items()}
 
 
-def test_a_drill_as_json_tells_the_same(place: Path, keys: Keys) -> None:
+def test_a_drill_reports_the_same_as_json(place: Path, keys: Keys) -> None:
     manifest = store(place / "vault", SHARED)
     [row] = json.loads(a0backup("drill", "--json", cwd=place).stdout)
     with tarfile.open(fileobj=io.BytesIO(plain_of(place, manifest, SHARED))) as tar:
@@ -319,7 +323,7 @@ def test_a_drill_as_json_tells_the_same(place: Path, keys: Keys) -> None:
 
 
 @pytest.mark.parametrize("spoil", SPOIL.values(), ids=SPOIL.keys())
-def test_a_drill_names_what_is_damaged_reads_the_others_and_ends_with_4(place: Path, keys: Keys, spoil) -> None:
+def test_a_drill_names_a_damaged_artifact_reads_the_others_and_ends_with_4(place: Path, keys: Keys, spoil) -> None:
     bad, good = store(place / "vault", SHARED), store(place / "vault", SHARED, node="a0-2")
     spoil(Vault(place / "vault").artifact(bad))
     ended = a0backup("drill", *keys.password, cwd=place)
@@ -329,7 +333,7 @@ def test_a_drill_names_what_is_damaged_reads_the_others_and_ends_with_4(place: P
     assert "HINT: restore it from another copy" in ended.stdout
 
 
-def test_bytes_that_are_the_nodes_and_no_backup_are_damage_too(place: Path) -> None:
+def test_an_intact_artifact_that_holds_no_backup_is_damage_too(place: Path) -> None:
     gzip = subprocess.run(["gzip", "-c"], input=b"no tar at all " * 999, capture_output=True, check=True).stdout
     for number, plain in enumerate([gzip[:-9], gzip]):
         store(place / "vault", SHARED, nights=number, plain=plain)
@@ -338,7 +342,7 @@ def test_bytes_that_are_the_nodes_and_no_backup_are_damage_too(place: Path) -> N
         assert "DAMAGED: a0-1: the contents of the backup cannot be read" in ended.stdout
 
 
-def test_a_manifest_that_cannot_be_read_is_damage(place: Path) -> None:
+def test_an_unreadable_manifest_is_damage(place: Path) -> None:
     manifest = store(place / "vault", SHARED)
     (place / "vault" / manifest.id / "manifest.json").write_text("{")
     for arguments in ([], [manifest.id]):
@@ -347,7 +351,7 @@ def test_a_manifest_that_cannot_be_read_is_damage(place: Path) -> None:
         assert f"{manifest.id}  DAMAGED: " in ended.stdout
 
 
-def test_a_password_that_does_not_fit_ends_a_drill_with_1(place: Path, keys: Keys) -> None:
+def test_a_wrong_password_ends_a_drill_with_1(place: Path, keys: Keys) -> None:
     store(place / "vault", SHARED)
     for arguments, secret in ((["--password-file", keys.folder / "wrong"], SHARED), ([], "Canary8Another")):
         ended = a0backup("drill", *arguments, cwd=place, password=secret)
@@ -356,7 +360,7 @@ def test_a_password_that_does_not_fit_ends_a_drill_with_1(place: Path, keys: Key
         assert "Canary" not in ended.stdout + ended.stderr
 
 
-def test_what_no_key_was_given_for_does_not_hide_the_others(place: Path, keys: Keys) -> None:
+def test_an_artifact_without_a_given_key_does_not_hide_the_others(place: Path, keys: Keys) -> None:
     sealed = store(place / "vault", "abc123", sealed=keys.seal("abc123", "recovery"))
     shared = store(place / "vault", SHARED, node="a0-2")
     ended = a0backup("drill", cwd=place)
@@ -377,7 +381,7 @@ def test_a_bomb_ends_a_drill_with_1(place: Path) -> None:
     assert "HINT: if the backup may be that large, raise contents." in ended.stdout
 
 
-def test_members_that_would_leave_their_folder_are_named(place: Path) -> None:
+def test_members_that_would_escape_their_folder_are_named(place: Path) -> None:
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w:gz") as tar:
         tar.addfile(tarfile.TarInfo("../../escape\x1b[2J"))
@@ -404,7 +408,7 @@ def test_an_empty_vault_is_drilled_without_a_question(place: Path) -> None:
         (["--password-file", "fleet.yaml"], "chmod 600"),
     ],
 )
-def test_options_that_cannot_be_met_are_explained(place: Path, command: str, options: list[str], words: str) -> None:
+def test_unusable_options_are_explained(place: Path, command: str, options: list[str], words: str) -> None:
     manifest = store(place / "vault", SHARED)
     ended = a0backup(command, manifest.id, *options, *(["-o", "x"] if command == "decrypt" else []), cwd=place)
     assert ended.returncode in (1, 2)
@@ -417,7 +421,7 @@ def test_options_that_cannot_be_met_are_explained(place: Path, command: str, opt
 
 @pytest.fixture
 def handed(place: Path, keys: Keys) -> Path:
-    """What was handed off of an artifact whose sealed password is `abc123`."""
+    """The handoff of an artifact whose sealed password is `abc123`."""
     manifest = store(place / "vault", "abc123", sealed=keys.seal("abc123", "recovery"))
     ended = a0backup("handoff", manifest.id, "-o", "case-4711", cwd=place)
     assert ended.returncode == 0, ended.stderr
@@ -425,14 +429,14 @@ def handed(place: Path, keys: Keys) -> Path:
     return place / "case-4711"
 
 
-def test_a_handoff_is_whole_and_for_its_owner_alone(handed: Path) -> None:
+def test_a_handoff_is_complete_and_only_its_owner_can_read_it(handed: Path) -> None:
     names = {"backup.tar.gz.enc", "manifest.json", "MD5SUMS", "SHA256SUMS", "RESTORE.md"}
     assert {path.name for path in handed.iterdir()} == names
     assert stat.S_IMODE(handed.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in handed.iterdir()} == {0o600}
 
 
-def test_the_checksums_of_a_handoff_are_those_that_its_page_says_to_check(handed: Path) -> None:
+def test_the_check_commands_on_the_page_of_a_handoff_cover_every_checksum(handed: Path) -> None:
     [commands] = re.findall(r"```sh\n(md5sum.*?)```", (handed / "RESTORE.md").read_text(), re.DOTALL)
     shell = ["sh", "-ec", commands]
     checked = subprocess.run(shell, cwd=handed, capture_output=True, text=True, check=True).stdout
@@ -443,7 +447,7 @@ def test_the_checksums_of_a_handoff_are_those_that_its_page_says_to_check(handed
     assert subprocess.run(shell, cwd=handed, capture_output=True).returncode
 
 
-def test_a_handoff_holds_neither_the_password_nor_its_sealed_form(handed: Path) -> None:
+def test_a_handoff_contains_neither_the_password_nor_its_sealed_form(handed: Path) -> None:
     manifest = json.loads((handed / "manifest.json").read_text())
     assert manifest["encryption"]["password"] == {"mode": "sealed", "confirmed": False, "sealed": []}
     for path in handed.iterdir():
@@ -462,13 +466,13 @@ def test_the_commands_on_the_page_of_a_handoff_open_it(handed: Path) -> None:
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_show_prints_opens_a_sealed_artifact_with_openssl_alone(place: Path, keys: Keys) -> None:
+def test_the_commands_that_show_prints_open_a_sealed_artifact_with_openssl_alone(place: Path, keys: Keys) -> None:
     sealed = keys.seal("abc123", "other", "recovery")
     manifest = store(place / "vault", "abc123", sealed=sealed)
     shown = a0backup("show", manifest.id, cwd=place).stdout
     assert all(entry.recovery_key in shown for entry in sealed)
     commands = [line.strip() for line in shown.splitlines() if line.startswith("  ")]
-    # The second recipient's; openssl would ask for the passphrase at the terminal.
+    # Leave out the other recipient's command. openssl would ask for the passphrase at the terminal.
     mine = [line for line in commands if "sed -n 1p" not in line]
     script = "\n".join(mine).replace("-inkey", f"-passin file:{keys.folder / 'passphrase'} -inkey")
     shutil.copy(keys.folder / "recovery.key.pem", place)
@@ -478,7 +482,7 @@ def test_what_show_prints_opens_a_sealed_artifact_with_openssl_alone(place: Path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_decrypt_that_is_called_off_leaves_nothing_decrypted(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_terminated_decrypt_leaves_nothing_decrypted(tmp_path: Path, number: signal.Signals) -> None:
     manifest = store(tmp_path / "vault", "Passw0rd", size=150_000_000)
     password = tmp_path / "password"
     password.write_text("Passw0rd\n")
@@ -505,13 +509,13 @@ def test_a_decrypt_that_is_called_off_leaves_nothing_decrypted(tmp_path: Path, n
     assert left == []
 
 
-def test_what_the_run_stored_can_be_decrypted_where_there_is_no_fleet_yaml(tmp_path: Path) -> None:
+def test_a_highly_compressed_artifact_can_be_decrypted_without_a_fleet_yaml(tmp_path: Path) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:", format=tarfile.GNU_FORMAT) as tar:
         member = tarfile.TarInfo("dump/auth0/empty.bson")
         member.size = 80 << 20
         tar.addfile(member, io.BytesIO(bytes(80 << 20)))
-    # A ratio of 220; the fleet has `contents: {max_ratio: 1032}`, with which a run stores and a drill opens it.
+    # The ratio is 220. A fleet with `contents: {max_ratio: 1032}` stores it in a run and opens it in a drill.
     manifest = store(tmp_path / "vault", "Passw0rd", plain=gzip.compress(out.getvalue(), 1))
     password = tmp_path / "password"
     password.write_text("Passw0rd\n")
@@ -519,14 +523,14 @@ def test_what_the_run_stored_can_be_decrypted_where_there_is_no_fleet_yaml(tmp_p
     target = tmp_path / "plain.tar.gz"
     arguments = ["decrypt", manifest.id, "-o", target, "--vault", tmp_path / "vault", "--password-file", password]
     ended = a0backup(*arguments)
-    # Whoever has password and vault wants the bytes; `ContentsLimits` are about what a node may do to a run.
+    # An owner of password and vault wants the bytes. `ContentsLimits` only limit what a node may do to a run.
     assert ended.returncode == 0, ended.stdout
 
 
-def test_a_target_that_cannot_be_made_is_told_before_the_artifact_is_read(tmp_path: Path) -> None:
+def test_a_target_that_cannot_be_created_is_reported_before_the_artifact_is_read(tmp_path: Path) -> None:
     manifest = store(tmp_path / "vault", "Passw0rd")
     artifact = tmp_path / "vault" / manifest.id / manifest.artifact.file
-    artifact.write_bytes(artifact.read_bytes()[:-1])  # what only a reading can tell
+    artifact.write_bytes(artifact.read_bytes()[:-1])  # only reading the artifact detects this
     password = tmp_path / "password"
     password.write_text("Passw0rd\n")
     password.chmod(0o600)
@@ -536,7 +540,7 @@ def test_a_target_that_cannot_be_made_is_told_before_the_artifact_is_read(tmp_pa
     assert "not there" in f"{ended.stdout}{ended.stderr}", ended.stdout
 
 
-async def test_handoff_takes_a_vault_in_place_of_a_fleet_file(desk: Any) -> None:
+async def test_handoff_accepts_a_vault_instead_of_a_fleet_file(desk: Any) -> None:
     await desk.night()
     [manifest] = desk.stored
     target = desk.room / "handed"
@@ -545,18 +549,18 @@ async def test_handoff_takes_a_vault_in_place_of_a_fleet_file(desk: Any) -> None
     assert ended.returncode == 0, ended.stdout
 
 
-async def test_list_takes_a_vault_in_place_of_a_fleet_file(desk: Any) -> None:
+async def test_list_accepts_a_vault_instead_of_a_fleet_file(desk: Any) -> None:
     await desk.night()
     ended = a0backup("list", "--vault", str(desk.vault.root))
     assert ended.returncode == 0, ended.stdout
 
 
-async def test_the_sealed_artifacts_are_drilled_beside_one_that_is_not(sealed: Any, tmp_path: Path) -> None:
+async def test_sealed_artifacts_are_drilled_even_if_another_one_cannot_be_opened(sealed: Any, tmp_path: Path) -> None:
     desk = sealed.desk
-    desk.put()  # a foreign backup, kept first ...
+    desk.put()  # a foreign backup, preserved first
     await desk.night()
     theirs = next(manifest for manifest in desk.stored if manifest.started_at is None)
-    # ... which is the newest of another node.
+    # Make it the newest artifact of another node.
     folder = desk.vault.root / "a0-other" / theirs.id.partition("/")[2]
     folder.mkdir(parents=True)
     place = desk.vault.root / theirs.id
@@ -567,26 +571,26 @@ async def test_the_sealed_artifacts_are_drilled_beside_one_that_is_not(sealed: A
             content = content.replace(f'"name": "{desk.name}"'.encode(), b'"name": "a0-other"')
         (folder / path.name).write_bytes(content)
     ended = a0backup("drill", "--vault", str(desk.vault.root), "--key", str(sealed.private))
-    # Without a terminal (or with an empty answer at one) the unknown one is 'not opened'; the others are still proven.
+    # Without a terminal, or with an empty answer at one, the unknown one is 'not opened'. The others are still drilled.
     assert "well:" in ended.stdout, (ended.returncode, ended.stdout)
     assert ended.returncode == 1
 
 
 @pytest.mark.parametrize("written", [b"x" * 1100, b"twelve or more\r", b"twelve \0 or more"], ids=["long", "CR", "NUL"])
-def test_a_key_pair_that_is_made_opens_again(tmp_path: Path, written: bytes) -> None:
+def test_a_new_key_pair_can_be_opened_again(tmp_path: Path, written: bytes) -> None:
     passphrase, private = tmp_path / "passphrase", tmp_path / "recovery.key.pem"
     passphrase.write_bytes(written + b"\n")
     passphrase.chmod(0o600)
     arguments = ["key", "create", "--passphrase-file", str(passphrase), str(tmp_path)]
     made = a0backup(*arguments)
     if made.returncode != 0:
-        return  # refused: well
-    # With the software ...
+        return  # fine: refused
+    # With the software.
     recovery_keys.load_private(private, recovery_keys.read_passphrase(passphrase))
-    # ... and as docs/restore.md has it: `IFS= read -rsp` and `-passin env:`. Only bash takes a NUL or more out of it.
+    # With the commands of docs/restore.md: `IFS= read -rsp` and `-passin env:`. Only bash drops a NUL or more from it.
     typed = 'IFS= read -r PASSPHRASE < "$1" && export PASSPHRASE && openssl pkey -in "$2" -passin env:PASSPHRASE -noout'
     ended = subprocess.run(["bash", "-c", typed, "-", passphrase, private], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    # A person who reads it off a paper types no CR.
+    # A person who reads it from paper types no CR.
     seen = written.decode().rstrip("\r")
     recovery_keys.load_private(private, seen)

@@ -1,4 +1,4 @@
-"""fleet.yaml is taken whole or refused with the line, the key and the remedy of everything that is wrong in it."""
+"""fleet.yaml is loaded as a whole, or refused with line, key and remedy for each error in it."""
 
 import json
 import os
@@ -122,9 +122,9 @@ nodes:
     assert [node.name for node in fleet.nodes] == ["no", "2024"]
 
 
-# Each row: the file, the line, the key and words of the remedy.
+# Each row: the file, the line, the key and part of the remedy.
 WRONG: list[tuple[str, int, str, str]] = [
-    # what is missing, unknown or written twice
+    # missing, unknown and duplicate keys
     ("password: {env: P}\nnodes: [{name: a, host: b}]\n", 1, "vault", "is missing: the folder that keeps"),
     ("# hello\n\nvault: v\nnodes: [{name: a, host: b}]\n", 3, "password", "is missing"),
     (HEAD, 1, "nodes", "is missing"),
@@ -139,7 +139,7 @@ WRONG: list[tuple[str, int, str, str]] = [
     (LEAST + "a0cli:\n  replies:\n    absnt: [x]\n", 7, "a0cli.replies.absnt", "did you mean absent?"),
     (LEAST + "<<: {existing: fail}\n", 5, "(odd key)", "unknown key"),
     (LEAST + "? [a, b]\n: c\n", 5, "", "key that is not plain text"),
-    # the wrong sort of value
+    # values of the wrong type
     (LEAST + "polling: 5m\n", 5, "polling", "`key: value` lines below it"),
     (LEAST + "a0cli:\n", 5, "a0cli", "`key: value` lines below it"),
     (LEAST + "kinds: backup\n", 5, "kinds", "write a list"),
@@ -265,7 +265,7 @@ WRONG: list[tuple[str, int, str, str]] = [
     (LEAST + "a0cli: {path: ''}\n", 5, "a0cli.path", "is empty"),
     (LEAST + "a0cli: {path: -x}\n", 5, "a0cli.path", "starts with '-'"),
     (LEAST + "a0cli: {replies: {absent: [' ']}}\n", 5, "a0cli.replies.absent[0]", "is empty"),
-    # the password's place
+    # the password's source
     (
         "vault: v\npassword: {}\nnodes: [{name: a, host: b}]\n",
         2,
@@ -312,9 +312,7 @@ WRONG: list[tuple[str, int, str, str]] = [
 
 
 @pytest.mark.parametrize(("text", "line", "key", "remedy"), WRONG)
-def test_each_error_names_its_line_its_key_and_a_remedy(
-    write: Write, text: str, line: int, key: str, remedy: str
-) -> None:
+def test_each_error_names_line_key_and_remedy(write: Write, text: str, line: int, key: str, remedy: str) -> None:
     found = problems(write(text))
     assert len(found) == 1, found
     assert found[0].startswith(f"line {line}: {key}")
@@ -322,7 +320,7 @@ def test_each_error_names_its_line_its_key_and_a_remedy(
     assert len(found[0]) < 400
 
 
-def test_all_problems_are_reported_at_once_in_the_order_of_their_lines(write: Write) -> None:
+def test_all_problems_are_reported_at_once_in_line_order(write: Write) -> None:
     found = problems(
         write("""\
 vault: v
@@ -366,12 +364,12 @@ vault: w
         (b"vault: \x00\n", "line 1: holds the control character U+0000"),
     ],
 )
-def test_a_file_that_is_no_text_to_read_is_refused(write: Write, content: bytes, remedy: str) -> None:
+def test_a_file_that_is_not_readable_text_is_refused(write: Write, content: bytes, remedy: str) -> None:
     (problem,) = problems(write(content))
     assert remedy in problem
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_read(write: Write) -> None:
+def test_a_byte_order_mark_and_windows_line_endings_are_accepted(write: Write) -> None:
     assert load_fleet(write(b"\xef\xbb\xbf" + LEAST.replace("\n", "\r\n").encode())).nodes[0].name == "a0-1"
 
 
@@ -388,13 +386,13 @@ def test_a_folder_and_a_pipe_are_refused_without_waiting(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_an_unreadable_file_says_so(write: Write) -> None:
+def test_an_unreadable_file_is_reported(write: Write) -> None:
     path = write(LEAST)
     path.chmod(0)
     assert problems(path) == ("cannot be read: Permission denied",)
 
 
-def test_a_path_that_no_file_can_have_is_refused() -> None:
+def test_an_impossible_path_is_refused() -> None:
     with pytest.raises(FleetFileError, match="is not a usable path"):
         load_fleet("a\0b")
     with pytest.raises(FleetFileError, match="cannot be read"):
@@ -460,36 +458,36 @@ def test_a_password_written_into_the_file_is_never_repeated(
         error = error.__cause__ or error.__context__
 
 
-def test_a_literal_password_is_told_where_to_go(write: Write) -> None:
+def test_a_literal_password_is_refused_with_the_alternatives(write: Write) -> None:
     (problem,) = problems(write(f"vault: v\npassword: {SECRET}\nnodes: [{{name: a, host: b}}]\n"))
     assert problem.startswith("line 2: password: never write the password itself into this file: write sealed_to")
 
 
-def test_a_wrong_model_made_in_python_does_not_repeat_a_password() -> None:
+def test_an_invalid_model_built_in_python_does_not_repeat_a_password() -> None:
     with pytest.raises(ValidationError) as raised:
         Fleet.model_validate({"vault": "v", "password": SECRET, "nodes": [{"name": "a", "host": "b"}]})
     assert SECRET not in str(raised.value)
 
 
-def test_long_values_are_cut_short_and_odd_characters_are_spelt_out(write: Write) -> None:
+def test_long_values_are_shortened_and_odd_characters_are_escaped(write: Write) -> None:
     (problem,) = problems(write(LEAST + "existing: " + "x" * 10_000 + "\n"))
     assert len(problem) < 150
     (problem,) = problems(write(LEAST + 'existing: "\\e[31m\\u202e"\n'))
     assert "'\\x1b[31m\\u202e'" in problem
 
 
-def test_a_flood_of_problems_is_cut_short(write: Write) -> None:
+def test_at_most_50_problems_are_listed(write: Write) -> None:
     found = problems(write(HEAD + "nodes:\n" + "  - {}\n" * 500))
     assert len(found) == 51
     assert found[-1] == "and 950 more problems"
 
 
 @pytest.mark.parametrize("text", ["[" * 500_000, "{" * 500_000, "? " * 300_000, "- " * 500_000, "a: [" * 200_000])
-def test_a_file_of_a_megabyte_of_brackets_is_refused_soon(write: Write, text: str) -> None:
+def test_a_megabyte_of_brackets_is_refused_quickly(write: Write, text: str) -> None:
     assert problems(write(text))
 
 
-def test_a_thousand_nodes_are_read_and_one_more_is_not(write: Write) -> None:
+def test_a_thousand_nodes_are_accepted_and_one_more_is_refused(write: Write) -> None:
     rows = "".join(f"  - {{name: n{i}, host: h{i}, port: {i % 60000 + 1}, build: 13451}}\n" for i in range(1001))
     assert "more than 1000" in problems(write(HEAD + "nodes:\n" + rows))[0]
     fewer = rows[: rows.rindex("  - ")]
@@ -562,7 +560,7 @@ def test_durations_are_read(text: str, expected: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", "15", "s", "1 s", "1S", ".5s", "1.s", "1m1m", "1s1m", "1h-1m", "1e3s", "inf", "1s\n"]
 )
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write 15s, 2m or 6h"):
         seconds(text)
 
@@ -585,7 +583,7 @@ def test_sizes_are_read(text: str, expected: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1", "GB", "1 GB", "1gb", "1Gb", ".5GB", "1.GB", "-1GB", "1e3GB", "1GB\n", "٣GB"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write 500GB, 2TB or 500GiB"):
         size(text)
 
@@ -599,7 +597,7 @@ def test_a_password_may_be_sealed_to_one_recovery_key_or_to_several(write: Write
     assert PasswordSource(sealed_to=Path("/k.pem")).sealed_to == (Path("/k.pem"),)
 
 
-def test_an_export_is_started_with_its_fields_and_the_other_kinds_with_nothing_more(write: Write) -> None:
+def test_an_export_is_started_with_its_fields_and_other_kinds_without_arguments(write: Write) -> None:
     text = LEAST + "kinds: [backup, {user-export: [email, _id, lastLogin]}]\n"
     fleet = load_fleet(write(text))
     assert fleet.kinds == ("backup", "user-export")
@@ -614,7 +612,7 @@ def test_an_export_is_started_with_its_fields_and_the_other_kinds_with_nothing_m
         assert same.kinds == fleet.kinds
 
 
-def test_the_sensitive_kind_is_left_out_where_the_declared_build_has_none(write: Write) -> None:
+def test_the_sensitive_kind_is_skipped_if_the_declared_build_lacks_it(write: Write) -> None:
     fleet = load_fleet(
         write(
             HEAD + "kinds: [backup, backup-sensitive]\n"
@@ -626,7 +624,7 @@ def test_the_sensitive_kind_is_left_out_where_the_declared_build_has_none(write:
     assert [node.splits for node in fleet.nodes] == [False, True, None]
 
 
-def test_no_kind_left_for_a_node_is_refused_also_from_python() -> None:
+def test_a_node_left_without_a_kind_is_refused_in_python_too() -> None:
     node = {"name": "a", "host": "b", "build": 11637}
     fleet = {"vault": "v", "password": {"env": "P"}, "nodes": [node]}
     with pytest.raises(ValidationError, match="node 'a' is left without a kind"):
@@ -636,7 +634,7 @@ def test_no_kind_left_for_a_node_is_refused_also_from_python() -> None:
     assert left.kinds == (Kind("backup-sensitive"), Kind("user-export"))
 
 
-def test_the_pauses_grow_by_half_up_to_the_longest() -> None:
+def test_the_pauses_grow_by_half_up_to_the_maximum() -> None:
     assert Polling().delays() == [15.0, 22.5, 33.75, 50.625, 75.9375, 113.90625, 120.0]
     assert Polling(interval=1, max_interval=1).delays() == [1.0]
     assert Polling(interval=15, max_interval=120, deadline=1).delays() == [1.0]
@@ -644,7 +642,7 @@ def test_the_pauses_grow_by_half_up_to_the_longest() -> None:
 
 @settings(deadline=None)
 @given(st.floats(0.01, 86400), st.floats(1, 10_000), st.floats(1, 30 * 86400))
-def test_the_pauses_never_pass_the_deadline_and_the_retries_always_outlast_it(
+def test_the_pauses_never_exceed_the_deadline_and_the_retries_always_cover_it(
     interval: float, factor: float, deadline: float
 ) -> None:
     polling = Polling(interval=interval, max_interval=min(interval * factor, 86400), deadline=deadline)
@@ -657,14 +655,14 @@ def test_the_pauses_never_pass_the_deadline_and_the_retries_always_outlast_it(
     assert deadline <= shortened <= deadline + 3.5 * polling.max_interval
 
 
-def test_nodes_are_chosen_by_name_in_the_order_given(write: Write) -> None:
+def test_nodes_are_selected_by_name_in_the_given_order(write: Write) -> None:
     fleet = load_fleet(write(HEAD + "nodes: [{name: a0-1, host: a}, {name: a0-2, host: b}, {name: b0-3, host: c}]\n"))
     assert fleet.chosen([]) == fleet.nodes
     assert [node.name for node in fleet.chosen(["b0-3", "a0-1", "b0-3"])] == ["b0-3", "a0-1"]
     assert fleet.node("a0-2") == fleet.nodes[1]
 
 
-def test_unknown_nodes_are_all_named_with_the_closest_or_the_known_ones(write: Write) -> None:
+def test_all_unknown_nodes_are_named_with_the_closest_or_the_known_names(write: Write) -> None:
     fleet = load_fleet(write(HEAD + "nodes: [{name: a0-1, host: a}, {name: berlin, host: b}]\n"))
     with pytest.raises(FleetFileError) as raised:
         fleet.chosen(["Berlin", "a0-1", "\x1b[2J", "x" * 500])
@@ -676,7 +674,7 @@ def test_unknown_nodes_are_all_named_with_the_closest_or_the_known_ones(write: W
         fleet.node("nowhere")
 
 
-def test_a_build_before_6868_is_too_old_and_loads_all_the_same(write: Write) -> None:
+def test_a_build_before_6868_loads_but_is_too_old(write: Write) -> None:
     fleet = load_fleet(
         write(HEAD + "nodes: [{name: a, host: a, build: 6867}, {name: b, host: b, build: 6868}, {name: c, host: c}]\n")
     )
@@ -697,7 +695,7 @@ def test_a_fleet_is_frozen_and_survives_pickling_and_dumping(write: Write) -> No
     assert dumped.model_dump() == fleet.model_dump()
 
 
-def test_relative_paths_are_those_of_the_file_and_not_of_the_current_folder(
+def test_relative_paths_are_relative_to_the_file_and_not_to_the_current_folder(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(LEAST)
@@ -709,20 +707,20 @@ def test_relative_paths_are_those_of_the_file_and_not_of_the_current_folder(
     assert fleet.vault.parent.resolve() == tmp_path.resolve()
 
 
-def test_the_example_loads_as_it_stands_and_with_every_comment_opened(write: Write) -> None:
+def test_the_example_loads_unchanged_and_with_every_comment_activated(write: Write) -> None:
     fleet = load_fleet(write(EXAMPLE))
     opened = re.sub(r"^( *)# (?=[a-z_]+: )", r"\1", EXAMPLE, flags=re.MULTILINE)
     opened = re.sub(r"^  (file|env|secret_block): .*\n", "", opened, flags=re.MULTILINE)
     full = load_fleet(write(opened))
     assert full.nodes[0].build == 13451
-    # What stands in the comments is the defaults.
+    # The comments show the defaults.
     same = {"nodes": fleet.nodes}
     assert full.model_copy(update=same).model_dump() == fleet.model_dump()
     keys = set(yaml.safe_load(opened))
     assert keys == set(Fleet.model_fields)
 
 
-def test_the_schema_is_valid_and_takes_the_example() -> None:
+def test_the_schema_is_valid_and_accepts_the_example() -> None:
     described = schema()
     jsonschema.Draft202012Validator.check_schema(described)
     jsonschema.Draft202012Validator(described).validate(yaml.safe_load(EXAMPLE))
@@ -761,7 +759,7 @@ def test_the_schema_is_valid_and_takes_the_example() -> None:
         {"nodes": [{"name": "a", "host": "b", "port": 0}]},
     ],
 )
-def test_the_schema_refuses_what_loading_refuses(change: dict[str, Any], write: Write) -> None:
+def test_the_schema_and_the_loader_refuse_the_same_files(change: dict[str, Any], write: Write) -> None:
     tree = {**yaml.safe_load(EXAMPLE), **change}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.Draft202012Validator(schema()).validate(tree)
@@ -777,26 +775,26 @@ def test_the_schema_refuses_what_loading_refuses(change: dict[str, Any], write: 
         {"password": {"sealed_to": ["k.pem", "l.pem"]}},
     ],
 )
-def test_the_schema_takes_what_loading_takes(change: dict[str, Any], write: Write) -> None:
+def test_the_schema_and_the_loader_accept_the_same_files(change: dict[str, Any], write: Write) -> None:
     tree = {**yaml.safe_load(EXAMPLE), **change}
     jsonschema.Draft202012Validator(schema()).validate(tree)
     load_fleet(write(yaml.safe_dump(tree)))
 
 
 @pytest.mark.parametrize("model", [Fleet, Node, A0cliSettings, PasswordSource, Polling, ContentsLimits])
-def test_every_setting_has_one_sentence_of_description(model: type[BaseModel]) -> None:
+def test_every_setting_is_described_in_one_sentence(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         assert field.description, name
         assert field.description.endswith("."), name
 
 
-def test_the_module_imports_neither_the_engine_nor_the_terminal_library() -> None:
+def test_the_package_imports_neither_the_engine_nor_the_terminal_library() -> None:
     code = "import sys, a0backup.fleet, a0backup.report; print({'prefect', 'rich', 'click'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-def test_files_are_read_alike_without_libyaml(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_read_the_same_without_libyaml(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [text for text, *_, remedy in WRONG if remedy != "is not YAML"]
     with_libyaml = [problems(write(text)) for text in texts]
     monkeypatch.delattr(yaml, "CSafeLoader", raising=False)

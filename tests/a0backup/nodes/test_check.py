@@ -1,5 +1,5 @@
-"""The read-only look at a node: it changes nothing, and says what the next run would do."""
-# Other processes make the conditions true, and nothing else runs in a test's loop.
+"""The read-only check of a node: it changes nothing and says what the next run would do."""
+# Other processes make the awaited conditions true, and nothing else runs in a test's event loop.
 # ruff: noqa: ASYNC110
 
 import asyncio
@@ -46,7 +46,7 @@ ONE_HALF = (
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedFleet]:
-    # The first one is for those who ask for a node of the last build before the keys had a backup of their own.
+    # The first node, for `old_desk`, has the last build before the keys got their own backup.
     state, builds = tmp_path_factory.mktemp("fleet"), {"a0-1": FIRST_SPLIT_BUILD - 1}
     with SimulatedFleet(state, 60, size=20_000, backup_seconds=0.05, builds=builds) as fleet:
         yield fleet
@@ -85,7 +85,7 @@ class Desk:
         JournalFile(self.folder, "backup").write(journal)
 
     def store(self) -> BackupIdentity:
-        """Put a backup on the node that is in the vault already, as ours."""
+        """Put a backup on the node that is already in the vault as ours."""
         pair = self.put()
         held = self.simulated.holds(self.name)
         assert held is not None
@@ -108,7 +108,7 @@ class Desk:
         return pair
 
     async def check(self, existing: Existing | None = None) -> Finding:
-        """Look, and see that nothing was changed by it."""
+        """Check the node and return the finding. Assert that the check changed nothing."""
         [node] = self.fleet.nodes
         before = self.state(), len(self.simulated.calls(self.name))
         finding = await check_node(self.fleet, node, existing=existing)
@@ -117,7 +117,7 @@ class Desk:
         return finding
 
     def state(self) -> dict[str, object]:
-        """Return all that is in the vault and on the node."""
+        """Return everything in the vault and on the node."""
         state: dict[str, object] = {"on the node": self.simulated.holds(self.name)}
         for path in sorted(self.fleet.vault.rglob("*")):
             status = path.lstat()
@@ -136,7 +136,7 @@ def old_desk(simulated: SimulatedFleet, tmp_path: Path) -> Desk:
     return Desk(simulated, simulated.nodes[0], tmp_path)
 
 
-async def test_a_free_node_is_well_and_would_be_backed_up(desk: Desk) -> None:
+async def test_a_free_node_passes_and_would_be_backed_up(desk: Desk) -> None:
     finding = await desk.check()
     assert re.fullmatch(r"\d+\.\d [GT]B free", finding.room)
     assert finding == Finding(
@@ -150,7 +150,7 @@ async def test_a_free_node_is_well_and_would_be_backed_up(desk: Desk) -> None:
     )
 
 
-async def test_a_vault_without_room_for_the_next_artifact_is_a_problem(desk: Desk) -> None:
+async def test_a_vault_without_space_for_the_next_artifact_is_a_problem(desk: Desk) -> None:
     desk.store()
     [manifest] = desk.vault.manifests(desk.name)
     finding = await desk.check()
@@ -167,7 +167,7 @@ async def test_a_vault_without_room_for_the_next_artifact_is_a_problem(desk: Des
     assert problem.hint.startswith("make room")
 
 
-async def test_room_for_each_node_but_not_for_all_of_them_is_a_problem_of_the_fleet(desk: Desk) -> None:
+async def test_space_for_each_node_but_not_for_all_of_them_is_a_problem_of_the_fleet(desk: Desk) -> None:
     desk.store()
     [manifest] = desk.vault.manifests(desk.name)
     assert fleet_room(desk.fleet, desk.fleet.nodes * 100) == ()
@@ -188,9 +188,7 @@ async def test_room_for_each_node_but_not_for_all_of_them_is_a_problem_of_the_fl
         ("fail", "leave the node alone and fail ("),
     ],
 )
-async def test_a_foreign_backup_would_be_dealt_with_as_the_policy_says(
-    desk: Desk, existing: Existing, would: str
-) -> None:
+async def test_a_foreign_backup_would_be_handled_as_the_policy_says(desk: Desk, existing: Existing, would: str) -> None:
     pair = desk.put()
     desk.configure(existing=existing)
     finding = await desk.check()
@@ -200,12 +198,12 @@ async def test_a_foreign_backup_would_be_dealt_with_as_the_policy_says(
     assert said_for_once.would.startswith("retrieve, verify and store it")
 
 
-async def test_an_unfinished_backup_would_be_asked_for_again(desk: Desk) -> None:
+async def test_the_node_would_be_asked_again_for_an_unfinished_backup(desk: Desk) -> None:
     desk.journal()
     assert (await desk.check()).would.startswith("ask again for the backup that was started, and start one if ")
 
 
-async def test_a_backup_of_ours_that_is_found_would_be_finished_and_no_other_started(desk: Desk) -> None:
+async def test_a_backup_of_ours_on_the_node_would_be_finished_and_no_other_started(desk: Desk) -> None:
     desk.journal(desk.put())
     assert (await desk.check()).would.startswith("retrieve, verify and store it, delete it on the node (")
 
@@ -215,7 +213,7 @@ async def test_a_stored_backup_would_be_read_back_and_deleted(desk: Desk) -> Non
     assert (await desk.check()).would.startswith("read back what the vault has of it, delete it on the node (")
 
 
-async def test_a_stored_backup_that_is_off_the_node_would_only_be_tidied_up(desk: Desk) -> None:
+async def test_a_stored_backup_that_is_off_the_node_would_only_need_cleanup(desk: Desk) -> None:
     desk.journal(desk.store())
     desk.simulated.remove(desk.name)
     assert (await desk.check()).would.startswith("nothing but tidy up: the backup is stored (")
@@ -241,7 +239,7 @@ async def test_an_unreadable_journal_would_be_set_aside_and_the_backup_preserved
     assert finding.would.startswith("set the unreadable journal aside; retrieve, verify and store it")
 
 
-async def test_a_node_that_a_run_holds_would_be_waited_for_and_is_not_disturbed(desk: Desk) -> None:
+async def test_a_node_locked_by_a_run_would_be_waited_for_and_is_not_disturbed(desk: Desk) -> None:
     descriptor = os.open(desk.folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -251,14 +249,14 @@ async def test_a_node_that_a_run_holds_would_be_waited_for_and_is_not_disturbed(
     assert finding.would.startswith("wait for the run that holds the node; then start a backup")
 
 
-async def test_a_vault_that_is_not_there_yet_is_not_made(desk: Desk) -> None:
+async def test_the_check_does_not_create_a_missing_vault(desk: Desk) -> None:
     desk.folder.rmdir()
     desk.fleet.vault.rmdir()
     assert (await desk.check()).well
     assert not desk.fleet.vault.exists()
 
 
-async def test_a_vault_that_cannot_be_made_is_a_problem(desk: Desk) -> None:
+async def test_a_vault_that_cannot_be_created_is_a_problem(desk: Desk) -> None:
     desk.folder.rmdir()
     desk.fleet.vault.rmdir()
     desk.fleet.vault.write_text("a file in the way")
@@ -267,7 +265,7 @@ async def test_a_vault_that_cannot_be_made_is_a_problem(desk: Desk) -> None:
     assert str(desk.fleet.vault) in finding.problems[0].text
 
 
-async def test_an_unknown_wording_is_a_problem_with_the_line_that_would_teach_it(desk: Desk) -> None:
+async def test_an_unknown_wording_is_a_problem_with_the_configuration_line_that_teaches_it(desk: Desk) -> None:
     desk.tell("backup-status", "say", stdout="Zilch in the larder", when="absent")
     finding = await desk.check()
     assert not finding.well
@@ -279,7 +277,7 @@ async def test_an_unknown_wording_is_a_problem_with_the_line_that_would_teach_it
     assert (taught.well, taught.status, taught.teach) == (True, "nothing there", "")
 
 
-async def test_an_unreachable_node_is_told_from_one_that_refuses(desk: Desk) -> None:
+async def test_an_unreachable_node_is_distinguished_from_one_that_refuses(desk: Desk) -> None:
     desk.tell(None, "unreachable")
     gone = await desk.check()
     assert (gone.well, gone.reachable, gone.status, gone.would) == (False, False, "not asked", "nothing")
@@ -290,14 +288,14 @@ async def test_an_unreachable_node_is_told_from_one_that_refuses(desk: Desk) -> 
     assert "permission denied" in " ".join(problem.text for problem in refused.problems)
 
 
-async def test_a_node_without_the_backup_role_is_told(desk: Desk) -> None:
+async def test_a_node_without_the_backup_role_is_a_problem(desk: Desk) -> None:
     desk.tell(None, "no_role")
     finding = await desk.check()
     assert not finding.well
     assert "backup" in finding.problems[0].text
 
 
-async def test_a_build_that_is_too_old_is_told_without_touching_the_node(desk: Desk) -> None:
+async def test_a_build_that_is_too_old_is_reported_without_touching_the_node(desk: Desk) -> None:
     desk.node = desk.node | {"build": 6867}
     desk.configure()
     finding = await desk.check()
@@ -305,13 +303,13 @@ async def test_a_build_that_is_too_old_is_told_without_touching_the_node(desk: D
     assert desk.simulated.calls(desk.name) == []
 
 
-async def test_problems_of_the_whole_fleet_are_those_of_the_node_too(desk: Desk) -> None:
+async def test_problems_of_the_whole_fleet_are_also_problems_of_the_node(desk: Desk) -> None:
     [node] = desk.fleet.nodes
     finding = await check_node(desk.fleet, node, known=[Problem("no password")])
     assert (finding.well, finding.problems) == (False, (Problem("no password"),))
 
 
-async def test_a_look_can_be_called_off(desk: Desk) -> None:
+async def test_a_check_can_be_cancelled(desk: Desk) -> None:
     desk.tell("backup-status", "hang")
     look = asyncio.ensure_future(desk.check())
     while not desk.simulated.calls(desk.name, "backup-status"):
@@ -325,7 +323,7 @@ async def test_a_look_can_be_called_off(desk: Desk) -> None:
 # Two halves
 
 
-async def test_a_node_of_which_only_one_half_would_be_made_is_well_and_warned_of(desk: Desk) -> None:
+async def test_a_node_that_makes_only_one_half_passes_with_a_warning(desk: Desk) -> None:
     finding = await desk.check()
     assert (finding.well, finding.warnings) == (True, (ONE_HALF,))
     desk.configure(kinds=["backup-sensitive"])
@@ -335,14 +333,14 @@ async def test_a_node_of_which_only_one_half_would_be_made_is_well_and_warned_of
     assert warning.startswith("backup-sensitive is made without backup, ")
 
 
-async def test_a_node_of_which_both_halves_would_be_made_is_not_warned_of(desk: Desk) -> None:
+async def test_a_node_that_makes_both_halves_passes_without_a_warning(desk: Desk) -> None:
     desk.configure(kinds=[*BOTH, {"user-export": ["_id"]}])
     finding = await desk.check()
     assert (finding.well, finding.warnings) == (True, ())
     assert finding.status == "nothing there; nothing there; nothing there"
 
 
-async def test_a_declared_build_tells_of_the_missing_half_though_the_node_is_away(desk: Desk) -> None:
+async def test_with_a_declared_build_the_missing_half_is_reported_even_if_the_node_is_unreachable(desk: Desk) -> None:
     desk.node = desk.node | {"build": FIRST_SPLIT_BUILD}
     desk.configure()
     desk.tell(None, "unreachable")
@@ -350,7 +348,7 @@ async def test_a_declared_build_tells_of_the_missing_half_though_the_node_is_awa
     assert (finding.well, finding.warnings) == (False, (ONE_HALF,))
 
 
-async def test_an_older_build_keeps_all_in_one_backup(old_desk: Desk) -> None:
+async def test_an_older_build_keeps_everything_in_one_backup(old_desk: Desk) -> None:
     old_desk.configure(kinds=BOTH)
     undeclared = await old_desk.check()
     assert not undeclared.well
@@ -361,7 +359,7 @@ async def test_an_older_build_keeps_all_in_one_backup(old_desk: Desk) -> None:
     assert (finding.well, finding.status, finding.warnings) == (True, "nothing there", ())
 
 
-async def test_a_declared_build_that_is_out_of_date_is_seen_by_what_the_node_offers(desk: Desk) -> None:
+async def test_an_outdated_declared_build_is_detected_from_what_the_node_offers(desk: Desk) -> None:
     desk.node = desk.node | {"build": FIRST_SPLIT_BUILD - 1}
     desk.configure(kinds=BOTH)
     finding = await desk.check()
@@ -374,7 +372,7 @@ async def test_a_declared_build_that_is_out_of_date_is_seen_by_what_the_node_off
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, bytes]:
-    """The public part of a recovery key, its private part as it is, and under a passphrase."""
+    """Return the public part of a recovery key, its private part unencrypted, and the same under a passphrase."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=3072)
     forms = (serialization.NoEncryption(), serialization.BestAvailableEncryption(b"a passphrase"))
     private = [key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, form) for form in forms]
@@ -397,14 +395,14 @@ def seal_to(desk: Desk, *paths: str) -> None:
     desk.fleet = load_fleet(path)
 
 
-def test_a_shared_password_is_warned_of_once_for_the_whole_fleet(desk: Desk) -> None:
+def test_a_shared_password_causes_one_warning_for_the_whole_fleet(desk: Desk) -> None:
     assert fleet_warnings(desk.fleet) == (KEYSTREAM_REUSE,)
     assert "sealed_to" in KEYSTREAM_REUSE
-    assert len(KEYSTREAM_REUSE) < 500  # a report cuts what is longer
+    assert len(KEYSTREAM_REUSE) < 500  # a report truncates longer text
     assert (fleet_notes(desk.fleet), recovery_key_problems(desk.fleet)) == ((), ())
 
 
-def test_sealed_passwords_are_shown_with_the_fingerprint_that_openssl_shows(sealed: Desk) -> None:
+def test_sealed_passwords_are_reported_with_the_fingerprint_that_openssl_shows(sealed: Desk) -> None:
     path = sealed.room / "keys/recovery.pub.pem"
     der = subprocess.run(["openssl", "pkey", "-pubin", "-in", path, "-outform", "DER"], capture_output=True, check=True)
     fingerprint = hashlib.sha256(der.stdout).hexdigest()
@@ -414,9 +412,7 @@ def test_sealed_passwords_are_shown_with_the_fingerprint_that_openssl_shows(seal
     assert (fleet_warnings(sealed.fleet), recovery_key_problems(sealed.fleet)) == ((), ())
 
 
-def test_a_recovery_key_that_cannot_be_used_is_a_problem_with_a_remedy(
-    sealed: Desk, pair: tuple[bytes, bytes, bytes]
-) -> None:
+def test_an_unusable_recovery_key_is_a_problem_with_a_hint(sealed: Desk, pair: tuple[bytes, bytes, bytes]) -> None:
     seal_to(sealed, "keys/recovery.pub.pem", "keys/gone.pem")
     [problem] = recovery_key_problems(sealed.fleet)
     assert problem.text.startswith(f"recovery key {sealed.room}/keys/gone.pem: ")
@@ -427,7 +423,7 @@ def test_a_recovery_key_that_cannot_be_used_is_a_problem_with_a_remedy(
 
 
 @pytest.mark.parametrize("form", [1, 2])
-async def test_a_private_key_beside_the_public_one_or_in_the_vault_is_warned_of(
+async def test_a_private_key_next_to_the_public_one_or_in_the_vault_causes_a_warning(
     sealed: Desk, pair: tuple[bytes, bytes, bytes], form: int
 ) -> None:
     places = [sealed.room / "keys/recovery.key.pem", sealed.fleet.vault / "notes.txt"]
@@ -442,7 +438,7 @@ async def test_a_private_key_beside_the_public_one_or_in_the_vault_is_warned_of(
     assert warning.startswith(f"{sealed.folder}/recovery.key.pem is or may be the private part of a recovery key")
 
 
-def test_another_private_key_and_odd_neighbours_are_not_taken_for_a_recovery_key(sealed: Desk) -> None:
+def test_other_private_keys_and_odd_files_are_not_taken_for_a_recovery_key(sealed: Desk) -> None:
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     folder = sealed.room / "keys"
     pem = other.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
@@ -455,7 +451,7 @@ def test_another_private_key_and_odd_neighbours_are_not_taken_for_a_recovery_key
     assert fleet_warnings(sealed.fleet) == ()
 
 
-def test_a_key_of_a0cli_that_others_can_use_is_warned_of_and_a_public_one_is_not(desk: Desk) -> None:
+def test_an_a0cli_key_that_others_can_use_causes_a_warning_but_a_public_key_does_not(desk: Desk) -> None:
     keys = desk.room / "a0cli keys"
     keys.mkdir()
     for name, mode in (("a0cli-key", 0o600), ("a0cli-key.pub", 0o644)):
@@ -470,17 +466,17 @@ def test_a_key_of_a0cli_that_others_can_use_is_warned_of_and_a_public_one_is_not
     assert "full rights on the nodes" in warning
 
 
-def test_keys_and_vault_that_are_not_there_are_warned_of_by_nobody(sealed: Desk) -> None:
+def test_missing_keys_and_a_missing_vault_cause_no_warning(sealed: Desk) -> None:
     sealed.folder.rmdir()
     sealed.fleet.vault.rmdir()
     settings = sealed.fleet.a0cli.model_copy(update={"key_dir": sealed.room / "nowhere"})
     assert fleet_warnings(sealed.fleet.model_copy(update={"a0cli": settings})) == ()
 
 
-async def test_a_vault_that_others_can_read_is_warned_of_where_it_is_open(desk: Desk) -> None:
+async def test_a_vault_that_others_can_read_causes_a_warning_that_names_the_open_paths(desk: Desk) -> None:
     desk.configure(kinds=BOTH)
     desk.store()
-    (desk.folder / "a link").symlink_to("lock")  # whose mode says nothing
+    (desk.folder / "a link").symlink_to("lock")  # its mode means nothing
     assert (await desk.check()).warnings == ()
     root = desk.fleet.vault
     root.chmod(0o750)
@@ -503,7 +499,7 @@ async def test_a_vault_that_others_can_read_is_warned_of_where_it_is_open(desk: 
     assert (await desk.check()).warnings == ()
 
 
-async def test_a_vault_with_thousands_of_artifacts_is_looked_at_soon(desk: Desk) -> None:
+async def test_a_vault_with_thousands_of_artifacts_is_checked_quickly(desk: Desk) -> None:
     desk.configure(kinds=BOTH)
     for number in range(3000):
         folder = desk.folder / f"2020{number:04}T000000Z-backup"
@@ -513,6 +509,6 @@ async def test_a_vault_with_thousands_of_artifacts_is_looked_at_soon(desk: Desk)
     assert ", and 9 more so" in finding.warnings[0]
 
 
-def test_check_warns_of_a_public_part_that_others_can_replace(sealed: Desk) -> None:
+def test_a_public_key_that_others_can_replace_causes_a_warning(sealed: Desk) -> None:
     (sealed.room / "keys/recovery.pub.pem").chmod(0o666)
     assert "0666" in "\n".join(fleet_warnings(sealed.fleet))

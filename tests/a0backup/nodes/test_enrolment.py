@@ -1,4 +1,4 @@
-"""What is seen of a new node, how it gets the backup role, and how its first backup is proven: without an engine."""
+"""Enrolment without an engine: the look at a new node, its backup role, and the proof of its first backup."""
 
 import json
 from collections.abc import AsyncIterator
@@ -46,7 +46,7 @@ def given_calls(desk: Desk) -> list[list[str]]:
     return [call["args"] for call in desk.simulated.calls(desk.name, "set-as-backup")]
 
 
-async def test_a_node_without_the_role_is_seen_as_such_with_what_is_on_it(desk: Desk) -> None:
+async def test_a_look_reports_the_missing_role_and_what_the_node_holds(desk: Desk) -> None:
     desk.tell(None, "no_role")
     held = desk.put()
     async with at(desk) as session:
@@ -59,7 +59,7 @@ async def test_a_node_without_the_role_is_seen_as_such_with_what_is_on_it(desk: 
     assert [each.kind for each in seen.nowhere_else] == ["backup"]
 
 
-async def test_what_the_vault_has_of_a_node_is_not_lost_with_its_folder(desk: Desk) -> None:
+async def test_a_backup_in_the_vault_does_not_count_as_one_that_is_only_on_the_node(desk: Desk) -> None:
     await desk.night()
     desk.tell("backup-delete", "false_delete")
     await desk.night(flow_run="run-3")
@@ -72,7 +72,7 @@ async def test_what_the_vault_has_of_a_node_is_not_lost_with_its_folder(desk: De
     assert not seen.nowhere_else
 
 
-async def test_a_node_that_does_not_say_what_it_holds_can_be_enrolled_and_the_plan_says_so(desk: Desk) -> None:
+async def test_a_node_with_unknown_contents_can_be_enrolled_and_the_plan_says_so(desk: Desk) -> None:
     desk.tell(None, "no_role")
     desk.tell("backup-status", "refuse", message="This node is not a backup node\n")
     desk.tell("backup-sensitive-status", "say", stdout="gibberish")
@@ -84,7 +84,7 @@ async def test_a_node_that_does_not_say_what_it_holds_can_be_enrolled_and_the_pl
     assert "backup-sensitive: not told (gibberish)" in "\n".join(plan.cautions)
 
 
-async def test_a_listing_that_is_not_understood_ends_it_before_anything_is_sent(desk: Desk) -> None:
+async def test_an_unknown_command_listing_stops_the_enrolment_before_anything_is_sent(desk: Desk) -> None:
     client = desk.room / "a0cli"
     client.write_text(f'#!/bin/sh\n[ $# -gt 0 ] && exec {desk.simulated.a0cli} "$@"\necho "backup, ping, and more"\n')
     client.chmod(0o700)
@@ -97,7 +97,7 @@ async def test_a_listing_that_is_not_understood_ends_it_before_anything_is_sent(
     assert given_calls(desk) == []
 
 
-async def test_the_role_is_given_once_and_the_device_is_an_argument_of_its_own(desk: Desk) -> None:
+async def test_the_role_is_given_once_and_the_device_is_a_separate_argument(desk: Desk) -> None:
     desk.tell(None, "no_role")
     desk.tell(None, "backup_folder")
     assert await given(desk, Role("/dev/disk/by-id/x", force=True)) == (
@@ -109,14 +109,14 @@ async def test_the_role_is_given_once_and_the_device_is_an_argument_of_its_own(d
 
 
 @pytest.mark.parametrize("device", ["-f", "/dev/../etc/passwd", "/dev/sdb\n", "/dev/sdb true", "a" * 300])
-async def test_what_is_no_device_is_never_sent(desk: Desk, device: str) -> None:
+async def test_an_invalid_device_is_never_sent(desk: Desk, device: str) -> None:
     desk.tell(None, "no_role")
     with pytest.raises(EnrolmentError, match="is no device"):
         await given(desk, Role(device))
     assert given_calls(desk) == []
 
 
-async def test_a_refusal_is_told_at_once_with_what_the_node_said(desk: Desk) -> None:
+async def test_a_refusal_is_reported_at_once_with_what_the_node_said(desk: Desk) -> None:
     desk.tell(None, "no_role")
     desk.tell(None, "backup_folder")
     desk.configure(a0cli={"call_timeout": "600s"})
@@ -127,7 +127,7 @@ async def test_a_refusal_is_told_at_once_with_what_the_node_said(desk: Desk) -> 
     assert "no backup folder is on the node" in told.value.hint()
 
 
-async def test_a_wording_of_a_refusal_can_be_taught(desk: Desk) -> None:
+async def test_the_wording_of_a_refusal_can_be_taught(desk: Desk) -> None:
     desk.tell(None, "no_role")
     desk.tell("set-as-backup", "refuse", message="Das geht nicht\n")
     desk.configure(a0cli={"call_timeout": "600s", "replies": {"refused": ["Das geht nicht"]}})
@@ -144,7 +144,7 @@ async def test_a_wording_of_a_refusal_can_be_taught(desk: Desk) -> None:
         {"fault": "refuse", "message": "OK", "exit": 0, "stream": "stdout"},
     ],
 )
-async def test_an_unclear_reply_is_judged_by_its_effect_and_never_sent_again(desk: Desk, fault: dict) -> None:
+async def test_a_call_with_an_unclear_reply_is_judged_by_its_effect_and_never_repeated(desk: Desk, fault: dict) -> None:
     desk.tell(None, "no_role")
     settings = dict(fault)
     desk.tell("set-as-backup", settings.pop("fault"), **settings)
@@ -156,28 +156,28 @@ async def test_an_unclear_reply_is_judged_by_its_effect_and_never_sent_again(des
     assert len(given_calls(desk)) == 1
 
 
-async def test_a_node_that_is_away_for_a_moment_after_the_call_is_waited_for(desk: Desk) -> None:
+async def test_a_node_that_is_briefly_unreachable_after_the_call_is_waited_for(desk: Desk) -> None:
     desk.tell(None, "no_role")
     desk.tell("set-as-backup", "exit", code=3)
     desk.tell("update-commands", "lost_reply", skip=1, times=3)
     assert (await given(desk)).startswith("it offers `backup` now")
 
 
-async def test_a_node_that_stays_away_is_told_as_such(desk: Desk) -> None:
+async def test_a_node_that_stays_unreachable_is_reported_as_such(desk: Desk) -> None:
     desk.tell(None, "no_role")
     desk.tell("update-commands", "lost_reply", skip=1)
     with pytest.raises(EnrolmentError, match="it cannot be asked"):
         await given(desk)
 
 
-async def test_a_node_that_refuses_this_key_afterwards_is_told_at_once(desk: Desk) -> None:
+async def test_a_node_that_refuses_the_key_afterwards_is_reported_at_once(desk: Desk) -> None:
     desk.tell(None, "no_role")
     desk.tell("update-commands", "refuse", skip=1)
     with pytest.raises(RefusedError):
         await given(desk)
 
 
-async def test_an_a0cli_that_is_gone_is_told_as_such(desk: Desk) -> None:
+async def test_a_missing_a0cli_is_reported_as_such(desk: Desk) -> None:
     desk.tell(None, "no_role")
     client = desk.room / "a0cli"
     client.symlink_to(desk.simulated.a0cli)
@@ -189,7 +189,7 @@ async def test_an_a0cli_that_is_gone_is_told_as_such(desk: Desk) -> None:
             await give_role(session, ROLE, confirmed=seen)
 
 
-def test_nothing_of_what_a_node_says_is_markup_in_the_plan(desk: Desk) -> None:
+def test_text_from_a_node_is_never_markup_in_the_plan(desk: Desk) -> None:
     from a0backup.a0cli.status import Found
     from a0backup.nodes.enrolment import Told
 
@@ -217,7 +217,7 @@ async def shared(source: Source) -> str | None:
     return None if source.sealed_to else PASSWORD
 
 
-async def test_a_shared_password_opens_the_stored_artifact_once_more(tmp_path: Path) -> None:
+async def test_the_proof_opens_the_stored_artifact_again_with_the_shared_password(tmp_path: Path) -> None:
     fleet = prepared(tmp_path, {"env": "X"})
     manifest = store(fleet.vault, PASSWORD)
     done = await prove(fleet, manifest.id, shared)
@@ -237,7 +237,7 @@ async def test_a_sealed_artifact_that_nobody_has_opened_is_not_proven(tmp_path: 
     assert f"a0backup drill {manifest.id}" in told.value.hint()
 
 
-async def test_an_artifact_that_is_gone_is_not_proven(tmp_path: Path) -> None:
+async def test_a_missing_artifact_is_not_proven(tmp_path: Path) -> None:
     fleet = prepared(tmp_path, {"env": "X"})
     with pytest.raises(EnrolmentError, match="is not in the vault any more"):
         await prove(fleet, "a0-1/20261123T020000Z-backup", shared)

@@ -1,4 +1,4 @@
-"""What is sealed to a recovery key is opened by its private half alone, in this code as in openssl."""
+"""Only the private half of a recovery key opens what is sealed to it, here as in openssl."""
 
 import base64
 import hashlib
@@ -32,7 +32,7 @@ def openssl(*arguments: object, stdin: bytes = b"") -> bytes:
 
 @pytest.fixture(scope="session")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with keys of several sorts."""
+    """A folder with various keys."""
     room = tmp_path_factory.mktemp("keys")
     recovery_keys.make_pair(room / "recovery.key.pem", room / "recovery.pub.pem", PASSPHRASE)
     other = rsa.generate_private_key(65537, 3072)
@@ -87,7 +87,7 @@ def test_the_private_half_opens_what_the_public_half_sealed(public, private) -> 
     assert private.unseal(sealed.box) == "Passw0rd"
 
 
-def test_openssl_opens_what_was_sealed(room: Path, public, tmp_path: Path) -> None:
+def test_openssl_opens_a_sealed_password(room: Path, public, tmp_path: Path) -> None:
     password = random_password()
     (tmp_path / "passphrase").write_text(PASSPHRASE)
     options = ["rsa_padding_mode:oaep", "rsa_oaep_md:sha256", "rsa_mgf1_md:sha256"]
@@ -99,7 +99,7 @@ def test_openssl_opens_what_was_sealed(room: Path, public, tmp_path: Path) -> No
     assert opened.decode() == password
 
 
-def test_the_fingerprint_is_what_openssl_and_sha256sum_show(room: Path, public) -> None:
+def test_the_fingerprint_matches_that_of_openssl_and_sha256sum(room: Path, public) -> None:
     der = openssl("pkey", "-pubin", "-in", room / "recovery.pub.pem", "-outform", "DER")
     assert public.fingerprint == hashlib.sha256(der).hexdigest()
 
@@ -137,21 +137,21 @@ def test_a_public_key_is_read(room: Path, name: str) -> None:
         ("small.pub.pem", "2048 bits, and 3072"),
     ],
 )
-def test_what_is_no_good_public_key_is_refused_with_its_remedy(room: Path, name: str, reason: str) -> None:
+def test_an_unusable_public_key_is_refused_with_a_remedy(room: Path, name: str, reason: str) -> None:
     with pytest.raises(RecoveryKeyError, match=reason) as caught:
         recovery_keys.load_public(room / name)
     assert caught.value.where == str(room / name)
     assert caught.value.hint()
 
 
-def test_a_private_key_on_this_machine_is_told_to_be_taken_off_it(room: Path) -> None:
+def test_a_private_key_on_this_machine_is_refused_with_the_hint_to_remove_it(room: Path) -> None:
     with pytest.raises(RecoveryKeyError) as caught:
         recovery_keys.load_public(room / "recovery.key.pem")
     assert "TAKE IT OFF THIS MACHINE" in caught.value.hint()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     path.touch(0o000)
     with pytest.raises(RecoveryKeyError, match="Permission denied"):
@@ -164,7 +164,7 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
         recovery_keys.load_public(tmp_path / "pipe")
 
 
-def test_the_same_key_twice_is_one(room: Path) -> None:
+def test_the_same_key_given_twice_counts_once(room: Path) -> None:
     names = ["other.pub.pem", "recovery.pub.pem", "pkcs1.pub.pem"]
     keys = recovery_keys.load_all(room / name for name in names)
     assert [key.fingerprint for key in keys] == [
@@ -214,7 +214,7 @@ def test_a_private_key_is_read(room: Path, name: str, passphrase: str | None) ->
         ("curve.key.pem", None, "not an RSA key"),
     ],
 )
-def test_what_is_no_good_private_key_is_refused_with_its_remedy(
+def test_an_unusable_private_key_is_refused_with_a_remedy(
     room: Path, name: str, passphrase: str | None, reason: str
 ) -> None:
     with pytest.raises(RecoveryKeyError, match=reason) as caught:
@@ -223,20 +223,20 @@ def test_what_is_no_good_private_key_is_refused_with_its_remedy(
     assert "wrong" not in "".join(traceback.format_exception(caught.value)).replace("a wrong", "")
 
 
-def test_a_cut_private_key_is_refused(room: Path, tmp_path: Path) -> None:
+def test_a_truncated_private_key_is_refused(room: Path, tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes((room / "other.key.pem").read_bytes()[:1000])
     with pytest.raises(RecoveryKeyError, match="cannot be read as a private key"):
         recovery_keys.load_private(tmp_path / "cut", None)
 
 
-def test_no_secret_shows_in_a_repr(private) -> None:
+def test_no_repr_shows_a_secret(private) -> None:
     assert "RSAPrivateKey" not in repr(private)
 
 
 # -- candidates --------------------------------------------------------------------------------------------------------
 
 
-def test_every_password_that_the_key_opens_is_a_candidate_once_and_in_order(room: Path, public, private) -> None:
+def test_each_password_that_the_key_opens_is_a_candidate_once_and_in_order(room: Path, public, private) -> None:
     other = recovery_keys.load_public(room / "other.pub.pem")
     sealed = [key.seal(password) for password in ("second", "first", "second") for key in (other, public)]
     assert candidates(sealed, private) == ["second", "first"]
@@ -249,13 +249,13 @@ def test_a_damaged_box_does_not_hide_the_others(public, private) -> None:
         candidates(sealed[:1], private)
 
 
-def test_where_another_key_is_needed_it_is_named(room: Path, private) -> None:
+def test_a_different_key_that_is_needed_is_named(room: Path, private) -> None:
     other = recovery_keys.load_public(room / "other.pub.pem")
     with pytest.raises(RecoveryKeyError, match=other.fingerprint):
         candidates([other.seal("x")], private)
 
 
-def test_a_hostile_fingerprint_is_not_printed_as_it_is(private) -> None:
+def test_a_hostile_fingerprint_is_escaped(private) -> None:
     sealed = [SealedPassword(recovery_key=f"\x1b[2J{number}", box="") for number in range(1000)]
     with pytest.raises(RecoveryKeyError) as caught:
         candidates(sealed, private)
@@ -263,10 +263,10 @@ def test_a_hostile_fingerprint_is_not_printed_as_it_is(private) -> None:
     assert len(str(caught.value)) < 8000
 
 
-# -- making a pair -----------------------------------------------------------------------------------------------------
+# -- a new pair --------------------------------------------------------------------------------------------------------
 
 
-def test_a_pair_has_4096_bits_and_openssl_opens_its_private_part(room: Path, tmp_path: Path) -> None:
+def test_a_pair_has_4096_bits_and_openssl_opens_its_private_half(room: Path, tmp_path: Path) -> None:
     (tmp_path / "passphrase").write_text(PASSPHRASE)
     shown = openssl(
         *("pkey", "-in", room / "recovery.key.pem", "-passin", f"file:{tmp_path / 'passphrase'}", "-noout", "-text")
@@ -282,7 +282,7 @@ def test_the_passphrase_is_stretched_600_000_times(room: Path) -> None:
         assert word in parsed
 
 
-def test_a_new_pair_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_a_new_pair_whatever_the_umask(tmp_path: Path) -> None:
     former = os.umask(0)
     try:
         recovery_keys.make_pair(tmp_path / "key", tmp_path / "pub", PASSPHRASE)
@@ -305,7 +305,7 @@ def test_a_pair_overwrites_nothing_and_leaves_no_half(tmp_path: Path, there: str
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(there, "mine")]
 
 
-# -- its passphrase ----------------------------------------------------------------------------------------------------
+# -- the passphrase ----------------------------------------------------------------------------------------------------
 
 
 def test_the_passphrase_is_the_first_line_of_its_file_as_with_openssl(tmp_path: Path) -> None:

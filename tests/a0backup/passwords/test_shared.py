@@ -1,4 +1,4 @@
-"""The password comes from one of three places, is one that a0cli can take, and is never quoted."""
+"""The password comes from one of three sources, is accepted by a0cli, and is never quoted."""
 
 import os
 import subprocess
@@ -53,7 +53,7 @@ async def test_a_password_comes_from_the_environment(monkeypatch: pytest.MonkeyP
     assert describe(source) == "environment variable A0_BACKUP_PASSWORD"
 
 
-async def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unset_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("A0_BACKUP_PASSWORD", raising=False)
     assert "environment variable A0_BACKUP_PASSWORD: it is not set" in str(
         await refused(Source(env="A0_BACKUP_PASSWORD"))
@@ -69,7 +69,7 @@ async def test_a_password_comes_from_a_secret_block() -> None:
     assert describe(source) == "Secret block a0-backup-password"
 
 
-async def test_what_the_engine_says_of_a_block_is_not_repeated() -> None:
+async def test_the_engines_error_about_a_block_is_not_repeated() -> None:
     async def block(name: str) -> str:
         raise ValueError(f"cannot decode {SECRET}")
 
@@ -89,14 +89,14 @@ async def test_what_the_engine_says_of_a_block_is_not_repeated() -> None:
         (b"x" * 4096 + b"\n", "x" * 4096),
     ],
 )
-async def test_a_file_is_taken_but_for_one_newline_at_its_end(tmp_path: Path, octets: bytes, password: str) -> None:
+async def test_a_file_is_read_without_one_trailing_newline(tmp_path: Path, octets: bytes, password: str) -> None:
     source = written(tmp_path / "password", octets)
     assert await load(source, block=no_block) == password
     assert describe(source) == f"file {tmp_path}/password"
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o610, 0o777])
-async def test_a_file_that_others_may_open_is_refused(tmp_path: Path, mode: int) -> None:
+async def test_a_file_accessible_to_others_is_refused(tmp_path: Path, mode: int) -> None:
     error = await refused(written(tmp_path / "password", SECRET.encode(), mode))
     assert error.hint() == f"chmod 600 {tmp_path}/password"
     assert f"{mode:04o}" in str(error)
@@ -128,7 +128,7 @@ async def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
         (b"S3c\xffret", "not UTF-8"),
     ],
 )
-async def test_what_a0cli_could_not_take_is_refused_from_everywhere(
+async def test_a_password_that_a0cli_cannot_take_is_refused_from_every_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, octets: bytes, reason: str
 ) -> None:
     text = octets.removesuffix(b"\n").decode(errors="surrogateescape")
@@ -146,7 +146,7 @@ async def test_what_a0cli_could_not_take_is_refused_from_everywhere(
         assert "yyyy" not in shown
 
 
-async def test_a_block_that_holds_no_text_is_refused() -> None:
+async def test_a_block_without_text_is_refused() -> None:
     async def block(name: str) -> str:
         return {"password": SECRET}  # type: ignore[return-value]
 
@@ -155,12 +155,12 @@ async def test_a_block_that_holds_no_text_is_refused() -> None:
     assert SECRET not in str(caught.value)
 
 
-async def test_no_source_at_all_is_an_error() -> None:
+async def test_a_missing_source_is_an_error() -> None:
     with pytest.raises(PasswordError, match="names no source"):
         await load(Source(), block=no_block)
 
 
-def test_a_random_password_has_256_bits_in_letters_and_digits_and_comes_once() -> None:
+def test_a_random_password_is_unique_and_has_256_bits_in_letters_and_digits() -> None:
     made = {random_password() for _ in range(200)}
     assert len(made) == 200
     assert all(len(password) == 43 and password.isascii() and password.isalnum() for password in made)
@@ -183,7 +183,7 @@ async def quoting(name: str) -> str:
     raise ValueError(f"the block {name} holds {SECRET!r}, which is no JSON")
 
 
-async def test_no_error_of_a_password_carries_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_password_error_contains_the_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "password"
     file.write_bytes(SECRET.encode() + b"\xff\n")
     file.chmod(0o600)
@@ -210,7 +210,9 @@ async def _never(name: str) -> str:
         b"Passw0rd-of-a-Windows-editor\r\n",
     ],
 )
-async def test_the_openssl_line_of_the_docs_opens_what_the_password_file_made(tmp_path: Path, written: bytes) -> None:
+async def test_the_openssl_line_in_the_docs_decrypts_with_the_password_from_the_file(
+    tmp_path: Path, written: bytes
+) -> None:
     file = tmp_path / "password"
     file.write_bytes(written)
     file.chmod(0o600)
@@ -218,12 +220,12 @@ async def test_the_openssl_line_of_the_docs_opens_what_the_password_file_made(tm
         source = SimpleNamespace(secret_block=None, env=None, file=file, sealed_to=None)
         given = await password.load(source, block=_never)
     except PasswordError:
-        return  # refused at the start, before anything is encrypted with it: well
+        return  # fine: refused before anything is encrypted with it
     assert given is not None
     artifact = tmp_path / "artifact"
-    artifact.write_bytes(decryptor(given).update(b"what the node made"))  # CTR: both ways the same
-    # docs/restore.md, step 3b: one line is read from the terminal, where nobody types a CR; step 4: `-pass file:`, of
-    # which openssl takes the first line, also where it is the operator's very own file.
+    artifact.write_bytes(decryptor(given).update(b"what the node made"))  # CTR: encryption and decryption are the same
+    # docs/restore.md, step 3b: one line is read from the terminal, where nobody types a CR. Step 4: `-pass file:`. Of
+    # that file openssl takes the first line, even where it is the operator's own file.
     typed = written.partition(b"\n")[0].rstrip(b"\r").decode()
     wrote = f"IFS= read -r PASSWORD <<< '{typed}' && printf '%s\\n' \"$PASSWORD\" > {tmp_path}/password-1"
     line = f"{wrote}; openssl enc -d -aes-256-ctr -md md5 -nosalt -in {artifact} -pass file:{tmp_path}/password-1"

@@ -1,4 +1,4 @@
-"""The board says of every node where it is, for how long, and how much of its backup has come."""
+"""The board shows each node's step, its duration, and how much of the backup has been retrieved."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ ARTIFACT = "backup-retrieve.tar.gz.enc"
 
 
 class Clock:
-    """A clock that a test puts forward."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -40,7 +40,7 @@ def outcome(node: str, ending: Ending = Ending.STORED, **more: object) -> Ended:
     return Ended(Outcome(node, **{"kind": "backup", "ending": ending, "seconds": 61.0, **more}))  # type: ignore[arg-type]
 
 
-def test_a_node_is_at_its_last_step_for_as_long_as_it_has_been_there(board: Board, clock: Clock) -> None:
+def test_a_node_is_shown_at_its_last_step_with_the_time_since_that_step_began(board: Board, clock: Clock) -> None:
     board.hear(Step("a0-1", "", "ping"))
     clock.now += 2
     board.hear(Step("a0-1", "backup", "start"))
@@ -51,7 +51,7 @@ def test_a_node_is_at_its_last_step_for_as_long_as_it_has_been_there(board: Boar
     assert row(board, "a0-1").says == "the node replied 'Backup in progress'"
 
 
-def test_an_await_is_one_wait_however_often_the_node_is_asked(board: Board, clock: Clock) -> None:
+def test_an_await_is_one_wait_however_often_the_node_is_polled(board: Board, clock: Clock) -> None:
     for _ in range(5):
         board.hear(Step("a0-1", "backup", "await"))
         clock.now += 60
@@ -60,7 +60,7 @@ def test_an_await_is_one_wait_however_often_the_node_is_asked(board: Board, cloc
     assert (row(board, "a0-1").who, row(board, "a0-1").seconds) == ("a0-1 backup-sensitive", 0)
 
 
-def test_the_nodes_that_it_is_for_are_shown_in_their_order_before_anything_is_heard_of_them(board: Board) -> None:
+def test_listed_nodes_are_shown_in_order_even_before_their_first_step(board: Board) -> None:
     board.hear(Step("a0-2", "", "ping"))
     board.hear(Step("a0-3", "", "ping"))
     assert [(each.node, each.step, each.duration) for each in board.rows()] == [
@@ -69,7 +69,7 @@ def test_the_nodes_that_it_is_for_are_shown_in_their_order_before_anything_is_he
     ]
 
 
-def test_without_a_list_of_nodes_whoever_is_heard_of_is_shown() -> None:
+def test_every_reporting_node_is_shown_if_no_nodes_are_listed() -> None:
     board = Board()
     with watched_by(board.hear):
         tell(Step("a0-3", "", "ping"))
@@ -78,7 +78,7 @@ def test_without_a_list_of_nodes_whoever_is_heard_of_is_shown() -> None:
     assert [each.node for each in board.rows()] == ["a0-3"]
 
 
-def test_the_bytes_that_have_come_are_the_size_of_the_growing_file(board: Board, tmp_path: Path) -> None:
+def test_the_retrieved_bytes_are_the_size_of_the_growing_file(board: Board, tmp_path: Path) -> None:
     board.hear(Step("a0-1", "backup", "retrieve", watch=tmp_path, size=7_000_000))
     assert row(board, "a0-1").bytes == ""
     (tmp_path / ARTIFACT).write_bytes(bytes(1_500_000))
@@ -87,7 +87,7 @@ def test_the_bytes_that_have_come_are_the_size_of_the_growing_file(board: Board,
     assert row(board, "a0-1").bytes == "2.5 MB of about 7.0 MB"
 
 
-def test_what_has_come_stays_when_the_file_is_moved_and_begins_anew_with_another_retrieval(
+def test_the_retrieved_bytes_remain_when_the_file_is_moved_and_restart_with_another_retrieval(
     board: Board, tmp_path: Path
 ) -> None:
     board.hear(Step("a0-1", "backup", "retrieve", watch=tmp_path))
@@ -104,12 +104,12 @@ def test_what_has_come_stays_when_the_file_is_moved_and_begins_anew_with_another
     assert row(board, "a0-1").bytes == ""
 
 
-def test_a_directory_that_is_gone_is_no_error(board: Board, tmp_path: Path) -> None:
+def test_a_missing_directory_is_not_an_error(board: Board, tmp_path: Path) -> None:
     board.hear(Step("a0-1", "backup", "retrieve", watch=tmp_path / "gone"))
     assert row(board, "a0-1").bytes == ""
 
 
-def test_a_node_that_has_ended_says_how_and_why(board: Board) -> None:
+def test_an_ended_node_shows_its_outcome_and_the_reason(board: Board) -> None:
     reason = "the node does not answer"
     board.hear(outcome("a0-1", size=734_003_200))
     board.hear(outcome("a0-2", Ending.UNREACHABLE, step="ping", reason=reason))
@@ -126,7 +126,7 @@ def test_a_node_that_has_ended_says_how_and_why(board: Board) -> None:
     ]
 
 
-def test_a_node_with_two_kinds_is_one_row_that_tells_of_the_one_that_failed(board: Board) -> None:
+def test_a_node_with_two_kinds_is_one_row_that_shows_the_failed_kind(board: Board) -> None:
     board.hear(outcome("a0-1", size=1000))
     board.hear(outcome("a0-1", Ending.FAILED, kind="backup-sensitive", step="verify", reason="md5 mismatch"))
     assert (row(board, "a0-1").step, row(board, "a0-1").says) == ("failed (verify)", "md5 mismatch")
@@ -134,7 +134,7 @@ def test_a_node_with_two_kinds_is_one_row_that_tells_of_the_one_that_failed(boar
     assert percent_ended(board.rows()) == 50
 
 
-def test_how_far_a_failed_retrieval_came_is_still_said(board: Board, tmp_path: Path) -> None:
+def test_the_retrieved_bytes_of_a_failed_retrieval_are_still_shown(board: Board, tmp_path: Path) -> None:
     board.hear(Step("a0-1", "backup", "retrieve", watch=tmp_path, size=7_000_000))
     (tmp_path / ARTIFACT).write_bytes(bytes(1_500_000))
     board.rows()
@@ -142,7 +142,7 @@ def test_how_far_a_failed_retrieval_came_is_still_said(board: Board, tmp_path: P
     assert row(board, "a0-1").bytes == "1.5 MB"
 
 
-def test_three_nodes_make_thirds() -> None:
+def test_each_of_three_nodes_counts_as_a_third() -> None:
     board = Board(["a", "b", "c"])
     assert percent_ended(board.rows()) == 0
     board.hear(outcome("b"))
@@ -150,6 +150,6 @@ def test_three_nodes_make_thirds() -> None:
     assert percent_ended([]) == 100
 
 
-def test_what_a_node_says_is_only_text_in_the_table(board: Board) -> None:
+def test_the_words_of_a_node_are_plain_text_in_the_table(board: Board) -> None:
     board.hear(Step("a0-1", "backup", "start", "![x](https://evil.example/x.png)"))
     assert table(board.rows())[0]["note"] == r"\!\[x\](https\://evil.example/x.png)"

@@ -1,4 +1,4 @@
-"""A report says of every node what became of it, and shows hostile text as nothing but text."""
+"""A report states the outcome of every node, and shows hostile text as plain text."""
 
 import json
 import unicodedata
@@ -138,7 +138,7 @@ def rendered(page: str) -> list[Token]:
     return flat(MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(page))
 
 
-def test_the_headline_counts_what_is_stored_and_what_failed() -> None:
+def test_the_headline_counts_the_stored_and_the_failed_node_backups() -> None:
     many = [GOOD] * 17 + [MISMATCH] * 2 + [AWAY]
     assert lines(many)[0] == "20 node backups: 17 stored, 3 failed (1 unreachable)"
     assert lines([GOOD])[0] == "1 node backup: 1 stored"
@@ -152,11 +152,11 @@ def test_the_headline_counts_what_is_stored_and_what_failed() -> None:
     ("outcomes", "code"),
     [([GOOD], 0), ([GOOD, GOOD], 0), ([], 1), ([MISMATCH], 1), ([KEPT], 1), ([GOOD, KEPT], 3), ([GOOD, AWAY], 3)],
 )
-def test_the_exit_code_says_whether_all_some_or_none_ended_well(outcomes: list[Outcome], code: int) -> None:
+def test_the_exit_code_shows_whether_all_some_or_none_succeeded(outcomes: list[Outcome], code: int) -> None:
     assert exit_code(outcomes) == code
 
 
-def test_the_summary_has_one_line_for_each_that_did_not_end_well() -> None:
+def test_the_summary_has_one_line_for_each_failure() -> None:
     assert summary(MIXED) == [
         "a0-2 (verify): md5 mismatch: the node says aa, the retrieved bytes have bb",
         "a0-3 (check): ping: connection refused",
@@ -165,7 +165,7 @@ def test_the_summary_has_one_line_for_each_that_did_not_end_well() -> None:
     assert summary([Outcome("a", "backup", Ending.FAILED, 0)]) == ["a: failed"]
 
 
-def test_the_page_reads_well() -> None:
+def test_the_page_is_readable() -> None:
     assert markdown(MIXED, fleet="/etc/fleet.yaml") == (
         f"""\
 **4 node backups: 1 stored, 3 failed (1 unreachable, 1 stored but not deleted on the node)**, fleet /etc/fleet.yaml
@@ -195,7 +195,7 @@ Artifacts in the vault:
     )
 
 
-def test_the_terminal_lines_read_well_and_keep_ids_whole() -> None:
+def test_the_terminal_lines_are_readable_and_keep_ids_whole() -> None:
     assert lines(MIXED)[1:] == [
         f"a0-1                   stored  734.0 MB  {MD5}  contents: 12 members, 2.9 GB unpacked  2 min 05 s  "
         "a0-1/20261123T020000Z-backup",
@@ -243,14 +243,14 @@ def test_rows_and_json_have_the_same_keys_for_every_outcome() -> None:
     ]
 
 
-def test_the_warnings_of_a_run_are_in_every_form_of_its_report() -> None:
+def test_the_warnings_of_a_run_are_in_every_format_of_its_report() -> None:
     assert lines([GOOD], [HALF])[-1] == "warning: one | half"
     assert "still there\n\n**warning**: one \\| half\n\n- **a0-4" in markdown(MIXED, fleet="f", warnings=[HALF])
     assert [row["warnings"] for row in to_json(MIXED, [HALF])] == [["one | half"]] * 4
     assert "warning" not in markdown(MIXED, fleet="f") + "".join(lines(MIXED))
 
 
-def test_what_is_said_of_several_nodes_is_said_once() -> None:
+def test_a_warning_about_several_nodes_is_shown_once() -> None:
     said = [
         RunWarning("the fleet: it is odd"),
         *(RunWarning(text, node) for text, node in (("one half", "a0-1"), ("one half", "a0-3"), ("odd", "a0-1"))),
@@ -276,11 +276,11 @@ def test_what_is_said_of_several_nodes_is_said_once() -> None:
         "",
     ],
 )
-def test_usual_text_stands_in_a_table_artifact_without_any_markup(text: str) -> None:
+def test_ordinary_text_needs_no_escapes_in_a_table_artifact(text: str) -> None:
     assert cell(text) == text
 
 
-def test_what_the_manifest_says_of_the_contents_is_in_the_outcome() -> None:
+def test_the_outcome_includes_what_the_manifest_states_about_the_contents() -> None:
     place = "a0-1/20261123T020000Z-backup"
     written = {
         "schema": 1,
@@ -327,7 +327,7 @@ def ended(kind: str, ending: Ending, node: str = "a0-1") -> Outcome:
         (Ending.FAILED, Ending.STORED, "stored its backup-sensitive without its backup"),
     ],
 )
-def test_one_half_alone_is_warned_of_after_a_run(main: Ending, sensitive: Ending, warning: str) -> None:
+def test_a_run_that_stored_only_one_half_gets_a_warning(main: Ending, sensitive: Ending, warning: str) -> None:
     outcomes = [
         ended("backup", main),
         ended("backup-sensitive", sensitive),
@@ -346,7 +346,7 @@ def test_one_half_alone_is_warned_of_after_a_run(main: Ending, sensitive: Ending
         (["user-export", "backup-sensitive"], "backup-sensitive is made without backup, "),
     ],
 )
-def test_a_half_that_nobody_asks_for_is_warned_of_also_before_a_run(kinds: list[str], made: str) -> None:
+def test_a_half_missing_from_the_kinds_gets_a_warning_before_and_after_a_run(kinds: list[str], made: str) -> None:
     for outcomes in (None, [ended(kinds[-1], Ending.STORED)], [ended(kinds[-1], Ending.FAILED)]):
         said = halves("a0-1", kinds, splits=True, outcomes=outcomes)
         assert said.startswith(made)
@@ -355,16 +355,16 @@ def test_a_half_that_nobody_asks_for_is_warned_of_also_before_a_run(kinds: list[
 
 
 @pytest.mark.parametrize("kinds", [BOTH, ["user-export"], [*BOTH, "user-export"]])
-def test_nothing_is_warned_of_where_both_halves_are_asked_for_or_none_is(kinds: list[str]) -> None:
+def test_there_is_no_warning_if_the_kinds_include_both_halves_or_neither(kinds: list[str]) -> None:
     assert halves("a0-1", kinds, splits=True) == ""
 
 
-def test_the_order_given_is_kept() -> None:
+def test_the_given_order_is_kept() -> None:
     assert [row["node"] for row in rows([AWAY, GOOD, KEPT])] == ["a0-3", "a0-1", "a0-4"]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_is_only_ever_text(text: str) -> None:
+def test_hostile_text_stays_plain_text(text: str) -> None:
     only_text(text)
 
 
@@ -372,7 +372,7 @@ def test_hostile_text_is_only_ever_text(text: str) -> None:
 @given(st.text(max_size=80) | st.text(alphabet="|`<>[]()!*_~#-+=.:/\\&;@$ \n\t1wh", max_size=80))
 @example("a" * 30 + "\\")
 @example("*" * 50)
-def test_any_text_is_only_ever_text(text: str) -> None:
+def test_any_text_stays_plain_text(text: str) -> None:
     only_text(text)
 
 
@@ -416,19 +416,19 @@ def only_text(text: str) -> None:
 @given(st.text(max_size=60))
 @example("&lt;b&gt; &amp;amp; &copy; &#64;")
 @example("\\| \\` a\\")
-def test_escaped_text_is_shown_as_it_is(text: str) -> None:
+def test_escaped_text_is_shown_unchanged(text: str) -> None:
     shown = "".join(token.content for token in rendered(f"x {escaped(text)} y") if token.type.startswith("text"))
     assert shown.split() == ["x", *plain(text).split(), "y"]
 
 
-def test_bare_addresses_become_no_links() -> None:
+def test_bare_addresses_do_not_become_links() -> None:
     text = escaped("https://evil.example www.evil.example WWW.evil.example a@evil.example")
     assert text.count("://") == text.count("\\://") == 1
     assert text.lower().count("www\\.") == 2
     assert text.count("@") == text.count("\\@") == 1
 
 
-def test_plain_text_is_one_line_and_cut_short() -> None:
+def test_plain_text_is_one_short_line() -> None:
     assert plain(" a\n\tb \r\n c\x1b[0m ") == "a b c[0m"
     assert plain("x" * 10_000) == "x" * 499 + "…"
 
@@ -447,7 +447,7 @@ def test_plain_text_is_one_line_and_cut_short() -> None:
         (10**19, "10000.0 PB"),
     ],
 )
-def test_sizes_are_written_for_people(size: int, text: str) -> None:
+def test_sizes_are_formatted_for_people(size: int, text: str) -> None:
     assert human_size(size) == text
 
 
@@ -468,7 +468,7 @@ def test_sizes_are_written_for_people(size: int, text: str) -> None:
         (200_000, "55 h 33 min"),
     ],
 )
-def test_durations_are_written_for_people(seconds: float, text: str) -> None:
+def test_durations_are_formatted_for_people(seconds: float, text: str) -> None:
     assert human_seconds(seconds) == text
 
 
@@ -485,7 +485,7 @@ UNKNOWN = Finding(
 GONE = Finding("a0-3", False, False, "", "fail", (Problem("ping: connection refused"),))
 
 
-def test_a_check_is_reported_with_the_line_that_teaches_a_wording() -> None:
+def test_a_check_report_includes_the_line_that_teaches_a_wording() -> None:
     assert check_lines([WELL, UNKNOWN, GONE]) == [
         "3 nodes checked: 1 well, 2 not (1 unreachable)",
         "a0-1  well  nothing there  start a backup",
@@ -506,12 +506,12 @@ def test_a_check_is_reported_with_the_line_that_teaches_a_wording() -> None:
     assert check_json([UNKNOWN])[0]["teach"] == 'a0cli: {replies: {absent: ["Nix da"]}}'
 
 
-def test_the_hint_of_a_problem_stands_below_it() -> None:
+def test_the_hint_follows_its_problem() -> None:
     page = check_markdown([replace(GONE, problems=(Problem("ping: connection refused", "check the port"),))], fleet="f")
     assert page.endswith("\n\n**a0-3**: ping: connection refused\n\nHINT: check the port\n")
 
 
-def test_a_warning_leaves_a_node_well_and_is_shown_below_it() -> None:
+def test_a_node_with_a_warning_is_still_well_and_the_warning_is_shown() -> None:
     warned = replace(WELL, warnings=("one | half",))
     assert check_lines([warned], [RunWarning("the same password")], ["sealed to k.pem"]) == [
         "1 node checked: 1 well",

@@ -1,8 +1,8 @@
-"""The formats of the files in a vault: what was written as schema 1 is read, and a later schema is refused.
+"""The file formats in a vault: files of schema 1 are readable, and a later schema is refused.
 
-formats/ holds one small file of each format, left by a run that was killed after its deletion: a manifest beside its
+formats/ holds one small file of each format, left by a run that was killed after its deletion: a manifest next to its
 artifact, a journal, a sealed password and the mark of the deletion. A change that makes one of them unreadable needs a
-new schema. The passphrase of formats/recovery.key.pem is below; the key was made for these tests and has no other use.
+new schema. The passphrase of formats/recovery.key.pem is below. The key was made for these tests and has no other use.
 """
 
 import json
@@ -30,7 +30,7 @@ NODE = "a0-1"
 
 
 class Left:
-    """A copy of what was left, and a simulated node that holds nothing any more."""
+    """A copy of what that run left, and a simulated node without a backup."""
 
     def __init__(self, room: Path, simulated: SimulatedFleet) -> None:
         shutil.copytree(FORMATS / "vault", room / "vault")
@@ -58,7 +58,7 @@ def left(tmp_path: Path) -> Iterator[Left]:
         yield Left(tmp_path, simulated)
 
 
-def test_each_file_is_read(left: Left) -> None:
+def test_each_file_is_readable(left: Left) -> None:
     [manifest] = left.vault.manifests(NODE)
     left.vault.reread(manifest)
     journal = left.journal.read()
@@ -70,7 +70,7 @@ def test_each_file_is_read(left: Left) -> None:
     assert left.mark.is_there()
 
 
-def test_each_file_is_written_today_as_it_was_then(left: Left) -> None:
+def test_each_file_is_still_written_in_the_same_format(left: Left) -> None:
     [manifest] = left.vault.manifests(NODE)
     assert manifest.to_json() == json.loads((left.vault.root / manifest.id / "manifest.json").read_text())
     [password] = left.sealed.folder.iterdir()
@@ -84,14 +84,14 @@ def test_each_file_is_written_today_as_it_was_then(left: Left) -> None:
     assert {path: path.read_bytes() for path in then} == then
 
 
-def test_the_stored_artifact_opens(left: Left) -> None:
+def test_the_stored_artifact_can_be_opened(left: Left) -> None:
     key = recovery_keys.load_private(FORMATS / "recovery.key.pem", PASSPHRASE)
     [manifest] = left.vault.manifests(NODE)
     passwords = Secrets(key=key, password=None).passwords(manifest)
     assert drill(left.vault, manifest, passwords, left.fleet.contents).members == 5
 
 
-async def test_the_next_run_finishes_what_was_left(left: Left) -> None:
+async def test_the_next_run_finishes_the_work_of_the_killed_run(left: Left) -> None:
     before = left.vault.manifests(NODE)
     ended = await left.night()
     assert ended.outcome.well, ended.error
@@ -106,14 +106,14 @@ async def test_the_next_run_finishes_what_was_left(left: Left) -> None:
 
 @pytest.fixture
 def from_the_future(left: Left) -> Left:
-    """The same with schema 2 and keys that nobody knows yet."""
+    """Return the same files with schema 2 and unknown keys."""
     for path in [*left.folder.glob("*/manifest.json"), left.journal.path, *left.folder.glob("passwords/*.json")]:
         content = json.loads(path.read_text())
         path.write_text(json.dumps(content | {"schema": 2, "something": {"new": True}}))
     return left
 
 
-def test_a_later_manifest_is_named_as_such_and_not_as_damaged(from_the_future: Left) -> None:
+def test_a_manifest_of_a_later_schema_is_reported_as_such_and_not_as_damaged(from_the_future: Left) -> None:
     [entry] = from_the_future.vault.entries(NODE)
     assert not isinstance(entry, Manifest)
     assert entry.later
@@ -122,14 +122,14 @@ def test_a_later_manifest_is_named_as_such_and_not_as_damaged(from_the_future: L
     assert not is_damage(entry.error())
 
 
-def test_a_later_journal_or_sealed_password_is_named_as_such(from_the_future: Left) -> None:
+def test_a_journal_or_sealed_password_of_a_later_schema_is_reported_as_such(from_the_future: Left) -> None:
     with pytest.raises(ValueError, match="has schema 2, and this a0backup knows 1"):
         from_the_future.journal.read()
     assert from_the_future.sealed.unreadable() == []
     assert len(from_the_future.sealed.later()) == 1
 
 
-async def test_a_run_leaves_all_that_a_later_version_wrote(from_the_future: Left) -> None:
+async def test_a_run_preserves_all_files_of_a_later_version(from_the_future: Left) -> None:
     left = from_the_future
     files = [path for path in left.folder.rglob("*") if path.is_file() and path != left.journal.path]
     before = {path: path.read_bytes() for path in files if path != left.mark.path}
@@ -143,7 +143,7 @@ async def test_a_run_leaves_all_that_a_later_version_wrote(from_the_future: Left
     assert len(left.vault.manifests(NODE)) == 1
 
 
-def test_what_is_no_number_is_no_later_schema(from_the_future: Left) -> None:
+def test_an_invalid_schema_number_is_damage_and_not_a_later_schema(from_the_future: Left) -> None:
     [path] = from_the_future.folder.glob("*/manifest.json")
     for wrong in (0, -1, "2", None, True):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": wrong}))
@@ -152,7 +152,7 @@ def test_what_is_no_number_is_no_later_schema(from_the_future: Left) -> None:
         assert isinstance(entry.error(), ArtifactDamagedError)
 
 
-def test_a_journal_without_what_schema_1_demands_is_refused(left: Left) -> None:
+def test_a_journal_without_a_required_key_of_schema_1_is_refused(left: Left) -> None:
     content = json.loads(left.journal.path.read_text())
     del content["sealed"]
     left.journal.path.write_text(json.dumps(content))

@@ -1,4 +1,4 @@
-"""The journal is read back as it was written, and nothing else is taken for one."""
+"""A journal is read back as it was written, and nothing else is accepted as one."""
 
 import os
 from datetime import UTC, datetime
@@ -33,20 +33,20 @@ def test_a_journal_is_read_back_as_it_was_written(place: JournalFile) -> None:
     assert [entry.what for entry in noted.history] == ["found", "stored"]
 
 
-def test_each_kind_has_a_journal_of_its_own(place: JournalFile) -> None:
+def test_each_kind_has_its_own_journal(place: JournalFile) -> None:
     place.write(JOURNAL)
     assert JournalFile(place.path.parent, "backup-sensitive").read() is None
     assert [path.name for path in place.path.parent.iterdir()] == ["journal-backup.json"]
 
 
 @pytest.mark.parametrize("other", [{"node": "a0-2"}, {"kind": "backup-sensitive"}])
-def test_the_journal_of_another_node_or_kind_is_not_believed(place: JournalFile, other: dict[str, str]) -> None:
+def test_the_journal_of_another_node_or_kind_is_rejected(place: JournalFile, other: dict[str, str]) -> None:
     place.write(JOURNAL.model_copy(update=other))
     with pytest.raises(ValueError, match="is that of another node or kind"):
         place.read()
 
 
-def test_a_removed_journal_is_gone_and_removing_it_again_is_well(place: JournalFile) -> None:
+def test_a_removed_journal_is_gone_and_may_be_removed_again(place: JournalFile) -> None:
     place.write(JOURNAL)
     place.remove()
     place.remove()
@@ -69,14 +69,14 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
-def test_what_is_no_journal_is_never_read_as_one(place: JournalFile, content: bytes) -> None:
+def test_invalid_content_is_never_read_as_a_journal(place: JournalFile, content: bytes) -> None:
     place.path.write_bytes(content)
     with pytest.raises(ValueError, match=r"journal-backup\.json"):
         place.read()
 
 
 @pytest.mark.parametrize("what", ["directory", "pipe", "link"])
-def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(place: JournalFile, what: str) -> None:
+def test_a_file_that_is_not_regular_is_neither_followed_nor_waited_for(place: JournalFile, what: str) -> None:
     if what == "directory":
         place.path.mkdir()
     elif what == "pipe":

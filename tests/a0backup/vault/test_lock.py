@@ -1,5 +1,5 @@
 """The node's lock, with real processes: who holds it, who waits, and what a killed run leaves."""
-# Other processes make the conditions true, and nothing else runs in a test's loop.
+# Other processes make the awaited conditions true, and nothing else runs in a test's event loop.
 # ruff: noqa: ASYNC110, ASYNC220, ASYNC240
 
 import asyncio
@@ -24,7 +24,7 @@ from a0backup.vault.lock import Holder, end_orphans, is_held, node_lock, read_ho
 from tests.support.paths import REPOSITORY
 from tests.support.patience import patience, until
 
-# Holds the lock until its stdin ends; with a third argument, a child that works there inherits the lock.
+# Holds the lock until its stdin ends. With a third argument, a child in that directory inherits the lock.
 HOLD = """
 import asyncio, subprocess, sys
 from pathlib import Path
@@ -42,7 +42,7 @@ asyncio.run(hold(*sys.argv[1:]))
 
 
 class Run:
-    """A process that holds the lock, and the pid of the a0cli that it has started."""
+    """A process that holds the lock, and the pid of the a0cli that it started."""
 
     def __init__(self, process: "subprocess.Popen[str]", child: int) -> None:
         self.process, self.child = process, child
@@ -100,7 +100,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 async def taken(
     folder: Path, *, deadline: float = 20, patience: float = 0, heard: list[str] | None = None
 ) -> Holder | None:
-    """Take the lock as run-2, return who is written in it then, and free it."""
+    """Take the lock as run-2, return the holder in the lock file, and release the lock."""
     listen = heard.append if heard is not None else lambda holder: None
     async with node_lock(folder, node="a0-1", run="run-2", deadline=deadline, patience=patience, waiting=listen):
         return read_holder(folder / "lock")
@@ -117,12 +117,12 @@ async def test_a_free_lock_is_taken_at_once_and_names_its_holder(folder: Path) -
     assert heard == []
 
 
-async def test_a_freed_lock_is_not_held(folder: Path) -> None:
+async def test_a_released_lock_is_not_held(folder: Path) -> None:
     await taken(folder)
     assert not is_held(folder / "lock")
 
 
-async def test_a_lock_file_that_was_removed_and_made_anew_is_not_mistaken_for_the_lock(folder: Path) -> None:
+async def test_a_recreated_lock_file_is_the_lock_and_the_removed_one_is_not(folder: Path) -> None:
     async with node_lock(folder, node="a0-1", run="first", deadline=1):
         (folder / "lock").unlink()
         async with node_lock(folder, node="a0-1", run="second", deadline=1):
@@ -132,7 +132,7 @@ async def test_a_lock_file_that_was_removed_and_made_anew_is_not_mistaken_for_th
                     pass
 
 
-async def test_a_holder_of_another_pid_namespace_is_never_gone() -> None:
+async def test_a_holder_in_another_pid_namespace_never_counts_as_gone() -> None:
     holder = replace(Holder.myself("r"), born=f"{BOOT}/1")
     assert holder.is_gone()
     assert not replace(holder, space="pid:[1]").is_gone()
@@ -148,7 +148,7 @@ async def test_the_lock_file_is_private_whatever_the_umask(folder: Path) -> None
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-async def test_a_second_run_waits_is_told_once_for_whom_and_goes_on_when_the_first_ends(folder: Path) -> None:
+async def test_a_second_run_waits_reports_the_holder_once_and_continues_when_the_first_ends(folder: Path) -> None:
     with held_by(folder, "run-1") as first:
         heard: list[str] = []
         waiting = asyncio.ensure_future(taken(folder, heard=heard))
@@ -169,7 +169,7 @@ async def test_the_error_at_the_deadline_names_the_holder(folder: Path) -> None:
         assert alive(first.process.pid)
 
 
-async def test_two_tasks_of_one_process_exclude_each_other_and_none_waits_for_ever(folder: Path) -> None:
+async def test_tasks_of_one_process_exclude_each_other_and_none_waits_forever(folder: Path) -> None:
     inside: list[str] = []
 
     async def turn(name: str) -> None:
@@ -200,7 +200,7 @@ async def test_a_cancelled_wait_leaves_the_lock_to_others(folder: Path) -> None:
     assert await taken(folder, deadline=0)
 
 
-async def test_an_error_inside_frees_the_lock(folder: Path) -> None:
+async def test_an_error_inside_the_lock_releases_it(folder: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         async with node_lock(folder, node="a0-1", run="run-1", deadline=0):
             raise ZeroDivisionError
@@ -208,7 +208,7 @@ async def test_an_error_inside_frees_the_lock(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("obstacle", ["directory", "link"])
-async def test_a_lock_file_that_cannot_be_opened_is_a_vault_that_cannot_be_used(folder: Path, obstacle: str) -> None:
+async def test_a_lock_file_that_cannot_be_opened_makes_the_vault_unusable(folder: Path, obstacle: str) -> None:
     folder.mkdir(parents=True)
     if obstacle == "directory":
         (folder / "lock").mkdir()
@@ -219,7 +219,7 @@ async def test_a_lock_file_that_cannot_be_opened_is_a_vault_that_cannot_be_used(
     assert not (folder / "elsewhere").exists()
 
 
-async def test_an_error_of_the_work_inside_is_not_taken_for_one_of_the_lock(folder: Path) -> None:
+async def test_an_error_of_the_work_inside_the_lock_is_not_reported_as_an_error_of_the_lock(folder: Path) -> None:
     with pytest.raises(ConnectionResetError):
         async with node_lock(folder, node="a0-1", run="run-1", deadline=0):
             raise ConnectionResetError
@@ -228,7 +228,7 @@ async def test_an_error_of_the_work_inside_is_not_taken_for_one_of_the_lock(fold
 # -- what a killed run leaves ------------------------------------------------------------------------------------------
 
 
-async def test_a_killed_run_frees_the_lock(folder: Path) -> None:
+async def test_a_killed_run_releases_the_lock(folder: Path) -> None:
     with held_by(folder, "run-1") as first:
         first.kill()
         assert await taken(folder, deadline=0)
@@ -242,15 +242,15 @@ def test_an_a0cli_that_outlives_its_killed_run_keeps_the_node_locked(folder: Pat
         until(lambda: not is_held(folder / "lock"))
 
 
-async def test_the_next_run_ends_what_a_killed_one_left_and_goes_on(folder: Path, work: Path) -> None:
+async def test_the_next_run_ends_the_a0cli_of_a_killed_run_and_continues(folder: Path, work: Path) -> None:
     with held_by(folder, "run-1", work) as first:
         first.kill()
         assert await taken(folder)
         assert not alive(first.child)
 
 
-async def test_what_a_killed_run_left_has_its_time_to_end_by_itself(folder: Path, work: Path) -> None:
-    """What it asked of the node is done then, and cannot take effect once another run has begun."""
+async def test_the_a0cli_of_a_killed_run_gets_time_to_end_by_itself(folder: Path, work: Path) -> None:
+    """What it asked of the node is then done, and cannot take effect after another run has begun."""
     with held_by(folder, "run-1", work) as first:
         first.kill()
         heard: list[str] = []
@@ -260,12 +260,14 @@ async def test_what_a_killed_run_left_has_its_time_to_end_by_itself(folder: Path
         assert alive(first.child)
         [told] = heard
         assert told.startswith("what is left of run run-1 ")
-        # It never takes all the time that there is to wait.
+        # The patience never uses up the whole deadline.
         assert await taken(folder, deadline=1, patience=10)
         assert not alive(first.child)
 
 
-async def test_the_time_to_end_counts_from_the_death_of_the_run_and_not_from_the_wait(folder: Path, work: Path) -> None:
+async def test_the_patience_counts_from_the_death_of_the_run_and_not_from_the_start_of_the_wait(
+    folder: Path, work: Path
+) -> None:
     with held_by(folder, "run-1", work) as first:
         waiting = asyncio.create_task(taken(folder, patience=2))
         await asyncio.sleep(2.5)  # run-1 lives and works for longer than the patience
@@ -278,7 +280,7 @@ async def test_the_time_to_end_counts_from_the_death_of_the_run_and_not_from_the
         assert not alive(first.child)
 
 
-async def test_what_a_killed_run_left_is_found_also_where_its_directory_is_gone(folder: Path, work: Path) -> None:
+async def test_the_a0cli_of_a_killed_run_is_found_even_if_its_directory_is_gone(folder: Path, work: Path) -> None:
     with held_by(folder, "run-1", work) as first:
         first.kill()
         work.rmdir()
@@ -286,7 +288,7 @@ async def test_what_a_killed_run_left_is_found_also_where_its_directory_is_gone(
         assert not alive(first.child)
 
 
-async def test_a_process_that_works_elsewhere_is_waited_for_and_left_alone(folder: Path, tmp_path: Path) -> None:
+async def test_a_process_in_another_directory_is_waited_for_and_left_alone(folder: Path, tmp_path: Path) -> None:
     with held_by(folder, "run-1", tmp_path) as first:
         first.kill()
         with pytest.raises(LockDeadlineError, match="run-1"):
@@ -294,7 +296,7 @@ async def test_a_process_that_works_elsewhere_is_waited_for_and_left_alone(folde
         assert alive(first.child)
 
 
-async def test_a_folder_whose_name_begins_alike_is_elsewhere(folder: Path) -> None:
+async def test_a_folder_that_only_shares_a_name_prefix_counts_as_another_directory(folder: Path) -> None:
     alike = folder / "work-of-mine"
     alike.mkdir(parents=True)
     with held_by(folder, "run-1", alike) as first:
@@ -315,18 +317,18 @@ async def test_a_process_in_the_work_folder_without_the_lock_is_left_alone(folde
             shell.kill()
 
 
-async def test_the_a0cli_of_a_run_that_lives_is_never_ended(folder: Path, work: Path) -> None:
+async def test_the_a0cli_of_a_living_run_is_never_ended(folder: Path, work: Path) -> None:
     with held_by(folder, "run-1", work) as first:
         with pytest.raises(LockDeadlineError):
             await taken(folder, deadline=0.3)
-        # Also where it took over between a look at the lock file and a look at the processes.
+        # Not even if the run took the lock after the lock file was read and before the processes were listed.
         assert end_orphans(folder / "lock") == []
         assert alive(first.child)
 
 
 @contextmanager
 def orphan(folder: Path, work: Path, **said: object) -> Iterator[int]:
-    """A process that holds the lock while the lock file says something else of its holder."""
+    """Yield the pid of a process that holds the lock. In the lock file, *said* overwrites fields of its holder."""
     with held_by(folder, "run-1", work) as first:
         holder = read_holder(folder / "lock")
         assert holder is not None
@@ -335,7 +337,7 @@ def orphan(folder: Path, work: Path, **said: object) -> Iterator[int]:
         yield first.child
 
 
-async def test_a_holder_of_another_host_is_never_taken_for_gone_though_that_has_the_same_name(
+async def test_a_holder_on_another_host_never_counts_as_gone_even_if_the_host_names_are_equal(
     folder: Path, work: Path
 ) -> None:
     with orphan(folder, work, born="another-boot/1") as child:
@@ -344,7 +346,7 @@ async def test_a_holder_of_another_host_is_never_taken_for_gone_though_that_has_
         assert alive(child)
 
 
-async def test_a_pid_that_was_given_to_another_process_counts_as_gone(folder: Path, work: Path) -> None:
+async def test_a_holder_whose_pid_was_reused_counts_as_gone(folder: Path, work: Path) -> None:
     with orphan(folder, work, pid=os.getpid()) as child:
         assert await taken(folder)
         assert not alive(child)
@@ -375,7 +377,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("text", WRITTEN.values(), ids=WRITTEN)
-async def test_a_lock_file_that_names_nobody_hurts_nobody(folder: Path, text: str) -> None:
+async def test_a_lock_file_that_names_no_holder_still_works_as_a_lock(folder: Path, text: str) -> None:
     folder.mkdir(parents=True)
     (folder / "lock").write_text(text)
     assert read_holder(folder / "lock") is None
@@ -389,7 +391,7 @@ async def test_a_lock_file_that_names_nobody_hurts_nobody(folder: Path, text: st
     assert await taken(folder, deadline=0)
 
 
-def test_a_lock_that_nobody_ever_took_is_not_held_and_not_made_by_looking(tmp_path: Path) -> None:
+def test_a_lock_that_was_never_taken_is_not_held_and_a_check_does_not_create_it(tmp_path: Path) -> None:
     assert not is_held(tmp_path / "lock")
     assert read_holder(tmp_path / "lock") is None
     assert end_orphans(tmp_path / "lock") == []

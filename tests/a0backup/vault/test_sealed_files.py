@@ -1,4 +1,4 @@
-"""A sealed password is on the disk before a node hears of it, is never replaced, goes once its backup is settled."""
+"""A sealed password is on disk before the node gets it, never replaced, and removed once its backup is settled."""
 
 import base64
 import json
@@ -45,7 +45,7 @@ def names(sealed: SealedFiles) -> list[str]:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_given_back(of_backup: SealedFiles, node_folder: Path) -> None:
+def test_a_written_password_can_be_read_back(of_backup: SealedFiles, node_folder: Path) -> None:
     path = of_backup.write(START, [box(1), box(2)])
     assert path == node_folder / "passwords" / "20261123T020000Z-backup.json"
     assert json.loads(path.read_text()) == {
@@ -59,12 +59,12 @@ def test_what_is_written_is_given_back(of_backup: SealedFiles, node_folder: Path
     assert names(of_backup) == [path.name]
 
 
-def test_the_name_is_in_utc(of_backup: SealedFiles) -> None:
+def test_the_file_name_is_in_utc(of_backup: SealedFiles) -> None:
     path = of_backup.write(START.astimezone(timezone(timedelta(hours=5))), [box(1)])
     assert path.name == "20261123T020000Z-backup.json"
 
 
-def test_files_are_for_their_owner_alone_whatever_the_umask(of_backup: SealedFiles) -> None:
+def test_files_are_private_whatever_the_umask(of_backup: SealedFiles) -> None:
     former = os.umask(0)
     try:
         path = of_backup.write(START, [box(1)])
@@ -74,14 +74,14 @@ def test_files_are_for_their_owner_alone_whatever_the_umask(of_backup: SealedFil
     assert stat.S_IMODE(of_backup.folder.stat().st_mode) == 0o700
 
 
-def test_a_second_of_the_same_second_takes_the_next_free_one(of_backup: SealedFiles) -> None:
+def test_a_second_password_in_the_same_second_takes_the_next_free_second(of_backup: SealedFiles) -> None:
     written = [of_backup.write(START, [box(number)]) for number in (1, 2, 3)]
     assert [path.name[:16] for path in written] == ["20261123T020000Z", "20261123T020001Z", "20261123T020002Z"]
     assert of_backup.all() == (box(1), box(2), box(3))
 
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("elsewhere"), os.mkfifo])
-def test_whatever_has_the_name_is_not_replaced(of_backup: SealedFiles, make) -> None:
+def test_nothing_that_already_has_the_name_is_replaced(of_backup: SealedFiles, make) -> None:
     of_backup.folder.mkdir()
     taken = of_backup.folder / "20261123T020000Z-backup.json"
     make(taken)
@@ -91,7 +91,7 @@ def test_whatever_has_the_name_is_not_replaced(of_backup: SealedFiles, make) -> 
     assert (before.st_ino, before.st_mode, before.st_size) == (after.st_ino, after.st_mode, after.st_size)
 
 
-def test_many_writers_at_once_replace_nothing(of_backup: SealedFiles) -> None:
+def test_concurrent_writers_replace_nothing(of_backup: SealedFiles) -> None:
     gate = threading.Barrier(8)
     written: list[Path] = []
 
@@ -108,7 +108,7 @@ def test_many_writers_at_once_replace_nothing(of_backup: SealedFiles) -> None:
     assert set(of_backup.all()) == {box(number) for number in range(8)}
 
 
-def test_what_the_disk_gives_back_otherwise_is_not_kept(
+def test_a_password_that_the_disk_returns_altered_is_not_kept(
     of_backup: SealedFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sealed_files, "read_past_cache", lambda path: files.read_past_cache(path)[:-2] + b"\0\n")
@@ -117,9 +117,7 @@ def test_what_the_disk_gives_back_otherwise_is_not_kept(
     assert names(of_backup) == []
 
 
-def test_a_disk_that_cannot_keep_it_is_an_error_and_leaves_nothing(
-    of_backup: SealedFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_is_an_error_and_leaves_no_file(of_backup: SealedFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
@@ -130,7 +128,7 @@ def test_a_disk_that_cannot_keep_it_is_an_error_and_leaves_nothing(
     assert names(of_backup) == []
 
 
-def test_a_vault_that_went_away_is_not_made_anew(tmp_path: Path) -> None:
+def test_a_missing_vault_is_not_created_again(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         SealedFiles(tmp_path / "gone" / "a0-1", "backup").write(START, [box(1)])
     assert list(tmp_path.iterdir()) == []
@@ -157,7 +155,7 @@ SealedFiles(Path(sys.argv[1]), "backup").write(datetime.now(UTC), [SealedPasswor
 """
 
 
-def test_the_bytes_and_then_the_name_are_synced_and_nothing_is_renamed_to_it(node_folder: Path) -> None:
+def test_the_bytes_are_synced_before_the_name_and_the_file_is_linked_not_renamed(node_folder: Path) -> None:
     command = [sys.executable, "-c", _WATCHED, str(node_folder)]
     seen = subprocess.run(command, env=unwatched(), capture_output=True, text=True, check=True).stdout.splitlines()
     assert seen.index("fsync partial") < seen.index("os.link .json")
@@ -168,19 +166,19 @@ def test_the_bytes_and_then_the_name_are_synced_and_nothing_is_renamed_to_it(nod
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_folder_there_is_nothing(of_backup: SealedFiles) -> None:
+def test_without_a_folder_there_are_no_passwords(of_backup: SealedFiles) -> None:
     assert (of_backup.all(), of_backup.unreadable()) == ((), [])
     of_backup.remove()
     assert not of_backup.folder.exists()
 
 
-def test_the_oldest_comes_first_and_each_once(of_backup: SealedFiles) -> None:
+def test_passwords_are_listed_oldest_first_and_once_each(of_backup: SealedFiles) -> None:
     of_backup.write(START + timedelta(days=1), [box(1), box(2)])
     of_backup.write(START, [box(3), box(1)])
     assert of_backup.all() == (box(3), box(1), box(2))
 
 
-def test_kinds_do_not_see_each_other(of_backup: SealedFiles, node_folder: Path) -> None:
+def test_kinds_do_not_see_each_others_passwords(of_backup: SealedFiles, node_folder: Path) -> None:
     sensitive = SealedFiles(node_folder, "backup-sensitive")
     of_backup.write(START, [box(1)])
     sensitive.write(START, [box(2)])
@@ -219,7 +217,7 @@ GOOD = {
     ],
     ids=range(15),
 )
-def test_a_file_that_is_none_is_named_and_hides_no_other(of_backup: SealedFiles, content: str | bytes) -> None:
+def test_an_invalid_file_is_reported_and_hides_no_other(of_backup: SealedFiles, content: str | bytes) -> None:
     good = of_backup.write(START, [box(7)])
     bad = of_backup.folder / "20261122T020000Z-backup.json"
     bad.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -230,14 +228,14 @@ def test_a_file_that_is_none_is_named_and_hides_no_other(of_backup: SealedFiles,
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.with_name("good"))])
-def test_neither_links_nor_pipes_are_followed(of_backup: SealedFiles, make) -> None:
+def test_directories_pipes_and_links_are_never_read(of_backup: SealedFiles, make) -> None:
     of_backup.write(START, [box(1)]).rename(of_backup.folder / "good")
     make(of_backup.folder / "20261123T020000Z-backup.json")
     assert of_backup.all() == ()
     assert of_backup.unreadable() == ["20261123T020000Z-backup.json"]
 
 
-def test_other_files_in_the_folder_are_none_of_its_business(of_backup: SealedFiles) -> None:
+def test_other_files_in_the_folder_are_ignored(of_backup: SealedFiles) -> None:
     of_backup.write(START, [box(1)])
     (of_backup.folder / "notes.txt").write_text("x")
     (of_backup.folder / "20261123T020000Z-other.json").write_text("x")
@@ -249,14 +247,14 @@ def test_other_files_in_the_folder_are_none_of_its_business(of_backup: SealedFil
 # -- removing ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_still_wanted_stays(of_backup: SealedFiles) -> None:
+def test_passwords_that_are_still_needed_stay(of_backup: SealedFiles) -> None:
     for number in (1, 2, 3):
         of_backup.write(START, [box(number), box(10 + number)])
     of_backup.remove(but=[box(12)])
     assert of_backup.all() == (box(2), box(12))
 
 
-def test_what_a_killed_writer_left_half_written_goes(of_backup: SealedFiles) -> None:
+def test_the_partial_file_of_a_killed_writer_is_removed(of_backup: SealedFiles) -> None:
     of_backup.folder.mkdir()
     (of_backup.folder / ".abc.partial").write_text("{")
     of_backup.remove()

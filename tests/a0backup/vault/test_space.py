@@ -1,4 +1,4 @@
-"""Room for the artifacts that are to come: the last one and a quarter more, beside what others are about to write."""
+"""Space for the next artifacts: the last one plus a quarter, in addition to what others are about to write."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,7 @@ def vault(tmp_path: Path) -> Iterator[Vault]:
 
 
 def stored(vault: Vault, node: str, size: int, *, kind: str = "backup", started_at: datetime = STARTED) -> None:
-    """Have an artifact in the vault whose manifest says that it took *size* bytes."""
+    """Store an artifact whose manifest says that it took *size* bytes."""
     place = verified_file(vault, node, kind)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(b"an artifact")
@@ -45,7 +45,7 @@ def stored(vault: Vault, node: str, size: int, *, kind: str = "backup", started_
     file.write_text(file.read_text().replace('"size": 11', f'"size": {size}'))
 
 
-def test_the_last_artifact_of_that_node_and_kind_and_a_quarter_more_is_needed(vault: Vault) -> None:
+def test_the_needed_space_is_the_last_artifact_of_that_node_and_kind_plus_a_quarter(vault: Vault) -> None:
     stored(vault, "a0-1", 4_000_000)
     stored(vault, "a0-1", 1_000_000, started_at=STARTED + timedelta(days=1))
     stored(vault, "a0-1", 40, kind="backup-sensitive", started_at=STARTED + timedelta(days=2))
@@ -55,12 +55,12 @@ def test_the_last_artifact_of_that_node_and_kind_and_a_quarter_more_is_needed(va
     assert space.free > 0
 
 
-def test_of_a_first_artifact_nothing_is_known(vault: Vault) -> None:
+def test_a_first_artifact_has_no_known_size(vault: Vault) -> None:
     space = space_for(vault, "a0-1", "backup")
     assert (space.needed, space.last, space.enough) == (0, None, True)
 
 
-def test_too_little_room_is_an_error_that_says_how_much_there_is(vault: Vault) -> None:
+def test_too_little_space_is_an_error_that_says_how_much_is_free(vault: Vault) -> None:
     stored(vault, "a0-1", 8 * 10**18)
     with pytest.raises(VaultFullError, match="a0-1: no room for the backup: it may take 10,000,000,000") as full:
         claim(vault, "a0-1", "backup", arriving=vault.work("a0-1"))
@@ -68,20 +68,20 @@ def test_too_little_room_is_an_error_that_says_how_much_there_is(vault: Vault) -
     assert full.value.free == pytest.approx(space_for(vault, "a0-1", "backup").free, rel=0.2)
 
 
-def test_what_another_node_is_about_to_write_is_not_free(vault: Vault) -> None:
+def test_space_that_another_node_is_about_to_use_is_not_free(vault: Vault) -> None:
     half = int(space_for(vault, "a0-1", "backup").free * 0.55 / 1.25)
     stored(vault, "a0-1", half)
     stored(vault, "a0-2", half)
     claim(vault, "a0-1", "backup", arriving=vault.work("a0-1"))
-    claim(vault, "a0-1", "backup", arriving=vault.work("a0-1"))  # the same node's, once more
+    claim(vault, "a0-1", "backup", arriving=vault.work("a0-1"))  # the same node again
     with pytest.raises(VaultFullError):
         claim(vault, "a0-2", "backup", arriving=vault.work("a0-2"))
     release(vault, "a0-1")
     claim(vault, "a0-2", "backup", arriving=vault.work("a0-2"))
 
 
-def test_what_has_come_already_is_counted_once(vault: Vault, tmp_path: Path) -> None:
-    """It is on the disk by now, and so not free any more: it must not be taken off again."""
+def test_bytes_that_have_already_arrived_are_counted_once(vault: Vault, tmp_path: Path) -> None:
+    """They already reduce the free space on the disk and must not be subtracted again."""
     half = int(space_for(vault, "a0-1", "backup").free * 0.55 / 1.25)
     stored(vault, "a0-1", half)
     stored(vault, "a0-2", half)
@@ -89,5 +89,5 @@ def test_what_has_come_already_is_counted_once(vault: Vault, tmp_path: Path) -> 
     arriving.mkdir()
     claim(vault, "a0-1", "backup", arriving=arriving)
     with (arriving / "backup-retrieve.tar.gz.enc").open("wb") as file:
-        file.truncate(int(half * 1.25))  # sparse: as large as it is, without taking the room
+        file.truncate(int(half * 1.25))  # sparse: has the size without taking the space
     claim(vault, "a0-2", "backup", arriving=vault.work("a0-2"))

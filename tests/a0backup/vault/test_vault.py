@@ -1,4 +1,4 @@
-"""The vault: a manifest never lies, what is stored survives, and nothing is followed out of it or lost in it."""
+"""The vault: a manifest never lies, stored artifacts survive, no path leads out of it, and nothing is lost in it."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def digests_of(content: bytes) -> Digests:
 
 
 class Room:
-    """A vault, and how bytes come to be verified and stored in it."""
+    """A vault, with methods that place verified bytes and store them in it."""
 
     def __init__(self, root: Path) -> None:
         self.vault = Vault(root)
@@ -70,7 +70,7 @@ class Room:
         return store(self.vault, node=NODE, kind=kind, **known | said)
 
     def write_manifest(self, **changes: object) -> Path:
-        """Write a manifest that is well but for *changes*."""
+        """Write a manifest that is valid except for *changes*."""
         folder = self.vault.root / ID
         folder.mkdir(parents=True, exist_ok=True)
         content: dict[str, Any] = {
@@ -132,7 +132,7 @@ def test_a_manifest_is_exactly_as_documented(room: Room) -> None:
     assert room.vault.artifact(manifest).read_bytes() == BYTES
 
 
-def test_the_id_is_the_second_of_the_start_or_where_it_is_foreign_of_the_storing(room: Room) -> None:
+def test_the_id_has_the_start_time_or_for_a_foreign_backup_the_time_of_storing(room: Room) -> None:
     assert room.store().id == ID
     foreign = room.store(b"another", started_at=None)
     assert foreign.id == "a0-1/20261123T021409Z-backup"
@@ -144,13 +144,13 @@ def test_a_time_in_another_zone_is_stored_in_utc(room: Room) -> None:
     assert room.store(started_at=started).id == ID
 
 
-def test_the_next_free_second_is_taken_where_one_is_taken(room: Room) -> None:
+def test_the_next_free_second_is_used_if_one_is_taken(room: Room) -> None:
     ids = [room.store(bytes([number])).id for number in range(3)]
     assert ids == [f"a0-1/2026112{3}T02000{number}Z-backup" for number in range(3)]
     assert room.store(b"s", kind="backup-sensitive").id == "a0-1/20261123T020000Z-backup-sensitive"
 
 
-def test_the_last_second_of_a_year_that_is_taken_gives_way_to_the_next_year(room: Room) -> None:
+def test_the_next_year_is_used_if_the_last_second_of_a_year_is_taken(room: Room) -> None:
     last = datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC)
     assert [room.store(b"1", started_at=last).id[5:13], room.store(b"2", started_at=last).id[5:13]] == [
         "20261231",
@@ -159,7 +159,7 @@ def test_the_last_second_of_a_year_that_is_taken_gives_way_to_the_next_year(room
 
 
 @pytest.mark.usefixtures("umask_zero")
-def test_all_in_the_vault_is_private_whatever_the_umask(room: Room) -> None:
+def test_everything_in_the_vault_is_private_whatever_the_umask(room: Room) -> None:
     room.vault.ensure_writable("a0-1")
     retrieved = room.node / "retrieved"
     retrieved.write_bytes(b"bad")
@@ -213,14 +213,14 @@ store(Room(Path({str(room.vault.root)!r})).vault, node=NODE, kind="backup", name
     assert "read backup.tar.gz.enc" in told[told.index("fadvise64 backup.tar.gz.enc") :]
 
 
-def test_bytes_that_are_read_back_otherwise_get_no_manifest(room: Room) -> None:
+def test_bytes_that_differ_when_read_back_get_no_manifest(room: Room) -> None:
     with pytest.raises(ArtifactDamagedError):
         room.store(b"not what was verified", expected=digests_of(BYTES))
     assert room.vault.manifests() == []
     assert list(room.vault.entries()) == []
 
 
-def test_a_vault_that_cannot_be_written_says_so_and_keeps_the_verified_bytes(room: Room) -> None:
+def test_an_id_whose_path_already_exists_in_any_form_is_skipped(room: Room) -> None:
     room.verified()
     taken = room.vault.root / ID
     taken.mkdir()
@@ -229,7 +229,7 @@ def test_a_vault_that_cannot_be_written_says_so_and_keeps_the_verified_bytes(roo
     assert room.store().id == "a0-1/20261123T020003Z-backup"
 
 
-def test_a_disk_that_is_full_gives_no_manifest_and_the_bytes_are_found_again(room: Room) -> None:
+def test_a_full_disk_gives_no_manifest_and_the_bytes_are_found_again(room: Room) -> None:
     room.verified()
     program = f"""
 import resource
@@ -289,7 +289,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("words", "damage"), DAMAGES.items(), ids=DAMAGES)
-def test_damage_is_found_by_reading_again_and_repaired_by_the_same_bytes(room: Room, words: str, damage: Any) -> None:
+def test_damage_is_detected_by_rereading_and_repaired_by_storing_the_same_bytes(
+    room: Room, words: str, damage: Any
+) -> None:
     manifest = room.store()
     room.vault.reread(manifest)
     damage(room.vault.artifact(manifest))
@@ -309,7 +311,7 @@ def test_a_repair_does_not_follow_a_link(room: Room) -> None:
     assert not room.vault.artifact(manifest).is_symlink()
 
 
-def test_another_night_with_the_same_bytes_is_an_artifact_of_its_own(room: Room) -> None:
+def test_the_same_bytes_from_another_night_are_a_separate_artifact(room: Room) -> None:
     first = room.store()
     second = room.store(started_at=STARTED + timedelta(days=1))
     assert room.vault.manifests() == [first, second]
@@ -320,14 +322,14 @@ def test_another_night_with_the_same_bytes_is_an_artifact_of_its_own(room: Room)
 # -- listing -----------------------------------------------------------------------------------------------------------
 
 
-def test_there_is_nothing_in_a_vault_that_is_not_there(room: Room) -> None:
+def test_a_missing_vault_is_listed_as_empty(room: Room) -> None:
     assert room.vault.nodes() == []
     assert room.vault.manifests() == []
     assert room.vault.manifests("a0-1") == []
     assert room.vault.get(ID) is None
 
 
-def test_a_folder_without_a_manifest_is_no_backup(room: Room) -> None:
+def test_a_folder_without_a_manifest_is_not_an_artifact(room: Room) -> None:
     (room.vault.root / ID).mkdir(parents=True)
     (room.vault.root / ID / "backup.tar.gz.enc").write_bytes(BYTES)
     assert list(room.vault.entries()) == []
@@ -335,7 +337,7 @@ def test_a_folder_without_a_manifest_is_no_backup(room: Room) -> None:
     assert room.vault.with_md5("a0-1", "backup", digests_of(BYTES).md5) is None
 
 
-def test_what_is_no_artifact_folder_is_not_looked_at(room: Room) -> None:
+def test_folders_that_are_not_artifact_folders_are_ignored(room: Room) -> None:
     manifest = room.store()
     for name in ("quarantine/20261123T020000Z-backup", "work/run", "20261123T020000Z-backup.old", "passwords"):
         (room.node / name).mkdir(parents=True)
@@ -405,13 +407,13 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-def test_a_manifest_that_is_none_is_listed_as_unreadable(room: Room, content: bytes) -> None:
+def test_a_file_that_is_not_a_manifest_is_listed_as_unreadable(room: Room, content: bytes) -> None:
     (room.write_manifest() / "manifest.json").write_bytes(content)
     assert [type(entry) for entry in room.vault.entries()] == [UnreadableManifest]
 
 
 @pytest.mark.parametrize("what", ["directory", "pipe", "link"])
-def test_a_manifest_that_is_no_file_is_neither_followed_nor_waited_for(room: Room, what: str) -> None:
+def test_a_manifest_that_is_not_a_regular_file_is_neither_followed_nor_waited_for(room: Room, what: str) -> None:
     place = room.write_manifest() / "manifest.json"
     whole = place.rename(room.vault.root / "whole")
     if what == "directory":
@@ -423,7 +425,7 @@ def test_a_manifest_that_is_no_file_is_neither_followed_nor_waited_for(room: Roo
     assert [type(entry) for entry in room.vault.entries()] == [UnreadableManifest]
 
 
-def test_what_a_manifest_says_is_fit_to_be_printed(room: Room) -> None:
+def test_the_reason_for_an_unreadable_manifest_is_printable(room: Room) -> None:
     room.write_manifest(**{"\x1b[31mred\x1b]0;title\x07": 1})
     [entry] = room.vault.entries()
     assert isinstance(entry, UnreadableManifest)
@@ -481,7 +483,7 @@ def test_there_is_nothing_to_salvage_in_an_empty_vault(room: Room) -> None:
     assert salvaged(room) is None
 
 
-def test_bytes_that_wait_to_be_stored_are_found_where_they_are(room: Room) -> None:
+def test_bytes_that_wait_to_be_stored_are_found_in_place(room: Room) -> None:
     place = room.verified()
     assert salvaged(room) == digests_of(BYTES)
     assert place.read_bytes() == BYTES
@@ -496,20 +498,20 @@ def test_bytes_that_a_dead_run_retrieved_are_found_among_others(room: Room) -> N
     assert not left.exists()
 
 
-def test_bytes_that_miss_only_their_manifest_are_found(room: Room) -> None:
+def test_bytes_that_lack_only_their_manifest_are_found(room: Room) -> None:
     manifest = room.store()
     (room.vault.root / ID / "manifest.json").unlink()
     assert salvaged(room) == digests_of(BYTES)
     assert room.store() != manifest
 
 
-def test_bytes_that_have_a_manifest_are_left_to_it(room: Room) -> None:
+def test_bytes_with_a_manifest_are_not_salvaged(room: Room) -> None:
     manifest = room.store()
     assert salvaged(room) is None
     room.vault.reread(manifest)
 
 
-def test_links_and_other_things_are_not_salvaged(room: Room) -> None:
+def test_links_pipes_and_directories_are_not_salvaged(room: Room) -> None:
     elsewhere = room.vault.root.parent / "elsewhere"
     elsewhere.write_bytes(BYTES)
     left = dead_run(room, b"")
@@ -522,8 +524,8 @@ def test_links_and_other_things_are_not_salvaged(room: Room) -> None:
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_bytes_that_cannot_be_read_do_not_hide_those_that_can(room: Room) -> None:
-    """A bad sector under what a dead run left must not fail every night from then on."""
+def test_unreadable_bytes_do_not_hide_readable_ones(room: Room) -> None:
+    """A bad sector under bytes that a dead run left must not fail every later night."""
     bad, good = dead_run(room, b"unreadable", "dead-1"), dead_run(room, BYTES, "dead-2")
     program = f"""
 from pathlib import Path
@@ -596,14 +598,14 @@ def test_sweeping_follows_no_link(room: Room, tmp_path: Path) -> None:
 # -- writability, quarantine -------------------------------------------------------------------------------------------
 
 
-def test_a_writable_vault_is_left_as_it_was_but_for_the_nodes_folder(room: Room) -> None:
+def test_the_write_check_leaves_only_the_nodes_folder_in_the_vault(room: Room) -> None:
     room.vault.ensure_writable("a0-1")
     assert list(room.node.iterdir()) == []
 
 
 @pytest.mark.usefixtures("umask_zero")
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_what_is_written_to_try_the_vault_is_private_though_it_is_removed_at_once(room: Room) -> None:
+def test_the_file_of_the_write_check_is_private_although_it_is_deleted_at_once(room: Room) -> None:
     log = room.vault.root.parent / "trace"
     program = f"from a0backup.vault.vault import *; Vault(Path({str(room.vault.root)!r})).ensure_writable('a0-1')"
     calls = ["strace", "-f", "-qq", "-e", "trace=openat", "-o", str(log)]
@@ -612,14 +614,14 @@ def test_what_is_written_to_try_the_vault_is_private_though_it_is_removed_at_onc
     assert ", 0600)" in made
 
 
-def test_a_vault_that_cannot_be_made_is_named(room: Room) -> None:
+def test_the_error_of_a_vault_that_cannot_be_created_names_its_path(room: Room) -> None:
     room.vault.root.parent.joinpath("vault").write_text("a file in the way")
     with pytest.raises(VaultUnusableError, match=re.escape(str(room.vault.root))):
         room.vault.ensure_writable("a0-1")
 
 
-def test_a_mount_point_where_nothing_is_mounted_is_told_from_one_where_something_is(tmp_path: Path) -> None:
-    """Otherwise a vault whose disk is missing would be made anew below, and hidden when the disk is back."""
+def test_a_mount_point_without_a_mounted_file_system_is_detected(tmp_path: Path) -> None:
+    """Otherwise, without its disk, the vault would be created in the mount point and hidden once the disk is back."""
     missing = tmp_path / "my disk"
     missing.mkdir()
     fstab = tmp_path / "fstab"
@@ -643,13 +645,13 @@ def test_a_mount_point_where_nothing_is_mounted_is_told_from_one_where_something
 @pytest.mark.parametrize(
     ("mounts", "mounted"),
     [
-        ([("data", "my disk")], True),  # of another directory of the same disk
+        ([("data", "my disk")], True),  # another directory of the same disk
         ([("my disk", "my disk")], False),  # onto itself, as systemd does with each of ReadWritePaths
         ([("data", "my disk"), ("my disk", "my disk")], True),
         ([(".", "."), ("my disk", "my disk")], False),
     ],
 )
-def test_a_directory_that_is_bound_is_mounted_unless_it_is_bound_onto_itself(
+def test_a_bind_mount_counts_as_mounted_unless_it_binds_a_directory_onto_itself(
     tmp_path: Path, mounts: list[tuple[str, str]], mounted: bool
 ) -> None:
     for name in ("data", "my disk"):
@@ -658,7 +660,7 @@ def test_a_directory_that_is_bound_is_mounted_unless_it_is_bound_onto_itself(
     question = (
         "from a0backup.vault.mounts import *; print(unmounted(Path('my disk/vault').absolute(), fstab=Path('fstab')))"
     )
-    # In a mount name space of its own, which ends with it.
+    # In a separate mount namespace, which ends with the process.
     binds = " && ".join(f'mount --bind "$0/{what}" "$0/{where}"' for what, where in mounts)
     script = f'cd "$0" && "$1" -c "{question}" && {binds} && cd "$0" && "$1" -c "{question}"'
     told = subprocess.run(
@@ -671,15 +673,15 @@ def test_a_directory_that_is_bound_is_mounted_unless_it_is_bound_onto_itself(
     assert told.stdout.splitlines() == [str(tmp_path / "my disk"), "None" if mounted else str(tmp_path / "my disk")]
 
 
-def test_a_vault_that_went_away_is_not_made_anew_by_what_is_kept_aside(room: Room, tmp_path: Path) -> None:
+def test_quarantine_does_not_create_a_missing_vault(room: Room, tmp_path: Path) -> None:
     (tmp_path / "retrieved").write_bytes(BYTES)
     with pytest.raises(FileNotFoundError):
         quarantine(room.vault, "a0-1", "backup", tmp_path / "retrieved", reason={}, now=STORED)
     assert not room.vault.root.exists()
 
 
-def test_runs_that_look_at_once_whether_they_can_write_do_not_disturb_each_other(room: Room) -> None:
-    """They do so before they have the lock, while the one that has it sweeps."""
+def test_concurrent_write_checks_do_not_disturb_each_other(room: Room) -> None:
+    """Runs check before they have the lock, while the run that has it sweeps."""
     room.work.mkdir(parents=True)
     errors: list[BaseException] = []
 
@@ -698,7 +700,7 @@ def test_runs_that_look_at_once_whether_they_can_write_do_not_disturb_each_other
     assert errors == []
 
 
-def test_quarantine_keeps_the_newest_of_a_kind_with_its_reason_and_no_manifest(room: Room) -> None:
+def test_quarantine_keeps_the_newest_of_each_kind_with_its_reason_and_no_manifest(room: Room) -> None:
     for second, kind in enumerate(["backup", "backup-sensitive", "backup"]):
         room.work.mkdir(parents=True, exist_ok=True)
         retrieved = room.work / "retrieved"
@@ -715,7 +717,7 @@ def test_quarantine_keeps_the_newest_of_a_kind_with_its_reason_and_no_manifest(r
     assert list(room.vault.entries()) == []
 
 
-def test_sweeping_removes_the_quarantine_that_a_killed_run_did_not_fill_or_did_not_replace(room: Room) -> None:
+def test_sweeping_removes_empty_and_outdated_quarantine_of_a_killed_run(room: Room) -> None:
     room.work.mkdir(parents=True)
     place = room.node / "quarantine"
     for name in ("20261121T020000Z-backup", "20261122T020000Z-backup", "20261120T020000Z-backup-sensitive"):
@@ -728,7 +730,7 @@ def test_sweeping_removes_the_quarantine_that_a_killed_run_did_not_fill_or_did_n
     assert left == ["20261120T020000Z-backup-sensitive", "20261122T020000Z-backup"]
 
 
-def test_the_quarantine_of_a_kind_can_be_dropped(room: Room) -> None:
+def test_the_quarantine_of_one_kind_can_be_deleted(room: Room) -> None:
     room.work.mkdir(parents=True)
     for kind in ("backup", "backup-sensitive"):
         (room.work / "retrieved").write_bytes(BYTES)
@@ -737,7 +739,7 @@ def test_the_quarantine_of_a_kind_can_be_dropped(room: Room) -> None:
     assert [path.name for path in (room.node / "quarantine").iterdir()] == ["20261123T021409Z-backup-sensitive"]
 
 
-def test_what_another_run_stored_is_made_durable_anew_before_it_counts(room: Room) -> None:
+def test_an_artifact_of_another_run_is_made_durable_again_before_it_counts(room: Room) -> None:
     """That run may have been killed between the manifest's rename and the fsync of its folder."""
     manifest = room.store()
     file = room.vault.root / ID / "manifest.json"
@@ -750,21 +752,21 @@ def test_what_another_run_stored_is_made_durable_anew_before_it_counts(room: Roo
         confirm(room.vault, manifest)
 
 
-def test_a_folder_that_no_node_can_have_is_no_node(room: Room) -> None:
+def test_a_folder_that_cannot_belong_to_a_node_is_ignored(room: Room) -> None:
     manifest = room.store()
     (room.vault.root / "lost+found").mkdir(mode=0o000)
     assert room.vault.nodes() == ["a0-1"]
     assert list(room.vault.entries()) == [manifest]
 
 
-def test_what_is_in_quarantine_is_never_salvaged(room: Room) -> None:
+def test_quarantined_bytes_are_never_salvaged(room: Room) -> None:
     room.work.mkdir(parents=True)
     (room.work / "retrieved").write_bytes(BYTES)
     quarantine(room.vault, "a0-1", "backup", room.work / "retrieved", reason={}, now=STORED)
     assert salvaged(room) is None
 
 
-def test_the_newest_is_that_of_its_kind_which_can_be_read(room: Room) -> None:
+def test_newest_returns_the_newest_readable_artifact_of_the_kind(room: Room) -> None:
     assert room.vault.newest("a0-1") is None
     nights = [room.store(b"%d" % day, started_at=STARTED + timedelta(days=day)) for day in range(3)]
     sensitive = room.store(b"keys", "backup-sensitive", started_at=STARTED + timedelta(days=5))

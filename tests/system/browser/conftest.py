@@ -1,4 +1,4 @@
-"""A real server with prefect.yaml deployed, a worker, simulated nodes, and a browser that is logged in."""
+"""A real server with prefect.yaml deployed, a worker, simulated nodes, and a logged-in browser."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from tests.system.browser.ui import CHROMIUM, TAKING_PICTURES, UI, browser
 def appliances_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedFleet]:
     if not CHROMIUM.exists() and os.environ.get("A0BACKUP_ALL_PARTS") != "1":
         pytest.skip(f"there is no {CHROMIUM}")
-    # The last build whose `backup` is all that a recovery needs: one kind a node is a fleet that is well.
+    # The last build whose `backup` is all that a recovery needs, so a fleet with one kind per node is healthy.
     builds = dict.fromkeys(("a0-1", "a0-2", "a0-3", "a0-4"), FIRST_SPLIT_BUILD - 1)
     room = tmp_path_factory.mktemp("sim")
     with SimulatedFleet(room, list(builds), builds=builds, size=4_000_000, backup_seconds=0.5) as fleet:
@@ -31,7 +31,7 @@ def appliances_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture(scope="module")
 def operators_folder() -> Iterator[Path]:
-    """A folder of this test's own; its path is on the pages: on their pictures it is such as an operator has."""
+    """Yield a folder for this test alone. Its path is on the pages, and in the pictures it looks like an operator's."""
     folder = _such_as_an_operator_has() or Path(tempfile.mkdtemp(dir=os.environ["A0BACKUP_TEST_ROOM"], prefix="op-"))
     yield folder
     shutil.rmtree(folder)
@@ -53,14 +53,14 @@ def deployed(
     migrated_home: Path,
     operators_folder: Path,
 ) -> Iterator[Deployed]:
-    """The folder of an operator whose fleet was backed up once already."""
+    """Yield the folder of an operator whose fleet has been backed up once."""
     room = tmp_path_factory.mktemp("engine")
     home = Path(shutil.copytree(migrated_home, room / "home"))
     make_pair(room / "recovery.key.pem", operators_folder / "recovery.pub.pem", "drop of ink on a map")
     appliances_of_module.fleet_yaml(
         operators_folder / "fleet.yaml",
         password={"sealed_to": "recovery.pub.pem"},
-        # Short: a start waits that long for what an earlier run may have sent.
+        # Short: a start waits this long for what an earlier run may have sent.
         a0cli={"call_timeout": "4s"},
     )
     with own_server(home) as api, deployed_in(operators_folder, api) as place:
@@ -85,6 +85,6 @@ def logged_in_ui(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def ui(logged_in_ui: UI, deployed: Deployed) -> Iterator[UI]:
-    """The pages as a person sees them; no run is under way any more when the test has ended."""
+    """Yield the pages as a person sees them. When the test has ended, no run is in progress."""
     yield logged_in_ui
     deployed.cancel_all()

@@ -16,13 +16,11 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 def is_retrieved(deployed: Deployed, node: str) -> bool:
-    """Whether bytes of the node's backup are arriving just now."""
+    """Return whether bytes of the node's backup are arriving now."""
     return bool([*Vault(deployed.folder / "vault").work(node).glob("*/*.tar.gz.enc")])
 
 
-def test_the_form_says_what_each_field_is_which_choices_there_are_and_what_is_wrong(
-    ui: UI, appliances: SimulatedFleet
-) -> None:
+def test_the_form_explains_each_field_its_choices_and_what_is_wrong(ui: UI, appliances: SimulatedFleet) -> None:
     ui.open_deployment("single-node")
     expect(ui.open_tab("Description")).to_contain_text("Back up one node now.")
     ui.open_form("single-node")
@@ -72,7 +70,7 @@ def test_a_custom_run_of_one_node_is_started_watched_and_leaves_its_report(
 def test_a_night_shows_its_progress_while_it_runs_and_ends_when_it_is_cancelled(
     ui: UI, deployed: Deployed, appliances: SimulatedFleet
 ) -> None:
-    # Two that end, one that is retrieved for longer than anybody watches, one that is never done.
+    # Two that end, one whose retrieval takes longer than anybody watches, one that never finishes.
     appliances.tell("a0-2", "backup-retrieve", "drip", bytes_per_second=40_000)
     appliances.tell("a0-3", None, "unreachable")
     appliances.tell("a0-4", "backup-status", "in_progress")
@@ -106,7 +104,7 @@ def test_a_night_shows_its_progress_while_it_runs_and_ends_when_it_is_cancelled(
     assert deployed.ends_as("Completed", night, 120)
 
 
-def test_a_run_that_was_cancelled_shows_where_and_the_next_one_goes_on_with_its_backup(
+def test_a_cancelled_run_shows_where_it_stopped_and_the_next_one_resumes_its_backup(
     ui: UI, deployed: Deployed, appliances: SimulatedFleet
 ) -> None:
     before = len(appliances.calls("a0-2", "backup"))
@@ -135,7 +133,7 @@ def test_a_run_that_was_cancelled_shows_where_and_the_next_one_goes_on_with_its_
     assert len(appliances.calls("a0-2", "backup")) == before + 1
 
 
-def test_the_report_of_a_night_names_who_failed_and_why_and_fits_its_page(
+def test_the_report_of_a_night_names_the_failed_nodes_and_reasons_and_fits_its_page(
     ui: UI, deployed: Deployed, appliances: SimulatedFleet
 ) -> None:
     appliances.tell("a0-3", None, "unreachable")
@@ -146,17 +144,17 @@ def test_the_report_of_a_night_names_who_failed_and_why_and_fits_its_page(
     ui.open_artifact("backup-report")
     expect(ui.report).to_contain_text("4 node backups: 3 stored, 1 failed (1 unreachable)")
     expect(ui.report).to_contain_text("HINT: check host, port")
-    # Nothing of the table is hidden beside the page's own column.
+    # No part of the table is hidden beside the page's own column.
     table = ui.drawn(ui.report.get_by_role("table"))
     beside = ui.drawn(ui.main.get_by_text("Flow Run", exact=True).first)
     assert table["x"] + table["width"] <= beside["x"]
     ui.screenshot("report")
 
 
-def test_a_retry_of_a_run_that_failed_after_it_had_stored_finds_the_retrieve_step_cached(
+def test_a_retry_of_a_run_that_failed_after_storing_finds_the_retrieve_step_cached(
     ui: UI, deployed: Deployed, appliances: SimulatedFleet
 ) -> None:
-    # Slow, so that what the node refuses after that is the status before the deletion.
+    # Slow, so that the node refuses the status right before the deletion and none earlier.
     appliances.tell("a0-4", "backup-retrieve", "drip", bytes_per_second=1_000_000)
     run = deployed.run("backup-node/single-node", node="a0-4").raise_for_status().json()["id"]
     assert eventually(lambda: is_retrieved(deployed, "a0-4"), 60)

@@ -1,4 +1,4 @@
-"""Prefect's pages as a person uses them: what is clicked, and what is then to be seen."""
+"""Prefect's pages as a person uses them: what is clicked, and what must then be visible."""
 
 import os
 import re
@@ -19,7 +19,7 @@ ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-# Where pictures are taken, as wide as shows the note of a node that does not answer, and no line of a log cut in half.
+# For pictures, wide enough for the note of a node that does not answer, without a log line cut in half.
 VIEWPORT = {"width": 1840, "height": 1060} if TAKING_PICTURES else {"width": 1400, "height": 900}
 A_WHILE = patience(120) * 1000  # milliseconds
 RUN_PAGE = re.compile(r"/runs/flow-run/([0-9a-f-]{36})")
@@ -29,7 +29,7 @@ expect.set_options(timeout=A_WHILE)
 
 @contextmanager
 def browser(user_data: Path) -> Iterator[BrowserContext]:
-    """A headless Chromium that knows nothing yet."""
+    """Start a headless Chromium without a history."""
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             user_data, executable_path=CHROMIUM, args=ARGUMENTS, viewport=VIEWPORT
@@ -51,7 +51,7 @@ class UI:
         self.report = self.main.get_by_test_id("markdown-display")
 
     def log_in(self, user: str, password: str) -> None:
-        """Open the server's first page, and say who it is where that is asked."""
+        """Open the server's first page, and log in if asked."""
         self.page.goto(self.address)
         asked, let_in = self.page.get_by_placeholder("admin:pass"), self.page.get_by_role("link", name="Deployments")
         expect(asked.or_(let_in)).to_be_visible()
@@ -61,16 +61,16 @@ class UI:
         expect(let_in).to_be_visible()
 
     def screenshot(self, name: str) -> None:
-        """Keep what is to be seen now as docs/screenshots/NAME.png, where A0BACKUP_SCREENSHOTS=1 asks for it."""
+        """Save the current view as docs/screenshots/NAME.png if A0BACKUP_SCREENSHOTS=1 is set."""
         if TAKING_PICTURES:
             SCREENSHOTS.mkdir(exist_ok=True)
             self.page.mouse.move(0, 0)
-            # What was said of something else is gone after some seconds.
+            # Notifications about something else disappear after some seconds.
             expect(self.page.get_by_role("region", name="Notifications").get_by_role("listitem")).to_have_count(0)
             (SCREENSHOTS / f"{name}.png").write_bytes(self._once_still())
 
     def _once_still(self) -> bytes:
-        # A graph moves into its place for a while after it was painted.
+        # A graph keeps moving for a while after it was painted.
         deadline = time.monotonic() + A_WHILE / 1000
         picture, former = self.page.screenshot(animations="disabled"), b""
         while picture != former:
@@ -97,21 +97,21 @@ class UI:
         return self.main.get_by_label(label, exact=True)
 
     def choices(self, label: str) -> list[str]:
-        """What the select of that label offers; leaves it open."""
+        """Return the options of the select with this label, and leave it open."""
         self.main.get_by_role("button", name=f"Select {label}").click()
         expect(self.page.get_by_role("listbox")).to_be_visible()
         return self.page.get_by_role("option").all_inner_texts()
 
     def choose(self, text: str) -> None:
-        """Take one of the choices that are open."""
+        """Take one of the open options."""
         self.page.get_by_role("option", name=text, exact=True).click()
 
     def submit(self) -> str:
-        """Submit the form and go to the page of the run, whose id is returned."""
+        """Submit the form, go to the page of the run and return the run's id."""
         return self._start(lambda: self.page.get_by_role("button", name="Submit").click())
 
     def quick_run(self, name: str) -> str:
-        """Run the deployment as it is and go to the page of the run, whose id is returned."""
+        """Run the deployment unchanged, go to the page of the run and return the run's id."""
         self.open_deployment(name)
 
         def ask() -> None:
@@ -121,11 +121,11 @@ class UI:
         return self._start(ask)
 
     def _start(self, ask: Callable[[], None]) -> str:
-        # The link to the run is there for some seconds only: what the page was answered says the same.
+        # The link to the run disappears after some seconds. The response to the page holds the same id.
         for _ in range(10):
             with self.page.expect_response(re.compile("/create_flow_run$")) as answer:
                 ask()
-            # Where the server's database is busy (503), a person clicks again.
+            # If the server's database is busy (503), a person clicks again.
             if answer.value.status != 503:
                 break
         run = str(answer.value.json()["id"])
@@ -142,22 +142,22 @@ class UI:
         return self.main.get_by_role("tab", name=name, exact=True)
 
     def open_tab(self, name: str) -> Locator:
-        """Open a tab of the page and return what is in it."""
+        """Open a tab of the page and return its contents."""
         self.tab(name).click()
         return self.main.get_by_role("tabpanel", name=name, exact=True)
 
     def sees_state(self, state: str) -> None:
-        """Wait until the run's page, which is open, shows that state."""
+        """Wait until the run's open page shows this state."""
         expect(self.main.get_by_text(state, exact=True).first).to_be_visible()
 
     def from_menu(self, item: str, confirm: str) -> None:
-        """Take an item of the run's menu, and confirm it."""
+        """Choose an item of the run's menu and confirm it."""
         self.main.get_by_role("button", name="Open menu").first.click()
         self.page.get_by_role("menuitem", name=item, exact=True).click()
         self.page.get_by_role("alertdialog").get_by_role("button", name=confirm, exact=True).click()
 
     def newest_first(self, line: str) -> None:
-        """Have the run's log, which is open, begin with its last line, which is *line*."""
+        """Sort the run's open log newest first, so that it begins with its last line, *line*."""
         order = self.main.get_by_role("combobox").filter(has_text=re.compile("Oldest|Newest"))
         order.click()
         self.page.get_by_role("option", name="Newest to oldest", exact=True).click()
@@ -165,19 +165,19 @@ class UI:
         expect(self.main.get_by_role("log").get_by_role("listitem").first).to_contain_text(line)
 
     def graph_is_painted(self) -> None:
-        """Wait until the canvas of the run's graph has bars of a state's colour in it."""
+        """Wait until the canvas of the run's graph shows bars in the colour of a state."""
         canvas = self.main.locator("canvas").first
         expect(canvas).to_be_visible()
         self.page.wait_for_function(_HAS_GREEN, arg=canvas.element_handle())
 
     def open_artifact(self, key: str) -> None:
-        """From the run's page, open its artifact of that key."""
+        """From the run's page, open its artifact with this key."""
         self.open_tab("Artifacts").get_by_role("link", name=key).first.click()
         self.page.wait_for_url(re.compile("/artifacts/artifact/"))
         expect(self.tab("Artifact")).to_be_visible()
 
     def drawn(self, place: Locator) -> FloatRect:
-        """Where *place* stands on the page: it has no box while the page draws it anew."""
+        """Return where *place* is on the page. It has no box while the page redraws it."""
         deadline = time.monotonic() + A_WHILE / 1000
         while (box := place.bounding_box()) is None:
             assert time.monotonic() < deadline, f"{place} is not drawn"
@@ -185,7 +185,7 @@ class UI:
         return box
 
     def reload_until(self, place: Locator, text: str | re.Pattern[str]) -> None:
-        """Load the page again until *place* has the text: Prefect's pages of artifacts do not renew themselves."""
+        """Reload the page until *place* has the text: Prefect's artifact pages do not refresh themselves."""
         deadline = time.monotonic() + A_WHILE / 1000
         while True:
             self.page.reload()
@@ -198,7 +198,7 @@ class UI:
                 return
 
 
-# Of the 200 pixels that a bar of a step that went well has at the least.
+# A bar of a successful step has at least 200 such pixels.
 _HAS_GREEN = """async canvas => {
     const image = await createImageBitmap(canvas)
     const copy = new OffscreenCanvas(image.width, image.height).getContext('2d')

@@ -18,7 +18,7 @@ WRITE = "A0BACKUP_WRITE_TABLE"
 
 @dataclass
 class Tried:
-    """What was tried of one fault, and what came of it."""
+    """What was tried for one fault, and the results."""
 
     points: int = 0
     killed: int = 0
@@ -27,13 +27,13 @@ class Tried:
 
 
 class Told:
-    """What a test tried of its fault: one call of `point` for each, whose promises are then checked."""
+    """What a test tried for its fault: one call of `point` for each point, with what is wrong after it."""
 
     def __init__(self, fault: str) -> None:
         self.fault, self.tried, self.wrong = fault, Tried(), list[str]()
 
     def point(self, where: str, broken: list[str], *, killed: bool = False, resumed: bool = True) -> None:
-        """Note that a point was tried, whether the run was killed there, and what is wrong after it."""
+        """Record that a point was tried, whether the run was killed there, and what is wrong after it."""
         self.tried.points += 1
         self.tried.killed += killed
         self.tried.resumed += resumed and not broken
@@ -43,7 +43,7 @@ class Told:
 
 @pytest.fixture
 def told(record_property: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Return a function that begins to tell of a fault; all that was wrong fails the test at its end."""
+    """Yield a function that begins the record of a fault. Everything that was wrong fails the test at its end."""
     made: list[Told] = []
 
     def begin(fault: str) -> Told:
@@ -59,7 +59,7 @@ def told(record_property: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def arena_(engine_server: str) -> Iterator[Arena]:
-    # In memory, where there is such a place: what survives a power cut is reckoned, not tried, and fsync takes time.
+    # In memory where possible: what survives a power cut is computed, not tried, and fsync takes time.
     memory = Path("/dev/shm")
     place = memory if os.access(memory, os.W_OK) else None
     with TemporaryDirectory(prefix="a0backup-arena-", dir=place) as room, arena(Path(room), engine_server) as made:

@@ -1,10 +1,10 @@
-/* The disk of the fault harness, preloaded into a process: see disk.py, which gives the orders and reads the log.
+/* The disk of the fault harness, preloaded into a process. disk.py gives the orders and reads the log.
  *
- * Every call by which a process changes files below the root is taken here, one at a time over all threads and
- * processes, so that the log has them in the order in which they took effect. Calls are passed on by syscall(2): it
- * needs no symbol to be resolved, whatever runs before the constructor. All others are passed on untouched.
+ * Every call by which a process changes files below the root is handled here, one at a time over all threads and
+ * processes, so the log has the calls in the order in which they took effect. They are passed on by syscall(2), which
+ * needs no symbol to be resolved, whatever runs before the constructor. All other calls are passed on untouched.
  *
- * What the C library does inside itself is not seen here (fopen, mkstemp); the test with strace tells of any such.
+ * Calls inside the C library itself are not seen here (fopen, mkstemp). The strace test detects any such call.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -38,7 +38,7 @@ _Static_assert(sizeof(off_t) == 8, "the calls with 64 in their name are the same
 /* In the order of NAMES in disk.py. */
 enum name { CREATE, TRUNCATE, WRITE, FALLOCATE, FSYNC, RENAME, LINK, SYMLINK, UNLINK, MKDIR, RMDIR, CHMOD };
 
-/* As _Orders in disk.py has them. */
+/* The same layout as _Orders in disk.py. */
 struct orders {
     uint64_t kill_at, kill_after;
     uint64_t fail_at, fail_error, fail_lasting, fail_only;
@@ -48,12 +48,12 @@ struct orders {
     char lie[256];
 };
 
-/* The control file, mapped by every process of this disk. */
+/* The control file, mapped by every process on this disk. */
 struct control {
     pthread_mutex_t mutex;
     uint32_t ready;
     uint32_t lives;
-    uint64_t sequence; /* over all lives: names the snapshots */
+    uint64_t sequence; /* counts over all lives; names the snapshots */
     struct orders orders;
     char root[PATH_MAX], log[PATH_MAX], snapshots[PATH_MAX];
 };
@@ -71,7 +71,7 @@ struct call {
     char path[PATH_MAX], to[PATH_MAX];
 };
 
-static struct control *disk; /* none: not attached */
+static struct control *disk; /* NULL: not attached */
 static struct life *life;
 
 static void die(const char *what) {
@@ -81,7 +81,7 @@ static void die(const char *what) {
 
 /* -- the clock ---------------------------------------------------------------------------------------------------- */
 
-/* By the C library's own functions: by syscall(2) the clock would be slow for everyone. */
+/* The C library's own functions: with syscall(2), the clock would be slow for everyone. */
 static int (*true_clock_gettime)(clockid_t, struct timespec *);
 static int (*true_gettimeofday)(struct timeval *, void *);
 
@@ -133,7 +133,7 @@ EXPORT time_t time(time_t *into) {
 
 static void lock(struct control *control) {
     int error = pthread_mutex_lock(&control->mutex);
-    /* Its owner was killed in the middle: what it left is a log that is whole, and a counter. */
+    /* The owner was killed in the middle. It left a complete log and a counter. */
     if (error == EOWNERDEAD) error = pthread_mutex_consistent(&control->mutex);
     if (error) {
         errno = error;
@@ -156,7 +156,7 @@ static struct control *map_control(const char *path, int flags) {
 
 static bool put(char *into, const char *path) { return (size_t)snprintf(into, PATH_MAX, "%s", path) < PATH_MAX; }
 
-/* For disk.py: all paths absolute, and that of the root resolved. NULL and errno where it cannot be made. */
+/* For disk.py. All paths are absolute, and the root's is resolved. Return NULL and set errno on failure. */
 EXPORT struct control *a0_disk_create(const char *path, const char *root, const char *log, const char *snapshots) {
     struct control *control = map_control(path, O_CREAT | O_EXCL);
     if (!control) return NULL;
@@ -179,7 +179,7 @@ EXPORT void a0_disk_close(struct control *control) { munmap(control, sizeof *con
 EXPORT void a0_disk_lock(struct control *control) { lock(control); }
 EXPORT void a0_disk_unlock(struct control *control) { unlock(control); }
 
-/* Begin a new life of this process on the disk of that control file; return its number, or a negative errno. */
+/* Begin a new life of this process on the disk of this control file. Return its number or a negative errno. */
 EXPORT int a0_disk_attach(const char *path) {
     struct control *control = map_control(path, 0);
     if (!control) return -errno;
@@ -189,7 +189,7 @@ EXPORT int a0_disk_attach(const char *path) {
     lock(control);
     own->number = ++control->lives;
     unlock(control);
-    /* The former mappings stay: another thread may be in a call. */
+    /* Keep the previous mappings: another thread may be in a call. */
     life = own;
     __atomic_store_n(&disk, control, __ATOMIC_RELEASE);
     return (int)own->number;
@@ -204,7 +204,7 @@ __attribute__((constructor)) static void begin_attached(void) {
             die(path);
         }
     }
-    /* What this process starts by exec is another program, and none of this disk's. */
+    /* A program that this process starts by exec is not on this disk. */
     Dl_info self;
     const char *preload = getenv("LD_PRELOAD");
     if (preload && dladdr((void *)begin_attached, &self) && strcmp(preload, self.dli_fname) == 0) unsetenv("LD_PRELOAD");
@@ -234,7 +234,7 @@ static bool fd_below(int fd, char *into) {
     return below;
 }
 
-/* The absolute path of *path*, with no link in it but the last name itself. */
+/* Store the absolute path of *path* in *into*. Only its last name may be a link. */
 static bool resolve(int at, const char *path, char *into) {
     char text[PATH_MAX];
     if (path[0] == '/') {
@@ -254,7 +254,7 @@ static bool resolve(int at, const char *path, char *into) {
     char folder[PATH_MAX];
     bool known = fd >= 0 && name_of((int)fd, folder);
     if (fd >= 0) close((int)fd);
-    /* Where the directory is missing the call is going to fail: any spelling of it will do. */
+    /* If the directory is missing, the call is going to fail: any spelling will do. */
     if (!known && !put(folder, text)) return false;
     if (whole) return put(into, folder);
     if (strcmp(folder, "/") == 0) folder[0] = '\0';
@@ -285,12 +285,12 @@ static void append(const struct call *call, uint64_t sequence, char kind, int er
 }
 
 static void end_here(void) {
-    /* The lock is kept: nothing else of this disk may change in between. The kernel passes it on. */
+    /* Keep the lock: nothing else on this disk may change in between. The kernel passes the lock on. */
     syscall(SYS_kill, getpid(), SIGKILL);
     for (;;) pause();
 }
 
-/* Take the disk for this call. False, with errno, where the call is to fail; true: go on and `finish`. */
+/* Take the disk for this call. False, with errno set: fail the call. True: make the call, then `finish`. */
 static bool begin(struct call *call, enum name name) {
     int error = errno;
     call->name = name;
@@ -337,7 +337,7 @@ static long reopen(int fd, int flags) {
     return syscall(SYS_openat, AT_FDCWD, link, flags | O_CLOEXEC, 0);
 }
 
-/* Change one byte on the disk behind the process's back. Twice is another change, not the old byte again. */
+/* Change one byte on the disk behind the process's back. A second time does not restore the old byte. */
 static void spoil(int fd, int64_t size) {
     unsigned char byte;
     long again = reopen(fd, O_RDWR);
@@ -347,7 +347,7 @@ static void spoil(int fd, int64_t size) {
     close((int)again);
 }
 
-/* Keep what a power cut would leave of the file that *fd* is of. */
+/* Keep what a power cut would leave of the file behind *fd*. */
 static void keep(int fd, uint64_t sequence) {
     char place[PATH_MAX + 32];
     snprintf(place, sizeof place, "%s/%llu", disk->snapshots, (unsigned long long)sequence);
@@ -362,7 +362,7 @@ static void keep(int fd, uint64_t sequence) {
     close((int)into);
 }
 
-/* Log the call that was made, let go of the disk, and return *result*. *fd* is the file of a fsync. */
+/* Log the call that was made, release the disk and return *result*. *fd* is the file of an fsync. */
 static long finish(struct call *call, long result, int64_t size, int fd) {
     int error = errno;
     uint64_t sequence = ++disk->sequence;
@@ -386,13 +386,13 @@ static long finish(struct call *call, long result, int64_t size, int fd) {
     return result;
 }
 
-/* Without the paths' bytes: this is in the way of every write of the process. */
+/* Does not clear the whole paths: every write of the process passes through here. */
 #define NEW_CALL     \
     struct call call; \
     call.path[0] = call.to[0] = '\0'
 
-/* Pass the call on where it is none of ours (*below* is false); otherwise count it, log it, and do with it as ordered.
- * The size of what it wrote is its result where *written*. */
+/* Pass the call on if it is not ours (*below* is false). Otherwise count it, log it, and treat it as ordered.
+ * If *written*, the result of the call is the number of bytes written. */
 #define CALL(below, named, written, ...)                      \
     do {                                                      \
         if (!(below)) return syscall(__VA_ARGS__);            \
@@ -566,7 +566,7 @@ EXPORT int fallocate64(int fd, int mode, off_t at, off_t size) {
 }
 EXPORT int fallocate(int fd, int mode, off_t at, off_t size) { return fallocate64(fd, mode, at, size); }
 
-/* Returns its error, and emulates what the file system cannot do by writes of its own. */
+/* Returns its error, and emulates with its own writes what the file system cannot do. */
 EXPORT int posix_fallocate64(int fd, off_t at, off_t size) {
     int (*truly)(int, off_t, off_t);
     *(void **)&truly = dlsym(RTLD_NEXT, "posix_fallocate64");

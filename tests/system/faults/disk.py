@@ -7,7 +7,7 @@
     disk.cut_power("lost")  # the vault is now what the machine would have had after a power cut
 
 A small library (disk.c) is preloaded into the process and stands between it and the C library. Programs that the
-process starts by exec are left alone: neither the library nor its orders are passed on to them.
+process starts by exec are not affected: neither the library nor its orders are passed on to them.
 """
 
 import atexit
@@ -29,8 +29,8 @@ from typing import Literal
 
 # In the order of `enum name` in disk.c.
 NAMES = (
-    "create",  # an open that makes a file
-    "truncate",  # also by an open of a file that is there
+    "create",  # an open that creates a file
+    "truncate",  # also an open of an existing file
     "write",
     "fallocate",
     "fsync",
@@ -45,7 +45,7 @@ NAMES = (
 
 Names = Literal["lost", "kept"]
 Tree = dict[str, bytes | str | None]
-"""What is below a directory: a file's bytes, a link's target, None for a directory, by relative path."""
+"""What is below a directory, by relative path: a file's bytes, a link's target, None for a directory."""
 
 _SOURCE = Path(__file__).with_name("disk.c")
 
@@ -58,12 +58,12 @@ class Operation:
     ordinal: int  # counts the calls of that life, from 1, over all its threads and forked children
     thread: int
     name: str  # one of NAMES
-    path: str  # relative to the root, which itself is "."; absolute where it is elsewhere
+    path: str  # relative to the root, which itself is "."; absolute if elsewhere
     to: str  # the new name of a rename or link, the target of a symlink, otherwise ""
-    at: float  # the true clock when the call was done, whatever the process was told
+    at: float  # the true clock when the call was done, whatever time the process was told
     error: int
     size: int  # bytes written, or of the file that was made durable; otherwise 0
-    killed: Literal["", "before", "after"]  # whether the process died at it
+    killed: Literal["", "before", "after"]  # whether the process died at this call
 
 
 class _Orders(ctypes.Structure):
@@ -85,9 +85,9 @@ class _Orders(ctypes.Structure):
 
 @functools.cache
 def library() -> Path:
-    """Return the library to preload, built by `cc` at the first call. Raise OSError where it cannot be built."""
+    """Return the library to preload, built by `cc` at the first call. Raise OSError if it cannot be built."""
     source = _SOURCE.read_bytes()
-    # The room of a test session is shared by the workers of pytest-xdist and removed at its end.
+    # The pytest-xdist workers share the room of a test session, which is removed at its end.
     room = os.environ.get("A0BACKUP_TEST_ROOM")
     if room is None:
         room = tempfile.mkdtemp(prefix="a0backup-disk-")
@@ -109,14 +109,14 @@ def library() -> Path:
 
 
 def preloaded() -> dict[str, str]:
-    """Return the environment of a process that is to be attached later, by `attach` in it or in a child of it."""
+    """Return the environment of a process that is attached later, by `attach` in it or in a child of it."""
     return {"LD_PRELOAD": str(library())}
 
 
 def attach(control: Path) -> int:
-    """Attach this process to the disk of that control file and return the number of its life, which begins now.
+    """Attach this process to the disk of this control file. Return the number of its life, which begins now.
 
-    Raise RuntimeError where it was not started with `preloaded()`, OSError where there is no such disk.
+    Raise RuntimeError if the process was not started with `preloaded()`, OSError if there is no such disk.
     """
     try:
         function = ctypes.CDLL(None).a0_disk_attach
@@ -131,10 +131,10 @@ def attach(control: Path) -> int:
 class Disk:
     """What processes do to the files below *root*: logged, and broken on order.
 
-    Orders hold for every attached process, until `calm()`, and may change while one runs. "The call *n*" is the first
+    Orders apply to every attached process until `calm()`, and may change while one runs. "The call *n*" is the first
     call whose ordinal in its life is *n* or more. What is below *root* at first counts as durable; *root* itself always
-    does. The control file, log and snapshots are in *room*, a directory made here, not below *root*. Calls are made one
-    at a time, so a process that is stopped in the middle of one (SIGSTOP) holds up the others of this disk.
+    does. The control file, the log and the snapshots are in *room*, a directory created here, not below *root*. Calls
+    are made one at a time, so a process that is stopped in the middle of one (SIGSTOP) blocks the others of this disk.
     """
 
     def __init__(self, root: Path, room: Path) -> None:
@@ -157,7 +157,7 @@ class Disk:
         if not self._mapped:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(self.control))
-        # A process can map only so much, and a matrix makes many disks.
+        # A process can map only so much, and a matrix creates many disks.
         self._library.a0_disk_close.argtypes = [ctypes.c_void_p]
         weakref.finalize(self, self._library.a0_disk_close, self._mapped)
         self._orders = self._library.a0_disk_orders(self._mapped).contents
@@ -166,11 +166,11 @@ class Disk:
     # -- processes ---------------------------------------------------------------------------------------------
 
     def environment(self) -> dict[str, str]:
-        """Return what the environment of a process needs, so that it is attached from its start."""
+        """Return the environment that attaches a process from its start."""
         return preloaded() | {"A0_DISK": str(self.control)}
 
     def attach(self) -> int:
-        """Attach this process, see the function `attach`."""
+        """Attach this process. See the function `attach`."""
         return attach(self.control)
 
     # -- orders ------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ class Disk:
             self._library.a0_disk_unlock(self._mapped)
 
     def calm(self) -> None:
-        """Take all orders back; the clock is true again."""
+        """Cancel all orders. The clock is true again."""
         with self._giving() as orders:
             ctypes.memset(ctypes.addressof(orders), 0, ctypes.sizeof(orders))
 
@@ -196,23 +196,23 @@ class Disk:
     def fail(
         self, at: int = 1, error: int = errno.ENOSPC, *, only: Collection[str] | None = None, lasting: bool = False
     ) -> None:
-        """Fail the call *at*, or the first of the names *only* from there on; all of them when *lasting*.
+        """Fail the call *at*, or the first of the names *only* from there on; all of them if *lasting*.
 
-        A call that fails has no effect. A file whose fsync failed is not made durable by a later one.
+        A failed call has no effect. A file whose fsync failed is not made durable by a later one.
         """
         with self._giving() as orders:
             orders.fail_at, orders.fail_error, orders.fail_lasting = _ordinal(at), error, lasting
             orders.fail_only = _mask(only)
 
     def slow(self, seconds: float, *, only: Collection[str] | None = None) -> None:
-        """Hold up each call, or those of the names *only*, for *seconds* before it takes effect."""
+        """Delay each call, or those of the names *only*, by *seconds* before it takes effect."""
         with self._giving() as orders:
             orders.slow_ns, orders.slow_only = round(seconds * 1e9), _mask(only)
 
     def lie(self, name_pattern: str) -> None:
-        """Spoil one byte of each regular file that is fsynced and whose relative path matches: the fsync succeeds.
+        """Spoil one byte of each regular file that is fsynced and whose relative path matches. The fsync succeeds.
 
-        *name_pattern* is one of fnmatch(3) whose `*` matches slashes too.
+        *name_pattern* is an fnmatch(3) pattern whose `*` matches slashes too.
         """
         pattern = os.fsencode(name_pattern)
         if not 0 < len(pattern) < 256:
@@ -221,7 +221,7 @@ class Disk:
             orders.lie = pattern
 
     def step_clock(self, seconds: float, *, at: int = 0) -> None:
-        """Set the wall clock of the attached processes off by *seconds* when the call *at* is made; 0 is at once."""
+        """Set the wall clock of the attached processes off by *seconds* at the call *at*; 0: at once."""
         step = round(seconds * 1e9)
         with self._giving() as orders:
             orders.clock_at, orders.clock_step_ns = at, step
@@ -231,11 +231,11 @@ class Disk:
     # -- what was done -----------------------------------------------------------------------------------------
 
     def operations(self) -> list[Operation]:
-        """Return every call that was counted since this disk was made or last started anew, in their order."""
+        """Return every call counted since this disk was made or last started anew, in order."""
         return [record.operation for record in self._records()]
 
     def _records(self) -> "Iterator[_Record]":
-        with self._giving():  # nobody is in the middle of a record
+        with self._giving():  # no process is in the middle of a record
             fields = self._log.read_bytes().split(b"\0")
         for start in range(0, len(fields) - 1, 12):
             sequence, life, ordinal, thread, name, kind, path, to, at, error, size, killed = fields[start : start + 12]
@@ -265,9 +265,9 @@ class Disk:
     def durable(self, until: float | None = None, *, names: Names = "lost") -> Tree:
         """Return what a power cut leaves below the root in the worst case, now or at the time *until*.
 
-        "lost": only the names that a fsync of their directory made durable. "kept": all names as they are, as where a
-        filesystem writes names ahead of bytes. Either way a file has the bytes of its last fsync, and is empty without
-        one. What programs that are not attached wrote is not durable until an attached process makes it so.
+        "lost": only the names that an fsync of their directory made durable. "kept": all names as they are, as on a
+        file system that writes names ahead of bytes. Either way, a file has the bytes of its last fsync, and is empty
+        without one. What unattached programs wrote is not durable until an attached process makes it so.
         """
         model = _Model(self._start)
         for record in self._records():
@@ -279,13 +279,13 @@ class Disk:
         return model.tree(names)
 
     def cut_power(self, names: Names) -> None:
-        """Make of the root what a power cut would have left, and start anew from there. No attached process lives."""
+        """Reduce the root to what a power cut would have left, and start anew. No attached process is alive."""
         tree = self.durable(names=names)
         _make(self.root, tree)
         self.start_anew()
 
     def start_anew(self) -> None:
-        """Take what is below the root now for durable, and forget the log. No attached process lives."""
+        """Take what is below the root now as durable, and clear the log. No attached process is alive."""
         shutil.rmtree(self._snapshots, ignore_errors=True)
         self._snapshots.mkdir(mode=0o700)
         self._log.write_bytes(b"")
@@ -293,7 +293,7 @@ class Disk:
 
 
 def read_tree(root: Path) -> Tree:
-    """Return what is below *root* now; nothing where it is missing. Only directories, files and links are seen."""
+    """Return what is below *root* now, nothing if it is missing. Only directories, files and links are seen."""
     tree: Tree = {}
     for folder, folders, files in os.walk(root):
         for name in [*folders, *files]:
@@ -320,7 +320,7 @@ def _mask(only: Collection[str] | None) -> int:
 
 
 def _make(root: Path, tree: Tree) -> None:
-    """Make what is below *root* equal to *tree*; what is there and right already is left as it is."""
+    """Make what is below *root* equal to *tree*. Leave alone what is already right."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     now = read_tree(root)
     for place in sorted(now, reverse=True):
@@ -358,7 +358,7 @@ class _Record:
 @dataclass(eq=False)
 class _File:
     durable: bytes | Path = b""
-    spoilt: bool = False  # a fsync failed: the kernel took its pages for clean, and no later one writes them
+    spoilt: bool = False  # an fsync failed: the kernel took its pages for clean, and no later fsync writes them
 
 
 @dataclass(eq=False)
@@ -379,7 +379,7 @@ _Inode = _File | _Link | _Directory
 
 
 class _Model:
-    """The directories and inodes below the root, each as it is now and as it is durably."""
+    """The directories and inodes below the root, each in its current and its durable state."""
 
     def __init__(self, start: Mapping[str, bytes | str | None]) -> None:
         self.root = _Directory()
@@ -399,7 +399,7 @@ class _Model:
     def apply(self, record: _Record) -> None:
         operation = record.operation
         path = operation.path
-        # A file that has no name any more is of no use after a power cut.
+        # A file without a name is of no use after a power cut.
         if operation.killed == "before" or path.endswith(" (deleted)"):
             return
         if operation.error:
@@ -425,7 +425,7 @@ class _Model:
                 self._drop(path)
 
     def meet(self, root: Path) -> None:
-        """Take in what is below the real *root*: what programs that are not attached made and removed there."""
+        """Take in what is below the real *root*: what unattached programs created and removed there."""
         self._meet(self.root, root)
 
     def tree(self, names: Names) -> Tree:
@@ -447,7 +447,7 @@ class _Model:
         return inode
 
     def _known(self, path: str, kind: str) -> _Inode:
-        """Return the inode of that name; one that came from elsewhere is new here and not durable."""
+        """Return the inode of this name. One that came from elsewhere is new here and not durable."""
         inode = self._find(path)
         if inode is None or {"d": _Directory, "f": _File, "l": _Link}.get(kind, type(inode)) is not type(inode):
             inode = _Directory() if kind == "d" else _Link("") if kind == "l" else _File()
@@ -465,7 +465,7 @@ class _Model:
         return folder, name
 
     def _put(self, path: str, inode: _Inode) -> None:
-        # An absolute path is one outside of the root.
+        # An absolute path is outside the root.
         if not path.startswith("/") and path != ".":
             folder, name = self._parent(path)
             folder.now[name] = inode

@@ -1,4 +1,4 @@
-"""Engines to be struck: an operator's server that is killed and comes back, runs of several homes, a worker."""
+"""Engines to strike: an operator's server that is killed and comes back, runs with several homes, a worker."""
 
 import contextlib
 import itertools
@@ -24,11 +24,11 @@ from tests.support.patience import patience, until
 from tests.support.place import Place
 
 FILE_LEASES = "prefect.server.concurrency.lease_storage.filesystem"
-A_WHILE = 120.0  # for a condition that comes within seconds on an idle machine
+A_WHILE = 120.0  # for a condition that is met within seconds on an idle machine
 
 
 def _port_to_keep() -> int:
-    """A port that nobody uses, of those that the system never gives out: it is free also after a pause."""
+    """Return an unused port that the system never assigns by itself, so it is still free after a pause."""
     for port in random.sample(range(20_000, 30_000), 1000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -37,7 +37,7 @@ def _port_to_keep() -> int:
 
 
 class OperatorsServer:
-    """`prefect server start` on a port and a home that stay the same when it is started again."""
+    """`prefect server start` on a port and a home that stay the same across restarts."""
 
     def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
@@ -92,7 +92,7 @@ def operators_server(home: Path, **settings: str) -> Iterator[OperatorsServer]:
 
 @contextmanager
 def worker_of(server: OperatorsServer, folder: Path, appliances: SimulatedFleet) -> Iterator[Deployed]:
-    """prefect.yaml deployed to *server* from *folder*, with no schedule, and a process worker that works there."""
+    """Deploy prefect.yaml to *server* from *folder*, without schedules, and run a process worker there."""
     (folder / "elsewhere").mkdir(parents=True)
     shutil.copy(REPOSITORY / "prefect.yaml", folder)
     appliances.fleet_yaml(folder / "fleet.yaml", polling={"deadline": "20m"})
@@ -119,7 +119,7 @@ def end_all_in(folder: Path) -> None:
 
 
 def made(appliances: SimulatedFleet) -> dict[str, int]:
-    """How many backups each node was told to make."""
+    """Return how many backups each node was told to make."""
     return {node: len(appliances.calls(node, "backup")) for node in appliances.names}
 
 
@@ -128,7 +128,7 @@ def retrieved(appliances: SimulatedFleet) -> dict[str, int]:
 
 
 def assert_clean(place: Place, appliances: SimulatedFleet, *nodes: str) -> None:
-    """Nothing is left of a run that ended well: no process, lock, journal or private directory, nothing on the node."""
+    """Assert that a successful run left nothing: no process, lock, journal, private directory or backup on a node."""
     assert place.left() == []
     assert place.work_left() == []
     for node in nodes or appliances.names:
@@ -137,15 +137,15 @@ def assert_clean(place: Place, appliances: SimulatedFleet, *nodes: str) -> None:
 
 
 def assert_one_at_a_time(appliances: SimulatedFleet) -> None:
-    """No run called a0cli on a node again after another had."""
+    """Assert that no run called a0cli on a node again after another run had."""
     for node in appliances.names:
-        # Each run has a directory of its own.
+        # Each run has its own directory.
         turns = [run for run, _ in itertools.groupby(call["cwd"] for call in appliances.calls(node))]
         assert len(turns) == len(set(turns)), f"{node} was driven by turns: {turns}"
 
 
 def assert_next_run_is_healthy(place: Place, appliances: SimulatedFleet, **environment: str) -> None:
-    """One more run makes and stores one more backup of every node, and leaves nothing."""
+    """Assert that one more run makes and stores one more backup of every node, and leaves nothing."""
     before, stored = made(appliances), len(place.manifests())
     ended = place.run("run", **environment)
     assert ended.returncode == 0, ended.stderr
@@ -158,7 +158,7 @@ def assert_next_run_is_healthy(place: Place, appliances: SimulatedFleet, **envir
 
 
 class Running:
-    """`a0backup` as a process whose words can be read while it runs."""
+    """`a0backup` as a process whose output can be read while it runs."""
 
     def __init__(self, place: Place, name: str, *arguments: str, **environment: str) -> None:
         self.name, self._files = name, [place.root / f"{name}.{stream}" for stream in ("out", "err")]
@@ -181,7 +181,7 @@ class Running:
         return self._files[1].read_text()
 
     def exit_code(self, seconds: float = 2 * A_WHILE) -> int:
-        """Wait for its end; it must not have shown a traceback."""
+        """Wait for its end and return its exit code. It must not have shown a traceback."""
         try:
             code = self.process.wait(patience(seconds))
         except subprocess.TimeoutExpired:
@@ -190,5 +190,5 @@ class Running:
         return code
 
     def waits(self) -> list[str]:
-        """The lines in which it says whom it waits for."""
+        """Return the lines in which it says which run it waits for."""
         return [line for line in self.err.splitlines() if "waits for its turn: the node is held by run " in line]

@@ -1,4 +1,4 @@
-"""What is on the nodes and in the vault before a run is struck, and what the run does where nothing strikes it."""
+"""What is on the nodes and in the vault before a run is struck, and what an undisturbed run does."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def interrupted(trial: Trial) -> None:
 
 
 def unreadable(trial: Trial) -> None:
-    """An earlier run was killed after its start, and its journal is torn since."""
+    """An earlier run was killed after its start, and its journal has been torn since."""
     trial.appliances.tell(trial.node, "backup", "kill_parent", when="after", times=1)
     assert trial.run()[0] == SIGKILLED
     [journal] = trial.journals()
@@ -35,7 +35,7 @@ def unreadable(trial: Trial) -> None:
 
 
 def mismatching(trial: Trial) -> None:
-    """The first retrieval is spoilt on its way, and an earlier one is in quarantine."""
+    """The first retrieval is corrupted on its way, and an earlier one is in quarantine."""
     for node in trial.nodes:
         trial.appliances.tell(node, "backup-retrieve", "flip", times=3)
     assert trial.run()[0] == 1
@@ -44,21 +44,21 @@ def mismatching(trial: Trial) -> None:
 
 
 def sealed(trial: Trial) -> None:
-    """Each backup has a password of its own, which only the run that started it knows."""
+    """Each backup has its own password, which only the run that started it knows."""
     trial.seal()
 
 
 Scenario = Callable[[Trial], None]
 
 
-UNFINISHED = (interrupted, mismatching)  # leave a backup of ours that the struck run is to finish
+UNFINISHED = (interrupted, mismatching)  # leave a backup of ours that the struck run must finish
 
 
 _references: dict[tuple[int, Scenario, int], list[Operation]] = {}
 
 
 def reference(arena: Arena, scenario: Scenario, nodes: int = 1) -> list[Operation]:
-    """Return all that a run which nothing strikes does in the vault, in that scenario."""
+    """Return everything that an undisturbed run does in the vault in this scenario."""
     key = (id(arena), scenario, nodes)
     if key not in _references:
         trial = Trial(arena, nodes)
@@ -71,7 +71,7 @@ def reference(arena: Arena, scenario: Scenario, nodes: int = 1) -> list[Operatio
 
 
 def calls_of(arena: Arena, scenario: Scenario) -> list[str]:
-    """Return the commands of a run that nothing strikes, in their order."""
+    """Return the commands of an undisturbed run, in order."""
     trial = Trial(arena)
     scenario(trial)
     begun = len(trial.appliances.calls(trial.node))

@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 
-# Each is one counted call, in the C library's many spellings; `here` is the root, `other` a file elsewhere.
+# Each step is one counted call, in the many spellings of the C library. `here` is the root, `other` a file elsewhere.
 STEPS = {
     "os.mkdir('d', 0o755)": "mkdir",
     "fd = os.open('d/a.partial', os.O_CREAT | os.O_RDWR, 0o600)": "create",
@@ -80,7 +80,7 @@ def disk(root: Path) -> Disk:
 def run(
     code: str, root: Path, environment: dict[str, str], *, expect: int | None = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Run *code* in a Python of its own whose directory is *root*."""
+    """Run *code* in a separate Python whose directory is *root*."""
     done = subprocess.run(
         [sys.executable, "-S", "-c", code],
         cwd=root,
@@ -102,7 +102,7 @@ def state(root: Path) -> dict[str, object]:
 
 @functools.cache
 def _states() -> list[dict[str, object]]:
-    """What the steps leave after each of them, with no library at all. The first is before them."""
+    """Return the state after each step, without the library. The first entry is the state before them."""
     report = "print(repr(state(Path('.'))), flush=True)\n"
     imports = "from pathlib import Path; from tests.system.faults.test_disk import state\n"
     room = Path(os.environ["A0BACKUP_TEST_ROOM"]) / f"disk-states-{os.getpid()}"
@@ -110,7 +110,7 @@ def _states() -> list[dict[str, object]]:
     root.mkdir(parents=True)
     try:
         (room / "other").write_bytes(b"other bytes")
-        # With the packages that the test's module needs.
+        # With the packages that the test module needs.
         done = subprocess.run(
             [sys.executable, "-c", imports + PREAMBLE + report + "".join(f"{step}\n{report}" for step in STEPS)],
             cwd=root,
@@ -162,7 +162,7 @@ def test_every_call_is_counted_in_order(disk: Disk, root: Path) -> None:
     assert set(STEPS.values()) == set(NAMES)
 
 
-def test_calls_that_fail_by_themselves_are_counted_with_their_error(disk: Disk, root: Path) -> None:
+def test_calls_that_fail_on_their_own_are_counted_with_their_error(disk: Disk, root: Path) -> None:
     code = """
 import contextlib, os
 for attempt in ("os.unlink('none')", "os.unlink('none/none')", "os.mkdir('../root/.')", "os.rename('none', 'to')"):
@@ -184,7 +184,7 @@ os.open('there', os.O_RDWR | os.O_CREAT)
     ]
 
 
-def test_threads_are_counted_in_one_order(disk: Disk, root: Path) -> None:
+def test_the_calls_of_all_threads_are_counted_in_one_order(disk: Disk, root: Path) -> None:
     code = """
 import os, threading
 start = threading.Barrier(4)
@@ -207,7 +207,7 @@ for thread in threads: thread.join()
         assert own == [(call, f"{name}-{n}") for n in range(50) for call in ("mkdir", "rmdir")]
 
 
-def test_what_is_elsewhere_is_left_alone(disk: Disk, root: Path) -> None:
+def test_files_elsewhere_are_left_alone(disk: Disk, root: Path) -> None:
     disk.kill_at(1)
     disk.fail(1, lasting=True)
     code = """
@@ -228,7 +228,7 @@ print('done')
     assert disk.operations() == []
 
 
-def test_a_file_is_recognised_however_it_is_called(disk: Disk, root: Path) -> None:
+def test_a_file_is_recognised_by_any_of_its_paths(disk: Disk, root: Path) -> None:
     (root.parent / "way").symlink_to(root)
     code = f"""
 import os
@@ -267,7 +267,7 @@ def test_a_process_that_is_not_attached_is_left_alone(disk: Disk, root: Path) ->
     assert state(root) == _states()[-1]
 
 
-def test_each_forked_child_that_attaches_is_a_life_of_its_own(disk: Disk, root: Path) -> None:
+def test_each_forked_child_that_attaches_has_its_own_life(disk: Disk, root: Path) -> None:
     code = f"""
 import os
 from pathlib import Path
@@ -294,7 +294,7 @@ os.mkdir('by the parent')
     assert (root / "by the parent").is_dir()
 
 
-def test_a_forked_child_counts_on_with_its_parent(disk: Disk, root: Path) -> None:
+def test_a_forked_child_continues_the_count_of_its_parent(disk: Disk, root: Path) -> None:
     code = """
 import os
 os.mkdir('a')
@@ -329,7 +329,7 @@ def test_attaching_without_the_library_is_refused(disk: Disk) -> None:
         attach(disk.control)
 
 
-def test_attaching_to_no_disk_is_refused(root: Path) -> None:
+def test_attaching_to_a_missing_disk_is_refused(root: Path) -> None:
     code = f"""
 from pathlib import Path
 from tests.system.faults.disk import attach
@@ -354,7 +354,7 @@ def test_a_process_is_killed_exactly_at_each_call(disk: Disk, root: Path, after:
         seen = disk.operations()
         assert [operation.killed for operation in seen] == [""] * (n - 1) + ["after" if after else "before"]
         assert (seen[-1].ordinal, seen[-1].name) == (n, name)
-    # A kill order is used up: the same again is not killed.
+    # A kill order is used up: the same steps again are not killed.
     run(PREAMBLE + "\n".join(STEPS), emptied(root), disk.environment())
 
 
@@ -374,7 +374,7 @@ for name in 'abcd':
         assert len(list(root.iterdir())) == n - 1
 
 
-def test_of_two_processes_one_is_killed_and_the_other_goes_on(disk: Disk, root: Path) -> None:
+def test_one_of_two_processes_is_killed_and_the_other_continues(disk: Disk, root: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
@@ -407,7 +407,7 @@ def test_each_call_fails_as_ordered_and_changes_nothing(disk: Disk, root: Path) 
         disk.fail(n, errno.EIO)
         before = "".join(f"{done}\n" for done in list(STEPS)[: n - 1])
         attempt = f"try: {step}\nexcept OSError as error: print(error.errno)\n"
-        # A second time it is done: the order was for one call.
+        # The second attempt succeeds: the order was for one call.
         done = run(PREAMBLE + before + attempt + f"os.stat('.')\n{step}\n", emptied(root), disk.environment())
         assert done.stdout == f"{errno.EIO}\n", step
         assert [operation.error for operation in disk.operations()] == [0] * (n - 1) + [errno.EIO, 0]
@@ -435,14 +435,14 @@ def test_one_call_of_the_named_kind_fails(disk: Disk, root: Path) -> None:
     assert run(ATTEMPTS, root, disk.environment()).stdout.split() == ["done"] * 3 + [str(errno.EDQUOT)] + ["done"] * 5
 
 
-def test_a_lasting_error_meets_every_call_of_the_named_kinds_from_there_on(disk: Disk, root: Path) -> None:
+def test_a_lasting_error_hits_every_call_of_the_named_kinds_from_there_on(disk: Disk, root: Path) -> None:
     disk.fail(3, lasting=True, only={"write", "fsync"})
     full = str(errno.ENOSPC)
     assert run(ATTEMPTS, root, disk.environment()).stdout.split() == ["done", full, "done", *[full, full, "done"] * 2]
     assert (root / "a").read_bytes() == b"bytes"
 
 
-def test_orders_change_while_a_process_runs(disk: Disk, root: Path) -> None:
+def test_orders_can_change_while_a_process_runs(disk: Disk, root: Path) -> None:
     code = """
 import os, sys
 for line in sys.stdin:
@@ -479,7 +479,7 @@ for line in sys.stdin:
     assert sorted(read_tree(root)) == ["a", "d"]
 
 
-def test_a_slow_disk_holds_up_the_calls_that_are_named_and_no_other(disk: Disk, root: Path) -> None:
+def test_a_slow_disk_delays_only_the_named_calls(disk: Disk, root: Path) -> None:
     disk.slow(1, only={"fsync"})
     code = """
 import os, threading, time
@@ -556,11 +556,11 @@ def test_the_clock_is_stepped_at_a_call(disk: Disk, root: Path, hours: int) -> N
         # libc.time() has whole seconds, and the coarse clock behind it lags by a tick.
         assert all(began - 1.1 <= stamp - offset <= ended for stamp in seen["wall"]), (began, seen, ended)
         assert monotonic <= seen["monotonic"] <= monotonic + ended - began + 1
-    # The log is in true time.
+    # The log uses true time.
     assert all(began <= operation.at <= ended for operation in disk.operations())
 
 
-def test_the_clock_is_stepped_at_once_and_set_right_again(disk: Disk, root: Path) -> None:
+def test_the_clock_is_stepped_at_once_and_made_true_again(disk: Disk, root: Path) -> None:
     disk.step_clock(7200)
     code = CLOCKS + "print(json.dumps(clocks()))"
     assert json.loads(run(code, root, disk.environment()).stdout)["wall"][0] > time.time() + 7000
@@ -587,13 +587,13 @@ def sync(path):
 
 @pytest.fixture
 def former(root: Path) -> Path:
-    """A root where something is stored already."""
+    """Return a root in which something is already stored."""
     (root / "stored").mkdir()
     (root / "stored" / "file").write_bytes(b"former")
     return root
 
 
-def test_what_was_there_at_first_is_durable(former: Path) -> None:
+def test_what_existed_at_first_is_durable(former: Path) -> None:
     disk = Disk(former, former.parent / "room")
     assert disk.durable() == disk.durable(names="kept") == {"stored": None, "stored/file": b"former"}
 
@@ -631,7 +631,7 @@ def test_a_removal_without_fsync_of_the_directory_can_be_undone(former: Path) ->
     assert disk.durable(names="kept") == {"stored": None}
 
 
-def test_a_directory_is_durable_only_by_that_of_its_parent(disk: Disk, root: Path) -> None:
+def test_a_directory_is_durable_only_by_an_fsync_of_its_parent(disk: Disk, root: Path) -> None:
     code = PUBLISH + "os.mkdir('a'); os.mkdir('a/b'); write_aside('a/b/file', b'new'); sync('a/b'); sync('a')"
     run(code, root, disk.environment())
     assert disk.durable() == {}
@@ -640,7 +640,7 @@ def test_a_directory_is_durable_only_by_that_of_its_parent(disk: Disk, root: Pat
     assert disk.durable() == {"a": None, "a/b": None, "a/b/file": b"new"}
 
 
-def test_a_directory_that_is_renamed_takes_only_its_durable_names_along(disk: Disk, root: Path) -> None:
+def test_a_renamed_directory_keeps_only_its_durable_names(disk: Disk, root: Path) -> None:
     code = PUBLISH + (
         "os.mkdir('a'); write_aside('a/synced', b'new'); sync('a'); write_aside('a/late', b'new');"
         "os.rename('a', 'b'); sync('.')"
@@ -650,7 +650,7 @@ def test_a_directory_that_is_renamed_takes_only_its_durable_names_along(disk: Di
     assert disk.durable(names="kept") == {"b": None, "b/synced": b"new", "b/late": b"new"}
 
 
-def test_a_name_moved_between_directories_can_be_in_both_or_in_none(former: Path) -> None:
+def test_a_name_moved_between_directories_can_be_in_both_or_in_neither(former: Path) -> None:
     (former / "work").mkdir()
     disk = Disk(former, former.parent / "room")
     run(PUBLISH + "os.rename('stored/file', 'work/file'); sync('work')", former, disk.environment())
@@ -668,7 +668,7 @@ def test_bytes_written_after_the_last_fsync_are_lost(disk: Disk, root: Path) -> 
     assert disk.durable() == disk.durable(names="kept") == {"a": b"first"}
 
 
-def test_a_file_whose_fsync_failed_is_not_durable_by_a_second_one(disk: Disk, root: Path) -> None:
+def test_a_file_whose_fsync_failed_is_not_made_durable_by_a_second_one(disk: Disk, root: Path) -> None:
     disk.fail(1, errno.EIO, only={"fsync"})
     code = PUBLISH + "\ntry: write_aside('a', b'new')\nexcept OSError: sync('a')\nsync('.')"
     run(code, root, disk.environment())
@@ -676,7 +676,9 @@ def test_a_file_whose_fsync_failed_is_not_durable_by_a_second_one(disk: Disk, ro
     assert disk.durable() == disk.durable(names="kept") == {"a": b""}
 
 
-def test_what_another_program_wrote_is_durable_only_once_an_attached_process_made_it_so(disk: Disk, root: Path) -> None:
+def test_what_another_program_wrote_is_durable_only_after_an_attached_process_made_it_so(
+    disk: Disk, root: Path
+) -> None:
     code = (
         PUBLISH
         + """
@@ -695,7 +697,7 @@ sync('.')
     assert disk.durable(names="kept") == {"a": b"", "b": b"retrieved", "work": None, "work/c": b""}
 
 
-def test_the_durable_state_can_be_asked_for_any_moment(disk: Disk, root: Path) -> None:
+def test_the_durable_state_is_available_for_any_moment(disk: Disk, root: Path) -> None:
     code = PUBLISH + "write_aside('.partial', b'new'); os.rename('.partial', 'file'); sync('.')"
     run(code, root, disk.environment())
     moments = [operation.at for operation in disk.operations()]
@@ -706,7 +708,7 @@ def test_the_durable_state_can_be_asked_for_any_moment(disk: Disk, root: Path) -
 
 
 @pytest.mark.parametrize(("names", "left"), [("lost", {"a": b"a"}), ("kept", {"a": b"a", "b": b"", "link": "a"})])
-def test_a_power_cut_leaves_what_is_durable_and_the_next_run_goes_on_from_there(
+def test_a_power_cut_leaves_what_is_durable_and_the_next_run_continues_from_there(
     disk: Disk, root: Path, names: str, left: dict[str, bytes]
 ) -> None:
     first = PUBLISH + "write_aside('a', b'a'); sync('.'); write_aside('b', b'b', sync=False); os.symlink('a', 'link')"
@@ -722,7 +724,7 @@ def test_a_power_cut_leaves_what_is_durable_and_the_next_run_goes_on_from_there(
     assert [operation.life for operation in disk.operations()] == [2] * 4
 
 
-def test_a_killed_run_and_the_run_after_it_are_one_story(disk: Disk, root: Path) -> None:
+def test_a_killed_run_and_the_next_one_share_one_log(disk: Disk, root: Path) -> None:
     code = (
         PUBLISH + "os.path.exists('.partial') or write_aside('.partial', b'new'); os.rename('.partial', 'a'); sync('.')"
     )
@@ -791,7 +793,7 @@ async def main():
 asyncio.run(main())
 """
 
-# What changes nothing below the root; whatever else strace shows there must be in the log.
+# Calls that change nothing below the root. Everything else that strace shows there must be in the log.
 HARMLESS = re.compile(
     r"access|chdir|close|dup[23]?|epoll_ctl|execve|getcwd|faccessat2?|fadvise64|fcntl|flock|[fl]?stat|f?statfs|newfstatat"
     r"|statx|getdents(64)?|l?getxattr|llistxattr|ioctl|lseek|poll|pread64|preadv|readv?|readlink(at)?"
@@ -819,7 +821,7 @@ Call = tuple[str, str, str, str]
 
 
 def traced(folder: Path, root: Path) -> dict[int, list[Call]]:
-    """Return what strace saw to change files below *root*, per thread: name, path, new name, error."""
+    """Return the calls that strace saw change files below *root*, by thread: name, path, new name, error."""
     lines = [(line, int(file.suffix[1:])) for file in folder.iterdir() for line in file.read_text().splitlines()]
     seen: dict[int, list[Call]] = {}
     there: set[str] = set()
@@ -849,7 +851,7 @@ def traced(folder: Path, root: Path) -> dict[int, list[Call]]:
             to = paths[1]
         elif match["name"] == "copy_file_range":
             path = paths[1]
-        # Where it is read from is not changed.
+        # A file that is only read from is not changed.
         if name == "write" and not Path(path).is_relative_to(root):
             continue
         seen.setdefault(thread, []).append((name, path, to, error))
@@ -880,7 +882,7 @@ def test_nothing_that_strace_shows_is_missed(disk: Disk, root: Path, tmp_path: P
     traces.mkdir()
     # Only the traced program is preloaded, not strace.
     given = [f"-E{name}={value}" for name, value in {**disk.environment(), "VAULT": str(root)}.items()]
-    # No bytes that are written, which could look like a path; a file of its own for each thread.
+    # Without the bytes that are written, which could look like a path. One file per thread.
     trace = ["strace", "-qq", "-ff", "-y", "-ttt", "-s0", "-etrace=%file,%desc", f"-o{traces}/t"]
     subprocess.run(
         [*trace, *given, sys.executable, "-c", code],
@@ -913,7 +915,7 @@ def test_a_room_below_the_root_is_refused(root: Path) -> None:
         Disk(root, root / "room")
 
 
-def test_orders_may_be_given_by_several_threads(disk: Disk) -> None:
+def test_several_threads_may_give_orders(disk: Disk) -> None:
     def give() -> None:
         for n in range(1, 200):
             disk.fail(n)

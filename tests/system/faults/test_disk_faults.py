@@ -1,4 +1,4 @@
-"""The vault's disk fails, fills, slows, lies or goes away at every point that matters, and the clock is set."""
+"""The vault's disk fails, fills, slows, lies or vanishes at every point that matters, and the clock is stepped."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
 
 
 def points(arena: Arena, *names: str) -> list[Operation]:
-    """Return what a plain run does in the vault, of those names."""
+    """Return the calls with these names that a plain run makes in the vault."""
     return [point for point in reference(arena, plain) if point.name in names]
 
 
@@ -47,7 +47,7 @@ LASTING = {
 
 @matrix
 @pytest.mark.parametrize("fault", LASTING)
-def test_a_vault_that_cannot_be_written_from_some_point_on_loses_nothing(arena_: Arena, told: Any, fault: str) -> None:
+def test_a_vault_that_becomes_unwritable_at_any_point_loses_nothing(arena_: Arena, told: Any, fault: str) -> None:
     telling = told(fault)
     for point in share(points(arena_, "create", "mkdir", "rename", "unlink")[::2]):
         trial = Trial(arena_)
@@ -57,9 +57,7 @@ def test_a_vault_that_cannot_be_written_from_some_point_on_loses_nothing(arena_:
 
 
 @pytest.mark.parametrize("file", ["*Z-backup/backup.tar.gz.enc", "*.manifest.json.*", "*journal*"])
-def test_a_disk_that_says_it_wrote_what_it_did_not_is_found_out_before_anything_is_deleted(
-    arena_: Arena, told: Any, file: str
-) -> None:
+def test_a_lying_disk_is_detected_before_anything_is_deleted(arena_: Arena, told: Any, file: str) -> None:
     trial = Trial(arena_)
     trial.disk.lie(file)
     trial.spoilt = True
@@ -72,7 +70,7 @@ def test_a_disk_that_says_it_wrote_what_it_did_not_is_found_out_before_anything_
 
 
 @deep
-def test_a_disk_that_takes_seconds_for_a_write_is_waited_for(arena_: Arena, told: Any) -> None:
+def test_a_run_waits_for_a_disk_that_takes_seconds_per_write(arena_: Arena, told: Any) -> None:
     trial = Trial(arena_)
     trial.disk.slow(1.0, only={"write", "rename"})
     code, printed = trial.run()
@@ -81,7 +79,7 @@ def test_a_disk_that_takes_seconds_for_a_write_is_waited_for(arena_: Arena, told
 
 @matrix
 @pytest.mark.parametrize("hours", [-30, -3, 3, 30])
-def test_a_clock_that_is_set_in_the_middle_changes_nothing(arena_: Arena, told: Any, hours: int) -> None:
+def test_a_clock_that_is_stepped_during_a_run_changes_nothing(arena_: Arena, told: Any, hours: int) -> None:
     telling = told("clock stepped by hours")
     for point in share(reference(arena_, plain)[::12]):
         trial = Trial(arena_)
@@ -90,7 +88,7 @@ def test_a_clock_that_is_set_in_the_middle_changes_nothing(arena_: Arena, told: 
         broken = [] if code == 0 else [printed]
         started = len(trial.events("started"))
         broken += after(trial, code, printed)
-        # The run after it, whose clock is right again, has a backup of its own made.
+        # The next run, whose clock is right again, has its own backup made.
         if len(trial.events("started")) != started + 1 or len(trial.manifests()) != 2:
             broken.append(f"{len(trial.manifests())} artifacts of {len(trial.events('started'))} backups")
         telling.point(f"{hours} h at {point.name} of {point.to or point.path}", broken)
@@ -125,7 +123,7 @@ def test_a_full_disk_loses_nothing_however_much_is_free(arena_: Arena, told: Any
 
 @as_root
 @deep
-def test_a_disk_that_is_mounted_read_only_is_said_and_nothing_is_started(arena_: Arena, told: Any) -> None:
+def test_a_disk_mounted_read_only_is_reported_and_nothing_is_started(arena_: Arena, told: Any) -> None:
     trial = Trial(arena_)
     with mounted(trial, "size=1m"):
         subprocess.run(["mount", "-o", "remount,ro", trial.vault], check=True)
@@ -144,7 +142,7 @@ def in_progress(trial: Trial) -> Any:
 
 
 @deep
-def test_a_vault_that_is_moved_away_in_the_middle_is_said_and_not_made_anew(arena_: Arena, told: Any) -> None:
+def test_a_vault_that_is_moved_away_during_a_run_is_reported_and_not_made_anew(arena_: Arena, told: Any) -> None:
     trial = Trial(arena_)
     run = in_progress(trial)
     away = trial.room / "away"
@@ -161,7 +159,7 @@ def test_a_vault_that_is_moved_away_in_the_middle_is_said_and_not_made_anew(aren
 
 @as_root
 @deep
-def test_a_disk_that_is_unmounted_in_the_middle_loses_nothing(arena_: Arena, told: Any) -> None:
+def test_a_disk_that_is_unmounted_during_a_run_loses_nothing(arena_: Arena, told: Any) -> None:
     trial = Trial(arena_)
     kept = trial.room / "kept"
     kept.mkdir()
@@ -204,7 +202,7 @@ def no_program(program: Path) -> None:
 
 
 def _replace(program: Path, text: str) -> None:
-    """As an upgrade does: another file under the same name."""
+    """Replace the program as an upgrade does: another file under the same name."""
     other = program.with_name("new")
     other.write_text(text)
     other.chmod(0o700)
@@ -215,7 +213,7 @@ def _replace(program: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "strike", [removed, not_executable, says_nothing, says_anything, no_program], ids=lambda strike: strike.__name__
 )
-def test_an_a0cli_that_is_replaced_or_removed_in_the_middle_loses_nothing(
+def test_an_a0cli_that_is_replaced_or_removed_during_a_run_loses_nothing(
     arena_: Arena, told: Any, strike: Callable[[Path], None]
 ) -> None:
     place = arena_.room / f"bin-{strike.__name__}"

@@ -1,4 +1,4 @@
-"""What the engine can suffer while nodes are backed up: each time nothing is lost, and the next run is healthy."""
+"""What can happen to the engine while nodes are backed up. Each time nothing is lost, and the next run is healthy."""
 
 import itertools
 import os
@@ -51,7 +51,7 @@ def appliances(tmp_path: Path) -> Iterator[SimulatedFleet]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
-    """One without an engine of its own yet."""
+    """Yield a place without its own engine yet."""
     place = Place(tmp_path)
     yield place
     end_all_in(tmp_path)
@@ -59,13 +59,13 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 @pytest.fixture
 def own(place: Place, migrated_home: Path) -> Place:
-    """One whose engine has its database already."""
+    """Return a place whose engine already has its database."""
     shutil.copytree(migrated_home, place.engine)
     return place
 
 
 def hold(appliances: SimulatedFleet, node: str) -> None:
-    """Have the node say 'in progress' of the backup that is started next, until it is told to forget that."""
+    """Make the node report 'in progress' for the next backup that is started, until it is told to forget."""
     started = len(appliances.calls(node, "backup"))
     appliances.tell(node, "backup", "duration", seconds=3, times=1)
     until(lambda: len(appliances.calls(node, "backup")) > started, f"a backup of {node} is started")
@@ -73,7 +73,7 @@ def hold(appliances: SimulatedFleet, node: str) -> None:
 
 
 def is_done(folder: Path, node: str) -> bool:
-    """Whether the node's artifact is in the vault there, and nothing of the work on it is left."""
+    """Return whether the node's artifact is in the vault there, with nothing of the work on it left."""
     vault = folder / "vault" / node
     return bool([*vault.glob("*/manifest.json")]) and not [*vault.glob("journal*"), *vault.glob("work/*")]
 
@@ -87,7 +87,7 @@ def note(record_property: Record, fault: str, *, points: int = 1, killed: int = 
 
 
 @pytest.mark.parametrize("ends", ["after the outage", "within the outage"])
-def test_an_api_that_is_away_for_a_minute_costs_the_run_nothing_but_time(
+def test_an_api_outage_of_a_minute_costs_the_run_nothing_but_time(
     place: Place, appliances: SimulatedFleet, own_home: Path, ends: str, record_property: Record
 ) -> None:
     with operators_server(own_home) as server:
@@ -106,7 +106,7 @@ def test_an_api_that_is_away_for_a_minute_costs_the_run_nothing_but_time(
         assert place.stored() == ["a0-1", "a0-2"]
         assert made(appliances) == {"a0-1": 1, "a0-2": 1}
         assert run.out.startswith("2 node backups: 2 stored\n")
-        # What was done meanwhile was sent afterwards.
+        # What was done during the outage was sent afterwards.
         assert _states(own_home) == (["Completed"], Counter(Completed=2 * STEPS_OF_A_NODE + 1))
         assert_clean(place, appliances)
         assert_next_run_is_healthy(place, appliances, PREFECT_API_URL=server.api)
@@ -114,7 +114,7 @@ def test_an_api_that_is_away_for_a_minute_costs_the_run_nothing_but_time(
 
 
 def _states(home: Path) -> tuple[list[str], Counter[str]]:
-    """The states of the flow runs, and how many task runs are in which, as the server's file holds them."""
+    """Return the states of the flow runs, and how many task runs are in each state, from the server's database."""
     database = sqlite3.connect(home / "prefect.db")
     try:
         flow_runs = [state for (state,) in database.execute("select state_name from flow_run order by created")]
@@ -123,7 +123,7 @@ def _states(home: Path) -> tuple[list[str], Counter[str]]:
         database.close()
 
 
-def test_an_operators_api_that_is_gone_for_good_leaves_vault_report_and_exit_code_right(
+def test_an_operators_api_that_is_gone_for_good_does_not_affect_vault_report_and_exit_code(
     place: Place, appliances: SimulatedFleet, own_home: Path, record_property: Record
 ) -> None:
     with operators_server(own_home) as server:
@@ -132,12 +132,12 @@ def test_an_operators_api_that_is_gone_for_good_leaves_vault_report_and_exit_cod
         until(lambda: is_done(place.root, "a0-2"), "a0-2 is stored")
         server.kill()
         appliances.forget()
-        # Prefect's client asks for minutes whether it has come back.
+        # Prefect's client retries for minutes.
         assert run.exit_code(600) == 0, run.err
     assert place.stored() == ["a0-1", "a0-2"]
     assert run.out.startswith("2 node backups: 2 stored\n")
     assert "its page does not show how the run ended" in run.err
-    assert len(run.err) < 5000  # and not every event that could not be sent
+    assert len(run.err) < 5000  # not every event that could not be sent
     assert_clean(place, appliances)
     refused = place.run("run", PREFECT_API_URL=server.api)
     assert refused.returncode == 1
@@ -147,7 +147,7 @@ def test_an_operators_api_that_is_gone_for_good_leaves_vault_report_and_exit_cod
     note(record_property, "API away for good", killed=1)
 
 
-def test_a_night_under_a_worker_outlasts_an_api_that_is_away_for_a_minute(
+def test_a_night_under_a_worker_survives_an_api_outage_of_a_minute(
     tmp_path: Path, appliances: SimulatedFleet, own_home: Path, record_property: Record
 ) -> None:
     with (
@@ -173,10 +173,10 @@ def test_a_night_under_a_worker_outlasts_an_api_that_is_away_for_a_minute(
     note(record_property, "API away for a minute, under a worker", killed=1, resumed=1)
 
 
-def test_a_night_whose_lease_a_restarted_server_forgot_is_ended_by_prefect_and_finished_by_the_next(
+def test_prefect_ends_a_night_whose_lease_a_restarted_server_forgot_and_the_next_one_finishes_it(
     tmp_path: Path, appliances: SimulatedFleet, own_home: Path, record_property: Record
 ) -> None:
-    # Leases in memory are Prefect's default: the flow engine cannot renew its own and calls the run off.
+    # Leases in memory are Prefect's default: the flow engine cannot renew its own and cancels the run.
     with operators_server(own_home) as server, worker_of(server, tmp_path / "operator", appliances) as deployed:
         limit_nightly(server.api)
         night = start_nightly(deployed)
@@ -203,7 +203,7 @@ def start_nightly(deployed: Deployed) -> str:
 
 
 def run_by_hand(deployed: Deployed) -> None:
-    """`a0backup run` in the worker's folder, on the worker's server; it must end well."""
+    """Run `a0backup run` in the worker's folder, on the worker's server. It must succeed."""
     command = [str(BIN / "a0backup"), "run"]
     ended = subprocess.run(
         command,
@@ -245,7 +245,7 @@ def locked_database(home: Path) -> Iterator[None]:
         database.close()
 
 
-def test_a_database_that_is_locked_for_a_while_costs_the_run_nothing_but_time(
+def test_a_temporarily_locked_database_costs_the_run_nothing_but_time(
     own: Place, appliances: SimulatedFleet, record_property: Record
 ) -> None:
     run = Running(own, "run", "run")
@@ -267,7 +267,7 @@ def test_a_database_that_is_locked_for_a_while_costs_the_run_nothing_but_time(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_that_is_stopped_leaves_a_night_that_the_next_run_finishes(
+def test_the_next_run_finishes_a_night_whose_worker_was_stopped(
     tmp_path: Path, appliances: SimulatedFleet, own_home: Path, number: signal.Signals, record_property: Record
 ) -> None:
     with operators_server(own_home) as server, worker_of(server, tmp_path / "operator", appliances) as deployed:
@@ -288,7 +288,7 @@ def test_a_worker_that_is_stopped_leaves_a_night_that_the_next_run_finishes(
     note(record_property, f"{number.name} to the worker", killed=1, resumed=1)
 
 
-def test_a_failed_run_that_is_retried_stores_what_failed_and_touches_nothing_that_is_stored(
+def test_a_retry_of_a_failed_run_stores_what_failed_and_touches_nothing_stored(
     tmp_path: Path, appliances: SimulatedFleet, own_home: Path, record_property: Record
 ) -> None:
     with operators_server(own_home) as server, worker_of(server, tmp_path / "operator", appliances) as deployed:
@@ -315,7 +315,7 @@ def test_a_failed_run_that_is_retried_stores_what_failed_and_touches_nothing_tha
     note(record_property, "Prefect's own retry of a failed run", resumed=1)
 
 
-# -- a run that stands still -------------------------------------------------------------------------------------------
+# -- a stopped run -----------------------------------------------------------------------------------------------------
 
 
 def waits_for(waiting: Running, holder: Running) -> bool:
@@ -323,7 +323,7 @@ def waits_for(waiting: Running, holder: Running) -> bool:
 
 
 @pytest.mark.parametrize("where", ["while the node makes it", "while it is retrieved"])
-def test_a_run_that_is_stopped_while_another_waits_and_continued_later_makes_the_one_backup_of_both(
+def test_a_run_stopped_while_another_waits_and_continued_later_makes_one_backup_for_both(
     place: Place, appliances: SimulatedFleet, engine_server: str, where: str, record_property: Record
 ) -> None:
     first = Running(place, "first", "run", "a0-1", PREFECT_API_URL=engine_server)
@@ -362,7 +362,7 @@ def test_a_run_that_waits_for_a_stopped_one_until_its_deadline_fails_and_names_i
     assert str(holder) in second.out
     assert f"(pid {first.process.pid}," in second.out
     assert "HINT: " in second.out
-    # The other node is not held up by it.
+    # The other node is not delayed by it.
     third = Running(place, "third", "run", PREFECT_API_URL=engine_server)
     assert third.exit_code() == 3
     assert place.stored() == ["a0-2"]
@@ -380,14 +380,14 @@ def test_a_run_that_waits_for_a_stopped_one_until_its_deadline_fails_and_names_i
 
 
 def limit_nightly(api: str) -> None:
-    """Have the engine run one night at a time, as an operator may want it; our own deployments have no such limit."""
+    """Limit the engine to one night at a time, as an operator may want. Our own deployments have no such limit."""
     limit = {"concurrency_limit": 1, "concurrency_options": {"collision_strategy": "ENQUEUE"}}
     with PatientClient(base_url=api, auth=logged_in()) as client:
         nightly = client.get("deployments/name/backup-fleet/nightly").raise_for_status().json()["id"]
         client.patch(f"deployments/{nightly}", json=limit).raise_for_status()
 
 
-def test_the_slot_of_a_killed_night_holds_up_no_run_and_the_next_night_has_it_after_some_minutes(
+def test_the_slot_of_a_killed_night_blocks_no_run_by_hand_and_is_free_again_after_some_minutes(
     tmp_path: Path, appliances: SimulatedFleet, own_home: Path, record_property: Record
 ) -> None:
     with (
@@ -399,7 +399,7 @@ def test_the_slot_of_a_killed_night_holds_up_no_run_and_the_next_night_has_it_af
         hold(appliances, "a0-1")
         until(lambda: is_done(deployed.folder, "a0-2"), "a0-2 is stored")
         [flow_process] = psutil.Process(deployed.worker.pid).children()
-        # The worker first: it would say that the run crashed, and give its slot back.
+        # The worker first: it would report the crash and release the slot.
         deployed.worker.kill()
         flow_process.kill()
         deployed.worker.wait()
@@ -413,7 +413,7 @@ def test_the_slot_of_a_killed_night_holds_up_no_run_and_the_next_night_has_it_af
         assert made(appliances) == {"a0-1": 1, "a0-2": 2}
         assert_folder_is_clean(deployed)
 
-        # Five minutes is what Prefect's flow engine renews it for; the server may be restarted meanwhile.
+        # Prefect's flow engine renews the slot for five minutes at a time. The server may be restarted meanwhile.
         server.kill()
         server.start()
         assert deployed.ends_as("Completed", night, 480)
@@ -425,7 +425,7 @@ def test_the_slot_of_a_killed_night_holds_up_no_run_and_the_next_night_has_it_af
 # -- the server's life -------------------------------------------------------------------------------------------------
 
 
-def test_a_server_whose_run_is_killed_while_it_starts_is_gone_within_seconds(
+def test_a_server_whose_run_is_killed_during_its_start_is_gone_within_seconds(
     own: Place, appliances: SimulatedFleet, record_property: Record
 ) -> None:
     process = own.start("run")
@@ -442,7 +442,7 @@ def test_a_server_whose_run_is_killed_while_it_starts_is_gone_within_seconds(
     note(record_property, "an orphaned server", killed=1)
 
 
-def test_files_that_a_dead_engine_left_in_its_home_say_nothing(
+def test_files_that_a_dead_engine_left_in_its_home_are_ignored(
     own: Place, appliances: SimulatedFleet, record_property: Record
 ) -> None:
     for name in ("alive", "serving", "server.log", "server.log.1"):
@@ -462,7 +462,7 @@ def mounted(folder: Path, *options: str) -> Iterator[None]:
 
 
 def fail_to_start(place: Place, appliances: SimulatedFleet) -> str:
-    """Run; it must fail with an error of the engine, before any node is touched; give what it said."""
+    """Run, and return the error output. The run must fail with an error of the engine before any node is touched."""
     run = Running(place, "fails", "run")
     assert run.exit_code() == 1
     assert run.out == ""
@@ -476,7 +476,7 @@ def fail_to_start(place: Place, appliances: SimulatedFleet) -> str:
 
 @as_root
 @pytest.mark.parametrize("fault", ["read-only", "full", "no inode", "a folder in the place of a lock"])
-def test_an_engine_whose_home_cannot_be_written_is_a_clear_error_before_any_node_is_touched(
+def test_an_unwritable_home_of_the_engine_is_a_clear_error_before_any_node_is_touched(
     own: Place, appliances: SimulatedFleet, fault: str, record_property: Record
 ) -> None:
     if fault == "a folder in the place of a lock":
@@ -517,7 +517,7 @@ def fill(folder: Path) -> None:
 
 
 @as_root
-def test_a_disk_that_fills_below_the_engine_in_the_middle_of_a_run_loses_nothing(
+def test_a_disk_that_fills_below_the_engine_during_a_run_loses_nothing(
     own: Place, appliances: SimulatedFleet, record_property: Record
 ) -> None:
     spare = own.root / "spare"

@@ -1,6 +1,6 @@
-"""SIGKILL, or a power cut, at every point of a fleet backup that matters; then a plain run finishes every node.
+"""SIGKILL or a power cut at every point of a fleet backup that matters; then a plain run finishes every node.
 
-The points are found by a run that nothing strikes: every change that it makes below the vault, and every call of a0cli.
+An undisturbed run gives the points: every change that it makes below the vault, and every call of a0cli.
 """
 
 import json
@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 def expected_starts(trial: Trial, before: int, unfinished: bool) -> int:
     """Return how many backups must have been started once the run after the strike has ended.
 
-    A backup of ours that can still be finished is finished: another is made only where the first was settled. *before*
-    were started before the struck run, *unfinished*: the last of them was left for it to finish.
+    A backup of ours that can still be finished is finished; another is made only if the first was settled. *before*:
+    backups started before the struck run. *unfinished*: the last of them was left for the struck run to finish.
     """
     base = before if unfinished else before + 1
     settled = not trial.journals() and (unfinished or len(trial.events("started")) > before)
@@ -51,7 +51,7 @@ def strike(
     unfinished: bool = False,
     names: Literal["", "lost", "kept"] = "",
 ) -> None:
-    """See what the struck run left, cut the power if that is wanted, and let a plain run finish it."""
+    """Check what the struck run left, cut the power if wanted, and let a plain run finish it."""
     if code != SIGKILLED:
         told.point(where, [f"it ended with {code} and not by the kill: {printed}"])
         return
@@ -63,13 +63,13 @@ def strike(
         broken += [f"after the cut: {each}" for each in trial.broken()]
     broken += trial.finish()
     starts = len(trial.events("started"))
-    # A power cut may take the journal with it; of a fleet the nodes are at different points.
+    # A power cut may take the journal with it. In a fleet, the nodes are at different points.
     if starts != expected and not names and len(trial.nodes) == 1:
         broken.append(f"{starts} backups were started, {expected} was to be expected")
     told.point(where, broken, killed=True)
 
 
-# What happens to a file that nothing has a name for yet is tried in the plain scenario alone.
+# Changes to a file that has no name yet are tried in the plain scenario only.
 PLAIN_ONLY = ("create", "truncate", "write", "chmod")
 
 
@@ -91,16 +91,16 @@ def test_a_kill_at_any_change_of_the_vault_loses_nothing(
         where = f"{scenario.__name__}, at {point.name} of {point.to or point.path}"
         code, printed = trial.run()
         if code == 0 and trial.disk.operations()[-1].ordinal < point.ordinal:
-            continue  # a run that changes something once less than the recorded one has no such point
+            continue  # this run made one change fewer than the recorded one, so it has no such point
         strike(trial, where, telling, code, printed, before=before, unfinished=scenario in UNFINISHED)
 
 
 @matrix
 @in_parts
-def test_a_kill_of_a_fleet_loses_nothing(arena_: Arena, told: Any, part: int) -> None:
+def test_a_kill_during_a_fleet_backup_loses_nothing(arena_: Arena, told: Any, part: int) -> None:
     points = reference(arena_, plain, 3)
     telling = told("SIGKILL of a fleet of three")
-    # Their order differs from run to run: the same change is another node's each time.
+    # The order differs from run to run: the same change is another node's each time.
     for ordinal in share(range(1, len(points) + 1, 5), part, PARTS):
         trial = Trial(arena_, 3)
         trial.disk.kill_at(ordinal)
@@ -111,7 +111,7 @@ def test_a_kill_of_a_fleet_loses_nothing(arena_: Arena, told: Any, part: int) ->
 
 
 def cuts(points: list[Operation]) -> Iterator[tuple[Literal["lost", "kept"], int]]:
-    """Yield the changes after which a power cut finds something new: names, or bytes that were made durable."""
+    """Yield the changes after which a power cut finds something new: names, or bytes made durable."""
     for ordinal, point in enumerate(points, 1):
         if point.name == "fsync":
             yield "lost", ordinal
@@ -141,14 +141,14 @@ KILLS: list[dict[str, Any]] = [
     {"when": "before"},
     {"when": "after"},
     {"when": "during"},
-    {"when": "before", "orphan": 0.5},  # a0cli lives on, and does its work while the next run wants the node
+    {"when": "before", "orphan": 0.5},  # a0cli survives and does its work while the next run wants the node
 ]
 
 
 @matrix
 @in_parts
 @pytest.mark.parametrize("scenario", [plain, foreign, sealed], ids=lambda s: s.__name__)
-def test_a_kill_before_in_and_after_any_call_of_a0cli_loses_nothing(
+def test_a_kill_before_during_or_after_any_call_of_a0cli_loses_nothing(
     arena_: Arena, told: Any, scenario: Scenario, part: int
 ) -> None:
     telling = {orphan: told(f"SIGKILL at each call of a0cli{orphan}") for orphan in ("", ", which lives on")}
@@ -162,18 +162,18 @@ def test_a_kill_before_in_and_after_any_call_of_a0cli_loses_nothing(
         trial = Trial(arena_)
         scenario(trial)
         before = len(trial.events("started"))
-        # Only transfers count for what happens in one.
+        # A kill during a transfer counts only transfers.
         skipped = 0 if kill["when"] == "during" else skip
         trial.appliances.tell(trial.node, None, "kill_parent", skip=skipped, times=1, **kill)
         where = f"{scenario.__name__}, {json.dumps(kill)} of call {skip + 1}, {command}"
         code, printed = trial.run()
         if code != SIGKILLED and not trial.met("kill_parent"):
-            continue  # a run that asks for the status once less than the recorded one has no such call
+            continue  # this run asked for the status once less than the recorded one, so it has no such call
         strike(trial, where, telling[", which lives on" if "orphan" in kill else ""], code, printed, before=before)
 
 
 def test_a_kill_at_the_changes_that_matter_most_loses_nothing(arena_: Arena, told: Any) -> None:
-    """The short selection of `make test-all`: the journal, the bytes, the manifest, and the call that deletes."""
+    """The short selection for `make test-all`: the journal, the bytes, the manifest, and the call that deletes."""
     telling = told("SIGKILL at each change of the vault")
     points = reference(arena_, plain)
     names = ("/journal-backup.json", "/work/backup.tar.gz.enc", "Z-backup/backup.tar.gz.enc", "Z-backup/manifest.json")

@@ -1,7 +1,7 @@
-"""Random sequences of runs, kills, faults and work by hand, judged after each step by a model of the promises.
+"""Random sequences of runs, kills, faults and work by hand, checked after each step against a model of the promises.
 
-The model never asks the product. What the node held and lost is in the simulator's own record, what is stored is read
-from the vault's files, and the rest is what the sequence itself did. What a sequence did stands in the failure.
+The model never asks the product. The simulator's record says what the node held and lost, the vault's files say what is
+stored, and the rest is what the sequence itself did. A failure shows the whole sequence.
 """
 
 import contextlib
@@ -36,13 +36,13 @@ PARTS = 3 if WHOLE else 1
 SEQUENCES, STEPS = (30, 14) if WHOLE else (3, 6)
 KINDS = ("backup", "backup-sensitive")
 OURS, THEIRS = "Canary7Password", "Their0wnWord"
-CALL_TIMEOUT = 2.0  # seconds; a started backup that shows no sign is waited for that long
+CALL_TIMEOUT = 2.0  # seconds; a run waits this long for a started backup that shows no sign
 
 Event = dict[str, Any]
 
 
 class Tail:
-    """The lines of a record that grows, by node; each is read once."""
+    """The lines of a growing record, by node. Each is read once."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
@@ -96,7 +96,7 @@ class World:
 
 @dataclass
 class Said:
-    """What a run was told, and what it was made to meet."""
+    """What a run was told, and what it had to meet."""
 
     existing: str
     kinds: tuple[str, ...]
@@ -111,7 +111,7 @@ class Made:
     md5: str
     at: float
     started: float
-    by: str | None  # the run that started it, None where it was somebody else
+    by: str | None  # the run that started it; None: somebody else
     gone: Event | None = None
 
 
@@ -129,7 +129,7 @@ class Stored:
         return str(self.manifest["artifact"]["md5"])
 
 
-# Name, the command (None: any; "": the start), the fault's settings, whether it makes a status lie.
+# By name: the command (None: any; "": the start), the fault and its settings.
 FAULTS: dict[str, tuple[str | None, str, dict[str, Any]]] = {
     "drop": ("-retrieve", "drop", {"fraction": 0.5}),
     "truncate": ("-retrieve", "truncate", {"fraction": 0.9}),
@@ -181,7 +181,7 @@ works = st.sampled_from(["start", "slow start", "lay", "retrieve", "delete", "re
 
 
 class Nights(RuleBasedStateMachine):
-    """One node, its vault, an operator at another desk, and what the promises say of them."""
+    """One node, its vault, an operator at another desk, and the promises about them."""
 
     world: World
     failures: list[str]
@@ -201,10 +201,10 @@ class Nights(RuleBasedStateMachine):
         self.torn: set[str] = set()  # folders whose manifest the sequence itself spoilt
         self.doubts: dict[str, list[float]] = {
             kind: [] for kind in KINDS
-        }  # when nobody could tell any more whose is it
+        }  # times from which nobody can tell whose backup it is
         self.verified: dict[str, set[str]] = {kind: set() for kind in KINDS}
         self.unfinished: dict[str, Made] = {}
-        self.to_be_stored: dict[str, str] = {}  # the kind, by md5: their verified bytes were here and ours
+        self.to_be_stored: dict[str, str] = {}  # kind by md5: backups of ours whose verified bytes were here
         self.runs_before = 0
         self.sound = False
         self.world.tried["sequences"] += 1
@@ -313,7 +313,7 @@ class Nights(RuleBasedStateMachine):
         before = len(self.calls)
         self.tell(None, "latency", seconds=0.5, skip=call, times=1)
         run = self.run(existing, kinds, faults=["by hand"])
-        # Until the call that is held up is under way.
+        # Wait until the delayed call is in progress.
         while run[1].lives:
             under_way = set(self.orphans()) - {each["pid"] for each in self.calls[before:]}
             if len(self.calls) >= before + call and under_way:
@@ -392,7 +392,7 @@ class Nights(RuleBasedStateMachine):
         self._note_the_unfinished()
 
     def _note_the_unfinished(self) -> None:
-        """See which backups are ours, finished on the node, and not stored: the next run has to finish those."""
+        """Find the backups that are ours, finished on the node and not stored: the next run has to finish them."""
         stored = {each.md5 for each in self.stored()}
         self.unfinished = {}
         for kind in KINDS:
@@ -431,7 +431,7 @@ class Nights(RuleBasedStateMachine):
         attach: Path | None = None,
         call_timeout: float = CALL_TIMEOUT,
     ) -> tuple[str, Running]:
-        """Start a run; *began*: so many seconds from now, None for later than all that was stored so far."""
+        """Start a run. *began*: seconds from now; None: later than everything stored so far."""
         flow_run = f"run-{len(self.said) + 1}"
         self.said[flow_run] = Said(existing, kinds, faults or [])
         file = self.simulated.fleet_yaml(
@@ -513,7 +513,7 @@ class Nights(RuleBasedStateMachine):
         match what:
             case "lay":
                 if self.simulated.holds(self.name, kind) is None:
-                    with contextlib.suppress(ValueError):  # one is being made
+                    with contextlib.suppress(ValueError):  # one is in progress
                         self.simulated.put(self.name, kind=kind, password=THEIRS)
             case "remove":
                 self.simulated.remove(self.name, kind=kind)
@@ -536,7 +536,7 @@ class Nights(RuleBasedStateMachine):
             path.unlink(missing_ok=True)
 
     def orphans(self) -> list[int]:
-        """The processes that work below the node's folder."""
+        """Return the processes that work below the node's folder."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -573,7 +573,7 @@ class Nights(RuleBasedStateMachine):
         return found
 
     def made(self) -> list[Made]:
-        """Every backup that was ever complete on the node."""
+        """Return every backup that was ever complete on the node."""
         cwds = {call["pid"]: call["cwd"] for call in self.calls}
         made: list[Made] = []
         started: dict[str, Event] = {}
@@ -595,7 +595,7 @@ class Nights(RuleBasedStateMachine):
         return self._calls.lines(self.name)
 
     def run_of(self, cwd: str) -> str | None:
-        """The run that works in that directory, None for an operator."""
+        """Return the run that works in this directory, None for an operator."""
         path = Path(cwd)
         return path.name.rpartition("-")[0] if path.parent == self.folder / "work" else None
 
@@ -603,7 +603,7 @@ class Nights(RuleBasedStateMachine):
         return int(run.removeprefix("run-")) > self.runs_before
 
     def is_doubtful(self, made: Made) -> bool:
-        """Whether since its start something happened after which no run could tell that it is ours."""
+        """Return whether, since its start, something happened after which no run could tell that it is ours."""
         return any(doubt > made.started - 5 for doubt in self.doubts[made.kind])
 
     def _verified_files(self) -> dict[str, set[str]]:
@@ -659,7 +659,7 @@ class Nights(RuleBasedStateMachine):
                 if each["cwd"] == call["cwd"] and each["command"] == f"{one.kind}-status" and each["seq"] < call["seq"]
             ]
             if shown and one.at > shown[-1] and one.gone["time"] - call["time"] < 0.1:
-                continue  # another one was shown right before: the node has no conditional delete
+                continue  # another one appeared right before: the node has no conditional delete
             said = self.said[run]
             if said.existing == "replace" and (
                 one.by is None or self.is_doubtful(one) or UNVERIFIABLE.intersection(said.faults)
@@ -667,7 +667,7 @@ class Nights(RuleBasedStateMachine):
                 continue
             self.fail(f"{one} was deleted by {run} ({said}) and is not stored")
 
-    def _manifests_are_true(self, made: list[Made], stored: list[Stored]) -> None:  # noqa: C901 - one rule after another, each on its own
+    def _manifests_are_true(self, made: list[Made], stored: list[Stored]) -> None:  # noqa: C901 - one independent rule after another
         for each in stored:
             manifest = each.manifest
             if not each.whole and each.md5 not in self.damaged:
@@ -681,7 +681,7 @@ class Nights(RuleBasedStateMachine):
                 self.fail(f"{each.folder.name}: {password['mode']}, started at {started}")
             if password["confirmed"] and one.by is None:
                 self.fail(f"{each.folder.name} says that our password opens it, and somebody else made it")
-            # Nobody can tell when it was started where its journal is lost. That our password opens it is proven.
+            # If its journal is lost, nobody can tell when it was started. That our password opens it is proven.
             if password["mode"] == "shared" and started is None and not password["confirmed"]:
                 self.fail(f"{each.folder.name} says that our password opens it, and nothing proves that")
             if started is None:
@@ -702,7 +702,8 @@ class Nights(RuleBasedStateMachine):
                 ]
                 if refused:
                     self.fail(f"{each.folder.name} is somebody else's: our start was refused, and it says it is ours")
-                # Somebody else's is taken for ours where ours was intended, never came, and theirs came after it.
+                # Somebody else's backup is taken for ours if we meant to start one that never came, and theirs came
+                # after it.
                 others = {other.md5 for other in stored if other is not each and other.manifest["started_at"]}
                 came = any(
                     o.by and o.kind == one.kind and abs(o.started - said) < 1 and o.md5 not in others for o in made
@@ -820,7 +821,7 @@ def test_the_promises_hold_in_any_sequence(
 
     Machine.world, Machine.failures = world, []
     before = Counter(world.tried)
-    # Not shrunk: a second of real processes for each step, and no two runs of a sequence are quite alike.
+    # Not shrunk: each step takes a second of real processes, and no two runs of a sequence are quite alike.
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
     try:
         run_state_machine_as_test(
@@ -836,7 +837,7 @@ def test_the_promises_hold_in_any_sequence(
         )
     except Exception as error:
         if Machine.failures:
-            # What failed first, also where the same steps went well the second time.
+            # Report what failed first, even if the same steps succeeded the second time.
             raise AssertionError(Machine.failures[0]) from error
         raise
     tried = world.tried - before

@@ -1,4 +1,4 @@
-"""The node, its connection and whoever else works on it strike at every call of a run."""
+"""The node, its connection and anyone else who works on it strike at every call of a run."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ EVERY_CALL: dict[str, tuple[str, dict[str, Any]]] = {
 @matrix
 @in_parts
 @pytest.mark.parametrize("fault", EVERY_CALL)
-def test_what_goes_wrong_once_with_any_call_loses_nothing(arena_: Arena, told: Any, fault: str, part: int) -> None:
+def test_a_single_fault_at_any_call_loses_nothing(arena_: Arena, told: Any, fault: str, part: int) -> None:
     telling = told(fault)
     name, settings = EVERY_CALL[fault]
     for skip, command in share(enumerate(calls_of(arena_, plain)), part, PARTS):
@@ -32,7 +32,7 @@ def test_what_goes_wrong_once_with_any_call_loses_nothing(arena_: Arena, told: A
         trial.appliances.tell(trial.node, None, name, skip=skip, times=1, **settings)
         code, printed = trial.run()
         if not trial.met(name):
-            continue  # a run that asks for the status once less than the recorded one has no such call
+            continue  # this run asked for the status once less than the recorded one, so it has no such call
         broken = after(trial, code, printed)
         if len(trial.events("started")) > 2:
             broken.append(f"{len(trial.events('started'))} backups were started")
@@ -41,7 +41,7 @@ def test_what_goes_wrong_once_with_any_call_loses_nothing(arena_: Arena, told: A
 
 @matrix
 @pytest.mark.parametrize("fault", ["drop", "truncate", "flip", "kill_client"])
-def test_a_transfer_that_fails_at_any_tenth_is_retrieved_again(arena_: Arena, told: Any, fault: str) -> None:
+def test_a_backup_whose_transfer_fails_at_any_tenth_is_retrieved_again(arena_: Arena, told: Any, fault: str) -> None:
     telling = told(f"transfer: {fault} at each tenth")
     during = {"when": "during"} if fault == "kill_client" else {}
     for tenth in share(range(10)):
@@ -63,7 +63,7 @@ LATE = [
 
 @matrix
 @in_parts
-def test_a_start_or_deletion_that_takes_effect_late_is_told_by_the_status(arena_: Arena, told: Any, part: int) -> None:
+def test_the_status_reveals_a_start_or_deletion_that_takes_effect_late(arena_: Arena, told: Any, part: int) -> None:
     telling = told("start or deletion that takes effect late")
     for command, seconds, reply in share(LATE, part, PARTS):
         trial = Trial(arena_)
@@ -74,7 +74,7 @@ def test_a_start_or_deletion_that_takes_effect_late_is_told_by_the_status(arena_
 
 
 @deep
-def test_a_deletion_that_is_acknowledged_and_not_done_loses_nothing(arena_: Arena, told: Any) -> None:
+def test_a_deletion_that_is_acknowledged_but_not_done_loses_nothing(arena_: Arena, told: Any) -> None:
     trial = Trial(arena_)
     trial.appliances.tell(trial.node, "backup-delete", "false_delete", times=1)
     code, printed = trial.run()
@@ -82,7 +82,7 @@ def test_a_deletion_that_is_acknowledged_and_not_done_loses_nothing(arena_: Aren
 
 
 @deep
-def test_a_status_that_still_shows_the_old_backup_after_the_start_is_not_believed(arena_: Arena, told: Any) -> None:
+def test_a_status_that_still_shows_the_old_backup_after_the_start_is_not_trusted(arena_: Arena, told: Any) -> None:
     telling = told("status that still shows the old backup")
     for seconds in share((0.1, 0.5, 1.5)):
         trial = Trial(arena_)
@@ -96,12 +96,12 @@ def test_a_status_that_still_shows_the_old_backup_after_the_start_is_not_believe
 
 @deep
 @pytest.mark.parametrize("fault", ["replaced", "taken"])
-def test_a_backup_that_somebody_replaces_or_takes_away_at_any_call_is_noticed(
+def test_a_backup_that_somebody_replaces_or_removes_at_any_call_is_detected(
     arena_: Arena, told: Any, fault: str
 ) -> None:
     telling = told(f"backup {fault} by hand")
-    # Of the calls, those that find a finished backup. After the last of them the node has no further word: it has no
-    # conditional delete, and what is laid there in these milliseconds is deleted.
+    # The calls that find a finished backup. After the last one, the run does not ask the node again: the node has no
+    # conditional delete, and a backup placed there in these milliseconds is deleted.
     calls = ["the status that finds it", "its retrieval", "the status right before its deletion"]
     for skip, call in enumerate(calls[:2] if fault == "replaced" else calls):
         trial = Trial(arena_)
@@ -115,7 +115,7 @@ def test_a_backup_that_somebody_replaces_or_takes_away_at_any_call_is_noticed(
 
 @deep
 @pytest.mark.parametrize("when", ["while it is awaited", "after it was stored", "between two nights"])
-def test_another_node_behind_the_same_host_name_loses_nothing_of_either(arena_: Arena, told: Any, when: str) -> None:
+def test_another_node_behind_the_same_host_name_loses_no_backup_of_either(arena_: Arena, told: Any, when: str) -> None:
     trial = Trial(arena_, 2)
     one, other = trial.nodes
     trial.appliances.put(other, password="their own")
@@ -136,6 +136,6 @@ def test_another_node_behind_the_same_host_name_loses_nothing_of_either(arena_: 
         trial.appliances.swap(one, other)
         code = run.wait()
         printed = run.out + run.err
-    # Whatever the run made of it, both appliances' backups end up in the vault.
+    # Whatever the run made of it, the backups of both appliances end up in the vault.
     found = after(trial, code, printed)
     told("another node behind the same host name").point(when, found)

@@ -1,4 +1,4 @@
-"""Runs on one fleet and one vault at the same time, each with an engine of its own that knows nothing of the others."""
+"""Simultaneous runs on one fleet and one vault, each with its own engine that knows nothing of the others."""
 
 import itertools
 import json
@@ -42,7 +42,7 @@ def place(tmp_path: Path, migrated_home: Path) -> Iterator[Place]:
 
 
 def started_together(place: Place, *orders: tuple[str, ...]) -> list[Running]:
-    """A run for each order of nodes, on engines of their own."""
+    """Start a run for each order of nodes, each on its own engine."""
     return [
         Running(place, f"run-{number}", "run", *order, XDG_STATE_HOME=str(place.root / f"state-{number}"))
         for number, order in enumerate(orders, 1)
@@ -54,7 +54,7 @@ def is_started(appliances: SimulatedFleet, node: str) -> bool:
 
 
 def hold_until(appliances: SimulatedFleet, nodes: tuple[str, ...], condition: Callable[[], bool], what: str) -> None:
-    """Have the nodes make their first backup for as long as it takes to be true."""
+    """Keep the nodes busy with their first backup until *condition* is true."""
     for node in nodes:
         appliances.tell(node, "backup", "duration", seconds=5)
     for node in nodes:
@@ -73,7 +73,7 @@ def assert_each_ended_well(runs: list[Running], place: Place, nodes: int) -> Non
 
 
 @pytest.mark.parametrize("number", [2, pytest.param(3, marks=deep)])
-def test_runs_of_one_second_on_engines_of_their_own_make_one_backup_of_each_node_and_all_end_well(
+def test_simultaneous_runs_on_separate_engines_make_one_backup_of_each_node_and_all_end_well(
     place: Place, appliances: SimulatedFleet, number: int, record_property: Callable[[str, object], None]
 ) -> None:
     appliances.fleet_yaml(place.root / "fleet.yaml", polling={"deadline": "5m"}, lock_deadline="5m")
@@ -102,7 +102,7 @@ def test_runs_of_one_second_on_engines_of_their_own_make_one_backup_of_each_node
 
 
 @deep
-def test_runs_that_name_the_nodes_in_opposite_order_never_wait_for_each_other_for_ever(
+def test_runs_that_name_the_nodes_in_opposite_order_do_not_deadlock(
     place: Place, appliances: SimulatedFleet, record_property: Callable[[str, object], None]
 ) -> None:
     kinds = ["backup", "backup-sensitive"]
@@ -110,7 +110,7 @@ def test_runs_that_name_the_nodes_in_opposite_order_never_wait_for_each_other_fo
         place.root / "fleet.yaml", polling={"deadline": "5m"}, lock_deadline="5m", max_parallel=1, kinds=kinds
     )
     runs = started_together(place, ("a0-1", "a0-2"), ("a0-2", "a0-1"), ("a0-1", "a0-2"))
-    # Two of them hold a node each and will want the other's; the third waits for the one that it begins with.
+    # Two runs hold a node each and will want the other's. The third waits for its first node.
     hold_until(
         appliances,
         ("a0-1", "a0-2"),

@@ -1,6 +1,6 @@
-"""A trial: one fleet, its vault and its disk, struck once; and the promises, checked from outside.
+"""A trial: one fleet, its vault and its disk, struck once; then the promises, checked from outside.
 
-Nothing here uses the product's own code to read the vault: what is checked is what a person with `md5sum` would see.
+Nothing here reads the vault with the product's own code: the checks see what a person with `md5sum` would see.
 """
 
 import base64
@@ -26,11 +26,11 @@ from tests.system.faults.disk import Disk, Tree, preloaded, read_tree
 
 PASSWORD = "Canary7Password"
 OAEP = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
-HEALTHY = 120.0  # seconds in which a run that nothing disturbs has surely ended
+HEALTHY = 120.0  # seconds; an undisturbed run has surely ended by then
 
 
 class Arena:
-    """What many trials share: the appliances, none used twice, and the warm process that forks their runs."""
+    """What many trials share: the appliances, each used only once, and the warm process that forks their runs."""
 
     def __init__(self, room: Path, fleets: Iterator[SimulatedFleet], warm: Warm) -> None:
         self.room, self.warm, self._fleets = room, warm, fleets
@@ -39,7 +39,7 @@ class Arena:
         self._start_fleet()
 
     def nodes(self, number: int) -> tuple[SimulatedFleet, list[dict[str, Any]]]:
-        """Return so many nodes that no trial has used, and their fleet; it is started where none is left."""
+        """Return this many nodes that no trial has used, and their fleet. Start a new fleet if too few are left."""
         if len(self._unused) < number:
             self._start_fleet()
         chosen, self._unused = self._unused[:number], self._unused[number:]
@@ -52,9 +52,9 @@ class Arena:
 
 @contextmanager
 def arena(room: Path, api: str, nodes: int = 200) -> Iterator[Arena]:
-    """Appliances and a warm process on the engine at *api*."""
+    """Start appliances and a warm process on the engine at *api*."""
     environment = reaching({"PREFECT_API_URL": api, "A0_BACKUP_PASSWORD": PASSWORD})
-    environment["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a quarter of the engine's work, and none of what is tried
+    environment["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a quarter of the engine's work, and not what is tested
     (room / "witness").mkdir()
     with ExitStack() as stack:
 
@@ -88,8 +88,8 @@ class Trial:
         self._settings = {"nodes": chosen, "polling": quick, "a0cli": {"call_timeout": "3s"}, **overrides}
         self.fleet_yaml = self.appliances.fleet_yaml(self.room / "fleet.yaml", **self._settings)
         self.disk = Disk(self.vault, self.room / "disk")
-        self.cut = False  # whether the power was cut once: the log of the disk begins anew with that
-        self.spoilt = False  # whether verified bytes were destroyed, or another backup came, and is to be retrieved
+        self.cut = False  # whether the power was cut once: the disk's log starts anew with that
+        self.spoilt = False  # whether a new retrieval is due: verified bytes were destroyed, or another backup came
 
     @property
     def node(self) -> str:
@@ -97,7 +97,7 @@ class Trial:
         return node
 
     def seal(self) -> None:
-        """From now on each backup has a password of its own, sealed to the arena's recovery key."""
+        """From now on, give each backup its own password, sealed to the arena's recovery key."""
         public = self.arena.recovery_key.public_key()
         spki = serialization.PublicFormat.SubjectPublicKeyInfo
         (self.room / "recovery.pub.pem").write_bytes(public.public_bytes(serialization.Encoding.PEM, spki))
@@ -111,7 +111,7 @@ class Trial:
         )
 
     def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
-        """Run `a0backup run` to its end; return its exit code and all that it printed."""
+        """Run `a0backup run` to its end. Return its exit code and everything that it printed."""
         run = self.start(*arguments, **environment)
         return run.wait(HEALTHY), run.out + run.err
 
@@ -123,7 +123,7 @@ class Trial:
         return any(fault in call["faults"] for node in self.nodes for call in self.appliances.calls(node))
 
     def events(self, *kinds: str) -> list[dict[str, Any]]:
-        """What changed on the nodes, oldest first."""
+        """Return the events of these kinds on the nodes, oldest first."""
         return [event for node in self.nodes for event in self.appliances.events(node) if event["event"] in kinds]
 
     def journals(self) -> list[Path]:
@@ -135,7 +135,7 @@ class Trial:
     # -- the promises ------------------------------------------------------------------------------------------
 
     def broken(self) -> list[str]:
-        """Return which promises do not hold now, whatever has struck: nothing is lost, and no manifest lies."""
+        """Return which promises do not hold now. Whatever has struck, nothing is lost and no manifest lies."""
         tree = read_tree(self.vault)
         lies, kept = _kept(tree)
         return [
@@ -150,8 +150,8 @@ class Trial:
     def _lost(self, kept: set[tuple[str, str, str]]) -> list[str]:
         lost = []
         for node in self.nodes:
-            # Asked before the record is read and after: an a0cli that outlived its run may delete it in between, and
-            # what was in progress may become complete.
+            # Ask before and after reading the record: in between, an a0cli that outlived its run may delete a backup,
+            # and one in progress may become complete.
             before = {kind: self.appliances.holds(node, kind) for kind in ("backup", "backup-sensitive")}
             on_node: dict[str, str] = {}
             for event in self.appliances.events(node):
@@ -162,7 +162,7 @@ class Trial:
                     case "removed":
                         on_node.pop(kind, None)
                     case "swapped":
-                        # Another appliance is behind the address now: it is named what that one holds.
+                        # Another appliance is behind the address now. The event names what that one holds.
                         on_node = {each: held for each, held in on_node.items() if each != kind}
                         on_node |= {kind: md5} if md5 else {}
                     case "deleted":
@@ -178,9 +178,9 @@ class Trial:
         return lost
 
     def _never_to_be_opened(self, tree: Tree) -> list[str]:
-        """Return each backup, on its node or in the vault, whose password is kept nowhere.
+        """Return each backup, on its node or in the vault, whose password is stored nowhere.
 
-        Looked at is what the runs themselves started: the node's record has a fingerprint of each password.
+        Only backups that the runs themselves started count: the node's record has a fingerprint of each password.
         """
         found = []
         for node in self.nodes:
@@ -216,7 +216,7 @@ class Trial:
     def _not_durable_when_deleted(self) -> list[str]:
         """Return each deletion at whose instant a power cut would have taken the artifact."""
         if self.cut:
-            return []  # the log begins anew with a cut
+            return []  # the log starts anew with a cut
         found = []
         for event in self.events("deleted"):
             for names in ("lost", "kept"):
@@ -226,7 +226,7 @@ class Trial:
         return found
 
     def _two_at_once(self) -> list[str]:
-        """Return where a call, or a change on the node, came from a run after another one had taken over."""
+        """Return each call, or change on a node, that came from a run after another one had taken over."""
         found = []
         for node in self.nodes:
             ended: set[str] = set()
@@ -250,7 +250,7 @@ class Trial:
         return found
 
     def _fetched_twice(self) -> list[str]:
-        """Return each retrieval of a backup whose verified bytes had been in the vault before."""
+        """Return each retrieval of a backup whose verified bytes were already in the vault."""
         if self.cut or self.spoilt:
             return []
         found = []
@@ -274,7 +274,7 @@ class Trial:
         return found
 
     def unsettled(self) -> list[str]:
-        """Return what a run that ended well should not have left."""
+        """Return what a successful run should not have left."""
         found = [f"{path.relative_to(self.vault)} is left" for path in self._leftovers()]
         found += [f"{path} is left in the temporary folder" for path in self.temporary.iterdir()]
         for node in self.nodes:
@@ -293,7 +293,7 @@ class Trial:
         return found + [path for path in folders if not (path / "manifest.json").exists()]
 
     def processes(self) -> list[str]:
-        """The command lines of all processes that work in the trial's room."""
+        """Return the command lines of all processes that work in the trial's room."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -304,7 +304,7 @@ class Trial:
         return found
 
     def finish(self) -> list[str]:
-        """Run once more, undisturbed; return what is not as it should be then."""
+        """Run once more, undisturbed. Return what is wrong after that."""
         self.disk.calm()
         self.appliances_calm()
         code, printed = self.run()

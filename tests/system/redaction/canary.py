@@ -1,10 +1,10 @@
-"""Look for a secret in all that was written, in every form in which it may have come there.
+"""Look for a secret in everything that was written, in every form in which it may have got there.
 
 for found in search(["Canary7Password"], [tmp_path / "place", terminal_output]):
     print(found)  # place/engine/prefect.db, table log: the secret in base64 ... its surroundings
 
-White space, colours and the case of letters are left out of account: a terminal breaks lines, and what is compared is
-often folded first. So a secret must be long enough not to come about by chance.
+White space, colours and letter case are ignored: a terminal breaks lines, and text is often case-folded before it is
+compared. So a secret must be long enough not to occur by chance.
 """
 
 import base64
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SHORTEST = 12  # characters
-_DEEPEST = 4  # of what is packed in what is packed
+_DEEPEST = 4  # levels of packing within packing
 _PIECE, _MOST_PIECES = 1 << 10, 1 << 16  # of a packed stream
 
 _SPACE = b" \t\r\n\v\f"
@@ -34,13 +34,13 @@ _COLOUR = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 _DATABASE = b"SQLite format 3\0"
 _PACKED = re.compile(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]")
 _ZIP = b"PK\x03\x04"
-# Where base64 of a gzip or zlib stream begins, at the alignment of a text of its own.
+# Where the base64 of a gzip or zlib stream begins, if the stream was encoded on its own.
 _WRAPPED = re.compile(rb"(?<![A-Za-z0-9+/_-])(?:H4sI|e[AFJN])[A-Za-z0-9+/_\n-]{12,}={0,2}")
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A secret that was found: where, in which form, and what stands around it."""
+    """A secret that was found: where, in which form, and its surroundings."""
 
     place: str
     form: str
@@ -51,10 +51,10 @@ class Hit:
 
 
 def search(secrets: Sequence[str], places: Sequence[Path | bytes]) -> list[Hit]:
-    """Return each place in which one of *secrets* stands: directories, with all that is in them, files, and bytes.
+    """Return each occurrence of one of *secrets* in *places*: directories with everything in them, files, and bytes.
 
-    Looked through are names, contents, what is packed in them, and each value in the tables of a database. A database
-    that is in use, or was left by a crash, is not touched: a copy of it is read. Links are not followed.
+    The search covers names, contents, packed contents, and each value in the tables of a database. A database that is
+    in use, or was left by a crash, is not touched: a copy of it is read. Links are not followed.
     """
     needles: dict[str, bytes] = {}
     for number, secret in enumerate(secrets, 1):
@@ -69,7 +69,7 @@ def search(secrets: Sequence[str], places: Sequence[Path | bytes]) -> list[Hit]:
 
 
 def forms(secret: str) -> dict[str, bytes]:
-    """Return what to look for, by the name of the form, with white space left out and letters in lower case."""
+    """Return what to look for, by the name of the form, without white space and in lower case."""
     assert len(secret) >= SHORTEST, "a short secret comes about by chance"
     octets = secret.encode("utf-8", "surrogatepass")
     once = json.dumps(secret)[1:-1]
@@ -109,7 +109,7 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def _base64_at(octets: bytes, offset: int) -> bytes:
-    """Return those digits of base64 that depend on *octets* alone, with *offset* bytes of a group of 3 before them."""
+    """Return the base64 digits that depend on *octets* alone, with *offset* bytes of a group of 3 before them."""
     whole = base64.b64encode(bytes(offset) + octets)
     return whole[(0, 2, 3)[offset] : (offset + len(octets)) * 8 // 6]
 
@@ -131,7 +131,7 @@ def _found(needles: Mapping[str, bytes], octets: bytes) -> Iterator[tuple[str, b
 
 
 def _texts(place: Path | bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield everything to look through in *place*, and how it is called."""
+    """Yield everything to search in *place*, each with its name."""
     if isinstance(place, bytes):
         yield from _unpacked("bytes", place)
     elif place.is_dir() and not place.is_symlink():
@@ -151,21 +151,21 @@ def _texts_of_file(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
             return
         octets = path.read_bytes()
     except FileNotFoundError:
-        return  # what is running has removed it meanwhile
+        return  # a running process has removed it meanwhile
     yield from _unpacked(name, octets)
     if octets.startswith(_DATABASE):
         yield from _values(path, name)
 
 
 def _values(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
-    """Yield all values of each table: in the file itself a long one lies in pieces."""
+    """Yield all values of each table: in the file itself, a long value is stored in pieces."""
     tables: dict[str, bytes] = {}
     for last in (False, False, False, False, True):
         try:
             tables = _tables(path)
             break
         except sqlite3.DatabaseError:
-            # A server was writing while it was copied.
+            # A server was writing during the copy.
             if last:
                 raise
     for table, values in tables.items():
@@ -188,7 +188,7 @@ def _joined(rows: Iterable[tuple[object, ...]]) -> bytes:
 
 
 def _unpacked(name: str, octets: bytes, depth: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Yield *octets*, and what they hold packed by gzip, zlib or zip, also where that is wrapped in base64."""
+    """Yield *octets*, and what they hold packed by gzip, zlib or zip, also inside base64."""
     yield name, octets
     if depth == _DEEPEST:
         return
@@ -200,18 +200,18 @@ def _unpacked(name: str, octets: bytes, depth: int = 0) -> Iterator[tuple[str, b
         yield from _unpacked(f"{name}, unpacked", inner, depth + 1)
     for wrapped in _WRAPPED.finditer(octets):
         text = wrapped[0].translate(bytes.maketrans(b"-_", b"+/"), b"\n=")
-        text = text[: len(text) - (len(text) % 4 == 1)]  # a digit too many: it is of what follows
+        text = text[: len(text) - (len(text) % 4 == 1)]  # a surplus digit belongs to what follows
         yield from _unpacked_only(f"{name}, from base64", base64.b64decode(text + b"=" * (-len(text) % 4)), depth + 1)
 
 
 def _unpacked_only(name: str, octets: bytes, depth: int) -> Iterator[tuple[str, bytes]]:
     texts = _unpacked(name, octets, depth)
-    next(texts)  # it was looked for in base64 already
+    next(texts)  # its base64 forms have already been searched for
     yield from texts
 
 
 def _inflated(octets: memoryview) -> bytes:
-    """Return what the gzip or zlib stream at the beginning holds, as far as it goes; nothing where there is none."""
+    """Return what the gzip or zlib stream at the beginning holds, as far as it goes; nothing if there is none."""
     stream, pieces, begin = zlib.decompressobj(wbits=47), list[bytes](), 0
     with contextlib.suppress(zlib.error):
         while begin < len(octets) and not stream.eof and len(pieces) < _MOST_PIECES:

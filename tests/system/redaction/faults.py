@@ -1,4 +1,4 @@
-"""Each node with a fault of its own: in one run, every way in which a backup fails while the password is about."""
+"""A fault for each node: in one run, every way in which a backup fails while the password is in use."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ OUT: dict[str, Any] = {"stream": "stdout", "forms": ["plain", "json"]}
 ERR: dict[str, Any] = {"stream": "stderr", "forms": ["hex", "url"]}
 NAME: dict[str, Any] = {"stream": "name", "forms": ["plain"]}
 NODES = 16
-# How each node is to end, from a0-1 on, in the lines of the report.
+# How each node must end, from a0-1 on, in the lines of the report.
 ENDINGS = [
     *("stored", "stored", "stored", r"failed \(await\)", r"failed \(await\)", r"failed \(retrieve\)"),
     *(r"stored, not deleted", r"failed \(await\)", r"failed \(await\)", "stored", r"failed \(inspect\)"),
@@ -18,7 +18,7 @@ ENDINGS = [
 
 
 def order_faults(room: Room) -> None:
-    """a0-1 stays well."""
+    """Order a fault for every node except a0-1."""
     tell, says = room.appliances.tell, room.says
     says("a0-2", backup=OUT | {"text": SAYS})
     says("a0-3", backup=ERR | {"text": SAYS, "times": 2000})
@@ -37,6 +37,6 @@ def order_faults(room: Room) -> None:
     says("a0-14", backup_retrieve=OUT | {"forms": ["plain", "url"]})
     tell("a0-14", "backup-retrieve", "exit", code=3)
     tell("a0-14", "backup-retrieve", "flip")
-    # Its private directory goes, and then all that the vault has of the node.
+    # a0-15 loses its private directory, a0-16 everything that the vault has of the node.
     says("a0-15", backup=OUT | {"wrecks": "."})
     says("a0-16", backup_retrieve=ERR | {"wrecks": "../.."})

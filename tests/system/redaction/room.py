@@ -1,4 +1,4 @@
-"""A room in which all that runs writes below one place, which is searched; whoever knows the secret lives beside it."""
+"""A room in which every process writes below one place, which is searched. What knows the secret is kept beside it."""
 
 import contextlib
 import json
@@ -24,12 +24,12 @@ from tests.support.patience import patience
 from tests.support.stored import A0BACKUP, at_terminal
 from tests.system.redaction.canary import Hit, search
 
-PATIENCE = 120.0  # seconds in which a command has surely ended
+PATIENCE = 120.0  # seconds; a command has surely ended by then
 PLAIN = "Canary7Password"
 NASTY = "Canary 7'\"\\/%+&<é→>ß"
 
-# Whatever an operator may switch on to see more. Not the logs of the HTTP client and of asyncio on the run's page: with
-# those, Prefect, which logs by means of both, waits for itself for ever.
+# Everything that an operator may enable to see more. Not the logs of the HTTP client and of asyncio on the run's page:
+# Prefect itself logs through both, so it would wait for itself forever.
 LOUD = {
     "PREFECT_DEBUG_MODE": "true",
     "PREFECT_LOGGING_LEVEL": "DEBUG",
@@ -43,9 +43,9 @@ LOUD = {
 
 
 class Room:
-    """*place* is searched. *beside* has the appliances, the a0cli that talks, and the operator's own keys.
+    """*place* is searched. *beside* has the appliances, the talkative a0cli, and the operator's own keys.
 
-    *migrated_home* spares the own engine the building of its database.
+    *migrated_home* saves our own engine from building its database.
     """
 
     def __init__(self, root: Path, nodes: int, migrated_home: Path) -> None:
@@ -86,7 +86,7 @@ class Room:
         self.appliances.__exit__(None, None, None)
 
     def fleet(self, password: dict[str, str], folder: str = ".", **settings: Any) -> None:
-        """Write fleet.yaml, in which what fails is to fail soon."""
+        """Write a fleet.yaml with which failures come soon."""
         quick = {
             "a0cli": {"path": str(self.beside / "bin" / "a0cli"), "call_timeout": "4s", "retrieve_timeout": "10s"},
             "polling": {"interval": "0.2s", "max_interval": "0.5s", "deadline": "4s"},
@@ -95,7 +95,7 @@ class Room:
         self.appliances.fleet_yaml(self.place / folder / "fleet.yaml", password=password, **quick | settings)
 
     def password_from(self, source: str, secret: str = PLAIN) -> dict[str, str]:
-        """Return what fleet.yaml says of the password: *secret* now lies in env, file or block, or each is sealed."""
+        """Return the password entry of fleet.yaml. *secret* is now in env, file or block, or each is sealed."""
         match source:
             case "env":
                 self.environment["A0_BACKUP_PASSWORD"] = secret
@@ -121,16 +121,16 @@ class Room:
     # -- what the nodes say ----------------------------------------------------------------------------------------
 
     def says(self, node: str, **by_command: dict[str, Any]) -> None:
-        """Have the node's a0cli say the password that this run told it last; `backup_status=` is about `backup-status`.
+        """Make the node's a0cli print the password that this run last told it. `backup_status=` is for `backup-status`.
 
-        With `which`, it is "the first" that this run told it, or the last one "of any run".
+        `which` selects "the first" password that this run told it, or the last one "of any run".
         """
         [port] = [each["port"] for each in self.appliances.nodes if each["name"] == node]
         script = {command.replace("_", "-"): said for command, said in by_command.items()}
         (self.beside / "bin" / f"{port}.json").write_text(json.dumps(script))
 
     def told(self) -> list[str]:
-        """The passwords that the nodes were told, each once."""
+        """Return the passwords that the nodes were told, each once."""
         records = [path.read_text(encoding="utf-8") for path in sorted((self.beside / "bin").glob("*.told"))]
         return list(dict.fromkeys(json.loads(line)[1] for record in records for line in record.splitlines()))
 
@@ -144,13 +144,13 @@ class Room:
         return Command(self, self.place / "terminal" / f"{self._count}-{arguments[0]}", arguments, environment)
 
     def run(self, *arguments: str, **environment: str) -> "Command":
-        """Start it and wait for its end."""
+        """Start the command and wait for its end."""
         command = self.start(*arguments, **environment)
         command.wait()
         return command
 
     def on_a_terminal(self, *arguments: str, answers: Sequence[str] = (), **environment: str) -> int:
-        """Run it on a pseudo-terminal; what is shown there is searched like all else. Return its exit code."""
+        """Run it on a pseudo-terminal, whose output is searched like everything else. Return its exit code."""
         self._count += 1
         with patch.dict(os.environ, self.environment | {"TERM": "xterm-256color"} | environment, clear=True):
             code, shown = at_terminal(*arguments, cwd=self.place, answers=answers)
@@ -160,7 +160,7 @@ class Room:
     # -- the search ------------------------------------------------------------------------------------------------
 
     def unsealed(self) -> list[str]:
-        """Every password that lies sealed in the place, opened with the private half."""
+        """Return every password that is sealed in the place, opened with the private half."""
         key = load_private(self.beside / "recovery.key.pem", None)
         found = []
         for path in [*self.place.glob("vault/*/*/manifest.json"), *self.place.glob("vault/*/passwords/*.json")]:
@@ -179,7 +179,7 @@ class Room:
 
 
 class Command:
-    """`a0backup` as a process, and the files to which its output goes."""
+    """`a0backup` as a process, and the files that receive its output."""
 
     def __init__(self, room: Room, said: Path, arguments: Sequence[str], environment: dict[str, str]) -> None:
         self._files = [said.with_suffix(f".{stream}") for stream in ("out", "err")]

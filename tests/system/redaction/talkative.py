@@ -1,7 +1,8 @@
-"""An a0cli that says the password: on each stream, in each form, with the start and in any later reply.
+"""An a0cli that prints the password: on each stream, in each form, with the start and in any later reply.
 
-It keeps what it was told beside itself, where nothing is searched, and has the simulator's a0cli do the rest. Beside it
-lie `a0cli.json`, with the path of that one, and for each port a `PORT.json`: by command, what to say and how to end.
+It records what it was told beside itself, where nothing is searched, and lets the simulator's a0cli do the rest. Beside
+it are `a0cli.json`, with the path of that a0cli, and a `PORT.json` for each port: by command, what to print and how to
+end.
 """
 
 import base64
@@ -37,7 +38,7 @@ FORMS: dict[str, Callable[[str], str]] = {
 def main() -> None:
     arguments = sys.argv[1:]
     real = json.loads((HERE / "a0cli.json").read_text())
-    port, command = arguments[3:4], arguments[4:5]  # behind -t HOST -p; no command: it lists those that there are
+    port, command = arguments[3:4], arguments[4:5]  # after -t HOST -p; without a command it lists the available ones
     script = HERE / f"{''.join(port)}.json"
     record = script.with_suffix(".told")
     if command and command[0] in ("backup", "backup-sensitive", "user-export"):

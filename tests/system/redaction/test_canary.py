@@ -1,4 +1,4 @@
-"""The search itself: what it is to find, it finds."""
+"""The search itself finds what it must find."""
 
 import base64
 import gzip
@@ -19,7 +19,7 @@ import pytest
 from tests.system.redaction.canary import search
 
 PLAIN = "Canary7Password"
-# Each of its characters but the letters is changed by one encoding or another.
+# Each of its characters except the letters is changed by one encoding or another.
 NASTY = "Canary 7'\"\\/%+&<é→𝄞>ß"
 
 FORMS: dict[str, Callable[[str], bytes]] = {
@@ -82,7 +82,7 @@ def test_another_secret_is_not_found() -> None:
     assert search([PLAIN, NASTY], [planted]) == []
 
 
-def test_a_secret_is_found_wherever_it_lies_in_a_directory_and_the_place_is_named(tmp_path: Path) -> None:
+def test_a_secret_is_found_anywhere_in_a_directory_and_its_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "deep" / "below").mkdir(parents=True)
     (tmp_path / "deep" / "below" / "log").write_text(f"password={PLAIN}\n")
     (tmp_path / "deep" / PLAIN).touch()
@@ -99,13 +99,13 @@ def test_a_secret_is_found_wherever_it_lies_in_a_directory_and_the_place_is_name
     assert [hit.form for hit in search([NASTY, PLAIN], [tmp_path / "deep" / "below" / "log"])] == ["plain of secret 2"]
 
 
-def test_each_value_of_a_database_is_looked_through_also_where_its_writer_was_killed(tmp_path: Path) -> None:
+def test_each_value_of_a_database_is_searched_even_if_its_writer_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "engine.db"
     database = sqlite3.connect(path)
     database.execute("pragma journal_mode = wal")
     database.execute("create table log (id integer, message text)")
     database.execute('create table "a result" (content blob)')
-    # Longer than a page of the file, so that it lies in pieces; the other one is packed.
+    # Longer than a page of the file, so it is stored in pieces. The other value is packed.
     database.execute("insert into log values (1, ?)", ["x" * 4050 + NASTY * 300])
     database.execute('insert into "a result" values (?)', [zlib.compress(pickle.dumps(PLAIN))])
     database.commit()
@@ -120,7 +120,7 @@ def test_each_value_of_a_database_is_looked_through_also_where_its_writer_was_ki
     database.close()
 
 
-def test_what_a_database_no_longer_holds_is_found_in_its_file(tmp_path: Path) -> None:
+def test_a_deleted_value_of_a_database_is_found_in_its_file(tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / "engine.db")
     database.execute("pragma secure_delete = off")
     database.execute("create table log (message text)")
@@ -132,6 +132,6 @@ def test_what_a_database_no_longer_holds_is_found_in_its_file(tmp_path: Path) ->
     assert [hit.place for hit in search([PLAIN], [tmp_path / "engine.db"])] == ["engine.db"]
 
 
-def test_a_secret_that_could_come_about_by_chance_is_not_searched() -> None:
+def test_a_secret_that_could_occur_by_chance_is_refused() -> None:
     with pytest.raises(AssertionError, match="by chance"):
         search(["short"], [b""])

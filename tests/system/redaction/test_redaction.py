@@ -1,4 +1,4 @@
-"""No password is found anywhere but at its source, whatever goes wrong, and whatever is switched on to see more."""
+"""A password is found nowhere but at its source, whatever goes wrong, and whatever is enabled to see more."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def nodes(number: int) -> pytest.MarkDecorator:
 
 @nodes(NODES)
 @pytest.mark.parametrize("source", ["env", "file", "block", "sealed"])
-def test_a_night_in_which_every_node_fails_its_own_way_leaves_no_password(room: Room, source: str) -> None:
+def test_a_night_in_which_every_node_fails_in_its_own_way_leaves_no_password(room: Room, source: str) -> None:
     room.fleet(room.password_from(source, NASTY))
     order_faults(room)
     night = room.run("run", **LOUD)
@@ -60,9 +60,7 @@ def test_a_night_in_which_every_node_fails_its_own_way_leaves_no_password(room: 
 
 @nodes(2)
 @pytest.mark.parametrize("source", ["env", "sealed"])
-def test_a_run_that_is_killed_or_called_off_leaves_no_password_and_neither_does_the_next(
-    room: Room, source: str
-) -> None:
+def test_a_killed_or_interrupted_run_leaves_no_password_and_neither_does_the_next(room: Room, source: str) -> None:
     room.fleet(room.password_from(source))
     room.says("a0-1", backup=OUT)
     room.says("a0-2", backup=OUT | {"text": SAYS}, backup_status=NAME, backup_delete=ERR)
@@ -97,8 +95,8 @@ def test_a_run_that_is_killed_or_called_off_leaves_no_password_and_neither_does_
 
 @nodes(2)
 @deep
-def test_a_run_that_is_cancelled_under_a_worker_leaves_no_password(room: Room) -> None:
-    # Not from the environment: a worker of Prefect's writes the whole of its own into a file below TMPDIR.
+def test_a_run_cancelled_under_a_worker_leaves_no_password(room: Room) -> None:
+    # Not from the environment: Prefect's worker writes its whole environment to a file below TMPDIR.
     source, secret = "file", NASTY
     folder = room.place / "operator"
     with (
@@ -120,7 +118,7 @@ def test_a_run_that_is_cancelled_under_a_worker_leaves_no_password(room: Room) -
     room.is_clean_of(secret)
 
 
-# -- it would be found -------------------------------------------------------------------------------------------------
+# -- the search would find it ------------------------------------------------------------------------------------------
 
 UNREDACTED = """
 from a0backup.a0cli import process, text
@@ -195,11 +193,11 @@ def test_the_passphrase_of_the_recovery_key_is_left_nowhere(room: Room) -> None:
     room.is_clean_of(PASSPHRASE, WRONG, *room.told())
 
 
-# -- what a0cli says in ways of its own --------------------------------------------------------------------------------
+# -- unusual output of a0cli -------------------------------------------------------------------------------------------
 
 
 @nodes(2)
-def test_a_password_that_is_split_by_a_colour_is_recognised(room: Room) -> None:
+def test_a_password_split_by_a_colour_is_recognised(room: Room) -> None:
     room.fleet(room.password_from("env"))
     room.says("a0-1", backup=OUT | {"forms": ["colours"]})
     room.says("a0-2", backup_status=NAME | {"forms": ["colours"]})
@@ -208,7 +206,7 @@ def test_a_password_that_is_split_by_a_colour_is_recognised(room: Room) -> None:
 
 
 @nodes(1)
-def test_a_shared_password_that_a_node_says_again_on_another_day_is_recognised(room: Room) -> None:
+def test_a_shared_password_that_a_node_repeats_on_another_day_is_recognised(room: Room) -> None:
     room.fleet(room.password_from("env"))
     assert room.run("run").code == 0
     room.says("a0-1", backup_status=OUT | {"which": "of any run", "exit": 0})
@@ -218,7 +216,7 @@ def test_a_shared_password_that_a_node_says_again_on_another_day_is_recognised(r
 
 
 @nodes(1)
-def test_the_sealed_password_of_the_kind_before_is_recognised(room: Room) -> None:
+def test_the_sealed_password_of_the_previous_kind_is_recognised(room: Room) -> None:
     room.fleet(room.password_from("sealed"), kinds=["backup", "backup-sensitive"])
     room.says("a0-1", backup_sensitive=OUT | {"which": "the first"})
     room.run("run")
