@@ -200,7 +200,7 @@ class A0cliTimeoutError(A0cliError):
     transient = True
 
     def hint(self) -> str:
-        return "see whether the node is overloaded; a0cli.call_timeout and a0cli.retrieve_timeout set the deadlines"
+        return "check whether the node is overloaded; a0cli.call_timeout and a0cli.retrieve_timeout set the deadlines"
 
 
 class UnreachableError(A0cliError):
@@ -217,7 +217,7 @@ class RefusedError(A0cliError):
 
     def hint(self) -> str:
         return (
-            "see that the node has this key pair's public key and the backup role "
+            "check that the node has this key pair's public key and the backup role "
             "(`a0cli set-as-backup <device>`), and that its build offers the command"
         )
 
@@ -270,7 +270,7 @@ class LockDeadlineError(NodeError):
         return f"waited {self.waited:.0f} s for the node's lock, held by {self.holder}"
 
     def hint(self) -> str:
-        return "`a0backup status` shows the holder; the lock frees itself when that run ends"
+        return "`a0backup status` shows the holder; the lock is released when that run ends"
 
 
 class BackupInProgressError(NodeError):
@@ -297,7 +297,7 @@ class AwaitDeadlineError(NodeError):
         return f"no finished {self.kind} within {self.deadline:.0f} s; the last status was: {self.last}"
 
     def hint(self) -> str:
-        return "the next run goes on from here; polling.deadline in fleet.yaml sets how long to wait"
+        return "the next run resumes from here; polling.deadline in fleet.yaml sets how long to wait"
 
 
 class StartFailedError(NodeError):
@@ -311,7 +311,7 @@ class StartFailedError(NodeError):
         return f"{self.kind} was started and the node shows none; the reply to the start was {self.reply!r}"
 
     def hint(self) -> str:
-        return "see that the node has the backup role and free disk of at least twice its data"
+        return "check that the node has the backup role and free disk of at least twice its data"
 
 
 class ForeignBackupError(NodeError):
@@ -336,10 +336,10 @@ class UnsettledError(NodeError):
         self.kind, self.last = kind, last
 
     def text(self) -> str:
-        return f"the {self.kind} on the node changes all the time; the last status was: {self.last}"
+        return f"the {self.kind} on the node keeps changing; the last status was: {self.last}"
 
     def hint(self) -> str:
-        return "see who else runs a0cli on this node; the next run goes on from here"
+        return "check who else runs a0cli on this node; the next run resumes from here"
 
 
 class Md5MissingError(NodeError):
@@ -408,7 +408,7 @@ class WrongPasswordError(ContentsError):
 
     def hint(self) -> str:
         return (
-            "see that a0cli.password_style fits this a0cli, that the password holds letters and digits only, "
+            "check that a0cli.password_style fits this a0cli, that the password holds letters and digits only, "
             "and that nobody else started this backup"
         )
 
@@ -419,21 +419,21 @@ class UnexpectedFormatError(ContentsError):
     password_fits = False
 
     def hint(self) -> str:
-        return "see whether the appliance was updated; `a0backup show ID` prints how to look at it by hand"
+        return "check whether the appliance was updated; `a0backup show ID` prints how to look at it by hand"
 
 
 class GzipDamagedError(ContentsError):
     """The password fits and the compressed stream is broken or cut; the node itself made it so."""
 
     def hint(self) -> str:
-        return "see whether the node had free disk of at least twice its data while it made the backup"
+        return "check whether the node had free disk of at least twice its data while it made the backup"
 
 
 class TarTruncatedError(ContentsError):
     """The compressed stream is whole and the tar in it is broken or cut; the node itself made it so."""
 
     def hint(self) -> str:
-        return "see whether the node's database was healthy while it made the backup"
+        return "check whether the node's database was healthy while it made the backup"
 
 
 class TooLargeUnpackedError(ContentsError):
@@ -456,7 +456,7 @@ class DeleteNotConfirmedError(NodeError):
         return f"the deletion of the {self.kind} is not confirmed: {self.reason}"
 
     def hint(self) -> str:
-        return "the next run deals with it; until then the node takes no new backup"
+        return "the next run handles it; until then the node accepts no new backup"
 
 
 class VaultError(NodeError):
@@ -471,7 +471,7 @@ class VaultUnusableError(VaultError):
         self.reason = reason
 
     def hint(self) -> str:
-        return "see that the vault's disk is mounted, writable by this user and not full"
+        return "check that the vault's disk is mounted, writable by this user and not full"
 
 
 class VaultFullError(VaultError):
@@ -487,7 +487,7 @@ class VaultFullError(VaultError):
         )
 
     def hint(self) -> str:
-        return "make room on the vault's disk, or give the vault a larger one; what is on the node stays there"
+        return "free space on the vault's disk, or give the vault a larger one; what is on the node stays there"
 
 
 class LaterVersionError(VaultError):

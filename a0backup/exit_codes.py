@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
 
 
 MEANINGS = {
-    ExitCode.OK: "all well",
+    ExitCode.OK: "all ok",
     ExitCode.FAILED: "failed",
     ExitCode.USAGE: "usage or fleet.yaml wrong",
     ExitCode.SOME_FAILED: "some nodes failed",

@@ -130,7 +130,7 @@ def read_whole(path: Path, limit: int, *, follow: bool = False, private: bool = 
             raise UnsuitableFileError("is not a regular file")
         if private and status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
-            raise ExposedFileError(f"has mode {mode:04o}, which lets others than its owner in")
+            raise ExposedFileError(f"has mode {mode:04o}, which gives others access")
         content = b""
         while len(content) <= limit and (piece := os.read(fd, limit + 1 - len(content))):
             content += piece

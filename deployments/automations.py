@@ -47,7 +47,7 @@ def automations(notify: Notify | None) -> list[AutomationCore]:
             name="a0backup: end zombie runs",
             description=(
                 f"A run that gives no sign for {ZOMBIE_AFTER.seconds} s, because its machine or worker died, is marked"
-                " Crashed. The next run goes on where it was."
+                " Crashed. The next run resumes it."
             ),
             trigger=EventTrigger(
                 posture=Posture.Proactive,
@@ -66,7 +66,7 @@ def automations(notify: Notify | None) -> list[AutomationCore]:
                     state=StateType.CRASHED,
                     name="Crashed",
                     force=False,
-                    message=f"No sign of its process for {ZOMBIE_AFTER.seconds} s; the next run goes on where it was.",
+                    message=f"No sign of its process for {ZOMBIE_AFTER.seconds} s; the next run resumes it.",
                 )
             ],
         )
@@ -81,7 +81,7 @@ def automations(notify: Notify | None) -> list[AutomationCore]:
     cores.append(
         AutomationCore(
             name=TELL_OF_FAILED,
-            description=f"A backup or check that failed or crashed is told to {notify.address}.",
+            description=f"A failed or crashed backup or check is reported to {notify.address}.",
             trigger=EventTrigger(
                 posture=Posture.Reactive,
                 match=runs,  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def automations(notify: Notify | None) -> list[AutomationCore]:
     cores.append(
         AutomationCore(
             name="a0backup: tell of late runs",
-            description=f"A run that no worker has taken up in time is told to {notify.address}.",
+            description=f"A run that no worker has started in time is reported to {notify.address}.",
             trigger=EventTrigger(
                 posture=Posture.Reactive,
                 match=runs,  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def automations(notify: Notify | None) -> list[AutomationCore]:
             actions=[
                 told(
                     "a0backup: {{ flow_run.name }} is late",
-                    f"No worker of the pool {POOL} has taken it up. Is one running?",
+                    f"No worker of the pool {POOL} has started it. Is one running?",
                 )
             ],
         )

@@ -39,7 +39,7 @@ def run_demo(directory: Path | None) -> int:
             outcomes.append(news.outcome)
 
     with _simulated_fleet(place) as fleet_file:
-        terminal.say(f"three simulated nodes are up; backs them up into {place / 'vault'}")
+        terminal.say(f"three simulated nodes are up; backing them up into {place / 'vault'}")
         with watched_by(collect), terminal.shown():
             error = run_here("backup-fleet", fleet_file, (), None)
     if error is not None:
@@ -63,7 +63,7 @@ def _simulated_fleet(place: Path) -> Iterator[Path]:
         assert simulator.stdout is not None
         line = simulator.stdout.readline()
         if not line:
-            raise EngineError("the simulated appliance did not come up", "see what it printed above")
+            raise EngineError("the simulated appliance did not come up", "check what it printed above")
         try:
             yield _write_fleet_file(place, json.loads(line))
         finally:

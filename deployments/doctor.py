@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from deployments.engine_objects import EngineObject
 
-REGISTER = "`a0backup engine register` puts it right"
+REGISTER = "`a0backup engine register` fixes it"
 # The flows that back up, by their Prefect names.
 _BACKUPS = ("backup-fleet", "backup-node")
 # The server's scheduler runs every minute.
@@ -33,7 +33,7 @@ _MEMORY = "prefect.server.concurrency.lease_storage.memory"
 class Verdict(StrEnum):
     """What a remark means for the next night."""
 
-    WELL = "well"
+    OK = "ok"
     WARNING = "warning"  # the night runs, but fix this
     PROBLEM = "problem"  # the night does not run, or not as fleet.yaml and prefect.yaml say
 
@@ -93,8 +93,8 @@ async def _registered(client: "PrefectClient", things: "Sequence[EngineObject]")
             yield Remark(Verdict.PROBLEM, f"the {change.kind} {change.name} is missing", REGISTER)
         else:
             told = "; ".join(change.details)
-            yield Remark(Verdict.PROBLEM, f"the {change.kind} {change.name} is another: {told}", REGISTER)
-    yield Remark(Verdict.WELL, f"{there} of the things that fleet.yaml and prefect.yaml ask for are registered")
+            yield Remark(Verdict.PROBLEM, f"the {change.kind} {change.name} differs: {told}", REGISTER)
+    yield Remark(Verdict.OK, f"{there} of {len(things)} required Prefect objects are registered")
     if not await client.read_automations_by_name(TELL_OF_FAILED):
         yield Remark(Verdict.WARNING, NO_NOTIFICATION)
 
@@ -122,7 +122,7 @@ async def _workers(client: "PrefectClient", now: datetime) -> AsyncIterator[Rema
         <= (worker.heartbeat_interval_seconds or _HEARTBEAT_SECONDS) * _MISSED_HEARTBEATS
     )
     if online:
-        yield Remark(Verdict.WELL, f"workers of the pool {POOL}: {', '.join(online)}")
+        yield Remark(Verdict.OK, f"workers of the pool {POOL}: {', '.join(online)}")
     else:
         hint = f"`prefect worker start --pool {POOL}`, or `a0backup serve`"
         yield Remark(Verdict.PROBLEM, f"no worker of the pool {POOL} is online, so nothing runs", hint)
@@ -163,11 +163,11 @@ async def _coming(client: "PrefectClient", things: "Sequence[EngineObject]", now
         elif not on and thing.flow.name not in _BACKUPS:
             yield Remark(Verdict.WARNING, f"the schedule of {name} is paused", _SWITCH_ON)
         elif on and changed:
-            hint = "the server does so within a minute: look again"
-            yield Remark(Verdict.WARNING, f"no run of {name} is scheduled yet, as it was changed just now", hint)
+            hint = "the server schedules it within a minute: check again"
+            yield Remark(Verdict.WARNING, f"no run of {name} is scheduled yet, because it was changed just now", hint)
         else:
             hint = "is its schedule on in the UI, and the deployment itself? do the server's services run?"
-            yield Remark(Verdict.PROBLEM, f"no run of {name} is scheduled, so none comes by itself", hint)
+            yield Remark(Verdict.PROBLEM, f"no run of {name} is scheduled, so none will start by itself", hint)
     if not any(thing.flow.name in _BACKUPS for thing in scheduled):
         hint = "give a deployment such as nightly an active schedule, as ours has"
         yield Remark(Verdict.PROBLEM, "prefect.yaml schedules no backup", hint)
@@ -196,7 +196,7 @@ async def _stuck(client: "PrefectClient", now: datetime) -> AsyncIterator[Remark
         yield Remark(Verdict.WARNING, f"late runs {names(late)}", "is a worker running, and is it free?")
     pending = await ours(type=["PENDING"])
     if stuck := [run for run in pending if run.state and (now - run.state.timestamp).total_seconds() > STARTS_WITHIN]:
-        hint = "their worker or its machine died: give them the state Crashed in the UI; the next run goes on there"
+        hint = "their worker or its machine died: give them the state Crashed in the UI; the next run resumes there"
         yield Remark(Verdict.WARNING, f"runs that a worker took up and did not start {names(stuck)}", hint)
 
 
@@ -206,7 +206,7 @@ async def _server(client: "PrefectClient") -> AsyncIterator[Remark]:
 
     theirs = await client.api_version()
     if theirs != prefect.__version__:
-        hint = "upgrade the server first, then what speaks to it (docs/upgrade.md)"
+        hint = "upgrade the server first, then its clients (docs/upgrade.md)"
         yield Remark(Verdict.WARNING, f"the server is Prefect {theirs}, this is {prefect.__version__}", hint)
     settings: dict[str, Any] = (await client.request("GET", "/admin/settings")).raise_for_status().json()["server"]
     local = urlsplit(str(client.api_url)).hostname in ("127.0.0.1", "localhost", "::1")
@@ -214,19 +214,19 @@ async def _server(client: "PrefectClient") -> AsyncIterator[Remark]:
         who = "every user of this machine" if local else "whoever reaches it"
         yield Remark(
             Verdict.WARNING,
-            f"the server asks for no password: {who} may have the workers run any program",
+            f"the server requires no password: {who} can make the workers run any program",
             "PREFECT_SERVER_API_AUTH_STRING at the server, PREFECT_API_AUTH_STRING here and at the workers",
         )
     if settings["concurrency"]["lease_storage"] == _MEMORY:
         yield Remark(
             Verdict.WARNING,
-            "the server keeps leases in memory: slots of runs that die with it are never free again",
+            "the server keeps leases in memory: slots of runs that die with it are never released",
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE: prefect.server.concurrency.lease_storage.filesystem, or Redis",
         )
     vacuum = settings["services"]["db_vacuum"]["enabled"]
     if vacuum is not True and "flow_runs" not in (vacuum or ()):
         yield Remark(
             Verdict.WARNING,
-            "the server keeps the history of all runs for ever",
+            "the server keeps the history of all runs forever",
             "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED=events,flow_runs at the server",
         )

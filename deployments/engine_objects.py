@@ -167,7 +167,7 @@ class SecretBlock(EngineObject):
         return {"value": "the one given" if block.value.get_secret_value() == self.value else "another"}
 
     async def put(self, client: PrefectClient) -> None:
-        assert self.value is not None, "whoever registers has a value first"
+        assert self.value is not None, "a value is given before it is registered"
         block: Secret[str] = Secret(value=SecretStr(self.value))
         await block.asave(self.name, overwrite=True, client=client)
 

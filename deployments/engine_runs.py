@@ -16,7 +16,7 @@ log = logging.getLogger("a0backup.engine")
 DRAIN_DEADLINE = 30.0
 
 
-CRASHED = "The process that ran it ended without saying how; the next start of the engine found it unfinished."
+CRASHED = "The process that ran it ended without reporting a result; the next start of the engine found it unfinished."
 
 
 _PAGE = 200  # the API's maximum per request

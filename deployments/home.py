@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 NO_HOME = (
-    "make it writable and free room on its disk; it is below XDG_STATE_HOME where that is set, else ~/.local/state"
+    "make it writable and free space on its disk; it is below XDG_STATE_HOME where that is set, else ~/.local/state"
 )
 
 

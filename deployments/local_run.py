@@ -116,7 +116,7 @@ def _engine() -> Iterator[str]:
     terminal.say("engine: starting one of our own for this run ...")
     with own_server(home) as api, use_api(api, home):
         terminal.say(f"engine: {api.removesuffix('/api')} (our own; ends with this run, history kept in {home})")
-        terminal.say(f"        log in to its pages with what stands in {home / CREDENTIALS}")
+        terminal.say(f"        log in to its pages with the credentials in {home / CREDENTIALS}")
         yield api
 
 
@@ -141,19 +141,19 @@ class Interrupt:
     def __init__(self, last_resort: float) -> None:
         self.received = False
         self.last_resort = last_resort
-        self.call_off: Callable[[], None] | None = None
+        self.cancel: Callable[[], None] | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             _end_now()
         self.received = True
-        terminal.say("interrupted: ends what is running (once more to end at once) ...")
+        terminal.say("interrupted: ending what is running (press again to end at once) ...")
         timer = threading.Timer(self.last_resort, _end_now)
         timer.daemon = True
         timer.start()
-        if self.call_off is None:
+        if self.cancel is None:
             raise KeyboardInterrupt
-        self.call_off()
+        self.cancel()
 
 
 def _end_now() -> None:
@@ -200,23 +200,23 @@ def run_in_thread(work: Callable[[], Awaitable[None]], interrupt: Interrupt) -> 
         finally:
             ready.set()
 
-    called_off = threading.Event()
+    cancelled = threading.Event()
 
-    def call_off() -> None:
+    def cancel() -> None:
         # Only once: a second cancellation would interrupt the cleanup that the first one started.
-        if handles and not called_off.is_set():
-            called_off.set()
+        if handles and not cancelled.is_set():
+            cancelled.set()
             loop, task = handles[0]
             with contextlib.suppress(RuntimeError):  # the loop has ended by itself
                 loop.call_soon_threadsafe(task.cancel)
 
     # From here on a signal must not raise in this thread: that would leave the other thread behind.
-    interrupt.call_off = call_off
+    interrupt.cancel = cancel
     thread = threading.Thread(target=body, name="flow")
     thread.start()
     ready.wait()
     if interrupt.received:
-        call_off()
+        cancel()
     thread.join()
     [error] = ended
     if interrupt.received or isinstance(error, asyncio.CancelledError | KeyboardInterrupt):

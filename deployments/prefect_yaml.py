@@ -67,7 +67,7 @@ class Entry(_Strict):
         except (ImportError, AttributeError, TypeError, ValueError, SyntaxError, ScriptError) as error:
             raise ValueError(f"{entrypoint} cannot be loaded: {type(error).__name__}: {error}") from None
         if not isinstance(flow, Flow):
-            raise ValueError(f"{entrypoint} is no flow")
+            raise ValueError(f"{entrypoint} is not a flow")
         return entrypoint
 
     @field_validator("parameters")

@@ -26,8 +26,8 @@ NO_ENGINE = (
     " `a0backup serve`, which registers by itself"
 )
 NO_NOTIFICATION = (
-    "nobody is told of failed or late runs: make a notification block in the UI (Blocks, such as Slack Webhook), then"
-    " run `a0backup engine register --notify SLUG/NAME`, such as slack-webhook/ops"
+    "nobody is notified of failed or late runs: make a notification block in the UI (Blocks, such as Slack Webhook),"
+    " then run `a0backup engine register --notify SLUG/NAME`, such as slack-webhook/ops"
 )
 
 NO_LOGIN = "set PREFECT_API_AUTH_STRING to the user:password that the server was started with"
@@ -53,7 +53,7 @@ def engine_in_use() -> Iterator[str]:
             home = default_home()
             api = served_api(home)
             if api is None:
-                raise EngineError("no engine is named, and no `a0backup serve` runs", NO_ENGINE)
+                raise EngineError("no engine is named, and no `a0backup serve` is running", NO_ENGINE)
             stack.enter_context(use_api(api, home))
         yield api
 
@@ -116,7 +116,7 @@ async def engine_client() -> "AsyncIterator[PrefectClient]":
             raise EngineError(f"the engine at {api} did not answer within {API_DEADLINE:.0f} s", NO_API) from None
         except PrefectHTTPStatusError as refusal:
             if refusal.response.status_code in (401, 403):
-                raise EngineError(f"the engine at {api} does not let this user in", NO_LOGIN) from None
+                raise EngineError(f"the engine at {api} rejects the credentials of this user", NO_LOGIN) from None
             raise EngineError(f"the engine at {api} refuses: {refusal}") from refusal
         except httpx.TransportError as lost:
             raise EngineError(f"the engine at {api} went away: {type(lost).__name__}: {lost}", NO_API) from lost

@@ -90,10 +90,10 @@ def _temporary_files_in(place: Path) -> Iterator[None]:
 
 
 def _say_where(api: str, home: Path, theirs: str | None) -> None:
-    terminal.say(f"serving at {api.removesuffix('/api')}; log in with what stands in {home / CREDENTIALS}")
-    terminal.say("Ctrl-C ends it: what runs is called off, and goes on with the next start where a schedule started it")
+    terminal.say(f"serving at {api.removesuffix('/api')}; log in with the credentials in {home / CREDENTIALS}")
+    terminal.say("Ctrl-C ends it: running runs are cancelled; those that a schedule started resume with the next start")
     if theirs in (None, api):
-        terminal.say("meanwhile `a0backup run` and `check` use it, too")
+        terminal.say("meanwhile `a0backup run` and `check` use this server, too")
     else:
         terminal.say(f"`a0backup run` and `check` use {theirs}, which your environment or Prefect profile names")
 
@@ -116,11 +116,11 @@ async def _work(server: OwnServer) -> None:
         # Prefect's messages about each interrupted run are on its page. Here they would be tracebacks.
         for handler in logging.getLogger().handlers:
             handler.setLevel(logging.CRITICAL)
-        called_off = await _call_off_all()
+        cancelled = await _cancel_all()
         worker.cancel()
         await asyncio.wait({worker}, timeout=WORKER_ENDS_WITHIN)
         # Not earlier: the worker would take them up again.
-        await _give_back(called_off)
+        await _give_back(cancelled)
 
 
 def _end_without(error: EngineError) -> None:
@@ -133,38 +133,36 @@ def _unsaid(*_: object) -> None:
     """Discard what the worker would print: `serve` has printed it in our own words."""
 
 
-async def _call_off_all() -> "list[FlowRun]":
+async def _cancel_all() -> "list[FlowRun]":
     """Cancel all unfinished runs and return them; wait for their ends for as long as a stop allows."""
     from prefect.states import Cancelled, Cancelling
 
     async with engine_client() as client:
-        called_off = await _under_way(client)
-        for run in called_off:
+        cancelled = await _under_way(client)
+        for run in cancelled:
             await client.set_flow_run_state(run.id, Cancelling())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CALLED_OFF_WITHIN):
-                runs = called_off
+                runs = cancelled
                 while runs:
                     await asyncio.sleep(0.2)
                     runs = await _under_way(client)
         # The processes have seconds to end. A worker that takes longer to report that must not delay the stop.
         for run in await _under_way(client):
             await client.set_flow_run_state(
-                run.id, Cancelled(message="called off, as `a0backup serve` ended"), force=True
+                run.id, Cancelled(message="cancelled because `a0backup serve` ended"), force=True
             )
-    return called_off
+    return cancelled
 
 
-async def _give_back(called_off: "list[FlowRun]") -> None:
+async def _give_back(cancelled: "list[FlowRun]") -> None:
     """Reschedule the runs that a schedule started, for the next start: nobody else would start them again."""
     from prefect.client.schemas.objects import StateType
     from prefect.states import Scheduled
     from prefect.types import DateTime
 
     # A run that was already being cancelled was cancelled by a person.
-    ours = [
-        run for run in called_off if run.auto_scheduled and run.state and run.state.type is not StateType.CANCELLING
-    ]
+    ours = [run for run in cancelled if run.auto_scheduled and run.state and run.state.type is not StateType.CANCELLING]
     if not ours:
         return
     async with engine_client() as client:
@@ -172,7 +170,7 @@ async def _give_back(called_off: "list[FlowRun]") -> None:
             if (await client.read_flow_run(run.id)).state_type is StateType.CANCELLED:
                 goes_on: State[Any] = Scheduled(
                     scheduled_time=DateTime.now("UTC") + BACK_IN,
-                    message="called off, as `a0backup serve` ended; goes on with its next start",
+                    message="cancelled because `a0backup serve` ended; resumes with its next start",
                 )
                 await client.set_flow_run_state(run.id, goes_on, force=True)
 

@@ -55,7 +55,7 @@ def serving(home: Path) -> Iterator[Callable[[str], None]]:
     fd = _open_lock(home / _SERVED)
     try:
         # A caller of `served_api` holds the lock for a moment.
-        _wait_for_lock(fd, fcntl.LOCK_EX, 1.0, f"another `a0backup serve` runs on {home}, and one is enough")
+        _wait_for_lock(fd, fcntl.LOCK_EX, 1.0, f"another `a0backup serve` is running on {home}")
         os.ftruncate(fd, 0)
 
         def announce(api: str) -> None:
@@ -224,8 +224,8 @@ class OwnServer:
             listener.bind(("127.0.0.1", self.port))
         except OSError as error:
             raise EngineError(
-                f"the engine's server cannot have port {self.port} of 127.0.0.1: {error.strerror}",
-                "another server has it, perhaps one of Prefect; end that one or name another --port",
+                f"the engine's server cannot use port {self.port} of 127.0.0.1: {error.strerror}",
+                "another server uses it, perhaps one of Prefect; end that one or choose another --port",
             ) from error
 
     def stop(self) -> None:
@@ -266,7 +266,7 @@ class OwnServer:
         words = signal.Signals(-how).name if how < 0 else f"exit code {how}"
         return EngineError(
             f"the engine's server has ended ({words}){self._log_tail()}",
-            "start it again: what ran is then shown as Crashed, and the next run goes on where that one was",
+            "start it again: what ran is then shown as Crashed, and the next run resumes it",
         )
 
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:

@@ -53,7 +53,7 @@ async def check_fleet(
     look = partial(finding_of, fleet=settings, existing=chosen_policy(existing), problems=problems)
     findings = await for_each(chosen, look, at_most=settings.max_parallel)
     await publish_findings(findings, fleet=str(fleet), warnings=warnings, notes=notes)
-    bad = [f"{finding.node}: {finding.problems[0].text}" for finding in findings if not finding.well]
+    bad = [f"{finding.node}: {finding.problems[0].text}" for finding in findings if not finding.ok]
     if bad:
         raise CheckFailedError(bad)
     return findings
@@ -66,7 +66,7 @@ async def check_one_node(
     """Check one node; fail if it could not be backed up now, also because of *problems* of the whole fleet."""
     finding = await check_node(fleet, node, existing=existing, known=problems, shared=shared_password)
     tell(Checked(finding))
-    if finding.well:
+    if finding.ok:
         get_run_logger().info("%s: %s; the next run would %s", node.name, finding.status, finding.would)
         return Completed(message=finding.status, data=finding)
     problems_told = "; ".join(line for problem in finding.problems for line in problem.lines())
@@ -81,7 +81,7 @@ async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None, pro
         finding: Finding = await state.aresult(raise_on_failure=False)  # type: ignore[assignment]  # never an error
     except Exception as error:  # noqa: BLE001 - no engine error may stop the other nodes
         problem = Problem(f"{type(error).__name__}: {error}")
-        finding = Finding(node.name, well=False, reachable=False, status="not asked", would="", problems=(problem,))
+        finding = Finding(node.name, ok=False, reachable=False, status="not asked", would="", problems=(problem,))
         tell(Checked(finding))
     return finding
 

@@ -77,7 +77,7 @@ async def enrol_node(node: str, device: Device, fleet: Path = Path("fleet.yaml")
     await publish_plan(plan)
 
     if not await confirmed(plan):
-        return Cancelled(message=f"{node}: called off at the confirmation; nothing was changed on it")
+        return Cancelled(message=f"{node}: cancelled at the confirmation; nothing was changed on it")
 
     async with connected(chosen, settings) as session:
         await give_role(session, role, confirmed=seen)

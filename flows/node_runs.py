@@ -83,7 +83,7 @@ class NodeRuns:
                     state = await self._end_of(client, run, node)
                     said = await self._patiently(partial(handed_over, client, run.id))
                 except asyncio.CancelledError:
-                    await asyncio.shield(_call_off(client, run))
+                    await asyncio.shield(_cancel(client, run))
                     raise
                 if said is not None:
                     await self._verify(said, run, node)
@@ -94,7 +94,8 @@ class NodeRuns:
                         f"the run {run.name} was cancelled", f"`a0backup list {node.name}` shows what is stored"
                     )
         raise EngineError(
-            f"{RUNS} runs for the node ended without a word, the last as {last}", "see their logs, and their machines'"
+            f"{RUNS} runs for the node ended without a result, the last one as {last}",
+            "check their logs, and their machines'",
         )
 
     async def _start(self, node: Node) -> FlowRun:
@@ -135,7 +136,7 @@ class NodeRuns:
             if state.type is not StateType.SCHEDULED:
                 self._at_work = now
             elif (idle := now - max(since, self._at_work)) > self._fleet.lock_deadline:
-                await _call_off(client, run)
+                await _cancel(client, run)
                 raise EngineError(
                     f"no worker took up the run {run.name} within {idle:.0f} s", "is a worker of the pool running?"
                 )
@@ -152,15 +153,15 @@ class NodeRuns:
         told = [(outcome.node, outcome.kind) for outcome in said.outcomes]
         if told != [(node.name, kind) for kind in self._fleet.kinds_of(node)]:
             raise EngineError(
-                f"the run {run.name} tells of {', '.join(map('/'.join, told)) or 'nothing'}, and not of what fleet.yaml"
-                " wants here",
-                "have the same fleet.yaml on every machine",
+                f"the run {run.name} reports {', '.join(map('/'.join, told)) or 'nothing'}, not what fleet.yaml"
+                " asks for here",
+                "use the same fleet.yaml on every machine",
             )
         for outcome in said.outcomes:
             if outcome.id and not await self._is_here(outcome.id):
                 raise EngineError(
                     f"{outcome.id}, which the run {run.name} has stored, is not in the vault {self._fleet.vault}",
-                    "have the same vault mounted on every machine",
+                    "mount the same vault on every machine",
                 )
 
     async def _is_here(self, artifact_id: str) -> bool:
@@ -191,9 +192,9 @@ async def _crash(client: PrefectClient, run: UUID, why: str) -> State:
     return answer.state if answer.state is not None and answer.state.is_final() else Crashed(message=why)
 
 
-async def _call_off(client: PrefectClient, run: FlowRun) -> None:
+async def _cancel(client: PrefectClient, run: FlowRun) -> None:
     try:
         async with asyncio.timeout(CALLED_OFF_WITHIN):
             await client.set_flow_run_state(run.id, Cancelling())
     except Exception as error:  # noqa: BLE001 - no error here may hide why the run is cancelled
-        get_run_logger().warning("the run %s could not be called off, and may go on: %r", run.name, error)
+        get_run_logger().warning("the run %s could not be cancelled and may continue: %r", run.name, error)

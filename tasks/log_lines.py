@@ -34,7 +34,7 @@ class Readable(logging.Filter):
         elif text.startswith((_FAILED, _FLOW_FAILED)):
             _tell_of_a_failure(record, of_flow=of_flow)
         elif text in _CALLED_OFF and not of_flow:
-            record.msg = f"{getattr(record, 'task_run_name', 'a step')}: called off"
+            record.msg = f"{getattr(record, 'task_run_name', 'a step')}: cancelled"
             _make_warning(record)
         return not text.startswith(_REPEATS_OF_FLOW if of_flow else _REPEATS)
 
@@ -47,9 +47,9 @@ def _tell_of_a_retry(
     seconds = re.match(r"[\d.]+(?= second)", str(when))
     pause = f"in {human_seconds(float(seconds[0]))}" if seconds else "now"
     if isinstance(error, BackupInProgressError):
-        record.msg, record.args = "%s; asks again %s", (error.message(), pause)
+        record.msg, record.args = "%s; checking again %s", (error.message(), pause)
     else:
-        record.msg, record.args = "%s; tries again %s (%s of %s)", (error.message(), pause, retry, retries)
+        record.msg, record.args = "%s; retrying %s (%s of %s)", (error.message(), pause, retry, retries)
 
 
 def _tell_of_a_failure(record: logging.LogRecord, *, of_flow: bool) -> None:

@@ -95,7 +95,7 @@ class _Page:
             if not self._failing:
                 late = f"no answer within {PATIENCE:g} s"
                 why = late if isinstance(error, TimeoutError) else plain(f"{type(error).__name__}: {error}")
-                self._log.warning("the engine does not take the progress of this run; it is tried again (%s)", why)
+                self._log.warning("the engine does not accept the progress of this run; retrying (%s)", why)
             self._failing = True
             self._ids.clear()  # they may have been deleted
         else:

@@ -38,9 +38,9 @@ async def slots(node: str, *, deadline: float) -> AsyncIterator[None]:
     try:
         await entered.enter_async_context(held)
     except TimeoutError:
-        get_run_logger().warning("%s: no slot of the engine within %.0f s; goes on without", node, deadline)
+        get_run_logger().warning("%s: no slot of the engine within %.0f s; continuing without", node, deadline)
     except Exception as error:  # noqa: BLE001 - an unavailable or failing engine must not stop a backup
-        get_run_logger().warning("%s: no slot of the engine (%r); goes on without", node, error)
+        get_run_logger().warning("%s: no slot of the engine (%r); continuing without", node, error)
     try:
         yield
     finally:
@@ -48,5 +48,5 @@ async def slots(node: str, *, deadline: float) -> AsyncIterator[None]:
             await entered.aclose()
         except Exception as error:  # noqa: BLE001 - nor may one that fails after the backup is stored
             get_run_logger().warning(
-                "%s: its slots were not given back (%r); the engine takes them within %.0f s", node, error, LEASE
+                "%s: its slots were not released (%r); the engine releases them within %.0f s", node, error, LEASE
             )

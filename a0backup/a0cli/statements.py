@@ -23,8 +23,8 @@ _LOG_PREFIX = re.compile(
 )
 
 
-_MOST_LINES = 200
-_MOST_TEXT = 64 * 1024
+_MAX_LINES = 200
+_MAX_TEXT = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def _statements(text: str, wordings: Wordings) -> Iterator[_Statement]:
         position = reader.position
     beside.append(text[position:])
     lines = [line for part in beside for line in part.splitlines() if line.strip()]
-    if len(lines) > _MOST_LINES:
+    if len(lines) > _MAX_LINES:
         yield _Statement("", Meaning.UNKNOWN)
-    for line in lines[:_MOST_LINES]:
+    for line in lines[:_MAX_LINES]:
         said = meaning(line, wordings)
         if said is Meaning.UNKNOWN:
             said = meaning(_LOG_PREFIX.sub("", normalised(line), count=1), wordings)
@@ -134,7 +134,7 @@ def _spoils(extras: Mapping[str, Value], *words: re.Pattern[str]) -> bool:
 
 def judge(printed: "Printed", wordings: Wordings) -> tuple[Meaning, Found | None, list[_Statement]]:
     """Return the meaning of a whole reply by its text alone; the caller checks the exit code."""
-    if max(len(printed.stdout), len(printed.stderr)) > _MOST_TEXT:
+    if max(len(printed.stdout), len(printed.stderr)) > _MAX_TEXT:
         # The middle was cut out and may have held a word that changes the meaning.
         return Meaning.UNKNOWN, None, []
     statements = [said for text in (printed.stdout, printed.stderr) for said in _statements(text, wordings)]

@@ -11,8 +11,8 @@ from a0backup.artifact.byte_stream import LONGEST_HEADER, ByteStream, Fault
 from a0backup.artifact.formats import looks_like
 from a0backup.errors import TarTruncatedError, UnexpectedFormatError
 
-MOST_LARGEST = 32
-MOST_ODD = 20
+MAX_LARGEST = 32
+MAX_ODD = 20
 _NO_MORE = bytes(tarfile.BLOCKSIZE)
 _WITHOUT_BYTES = (
     tarfile.LNKTYPE,
@@ -64,7 +64,7 @@ class Walked:
     def see(self, name: str, size: int, header: tarfile.TarInfo, linkname: str) -> None:
         """Count a member and note what is odd about it."""
         self.members += 1
-        if len(self._largest) < MOST_LARGEST:
+        if len(self._largest) < MAX_LARGEST:
             heapq.heappush(self._largest, (size, -self.members, _bounded(name)))
         elif size > self._largest[0][0]:
             heapq.heapreplace(self._largest, (size, -self.members, _bounded(name)))
@@ -81,7 +81,7 @@ class Walked:
 
     def note(self, sentence: str) -> None:
         """Keep *sentence* unless the maximum is reached."""
-        if len(self.odd) < MOST_ODD:
+        if len(self.odd) < MAX_ODD:
             self.odd.append(sentence)
 
 

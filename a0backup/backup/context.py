@@ -94,7 +94,7 @@ class Context:
             self.journal = self.journal_file.read()
         except ValueError as error:
             self.unreadable = self._preserve = True
-            self.note(f"the journal could not be read, so that what is on the node is preserved ({error})")
+            self.note(f"the journal cannot be read, so the backup on the node is preserved ({error})")
 
     async def begin_journal(self, journal: Journal) -> None:
         """Replace the journal by *journal*. Raise VaultUnusableError."""
@@ -127,7 +127,7 @@ class Context:
         """Remove what dead runs left of this backup. Raise VaultUnusableError."""
         keep = self.session.directory.path
         for folder in await self.on_disk(sweep, self.vault, self.node.name, kind=self.kind, keep=keep):
-            self.note(f"{folder.name} in the vault holds bytes and no manifest; look at it, then remove it")
+            self.note(f"{folder.name} in the vault holds an artifact without a manifest; inspect it, then remove it")
 
 
 def now() -> datetime:

@@ -67,7 +67,7 @@ class Deletion:
         await self.context.on_disk(self.mark.put, found, flow_run=self.session.run.id, at=at)
         status = await self.context.ask()
         if status != found:
-            return Done(f"the node shows something else by now ({shown(status)}); nothing was deleted", cached=True)
+            return Done(f"the node shows something else now ({shown(status)}); nothing was deleted", cached=True)
         # Nothing may come between that status and this call: the node has no conditional delete.
         try:
             reply = quoted(await self.session.a0cli.delete(self.kind))
@@ -113,7 +113,7 @@ class Deletion:
             return 0
         # The full time from now: no clock tells when it was sent. Twice: a status call came before the deletion.
         wait = 2 * self.context.fleet.a0cli.call_timeout
-        self.context.tell(StepName.START, f"lets an earlier deletion arrive, for {wait:.0f} s")
+        self.context.tell(StepName.START, f"waiting {wait:.0f} s for an earlier deletion to take effect")
         await asyncio.sleep(wait)
         await self.context.on_disk(self.mark.remove)
         self._earlier = False

@@ -17,7 +17,7 @@ class Verdict(Enum):
     """The verdict on an artifact that was not read to its end."""
 
     FAILED = "this run made it, and it cannot be read: the node keeps it"
-    NOT_READ = "no password for it is at hand"
+    NOT_READ = "no password for it is available"
     NOT_OPENED = "it cannot be read, and is kept as it is"
     FOREIGN = "nothing shows that it is ours, and what is not ours is to be left alone"
 

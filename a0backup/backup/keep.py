@@ -49,11 +49,9 @@ class Storing:
             await context.note_journal(f"stored {self.stored.id}", pinned=retrieval.found.identity)
         elif already is None:
             whose = "that cannot be opened" if not_opened else "that this vault did not start"
-            context.note(f"a backup {whose} was on the node: kept as {self.stored.id}")
+            context.note(f"a backup {whose} was on the node; it is kept as {self.stored.id}")
             if context.journal is not None and not_opened is None:
-                context.note(
-                    "it stood in the place of the one that this vault had started, which is gone from the node"
-                )
+                context.note("it replaced the backup that this vault had started, which is no longer on the node")
             if context.journal is not None:
                 await context.forget_journal()
         await context.sweep()
@@ -68,11 +66,11 @@ class Storing:
             return password_of(opened_by=opened_by, only_tried=None, fits=True, candidates=(), journal=None)
         candidates = await context.on_disk(context.sealed_files.all)
         for name in await context.on_disk(context.sealed_files.unreadable):
-            context.note(
-                f"the sealed password {name} cannot be read; look at it: put it right from a copy, or remove it"
-            )
+            context.note(f"the sealed password {name} cannot be read; restore it from a copy, or remove it")
         for name in await context.on_disk(context.sealed_files.later):
-            context.note(f"the sealed password {name} is of a later version of a0backup: keep it, and use that version")
+            context.note(
+                f"the sealed password {name} was written by a later version of a0backup: keep it, and use that version"
+            )
         return password_of(
             opened_by=None,
             only_tried=bytes_.tried[0] if bytes_.inspection is not None and len(bytes_.tried) == 1 else None,

@@ -61,7 +61,7 @@ class NodeBackup:
         if before is not None:
             self._outcome = context.vault.stored_since(node, self.kind, before)
         if self._outcome is not None:
-            context.note(f"run {self._outcome.flow_run} stored {self._outcome.id} while this one waited for its turn")
+            context.note(f"run {self._outcome.flow_run} stored {self._outcome.id} while this run waited for the lock")
 
     @step(StepName.STATUS)
     async def status(self) -> Status:
@@ -102,7 +102,10 @@ class NodeBackup:
         """Return the status after `call_timeout`: a start that was sent may still be under way. Raise A0cliError."""
         wait = self.session.fleet.a0cli.call_timeout
         self.session.enter(StepName.STATUS)
-        self.context.tell(StepName.STATUS, f"a backup was started and is not shown yet; asks again in {wait:.0f} s")
+        self.context.tell(
+            StepName.STATUS,
+            f"a backup was started but the node does not show it yet; checking again in {wait:.0f} s",
+        )
         await asyncio.sleep(wait)
         self._asked_again = True
         return await self.status()
@@ -110,7 +113,7 @@ class NodeBackup:
     async def start(self) -> None:
         """Start a backup; `await_finished` shows its result. Raise what `Start.start` raises."""
         if self._asked_again:
-            self.context.note("the backup that an earlier run had started is not on the node")
+            self.context.note("the backup that an earlier run started is no longer on the node")
         await self._start.start()
         self._await = Await(self.context, self._start.sent)
 
@@ -133,7 +136,7 @@ class NodeBackup:
         if following is Next.GIVE_UP or (following is Next.FAIL and isinstance(error, Md5MismatchError)):
             await retrieval.keep_aside(error)
         if following is Next.GIVE_UP:
-            self.context.note(f"given up for a new one: {error.text()}")
+            self.context.note(f"given up and replaced by a new one: {error.text()}")
             self._given_up, self._outcome = retrieval.found.identity, None
         return following
 
@@ -160,7 +163,9 @@ class NodeBackup:
         self._outcome = outcome
         journal = self.context.journal
         if journal is not None and journal.flow_run != self.session.run.id:
-            self.context.note(f"finished the backup that run {journal.flow_run} started at {journal.started_at:%c}")
+            self.context.note(
+                f"finished the backup that run {journal.flow_run} started at {journal.started_at:%Y-%m-%d %H:%M:%S UTC}"
+            )
         await self.context.forget_journal()
         # Last: until then, a run after a crash may still need them. Only if the node shows nothing: a start that
         # arrived late may have made its current backup with one of them.

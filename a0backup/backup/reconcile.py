@@ -68,7 +68,7 @@ class Start(Action):
 class AskAgain(Action):
     """Ask again later for the backup that was started."""
 
-    _then = "ask again for the backup that was started, and start one if it is not there"
+    _then = "check again for the backup that was started, and start one if it is missing"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Replace(Action):
 
     found: Found
 
-    _then = "delete the backup on the node unkept, then start one"
+    _then = "delete the backup on the node without keeping it, then start one"
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Settle(Action):
 
     outcome: Manifest
 
-    _then = "nothing but tidy up: the backup is stored"
+    _then = "only clean up: the backup is stored"
 
 
 def reconcile(facts: Facts) -> Action:
@@ -138,7 +138,11 @@ def reconcile(facts: Facts) -> Action:
     if facts.lost_by_node and facts.pinned is not None:
         # Regardless of what the node holds now: no other copy of these bytes exists.
         lost = Found(facts.pinned.name, facts.pinned.md5)
-        return Keep(lost, ours=True, because="the node lost the backup that we started, its verified bytes are here")
+        return Keep(
+            lost,
+            ours=True,
+            because="the node no longer holds the backup that we started, but its verified bytes are here",
+        )
     match facts.status:
         case Absent():
             return _nothing_there(facts)
@@ -165,10 +169,10 @@ def _nothing_there(facts: Facts) -> Action:
     if facts.journal is None:
         return Start(because="nothing is on the node")
     if facts.stored is not None:
-        return Settle(facts.stored, because=f"{facts.stored.id} is stored and the node holds nothing any more")
+        return Settle(facts.stored, because=f"{facts.stored.id} is stored and the node holds nothing")
     if not facts.asked_again:
-        return AskAgain(because="a backup was started and the node shows nothing")
-    return Start(because="the backup that was started is gone from the node")
+        return AskAgain(because="a backup was started, but the node shows nothing")
+    return Start(because="the backup that was started is no longer on the node")
 
 
 def _found(found: Found, facts: Facts) -> Action:
@@ -180,14 +184,14 @@ def _found(found: Found, facts: Facts) -> Action:
     if stored is not None and stored.id in facts.read_back:
         return Delete(found, because=f"it is stored as {stored.id} and was read back")
     if found.identity == facts.given_up and (ours or facts.existing == "replace"):
-        return Replace(found, because="the backup that is there cannot be verified, and is to be replaced")
+        return Replace(found, because="the backup on the node cannot be verified and will be replaced")
     if stored is not None:
-        return Keep(found, ours, stored, because=f"it is in the vault as {stored.id}, to be read back first")
+        return Keep(found, ours, stored, because=f"it is in the vault as {stored.id} and must be read back first")
     if ours:
-        return Keep(found, ours, because="the backup that we started is there")
+        return Keep(found, ours, because="the backup that we started is on the node")
     if facts.existing == "fail":
-        return Refuse(because="a backup that we did not start is there")
+        return Refuse(because="a backup that we did not start is on the node")
     # With a journal it may still be ours, under another name or md5 than first seen.
     if facts.existing == "replace" and journal is None:
-        return Replace(found, because="a backup that we did not start is there, and is to be replaced")
-    return Keep(found, ours, because="a backup that we did not start is there; it is kept first")
+        return Replace(found, because="a backup that we did not start is on the node and will be replaced")
+    return Keep(found, ours, because="a backup that we did not start is on the node; it is kept first")

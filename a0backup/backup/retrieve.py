@@ -161,7 +161,7 @@ class Retrieval:
         self.bytes.tried = await self._start.known_passwords()
         actual = await (self._read(arrived) if self.bytes.tried else self.context.on_disk(digests, arrived))
         if actual.md5 != wanted and self.bytes.reply:
-            reason = f"{actual.size} bytes came that are not the node's; a0cli said {self.bytes.reply!r}"
+            reason = f"{actual.size} bytes arrived that do not match the node's backup; a0cli said {self.bytes.reply!r}"
             raise RetrieveFailedError(node, self.kind, self.attempts, reason)
         if actual.md5 != wanted:
             raise Md5MismatchError(node, wanted, actual.md5, self.attempts)
@@ -172,7 +172,7 @@ class Retrieval:
 
     async def _read(self, path: Path) -> Digests:
         """Return the digests of *path*, and inspect its contents in the same pass with the available passwords."""
-        self.context.tell(StepName.VERIFY, "reads the artifact to its end")
+        self.context.tell(StepName.VERIFY, "reading the artifact to its end")
         texts = [secret.text for secret in self.bytes.tried]
         self.bytes.inspection = await self.context.on_disk(
             inspect, path, texts, node=self.context.node.name, kind=self.kind, limits=self.context.fleet.contents
@@ -231,13 +231,11 @@ class Retrieval:
             self.bytes.inspection = None
         if why is None:
             if self.ours:
-                context.note(
-                    "what is in the artifact was not read: its password is sealed, and not at hand in this run"
-                )
-            return Done("its password is not at hand; what is in it was not read")
+                context.note("the contents were not inspected: the password is sealed and not available in this run")
+            return Done("its password is not available; the contents were not inspected")
         self.bytes.not_opened = why
         if self.ours:
-            context.note(f"what an earlier run started cannot be read to its end, and a new one is made: {why.reason}")
+            context.note(f"the backup that an earlier run started cannot be opened, so a new one is made: {why.reason}")
         return Done(f"not opened: {why.reason}")
 
     # -- after a failure ---------------------------------------------------------------------------------------
@@ -252,7 +250,7 @@ class Retrieval:
             may_give_up=may_give_up,
         )
         if following is Next.RETRY:
-            text = f"{error.text()}; retrieves it again"
+            text = f"{error.text()}; retrieving it again"
             log.warning("%s: %s", self.context.node.name, text)
             self.context.tell(StepName.VERIFY, text)
         return following

@@ -103,7 +103,7 @@ class NodeSession:
             if (text := await self.shared(self.fleet.password)) is not None:
                 self.a0cli.know(text)
         await self.a0cli.update_commands()
-        return Done("the node said which commands it takes")
+        return Done("the node listed its commands")
 
     @step(StepName.PING)
     async def ping(self) -> Done:
@@ -132,7 +132,7 @@ async def open_node(run: Run, node: Node, *, take: TakeStep, shared: LoadShared)
     await in_thread(vault.ensure_writable, node.name)
 
     def waiting(holder: str) -> None:
-        tell(Step(node.name, "", StepName.LOCK, f"waits for its turn: the node is held by {holder}"))
+        tell(Step(node.name, "", StepName.LOCK, f"waiting for the lock of the node, held by {holder}"))
 
     async with node_lock(
         vault.folder(node.name),

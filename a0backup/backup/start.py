@@ -132,7 +132,7 @@ class Start:
             text = await self.session.shared(self.context.fleet.password)
         except PasswordError as error:
             # The backup on the node is kept anyway. Only a start needs the password.
-            self.context.note(f"what is in the artifact was not read: {error.message()}")
+            self.context.note(f"the contents were not inspected: {error.message()}")
             text = None
         if text is not None and text not in [secret.text for secret in known]:
             known.append(KnownPassword(text))

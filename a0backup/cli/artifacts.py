@@ -29,7 +29,7 @@ def list_artifacts(fleet_path: Path, vault_path: Path | None, as_json: bool, nod
 
     \b
     Exit codes:
-      0  all well
+      0  all ok
       1  a later version wrote a manifest, which this version cannot read
       2  usage or fleet.yaml wrong, or no such node in the vault
       4  a manifest is unreadable, or an artifact is missing or has the wrong size
@@ -90,11 +90,11 @@ def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, .
     """Read artifacts again and compare them with their manifests.
 
     Reads every artifact in the vault from the disk; give IDs to read only these. Needs no password. Prints one line
-    per artifact: well, DAMAGED, or NOT READ if a later version wrote it.
+    per artifact: ok, DAMAGED, or NOT READ if a later version wrote it.
 
     \b
     Exit codes:
-      0  all well
+      0  all ok
       1  an artifact was not read, because a later version wrote it
       2  usage or fleet.yaml wrong, or no such artifact
       4  an artifact is damaged or missing
@@ -116,7 +116,7 @@ def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, .
             codes.add(ExitCode.DAMAGED)
             click.echo(f"{entry.id}  DAMAGED: {plain(error.message())}")
         else:
-            click.echo(f"{entry.id}  well")
+            click.echo(f"{entry.id}  ok")
     return max(codes)
 
 

@@ -121,7 +121,7 @@ def _at_work(text: str) -> Iterator[None]:
         yield
 
 
-def _tidy_when_called_off() -> None:
+def _tidy_when_cancelled() -> None:
     """Make SIGTERM and a lost terminal end this process like Ctrl-C, which deletes half-written files."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         # An ignored signal (nohup) stays ignored.
@@ -141,7 +141,7 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
     """Prove that artifacts can be restored; write nothing.
 
     Decrypts and decompresses each artifact and reads every member. Without IDs, reads the newest artifact of each node
-    and kind. Prints one line per artifact: well, with the members and the unpacked size, or DAMAGED or NOT OPENED, with
+    and kind. Prints one line per artifact: ok, with the members and the unpacked size, or DAMAGED or NOT OPENED, with
     the reason.
 
     A sealed password needs --key. A shared one is that of --password-file, or of fleet.yaml if it names a file or an
@@ -149,7 +149,7 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
 
     \b
     Exit codes:
-      0  all well
+      0  all ok
       1  an artifact could not be opened, e.g. because the password or key does not fit
       2  usage or fleet.yaml wrong, or no such artifact
       4  an artifact is damaged or missing
@@ -194,7 +194,7 @@ def _drilled(
         row: dict[str, object] = {"id": entry.id, "result": result, "reason": error.message(), "hint": hint}
         return ExitCode.DAMAGED if damaged else ExitCode.FAILED, row
     read = {"members": contents.members, "unpacked_size": contents.unpacked_size, "odd": list(contents.odd)}
-    return ExitCode.OK, {"id": entry.id, "result": "well", **read}
+    return ExitCode.OK, {"id": entry.id, "result": "ok", **read}
 
 
 def _newest_of_each(vault: Vault) -> list[Manifest | UnreadableManifest]:
@@ -204,8 +204,8 @@ def _newest_of_each(vault: Vault) -> list[Manifest | UnreadableManifest]:
 
 
 def _lines(row: Mapping[str, Any]) -> Iterator[str]:
-    if row["result"] == "well":
-        yield f"{row['id']}  well: {row['members']} members, {human_size(row['unpacked_size'])} unpacked"
+    if row["result"] == "ok":
+        yield f"{row['id']}  ok: {row['members']} members, {human_size(row['unpacked_size'])} unpacked"
         yield from (f"  odd: {plain(sentence)}" for sentence in row["odd"])
     else:
         yield f"{row['id']}  {row['result'].upper()}: {plain(row['reason'])}"
@@ -253,7 +253,7 @@ def decrypt(artifact_id: str, target: Path, **options: Any) -> int:
     if not target.absolute().parent.is_dir():
         raise click.UsageError(f"there is no folder {target.parent}; make it first, or name another file")
     secrets = opening.secrets([manifest], None)
-    _tidy_when_called_off()
+    _tidy_when_cancelled()
     try:
         with _at_work(f"reads {manifest.id} to its end, then decrypts it ({human_size(manifest.artifact.size)})"):
             contents = drill.decrypt(vault, manifest, secrets.passwords(manifest), _WHATEVER_IT_IS, target)
@@ -305,7 +305,7 @@ def hand_off(fleet_path: Path, vault_path: Path | None, artifact_id: str, target
     vault = vault_at(fleet_path, vault_path)
     manifest = get(vault, artifact_id)
     size = human_size(manifest.artifact.size)
-    _tidy_when_called_off()
+    _tidy_when_cancelled()
     try:
         with _at_work(f"copies {manifest.id} ({size})"):
             handoff(vault, manifest, target)

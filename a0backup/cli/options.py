@@ -54,5 +54,5 @@ def existing_option(command: F) -> F:
         "--existing",
         type=click.Choice(get_args(Existing)),
         help="What to do, this time only, with a backup on a node that this vault did not start. With replace, a"
-        " backup of our own that cannot be verified is also given up for a new one.",
+        " backup of our own that cannot be verified is also given up and replaced by a new one.",
     )(command)

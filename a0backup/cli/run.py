@@ -66,10 +66,10 @@ def check(fleet_path: Path, as_json: bool, existing: Existing | None, nodes: tup
 
     \b
     Exit codes:
-      0    every node is well
-      1    no node is well, or the check itself failed
+      0    every node is ok
+      1    no node is ok, or the check itself failed
       2    usage or fleet.yaml wrong; nothing was touched
-      3    some nodes are not well
+      3    some nodes are not ok
       130  interrupted
     """
     return check_nodes(fleet_path, nodes, existing, as_json=as_json)

@@ -48,10 +48,10 @@ def _row(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
 
     last = vault.newest(node, kind)
     lock = vault.folder(node) / "lock"
-    holder = str(read_holder(lock) or "a process that has not given its name yet") if is_held(lock) else None
+    holder = str(read_holder(lock) or "a process that has not written its name yet") if is_held(lock) else None
     unfinished = _unfinished(vault, node, kind)
     if DeletionMark(vault.folder(node), kind).is_there():
-        sent = "a deletion was sent and is not confirmed; the next start lets it arrive first"
+        sent = "a deletion was sent and is not confirmed; the next start waits for it first"
         unfinished = f"{unfinished}; {sent}" if unfinished else sent
     return {"node": node, "kind": kind, "last": last.id if last else None, "journal": unfinished, "holder": holder}
 

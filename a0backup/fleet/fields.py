@@ -30,7 +30,7 @@ FIRST_SPLIT_BUILD: Final = 11638
 DEFAULT_PORT: Final = 10121
 
 _LONGEST_QUOTE = 60
-_MOST_RECOVERY_KEYS = 10
+_MAX_RECOVERY_KEYS = 10
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DURATION = r"^(?:[0-9]+(?:\.[0-9]+)?[dhms])+$"
 _SIZE = r"^[0-9]{1,12}(?:\.[0-9]{1,12})?[MGTP]i?B$"
@@ -146,13 +146,13 @@ def _listed(value: object) -> object:
 
 FilePaths = Annotated[
     tuple[FilePath, ...],
-    Field(min_length=1, max_length=_MOST_RECOVERY_KEYS),
+    Field(min_length=1, max_length=_MAX_RECOVERY_KEYS),
     BeforeValidator(_listed),
     WithJsonSchema(
         {
             "anyOf": [
                 _PATH_SCHEMA,
-                {"type": "array", "items": _PATH_SCHEMA, "minItems": 1, "maxItems": _MOST_RECOVERY_KEYS},
+                {"type": "array", "items": _PATH_SCHEMA, "minItems": 1, "maxItems": _MAX_RECOVERY_KEYS},
             ]
         }
     ),

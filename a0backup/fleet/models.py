@@ -54,7 +54,7 @@ KEYSTREAM_REUSE: Final = (
 )
 
 
-_MOST_DELAYS = 50  # Prefect's maximum length of a list of retry delays
+_MAX_DELAYS = 50  # Prefect's maximum length of a list of retry delays
 _GROWTH = 1.5
 _JITTER = 0.2
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -225,7 +225,7 @@ class Polling(_Strict):
         delays: list[float] = []
         left, delay = self.deadline, self.interval
         # A last pause clipped to almost nothing would be repeated as a busy loop, so it is omitted.
-        while len(delays) < _MOST_DELAYS and (not delays or left >= self.interval):
+        while len(delays) < _MAX_DELAYS and (not delays or left >= self.interval):
             delays.append(min(delay, self.max_interval, left))
             if delay >= self.max_interval:
                 break

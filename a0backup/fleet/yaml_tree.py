@@ -14,8 +14,8 @@ from a0backup.fleet.models import PasswordSource
 
 _LARGEST_FILE = 1024 * 1024
 _DEEPEST = 16
-_MOST_VALUES = 30_000
-_MOST_PROBLEMS = 50
+_MAX_VALUES = 30_000
+_MAX_PROBLEMS = 50
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class _TreeReader:
 
     def _value(self, event: yaml.Event, place: Place) -> object:
         self._seen += 1
-        if self._seen > _MOST_VALUES:
+        if self._seen > _MAX_VALUES:
             raise _UnusableError("holds too many values", _line(event))
         if len(place) > _DEEPEST:
             raise _UnusableError("is nested too deeply", _line(event))
@@ -214,6 +214,6 @@ def _is_known(place: Place) -> bool:
 def sorted_texts(problems: Iterable[Problem]) -> list[str]:
     ordered = sorted(problems, key=lambda problem: problem.line)
     texts = [f"line {problem.line}: {problem.text}" if problem.line else problem.text for problem in ordered]
-    if len(texts) > _MOST_PROBLEMS:
-        texts[_MOST_PROBLEMS:] = [f"and {len(texts) - _MOST_PROBLEMS} more problems"]
+    if len(texts) > _MAX_PROBLEMS:
+        texts[_MAX_PROBLEMS:] = [f"and {len(texts) - _MAX_PROBLEMS} more problems"]
     return texts

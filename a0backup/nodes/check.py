@@ -35,7 +35,7 @@ from a0backup.vault.lock import is_held, read_holder
 from a0backup.vault.space import nearest, space_for
 from a0backup.vault.vault import Vault
 
-_MOST_LOOKED_AT = 1000  # entries of a directory: a check must be quick, however large the vault
+_MAX_LOOKED_AT = 1000  # entries of a directory: a check must be quick, however large the vault
 _NEWEST = 10  # artifact folders of a node whose files are checked
 
 
@@ -88,7 +88,7 @@ async def check_node(
         warnings.append(half)
     return Finding(
         node=node.name,
-        well=not problems,
+        ok=not problems,
         reachable=reachable,
         status=status,
         would=would,
@@ -134,7 +134,7 @@ def fleet_room(fleet: Fleet, nodes: Sequence[Node]) -> tuple[Problem, ...]:
     if needed <= free or not all(space.enough for space in spaces):
         return ()
     text = f"no room for the artifacts of all {len(nodes)} nodes: they may take {needed:,} bytes, {free:,} are free"
-    return (Problem(text, "make room on the vault's disk, or give the vault a larger one"),)
+    return (Problem(text, "free space on the vault's disk, or give the vault a larger one"),)
 
 
 def recovery_key_problems(fleet: Fleet) -> tuple[Problem, ...]:
@@ -170,16 +170,16 @@ def fleet_warnings(fleet: Fleet) -> tuple[str, ...]:
     keys = {path: _mode(path) for path in _entries(fleet.a0cli.key_dir) if path.suffix != ".pub"}
     if exposed := _open_to_others({path: mode for path, mode in keys.items() if stat.S_ISREG(mode)}):
         warnings.append(
-            f"a0cli's key can be used by others than its owner, and has full rights on the nodes: {exposed};"
+            f"others can use a0cli's key, which has full rights on the nodes: {exposed};"
             f" chmod go= {_quoted(fleet.a0cli.key_dir)}/*"
         )
     if exposed := _open_to_others({fleet.vault: _mode(fleet.vault)}):
-        warnings.append(f"the vault can be read by others than its owner: {exposed}; chmod go= {_quoted(fleet.vault)}")
+        warnings.append(f"others can read the vault: {exposed}; chmod go= {_quoted(fleet.vault)}")
     for path in fleet.password.sealed_to or ():
         if _mode(path) & 0o022:
             warnings.append(
-                f"others can put a key of their own in the place of {path} (mode {stat.S_IMODE(_mode(path)):04o}), to"
-                f" which all later passwords are sealed then; chmod go-w {_quoted(path)}"
+                f"others can replace {path} (mode {stat.S_IMODE(_mode(path)):04o}), and later passwords"
+                f" would be sealed to their key; chmod go-w {_quoted(path)}"
             )
     beside = dict.fromkeys([path.parent for path in fleet.password.sealed_to or ()] + [fleet.vault])
     return (*warnings, *_private_key_warnings(fleet, beside))
@@ -195,7 +195,7 @@ def _node_warnings(fleet: Fleet, node: str) -> list[str]:
     exposed = _open_to_others({path: _mode(path, follow=False) for path in entries})
     warnings = _private_key_warnings(fleet, [folder])
     if exposed:
-        warnings.append(f"the vault can be read by others than its owner: {exposed}; chmod -R go= {_quoted(folder)}")
+        warnings.append(f"others can read the vault: {exposed}; chmod -R go= {_quoted(folder)}")
     return warnings
 
 
@@ -206,7 +206,7 @@ def _quoted(path: Path) -> str:
 def _entries(folder: Path) -> list[Path]:
     """Return up to 1000 entries of *folder*; none if it is missing or unreadable."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        return [Path(entry.path) for entry in islice(entries, _MOST_LOOKED_AT)]
+        return [Path(entry.path) for entry in islice(entries, _MAX_LOOKED_AT)]
     return []
 
 
@@ -223,7 +223,7 @@ def _open_to_others(modes: Mapping[Path, int]) -> str:
     exposed = sorted(path for path, mode in modes.items() if mode & 0o077 and not stat.S_ISLNK(mode))
     if not exposed:
         return ""
-    more = f", and {len(exposed) - 1} more so" if len(exposed) > 1 else ""
+    more = f", and {len(exposed) - 1} more" if len(exposed) > 1 else ""
     return f"{exposed[0]} has mode {stat.S_IMODE(modes[exposed[0]]):04o}{more}"
 
 

@@ -53,7 +53,7 @@ class Role:
 
 
 @dataclass(frozen=True)
-class Told:
+class ReportedBackup:
     """What a node says about its backup of one kind, and where the vault has that backup.
 
     *status* is None if the node does not say.
@@ -72,14 +72,14 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Seen:
+class NodeSnapshot:
     """What was seen of a node: whether it has the backup role, and what it says about the backups in its folder."""
 
     has_role: bool
-    told: tuple[Told, ...] = ()
+    told: tuple[ReportedBackup, ...] = ()
 
     @property
-    def nowhere_else(self) -> frozenset[Told]:
+    def nowhere_else(self) -> frozenset[ReportedBackup]:
         """The finished backups that are on the node and not in the vault."""
         return frozenset(each for each in self.told if isinstance(each.status, Found) and not each.kept_as)
 
@@ -89,7 +89,7 @@ class Seen:
 
 
 @step(StepName.LOOK)
-async def look(session: NodeSession) -> Seen:
+async def look(session: NodeSession) -> NodeSnapshot:
     """Return what is on the node, after its commands were updated and it answered a ping.
 
     Raise UnknownReplyError if its replies do not show whether it has the role, A0cliError.
@@ -97,22 +97,22 @@ async def look(session: NodeSession) -> Seen:
     return await _seen(session)
 
 
-async def _seen(session: NodeSession) -> Seen:
+async def _seen(session: NodeSession) -> NodeSnapshot:
     if session.has_role is None:
         reason = "the commands that it lists are not understood, nor whether it has the backup role"
         raise UnknownReplyError(session.node.name, "a0cli", reason)
     kinds = [kind for kind in FOLDER if f"{kind}-status" in (session.offered or ())]
-    return Seen(session.has_role, tuple([await _told(session, kind) for kind in kinds]))
+    return NodeSnapshot(session.has_role, tuple([await _told(session, kind) for kind in kinds]))
 
 
-async def _told(session: NodeSession, kind: str) -> Told:
+async def _told(session: NodeSession, kind: str) -> ReportedBackup:
     try:
         status = await session.a0cli.status(kind)
     except (RefusedError, UnknownReplyError) as error:
         # A node without the role may refuse even the status command.
-        return Told(kind, None, reason=error.tail or error.reason)
+        return ReportedBackup(kind, None, reason=error.tail or error.reason)
     stored = await session.on_disk(stored_manifest, session.vault, session.node.name, kind, status, None)
-    return Told(kind, status, kept_as=stored.id if stored else "")
+    return ReportedBackup(kind, status, kept_as=stored.id if stored else "")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Plan:
 
     node: Node
     role: Role
-    seen: Seen
+    seen: NodeSnapshot
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ class Plan:
 
 
 @step(StepName.SET_AS_BACKUP)
-async def give_role(session: NodeSession, role: Role, *, confirmed: Seen) -> Done:
+async def give_role(session: NodeSession, role: Role, *, confirmed: NodeSnapshot) -> Done:
     """Give the node the backup role if it has none; it succeeded if the node then offers `backup`.
 
     The node is looked at again right before: what was *confirmed* may be an hour old. Nothing is
@@ -211,7 +211,7 @@ async def give_role(session: NodeSession, role: Role, *, confirmed: Seen) -> Don
     raise EnrolmentError(
         node,
         f"{lack} after set-as-backup {role.device}; its reply was {reply!r}",
-        f"see that the device is there and {free}; where the node may still be at it, wait; a new run looks first",
+        f"check that the device is there and {free}; where the node may still be at it, wait; a new run looks first",
     )
 
 

@@ -32,7 +32,7 @@ def check_json(findings: Iterable[Finding], warnings: Sequence[RunWarning] = ())
     return [
         {
             "node": plain(finding.node),
-            "well": finding.well,
+            "ok": finding.ok,
             "reachable": finding.reachable,
             "status": plain(finding.status),
             "would": plain(finding.would),
@@ -61,18 +61,18 @@ def check_lines(
             found.append(f"  vault: {plain(finding.room)}")
         found += [f"  {plain(line)}" for problem in finding.problems for line in problem.lines()]
         if finding.teach:
-            found.append(f"  if that reply is harmless, teach it in fleet.yaml: {plain(finding.teach)}")
+            found.append(f"  if that reply is harmless, add it to fleet.yaml: {plain(finding.teach)}")
         found += [f"  {line}" for line in warning_lines([RunWarning(text) for text in finding.warnings])]
     return [*found, *map(plain, notes), *warning_lines(warnings)]
 
 
 def check_headline(findings: Sequence[Finding]) -> str:
     """Return the counts of the check in one sentence."""
-    bad = sum(not finding.well for finding in findings)
+    bad = sum(not finding.ok for finding in findings)
     away = sum(not finding.reachable for finding in findings)
-    text = f"{counted(len(findings), 'node')} checked: {len(findings) - bad} well"
+    text = f"{counted(len(findings), 'node')} checked: {len(findings) - bad} ok"
     if bad:
-        text += f", {bad} not"
+        text += f", {bad} not ok"
     return text + (f" ({away} unreachable)" if away else "")
 
 
@@ -85,7 +85,7 @@ def check_markdown(
         (
             (
                 escaped(finding.node),
-                emphasised(_verdict(finding), finding.well),
+                emphasised(_verdict(finding), finding.ok),
                 escaped(finding.status),
                 escaped(finding.would),
                 escaped(finding.room),
@@ -102,7 +102,7 @@ def check_markdown(
     nodes = [finding.node for finding in findings]
     of_nodes = [RunWarning(text, finding.node) for finding in findings for text in finding.warnings]
     lessons = [
-        f"- **{escaped(finding.node)}**: if that reply is harmless, teach it in fleet.yaml: {escaped(finding.teach)}"
+        f"- **{escaped(finding.node)}**: if that reply is harmless, add it to fleet.yaml: {escaped(finding.teach)}"
         for finding in findings
         if finding.teach
     ]
@@ -112,6 +112,6 @@ def check_markdown(
 
 
 def _verdict(finding: Finding) -> str:
-    if finding.well:
-        return "well"
-    return "not well" if finding.reachable else "unreachable"
+    if finding.ok:
+        return "ok"
+    return "not ok" if finding.reachable else "unreachable"

@@ -48,7 +48,7 @@ class Outcome:
     confirmed: bool = False  # whether that password opened it
 
     @property
-    def well(self) -> bool:
+    def ok(self) -> bool:
         """Whether the artifact is stored and the node is free for its next backup."""
         return self.ending is Ending.STORED
 
@@ -74,7 +74,7 @@ class Finding:
     """What the read-only check found on one node, and what the next run would do there."""
 
     node: str
-    well: bool
+    ok: bool
     reachable: bool
     status: str
     would: str
@@ -160,15 +160,15 @@ def halves(node: str, kinds: Sequence[str], *, splits: bool, outcomes: Iterable[
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
     """Return 0 if every node backup succeeded, 1 if none did or there is none, 3 if some did."""
-    return code_of([outcome.well for outcome in outcomes])
+    return code_of([outcome.ok for outcome in outcomes])
 
 
 def check_exit_code(findings: Sequence[Finding]) -> int:
-    """Return 0 if every node is well, 1 if none is or there is none, 3 if some are."""
-    return code_of([finding.well for finding in findings])
+    """Return 0 if every node is ok, 1 if none is or there is none, 3 if some are."""
+    return code_of([finding.ok for finding in findings])
 
 
-def code_of(well: Sequence[bool]) -> int:
-    if not any(well):
+def code_of(ok: Sequence[bool]) -> int:
+    if not any(ok):
         return ExitCode.FAILED
-    return ExitCode.OK if all(well) else ExitCode.SOME_FAILED
+    return ExitCode.OK if all(ok) else ExitCode.SOME_FAILED

@@ -78,7 +78,7 @@ def tell(news: News) -> None:
         try:
             listener(news)
         except Exception:
-            log.exception("a watcher of the run failed and is not told any more")
+            log.exception("a listener of the run failed and was removed")
             _listeners.remove(listener)
 
 
@@ -184,7 +184,7 @@ class Board:
 
 def _row(node: str, place: _Place, now: float) -> Row:
     if place.outcomes:
-        bad = [outcome for outcome in place.outcomes if not outcome.well]
+        bad = [outcome for outcome in place.outcomes if not outcome.ok]
         sizes = [outcome.size for outcome in place.outcomes if outcome.size is not None]
         return Row(
             node,
@@ -201,7 +201,7 @@ def _row(node: str, place: _Place, now: float) -> Row:
 
 
 def _ending(outcome: Outcome) -> str:
-    step = f" ({outcome.step})" if outcome.step and not outcome.well else ""
+    step = f" ({outcome.step})" if outcome.step and not outcome.ok else ""
     return f"{outcome.ending}{step}"
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def summary(outcomes: Iterable[Outcome]) -> list[str]:
     """Return one line for each failed node backup: node, step, reason."""
-    return [f"{name_of(outcome)}{in_step(outcome)}: {reason_of(outcome)}" for outcome in outcomes if not outcome.well]
+    return [f"{name_of(outcome)}{in_step(outcome)}: {reason_of(outcome)}" for outcome in outcomes if not outcome.ok]
 
 
 def rows(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
@@ -59,7 +59,7 @@ def to_json(outcomes: Iterable[Outcome], warnings: Sequence[RunWarning] = ()) ->
             "node": plain(outcome.node),
             "kind": plain(outcome.kind),
             "outcome": str(outcome.ending),
-            "well": outcome.well,
+            "ok": outcome.ok,
             "seconds": round(outcome.seconds, 3),
             "step": plain(outcome.step),
             "reason": _plain_reason(outcome),
@@ -92,9 +92,9 @@ def lines(outcomes: Sequence[Outcome], warnings: Sequence[RunWarning] = ()) -> l
         found.append(
             f"{name_of(outcome):<{width}}  {outcome.ending}{in_step(outcome)}  " + "  ".join(filter(None, parts))
         )
-        if not outcome.well:
+        if not outcome.ok:
             found.append(f"  {reason_of(outcome)}")
-        if not outcome.well and outcome.hint:
+        if not outcome.ok and outcome.hint:
             found.append(f"  HINT: {plain(outcome.hint)}")
         found += [f"  {plain(note)}" for note in outcome.notes]
     return found + warning_lines(warnings, [outcome.node for outcome in outcomes])
@@ -128,7 +128,7 @@ def markdown(outcomes: Sequence[Outcome], *, fleet: str, warnings: Sequence[RunW
         (
             (
                 escaped(name_of(outcome)),
-                emphasised(f"{outcome.ending}{in_step(outcome)}", outcome.well),
+                emphasised(f"{outcome.ending}{in_step(outcome)}", outcome.ok),
                 size_in_words(outcome.size),
                 human_seconds(outcome.seconds),
                 escaped(_verified(outcome)),
@@ -140,7 +140,7 @@ def markdown(outcomes: Sequence[Outcome], *, fleet: str, warnings: Sequence[RunW
         f"**{escaped(name_of(outcome) + in_step(outcome))}**: {escaped(reason_of(outcome))}"
         + (f"\n\nHINT: {escaped(outcome.hint)}" if outcome.hint else "")
         for outcome in outcomes
-        if not outcome.well
+        if not outcome.ok
     ]
     notes = [f"- **{escaped(name_of(outcome))}**: {escaped(note)}" for outcome in outcomes for note in outcome.notes]
     kept = [f"- {code(outcome.id)}, md5 {code(outcome.md5)}" for outcome in outcomes if outcome.id]
@@ -156,7 +156,7 @@ def name_of(outcome: Outcome) -> str:
 
 
 def in_step(outcome: Outcome) -> str:
-    return f" ({plain(outcome.step)})" if outcome.step and not outcome.well else ""
+    return f" ({plain(outcome.step)})" if outcome.step and not outcome.ok else ""
 
 
 def _plain_reason(outcome: Outcome) -> str:

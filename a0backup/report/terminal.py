@@ -41,7 +41,7 @@ def shown(*, quiet: bool = False) -> Iterator[None]:
             yield
 
 
-_LONG = {"await": "waits for the node to make it", "retrieve": "retrieves it"}
+_LONG = {"await": "waiting for the node to make the backup", "retrieve": "retrieving it"}
 
 
 class _Lines:
@@ -67,7 +67,7 @@ class _Lines:
 
 
 def _checked(finding: Finding) -> str:
-    return f"{finding.node}  " + (finding.status if finding.well else f"not well: {plain(finding.problems[0].text)}")
+    return f"{finding.node}  " + (finding.status if finding.ok else f"not ok: {plain(finding.problems[0].text)}")
 
 
 def _ending(outcome: Outcome) -> str:

@@ -76,8 +76,8 @@ def code(text: str) -> str:
     return f"`{shown}`" if re.fullmatch(r"[A-Za-z0-9._/-]+", shown) else escaped(shown)
 
 
-def emphasised(text: str, well: bool) -> str:
-    return escaped(text) if well else f"**{escaped(text)}**"
+def emphasised(text: str, ok: bool) -> str:
+    return escaped(text) if ok else f"**{escaped(text)}**"
 
 
 def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:

@@ -152,9 +152,9 @@ async def _acquire(path: Path, node: str, deadline: float, patience: float, wait
             ends_orphans = waited + max(0.0, min(patience, (deadline - waited) / 2))
         if ends_orphans is not None and waited >= ends_orphans:
             end_orphans(path)
-        name = str(holder) if holder else "a run that has not given its name yet"
+        name = str(holder) if holder else "a run that has not written its name yet"
         if not told:
-            waiting(f"what is left of {name}" if gone else name)
+            waiting(f"processes left over from {name}" if gone else name)
             told = True
         if waited >= deadline:
             raise LockDeadlineError(node, name, waited)

@@ -72,7 +72,7 @@ class SealedFiles:
         def read_back(written: Path) -> None:
             if read_past_cache(written) != content:
                 raise VaultUnusableError(
-                    self.node, "the disk gave a sealed password back otherwise than it was written"
+                    self.node, "the disk returned a sealed password that differs from what was written"
                 )
 
         aside = self.folder / f".{uuid.uuid4().hex}.partial"
@@ -170,5 +170,5 @@ class SealedFiles:
             return None
         if (content.node, content.kind) != (self.node, self.kind):
             return None
-        well = all(_FINGERPRINT.match(entry.recovery_key) and _BOX.match(entry.box) for entry in content.sealed)
-        return content if well else None
+        ok = all(_FINGERPRINT.match(entry.recovery_key) and _BOX.match(entry.box) for entry in content.sealed)
+        return content if ok else None

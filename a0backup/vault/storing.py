@@ -113,7 +113,7 @@ def _publish(vault: Vault, manifest: Manifest) -> None:
 
     def read_back(written: Path) -> None:
         if read_past_cache(written) != content:
-            reason = "the disk gave its manifest back otherwise than it was written"
+            reason = "the disk returned a manifest that differs from what was written"
             raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)
 
     publish(vault.root / manifest.id / MANIFEST, content, check=read_back)

@@ -74,7 +74,10 @@ class Vault:
     def require_mounted(self, node: str) -> None:
         """Raise VaultUnusableError if the vault's disk should be mounted and is not."""
         if (place := unmounted(self.root)) is not None:
-            reason = f"{place} is to be mounted, says {FSTAB}, and is not: the vault would be made anew below it"
+            reason = (
+                f"{FSTAB} says that {place} is a mount point, but nothing is mounted there;"
+                " a new vault would be made below it"
+            )
             raise VaultUnusableError(node, reason)
 
     def make(self, node: str) -> None:

@@ -44,13 +44,13 @@ def test_missing_changed_and_disabled_objects_are_found_until_all_are_fixed(desk
     assert empty.returncode == 1
     for missing in ("work pool appliance", "limit a0backup-a0-2", "deployment backup-fleet/nightly"):
         assert f"problem  the {missing} is missing\n" in empty.stdout
-    assert "HINT: `a0backup engine register` puts it right" in empty.stdout
+    assert "HINT: `a0backup engine register` fixes it" in empty.stdout
 
     assert desk.register().returncode == 0
     assert remarks(desk, "problem") == ["no worker of the pool appliance is online, so nothing runs"]
     assert eventually(lambda: "scheduled yet" not in str(remarks(desk, "warning")), 60)
     [unheard] = remarks(desk, "warning")
-    assert "nobody is told of failed or late runs" in unheard
+    assert "nobody is notified of failed or late runs" in unheard
 
     worker = subprocess.Popen(
         [BIN / "prefect", "worker", "start", "--pool", "appliance", "--name", "one"],
@@ -62,7 +62,7 @@ def test_missing_changed_and_disabled_objects_are_found_until_all_are_fixed(desk
     )
     try:
         assert eventually(lambda: check(desk).returncode == 0, 120)
-        assert "well     workers of the pool appliance: one\n" in check(desk).stdout
+        assert "ok       workers of the pool appliance: one\n" in check(desk).stdout
 
         limits = desk.client.post("/v2/concurrency_limits/filter", json={}).json()
         [of_all] = [limit["id"] for limit in limits if limit["name"] == "a0backup"]
@@ -76,10 +76,10 @@ def test_missing_changed_and_disabled_objects_are_found_until_all_are_fixed(desk
         desk.client.patch("/work_pools/appliance", json={"is_paused": True}).raise_for_status()
         desk.client.patch("/work_pools/appliance/queues/default", json={"is_paused": True}).raise_for_status()
         assert set(remarks(desk, "problem")) == {
-            "the limit a0backup is another: limit: 3 -> 16",
+            "the limit a0backup differs: limit: 3 -> 16",
             "the work pool appliance is paused",
             "the work queue default of the pool appliance is paused",
-            "no run of nightly is scheduled, so none comes by itself",
+            "no run of nightly is scheduled, so none will start by itself",
         }
         warned = remarks(desk, "warning")
         assert "the schedule of hourly-check is paused" in warned
@@ -135,8 +135,8 @@ async def test_a_backup_that_nothing_schedules_is_a_problem_but_one_registered_j
     schedules(desk, nightly=FAR, hourly_check=FAR)
     assert await coming(desk, client) == []  # what is missing is already reported elsewhere
     assert desk.register().returncode == 0
-    yet = "is scheduled yet, as it was changed just now"
-    none = "is scheduled, so none comes by itself"
+    yet = "is scheduled yet, because it was changed just now"
+    none = "is scheduled, so none will start by itself"
     assert await coming(desk, client) == [
         (Verdict.WARNING, f"no run of nightly {yet}"),
         (Verdict.WARNING, f"no run of hourly-check {yet}"),

@@ -106,7 +106,7 @@ EVERY_NIGHT = {"cron": "0 2 * * *", "timezone": "Etc/UTC"}
         ({"tags": None}, "tags: "),
         ({"entrypoint": "flows.nope.x"}, "entrypoint: flows.nope.x cannot be loaded: ModuleNotFoundError"),
         ({"entrypoint": "flows.backup_fleet.x"}, "entrypoint: flows.backup_fleet.x cannot be loaded: AttributeError"),
-        ({"entrypoint": "flows.backup_fleet.Path"}, "entrypoint: flows.backup_fleet.Path is no flow"),
+        ({"entrypoint": "flows.backup_fleet.Path"}, "entrypoint: flows.backup_fleet.Path is not a flow"),
         ({"entrypoint": "flows/nope.py:x"}, "entrypoint: flows/nope.py:x cannot be loaded"),
         ({"entrypoint": "..x"}, "entrypoint: ..x cannot be loaded"),
     ],

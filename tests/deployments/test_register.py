@@ -34,7 +34,7 @@ def test_registering_creates_all_that_the_fleet_needs_and_a_second_time_changes_
     for name in ("appliance", "a0backup-a0-1", "a0backup-a0-2", "backup-fleet/nightly", "backup-node/of-fleet"):
         [line] = [line for line in first.stdout.splitlines() if f" {name} " in line]
         assert line.endswith("made"), line
-    assert "nobody is told of failed or late runs" in first.stderr
+    assert "nobody is notified of failed or late runs" in first.stderr
     assert "run `a0backup engine register --notify SLUG/NAME`" in first.stderr
 
     second = desk.register()
@@ -239,6 +239,6 @@ def test_an_engine_that_refuses_access_or_is_missing_is_a_clear_error(desk: Desk
     assert "does not answer" in nobody.stderr
     none = desk.register(PREFECT_API_URL="", XDG_STATE_HOME=str(desk.folder / "state"))
     assert none.returncode == 1
-    assert "no engine is named, and no `a0backup serve` runs" in none.stderr
+    assert "no engine is named, and no `a0backup serve` is running" in none.stderr
     for ended in (stranger, nobody, none):
         assert "Traceback" not in ended.stderr

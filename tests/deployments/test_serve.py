@@ -126,7 +126,7 @@ def test_serve_runs_what_is_started_shares_its_server_with_a_run_by_hand_and_can
     assert "another `a0backup serve` runs" in refused.stderr
 
     appliances.tell("a0-1", "backup-retrieve", "hang", ignore_sigterm=True)
-    called_off = served.start("backup-node/single-node", node="a0-1")
+    cancelled = served.start("backup-node/single-node", node="a0-1")
     before = len(appliances.calls("a0-1", "backup-retrieve"))
     assert eventually(lambda: len(appliances.calls("a0-1", "backup-retrieve")) > before, 90), served.said
     server = server_of(served.process)
@@ -141,7 +141,7 @@ def test_serve_runs_what_is_started_shares_its_server_with_a_run_by_hand_and_can
     following = place.run("run", "a0-1")
     assert following.returncode == 0, following.stderr
     with own_server(place.engine) as api:
-        state = httpx.get(f"{api}/flow_runs/{called_off}", auth=logged_in(place.engine), timeout=patience(60)).json()[
+        state = httpx.get(f"{api}/flow_runs/{cancelled}", auth=logged_in(place.engine), timeout=patience(60)).json()[
             "state"
         ]["name"]
     assert state == "Cancelled"

@@ -106,7 +106,7 @@ def test_the_commands_on_the_page_bring_up_one_machine(home: Path, operator: Pat
             assert ready, said(tmp_path)
             listed = clone.run(set_up + change + use)
             assert re.findall(r"^(a0-\d)/\d+T\d+Z-backup ", listed, re.MULTILINE) == ["a0-1", "a0-2"]
-            assert "well     workers of the pool appliance: a0backup-serve" in listed
+            assert "ok       workers of the pool appliance: a0backup-serve" in listed
             assert "problem" not in listed
             served.send_signal(signal.SIGINT)
             assert served.wait(patience(60)) == 130

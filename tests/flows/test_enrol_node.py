@@ -158,7 +158,7 @@ def test_a_refusal_ends_the_run_as_cancelled_and_leaves_the_node_unchanged(
 ) -> None:
     _, run = enrolled(fleet_yaml, CHANGE_NOTHING)
     assert run.flow_run.state.name == "Cancelled"
-    assert run.flow_run.state.message == "a0-1: called off at the confirmation; nothing was changed on it"
+    assert run.flow_run.state.message == "a0-1: cancelled at the confirmation; nothing was changed on it"
     assert commands(new_node) == LOOK
     assert set(run.all_states()) == {"Completed"}
 
@@ -365,10 +365,10 @@ def test_under_a_worker_enrolment_continues_when_confirmed_and_ends_at_once_when
         [process] = psutil.Process(deployed.worker.pid).children()
         return run, process
 
-    called_off, process = started()
+    cancelled, process = started()
     assert not is_held(deployed.folder / "vault/a0-1/lock")
-    deployed.set_state(called_off, type="CANCELLING", name="Cancelling")
-    assert deployed.ends_as("Cancelled", called_off, 30)
+    deployed.set_state(cancelled, type="CANCELLING", name="Cancelling")
+    assert deployed.ends_as("Cancelled", cancelled, 30)
     assert eventually(lambda: not process.is_running(), 10)
     assert commands(new_node) == LOOK
 

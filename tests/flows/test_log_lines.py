@@ -30,8 +30,8 @@ def test_expected_errors_are_logged_in_plain_words_with_what_comes_next(
     assert run.flow_run.state.name == "Failed"
     said = lines(run)
     for pattern in (
-        r"a0-1: backup still in progress after \d s; asks again in \d\.\d s",
-        r"a0-3: update-commands: the node does not answer \(.*\); tries again in \d\.\d s \(1 of 3\)",
+        r"a0-1: backup still in progress after \d s; checking again in \d\.\d s",
+        r"a0-3: update-commands: the node does not answer \(.*\); retrying in \d\.\d s \(1 of 3\)",
         r"a0-2: md5 mismatch in 3 attempts: .*",
         r"a0-2: md5 mismatch in 3 attempts: .*\nHINT: .*",
         r"2 of 3 node backups failed: a0-2 .*; a0-3 .*",
@@ -80,6 +80,6 @@ def test_a_step_cancelled_with_its_run_is_not_a_crash(
         return await recorded(UUID([*task_runs][-1]))
 
     of_steps = [log.message for log in asyncio.run(cancelled()).logs if log.name == "prefect.task_runs"]
-    called_off = [line for line in of_steps if line.endswith("called off")]
-    assert sorted(called_off) == ["backup-a0-1: called off", "retrieve-backup-a0-1: called off"]
+    cancelled = [line for line in of_steps if line.endswith("cancelled")]
+    assert sorted(cancelled) == ["backup-a0-1: cancelled", "retrieve-backup-a0-1: cancelled"]
     assert not [line for line in of_steps if "Crash" in line]

@@ -153,7 +153,7 @@ async def test_a_run_that_its_worker_does_not_start_is_given_up_and_made_three_t
     await nobody.register()
     async with nobody.worker(nothing):
         error = await nobody.refused()
-    assert "3 runs for the node ended without a word" in str(error)
+    assert "3 runs for the node ended without a result" in str(error)
     runs = await nobody.runs()
     assert [run.state.name for run in runs] == ["Crashed"] * 3
     assert "its worker has not started it" in runs[0].state.message
@@ -175,9 +175,9 @@ async def test_a_run_waits_as_long_as_other_runs_of_the_night_are_working(nobody
 @pytest.mark.parametrize(
     ("outcomes", "says"),
     [
-        ([], "tells of nothing"),
-        ([failed("a0-2")], "tells of a0-2/backup"),
-        ([failed("a0-1"), failed("a0-1", "user-export")], "tells of a0-1/backup, a0-1/user-export"),
+        ([], "reports nothing"),
+        ([failed("a0-2")], "reports a0-2/backup"),
+        ([failed("a0-1"), failed("a0-1", "user-export")], "reports a0-1/backup, a0-1/user-export"),
         ([replace(failed("a0-1"), id="a0-1/2026-01-01T00-00-00Z-backup", ending=Ending.STORED)], "is not in the vault"),
     ],
 )

@@ -222,15 +222,15 @@ async def test_an_api_that_does_not_accept_the_progress_fails_no_run_and_is_repo
     async with api_of() as api:
         assert (await run_with_progress_on(api, list(load_fleet(fleet_yaml).nodes), some_updates)).is_completed()
     assert time.monotonic() - at < min(patience(10), 50)  # not the minute for which Prefect's client retries
-    told = [record.getMessage() for record in caplog.records if "does not take the progress" in record.getMessage()]
-    assert told == ["the engine does not take the progress of this run; it is tried again (no answer within 0.2 s)"]
+    told = [record.getMessage() for record in caplog.records if "does not accept the progress" in record.getMessage()]
+    assert told == ["the engine does not accept the progress of this run; retrying (no answer within 0.2 s)"]
     assert nothing_of_it_runs()
 
 
 async def test_a_cancelled_run_does_not_wait_for_an_update_that_hangs(engine: str, fleet_yaml: Path) -> None:
     from tasks.progress import PATIENCE
 
-    under_way, called_off = asyncio.Event(), []
+    under_way, cancelled = asyncio.Event(), []
 
     async def long() -> None:
         await asyncio.sleep(0.5)
@@ -238,7 +238,7 @@ async def test_a_cancelled_run_does_not_wait_for_an_update_that_hangs(engine: st
         try:
             await asyncio.sleep(600)
         finally:
-            called_off.append(time.monotonic())
+            cancelled.append(time.monotonic())
 
     async with an_api_that_never_answers() as api:
         run = asyncio.create_task(run_with_progress_on(api, list(load_fleet(fleet_yaml).nodes), long))
@@ -246,7 +246,7 @@ async def test_a_cancelled_run_does_not_wait_for_an_update_that_hangs(engine: st
         run.cancel()
         await asyncio.wait([run], timeout=patience(10))
     # What remains is the time in which the engine records it.
-    assert time.monotonic() - called_off[0] < PATIENCE / 2
+    assert time.monotonic() - cancelled[0] < PATIENCE / 2
     assert run.cancelled()
     assert nothing_of_it_runs()
 

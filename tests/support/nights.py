@@ -151,7 +151,7 @@ class Ended:
 
     @property
     def stored(self) -> bool:
-        return bool(self.outcomes) and all(outcome.well for outcome in self.outcomes)
+        return bool(self.outcomes) and all(outcome.ok for outcome in self.outcomes)
 
 
 class Running:

@@ -213,7 +213,7 @@ async def test_bytes_of_another_backup_without_a_manifest_are_reported_and_left_
     (folder / "backup.tar.gz.enc").write_bytes(b"of an unknown backup")
     ended = await desk.night()
     assert ended.outcome.ending is Ending.STORED
-    assert "20200101T000000Z-backup in the vault holds bytes and no manifest" in ended.notes
+    assert "20200101T000000Z-backup in the vault holds an artifact without a manifest" in ended.notes
     assert (folder / "backup.tar.gz.enc").read_bytes() == b"of an unknown backup"
 
 
@@ -296,7 +296,7 @@ async def test_the_journal_of_another_node_is_rejected(desk: Desk) -> None:
     other = Journal(node="a0-other", kind="backup", flow_run="x", started_at=began, sealed=False)
     desk.journal.write(other)
     ended = await desk.night(existing="replace")
-    assert "the journal could not be read" in ended.notes
+    assert "the journal cannot be read" in ended.notes
     assert [m.started_at for m in desk.stored if m.artifact.md5 == theirs["md5"]] == [None]
 
 
@@ -412,7 +412,7 @@ async def test_a_backup_of_ours_that_cannot_be_verified_is_given_up_once_if_the_
     desk.tell("backup-retrieve", "flip", times=3)
     ended = await desk.night(existing="replace")
     assert ended.outcome.ending is Ending.STORED
-    assert "given up for a new one" in ended.notes
+    assert "given up and replaced by a new one" in ended.notes
     assert "an earlier run" not in ended.notes
     assert desk.counts == (2, 4, 2)
     assert len(desk.stored) == 1
@@ -546,7 +546,7 @@ async def test_a_torn_journal_is_set_aside_and_the_backup_preserved(desk: Desk) 
     desk.journal.path.write_bytes(desk.journal.path.read_bytes()[:100])
     ended = await desk.night()
     assert ended.outcome.ending is Ending.STORED
-    assert "the journal could not be read" in ended.notes
+    assert "the journal cannot be read" in ended.notes
     assert ours["md5"] in [manifest.artifact.md5 for manifest in desk.stored]
     [aside] = desk.vault.folder(desk.name).glob("*.unreadable-*")
     assert aside.stat().st_size == 100
@@ -762,7 +762,7 @@ async def test_a_backup_of_another_run_that_is_shown_without_its_md5_does_not_co
     assert (await desk.night(flow_run="run-1")).outcome.ending is Ending.NOT_DELETED
     desk.forget()
     desk.tell("backup-status", "no_md5")
-    assert not (await continued(desk, run)).outcome.well
+    assert not (await continued(desk, run)).outcome.ok
 
 
 async def test_a_run_without_a_status_does_not_claim_that_another_runs_backup_is_on_the_node(desk: Desk) -> None:

@@ -455,7 +455,7 @@ async def test_a_password_that_is_in_no_manifest_survives_settle(sealed: Any) ->
     sealed.configure(a0cli={"call_timeout": "0.5s"})
     second = await desk.night(flow_run="run-2")
     assert second.error is not None  # stored, but the deletion is not confirmed
-    assert "look at it" in second.notes
+    assert "restore it from a copy" in second.notes
     # The operator looks at it and fixes it.
     file.write_bytes(content)
     desk.forget()

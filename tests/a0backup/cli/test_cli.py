@@ -206,7 +206,7 @@ def test_the_command_that_show_prints_opens_the_artifact(stored: Path) -> None:
 @pytest.mark.engine
 def test_verify_succeeds_on_a_good_vault(stored: Path) -> None:
     ended = a0backup("verify", "--fleet", stored)
-    assert (ended.returncode, ended.stdout.count("  well")) == (0, 2)
+    assert (ended.returncode, ended.stdout.count("  ok")) == (0, 2)
 
 
 def flip(path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_damaged_artifact_ends_verify_with_4_and_is_named(copied: Path, spoil,
     ended = a0backup("verify", "--fleet", copied)
     assert ended.returncode == 4
     assert f"{artifact.parent.parent.name}/{artifact.parent.name}  DAMAGED" in ended.stdout
-    assert ended.stdout.count("  well") == 1
+    assert ended.stdout.count("  ok") == 1
     assert a0backup("list", "--fleet", copied).returncode == (4 if seen_by_list else 0)
 
 
@@ -256,7 +256,7 @@ def test_status_shows_the_last_artifact_and_a_free_lock(stored: Path) -> None:
 def test_status_shows_an_unconfirmed_deletion(copied: Path) -> None:
     (copied.parent / "vault" / "a0-1" / "deleting-backup.json").write_text("{}")
     rows = json.loads(a0backup("status", "--fleet", copied, "--json").stdout)
-    assert rows[0]["journal"] == "a deletion was sent and is not confirmed; the next start lets it arrive first"
+    assert rows[0]["journal"] == "a deletion was sent and is not confirmed; the next start waits for it first"
     assert rows[1]["journal"] is None
 
 
@@ -274,7 +274,7 @@ def test_seventeen_of_twenty_nodes_are_stored_although_three_fail(engine_server:
         ended = a0backup("run", "--fleet", fleet_yaml, "--json", api=engine_server)
         assert ended.returncode == 3, ended.stderr
         outcomes = {outcome["node"]: outcome for outcome in json.loads(ended.stdout)}
-        bad = {name: outcome for name, outcome in outcomes.items() if not outcome["well"]}
+        bad = {name: outcome for name, outcome in outcomes.items() if not outcome["ok"]}
         assert len(outcomes) == 20
         assert {name: outcome["outcome"] for name, outcome in bad.items()} == {
             "a0-3": "failed",
@@ -438,7 +438,7 @@ def test_three_kinds_are_sealed_and_the_recovery_key_alone_opens_them(engine_ser
     assert len(boxes) == 3
     drilled = a0backup("drill", "--vault", tmp_path / "vault", "--key", offline, *passphrase)
     assert drilled.returncode == 0, drilled.stdout + drilled.stderr
-    assert drilled.stdout.count("  well: ") == 3
+    assert drilled.stdout.count("  ok: ") == 3
 
     for manifest in manifests:
         plain = tmp_path / f"{manifest['kind']}.tar.gz"

@@ -303,7 +303,7 @@ def test_a_drill_reads_the_newest_of_each_node_and_kind_and_writes_nothing(place
     assert everything(place) == before
     lines = ended.stdout.splitlines()
     assert sorted(line.split()[0] for line in lines) == sorted(manifest.id for manifest in newest)
-    assert all("  well: " in line and " members, " in line for line in lines)
+    assert all("  ok: " in line and " members, " in line for line in lines)
     assert old.id not in [line.split()[0] for line in lines]
 
 
@@ -317,7 +317,7 @@ def test_a_drill_reports_the_same_as_json(place: Path, keys: Keys) -> None:
     [row] = json.loads(a0backup("drill", "--json", cwd=place).stdout)
     with tarfile.open(fileobj=io.BytesIO(plain_of(place, manifest, SHARED))) as tar:
         sizes = [member.size for member in tar]
-    assert (row["id"], row["result"], row["odd"]) == (manifest.id, "well", [])
+    assert (row["id"], row["result"], row["odd"]) == (manifest.id, "ok", [])
     assert row["members"] == len(sizes)
     assert row["unpacked_size"] > sum(sizes)
 
@@ -329,7 +329,7 @@ def test_a_drill_names_a_damaged_artifact_reads_the_others_and_ends_with_4(place
     ended = a0backup("drill", *keys.password, cwd=place)
     assert ended.returncode == 4
     assert f"{bad.id}  DAMAGED: " in ended.stdout
-    assert f"{good.id}  well" in ended.stdout
+    assert f"{good.id}  ok" in ended.stdout
     assert "HINT: restore it from another copy" in ended.stdout
 
 
@@ -366,7 +366,7 @@ def test_an_artifact_without_a_given_key_does_not_hide_the_others(place: Path, k
     ended = a0backup("drill", cwd=place)
     assert ended.returncode == 1
     assert f"{sealed.id}  NOT OPENED: " in ended.stdout
-    assert f"{shared.id}  well" in ended.stdout
+    assert f"{shared.id}  ok" in ended.stdout
 
 
 def test_a_bomb_ends_a_drill_with_1(place: Path) -> None:
@@ -572,7 +572,7 @@ async def test_sealed_artifacts_are_drilled_even_if_another_one_cannot_be_opened
         (folder / path.name).write_bytes(content)
     ended = a0backup("drill", "--vault", str(desk.vault.root), "--key", str(sealed.private))
     # Without a terminal, or with an empty answer at one, the unknown one is 'not opened'. The others are still drilled.
-    assert "well:" in ended.stdout, (ended.returncode, ended.stdout)
+    assert "ok:" in ended.stdout, (ended.returncode, ended.stdout)
     assert ended.returncode == 1
 
 

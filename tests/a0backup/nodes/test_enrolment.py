@@ -12,7 +12,7 @@ from a0backup.errors import A0cliMissingError, EnrolmentError, RefusedError, Unk
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Fleet
 from a0backup.nodes import enrolment
-from a0backup.nodes.enrolment import Plan, Role, Seen, give_role, look, prove
+from a0backup.nodes.enrolment import NodeSnapshot, Plan, Role, give_role, look, prove
 from a0backup.passwords.shared import Source
 from tests.support.desk import Desk
 from tests.support.nights import PASSWORD, Plainly, nothing_shared
@@ -37,9 +37,9 @@ async def at(desk: Desk) -> AsyncIterator[NodeSession]:
         yield session
 
 
-async def given(desk: Desk, role: Role = ROLE, *, confirmed: Seen | None = None) -> str:
+async def given(desk: Desk, role: Role = ROLE, *, confirmed: NodeSnapshot | None = None) -> str:
     async with at(desk) as session:
-        return (await give_role(session, role, confirmed=confirmed or Seen(has_role=False))).text
+        return (await give_role(session, role, confirmed=confirmed or NodeSnapshot(has_role=False))).text
 
 
 def given_calls(desk: Desk) -> list[list[str]]:
@@ -93,7 +93,7 @@ async def test_an_unknown_command_listing_stops_the_enrolment_before_anything_is
         with pytest.raises(UnknownReplyError, match="nor whether it has the backup role"):
             await look(session)
         with pytest.raises(UnknownReplyError):
-            await give_role(session, ROLE, confirmed=Seen(has_role=False))
+            await give_role(session, ROLE, confirmed=NodeSnapshot(has_role=False))
     assert given_calls(desk) == []
 
 
@@ -191,11 +191,13 @@ async def test_a_missing_a0cli_is_reported_as_such(desk: Desk) -> None:
 
 def test_text_from_a_node_is_never_markup_in_the_plan(desk: Desk) -> None:
     from a0backup.a0cli.status import Found
-    from a0backup.nodes.enrolment import Told
+    from a0backup.nodes.enrolment import ReportedBackup
 
     md5 = "0" * 32
-    told = Told("backup", Found("|<b>**x**](http://x)\n| a |", md5))
-    page = Plan(desk.fleet.nodes[0], Role("/dev/sdb", force=True), Seen(has_role=False, told=(told,))).markdown()
+    told = ReportedBackup("backup", Found("|<b>**x**](http://x)\n| a |", md5))
+    page = Plan(
+        desk.fleet.nodes[0], Role("/dev/sdb", force=True), NodeSnapshot(has_role=False, told=(told,))
+    ).markdown()
     assert "<b>" not in page
     assert "**x" not in page
     assert len([line for line in page.splitlines() if line.startswith("|")]) == 8

@@ -125,8 +125,8 @@ def hostile(text: str) -> list[Outcome]:
 
 def findings(text: str) -> list[Finding]:
     return [
-        Finding(text, well, reachable, text, text, (Problem(text), Problem(text, text)), text, text, (text,))
-        for well, reachable in ((True, True), (False, True), (False, False))
+        Finding(text, ok, reachable, text, text, (Problem(text), Problem(text, text)), text, text, (text,))
+        for ok, reachable in ((True, True), (False, True), (False, False))
     ]
 
 
@@ -224,7 +224,7 @@ def test_rows_and_json_have_the_same_keys_for_every_outcome() -> None:
             "node": "a0-2",
             "kind": "backup",
             "outcome": "failed",
-            "well": False,
+            "ok": False,
             "seconds": 61,
             "step": "verify",
             "reason": "md5 mismatch: the node says aa, the retrieved bytes have bb",
@@ -487,21 +487,21 @@ GONE = Finding("a0-3", False, False, "", "fail", (Problem("ping: connection refu
 
 def test_a_check_report_includes_the_line_that_teaches_a_wording() -> None:
     assert check_lines([WELL, UNKNOWN, GONE]) == [
-        "3 nodes checked: 1 well, 2 not (1 unreachable)",
-        "a0-1  well  nothing there  start a backup",
+        "3 nodes checked: 1 ok, 2 not ok (1 unreachable)",
+        "a0-1  ok  nothing there  start a backup",
         "  vault: 52.0 GB free, the last backup took 1.0 GB",
-        "a0-2  not well  unknown  fail",
+        "a0-2  not ok  unknown  fail",
         '  backup-status: a reply that is not understood: "Nix da"',
-        '  if that reply is harmless, teach it in fleet.yaml: a0cli: {replies: {absent: ["Nix da"]}}',
+        '  if that reply is harmless, add it to fleet.yaml: a0cli: {replies: {absent: ["Nix da"]}}',
         "a0-3  unreachable  fail",
         "  ping: connection refused",
     ]
     page = check_markdown([WELL, UNKNOWN, GONE], fleet="fleet.yaml")
-    assert page.startswith("**3 nodes checked: 1 well, 2 not (1 unreachable)**, fleet fleet.yaml\n\n| node | check |")
-    assert r"| a0-1 | well | nothing there | start a backup | 52\.0 GB free, the last backup took 1.0 GB |" in page
+    assert page.startswith("**3 nodes checked: 1 ok, 2 not ok (1 unreachable)**, fleet fleet.yaml\n\n| node | check |")
+    assert r"| a0-1 | ok | nothing there | start a backup | 52\.0 GB free, the last backup took 1.0 GB |" in page
     assert "| a0-3 | **unreachable** |  | fail |  |" in page
     assert {tuple(row) for row in check_json([WELL, UNKNOWN])} == {
-        ("node", "well", "reachable", "status", "would", "room", "problems", "warnings", "teach")
+        ("node", "ok", "reachable", "status", "would", "room", "problems", "warnings", "teach")
     }
     assert check_json([UNKNOWN])[0]["teach"] == 'a0cli: {replies: {absent: ["Nix da"]}}'
 
@@ -514,8 +514,8 @@ def test_the_hint_follows_its_problem() -> None:
 def test_a_node_with_a_warning_is_still_well_and_the_warning_is_shown() -> None:
     warned = replace(WELL, warnings=("one | half",))
     assert check_lines([warned], [RunWarning("the same password")], ["sealed to k.pem"]) == [
-        "1 node checked: 1 well",
-        "a0-1  well  nothing there  start a backup",
+        "1 node checked: 1 ok",
+        "a0-1  ok  nothing there  start a backup",
         "  vault: 52.0 GB free, the last backup took 1.0 GB",
         "  warning: one | half",
         "sealed to k.pem",

@@ -94,7 +94,7 @@ def test_the_stored_artifact_can_be_opened(left: Left) -> None:
 async def test_the_next_run_finishes_the_work_of_the_killed_run(left: Left) -> None:
     before = left.vault.manifests(NODE)
     ended = await left.night()
-    assert ended.outcome.well, ended.error
+    assert ended.outcome.ok, ended.error
     assert [call["command"] for call in left.simulated.calls()].count("backup") == 0
     assert left.vault.manifests(NODE) == before
     assert left.journal.read() is None
@@ -135,7 +135,7 @@ async def test_a_run_preserves_all_files_of_a_later_version(from_the_future: Lef
     before = {path: path.read_bytes() for path in files if path != left.mark.path}
     journal = left.journal.path.read_bytes()
     ended = await left.night()
-    assert ended.outcome.well
+    assert ended.outcome.ok
     assert {path: path.read_bytes() for path in before} == before
     [aside] = left.folder.glob("journal-backup.json.unreadable-*")
     assert aside.read_bytes() == journal

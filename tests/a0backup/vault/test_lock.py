@@ -259,7 +259,7 @@ async def test_the_a0cli_of_a_killed_run_gets_time_to_end_by_itself(folder: Path
                 await taken(folder, patience=10, heard=heard)
         assert alive(first.child)
         [told] = heard
-        assert told.startswith("what is left of run run-1 ")
+        assert told.startswith("processes left over from run run-1 ")
         # The patience never uses up the whole deadline.
         assert await taken(folder, deadline=1, patience=10)
         assert not alive(first.child)
@@ -384,7 +384,7 @@ async def test_a_lock_file_that_names_no_holder_still_works_as_a_lock(folder: Pa
     descriptor = os.open(folder / "lock", os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(LockDeadlineError, match="a run that has not given its name yet"):
+        with pytest.raises(LockDeadlineError, match="a run that has not written its name yet"):
             await taken(folder, deadline=0)
     finally:
         os.close(descriptor)

@@ -112,7 +112,7 @@ def test_a_password_that_the_disk_returns_altered_is_not_kept(
     of_backup: SealedFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sealed_files, "read_past_cache", lambda path: files.read_past_cache(path)[:-2] + b"\0\n")
-    with pytest.raises(VaultUnusableError, match="gave a sealed password back otherwise"):
+    with pytest.raises(VaultUnusableError, match="returned a sealed password that differs"):
         of_backup.write(START, [box(1)])
     assert names(of_backup) == []
 

@@ -121,7 +121,7 @@ def test_a_cancelled_run_shows_where_it_stopped_and_the_next_one_resumes_its_bac
     ui.sees_state("Cancelled")
     ui.graph_is_painted()
     ui.newest_first("Flow run was cancelled.")
-    expect(ui.main.get_by_role("log")).to_contain_text("retrieve-backup-a0-2: called off")
+    expect(ui.main.get_by_role("log")).to_contain_text("retrieve-backup-a0-2: cancelled")
     ui.screenshot("run-cancelled")
 
     appliances.forget()

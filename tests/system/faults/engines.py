@@ -191,4 +191,4 @@ class Running:
 
     def waits(self) -> list[str]:
         """Return the lines in which it says which run it waits for."""
-        return [line for line in self.err.splitlines() if "waits for its turn: the node is held by run " in line]
+        return [line for line in self.err.splitlines() if "waiting for the lock of the node, held by run " in line]

@@ -463,7 +463,7 @@ class Nights(RuleBasedStateMachine):
             self.story.append(f"  {flow_run} {outcome.kind}: {outcome.ending} {outcome.reason} {outcome.notes}")
             self.world.tried[f"ended {outcome.ending}"] += 1
             self.world.tried["resumed"] += any("finished the backup" in note for note in outcome.notes)
-            if outcome.well:
+            if outcome.ok:
                 found = [stored for stored in self.stored() if outcome.id == stored.manifest["id"]]
                 if not found or found[0].md5 != outcome.md5:
                     self.fail(f"{flow_run} says {outcome.id} is stored, and it is not")

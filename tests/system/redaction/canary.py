@@ -27,7 +27,7 @@ from pathlib import Path
 
 SHORTEST = 12  # characters
 _DEEPEST = 4  # levels of packing within packing
-_PIECE, _MOST_PIECES = 1 << 10, 1 << 16  # of a packed stream
+_PIECE, _MAX_PIECES = 1 << 10, 1 << 16  # of a packed stream
 
 _SPACE = b" \t\r\n\v\f"
 _COLOUR = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
@@ -214,7 +214,7 @@ def _inflated(octets: memoryview) -> bytes:
     """Return what the gzip or zlib stream at the beginning holds, as far as it goes; nothing if there is none."""
     stream, pieces, begin = zlib.decompressobj(wbits=47), list[bytes](), 0
     with contextlib.suppress(zlib.error):
-        while begin < len(octets) and not stream.eof and len(pieces) < _MOST_PIECES:
+        while begin < len(octets) and not stream.eof and len(pieces) < _MAX_PIECES:
             pieces.append(stream.decompress(octets[begin : begin + _PIECE]))
             begin += _PIECE
     return b"".join(pieces)

@@ -71,7 +71,7 @@ def test_a_killed_or_interrupted_run_leaves_no_password_and_neither_does_the_nex
         assert room.run("run", **LOUD).code == -signal.SIGKILL
         room.is_clean_of(*room.told())
 
-    def called_off_by(number: signal.Signals) -> None:
+    def cancelled_by(number: signal.Signals) -> None:
         orders("a0-1", "backup-retrieve", "hang", ignore_sigterm=True, times=1)
         before = len(calls("a0-1", "backup-retrieve"))
         run = room.start("run", **LOUD)
@@ -80,9 +80,9 @@ def test_a_killed_or_interrupted_run_leaves_no_password_and_neither_does_the_nex
         room.is_clean_of(*room.told())
 
     killed_at("backup", "after")
-    called_off_by(signal.SIGTERM)
+    cancelled_by(signal.SIGTERM)
     if EVERY:
-        called_off_by(signal.SIGINT)
+        cancelled_by(signal.SIGINT)
         killed_at("backup-retrieve", "during")
     killed_at("backup-delete", "after")
 
