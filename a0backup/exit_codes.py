@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
 
 
 MEANINGS = {
-    ExitCode.OK: "all ok",
+    ExitCode.OK: "success",
     ExitCode.FAILED: "failed",
     ExitCode.USAGE: "usage or fleet.yaml wrong",
     ExitCode.SOME_FAILED: "some nodes failed",

@@ -29,7 +29,13 @@ class DeletionMark:
 
     def put(self, found: Found, *, flow_run: str, at: datetime) -> None:
         """Write the mark durably, before the deletion is sent. Raise OSError."""
-        content = {"at": f"{at:%Y-%m-%dT%H:%M:%SZ}", "name": found.name, "md5": found.md5, "flow_run": flow_run}
+        content = {
+            "schema": 1,
+            "at": f"{at:%Y-%m-%dT%H:%M:%SZ}",
+            "name": found.name,
+            "md5": found.md5,
+            "flow_run": flow_run,
+        }
         publish(self.path, json.dumps(content, indent=1).encode() + b"\n")
 
     def is_there(self) -> bool:

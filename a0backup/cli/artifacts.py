@@ -29,7 +29,7 @@ def list_artifacts(fleet_path: Path, vault_path: Path | None, as_json: bool, nod
 
     \b
     Exit codes:
-      0  all ok
+      0  success
       1  a later version wrote a manifest, which this version cannot read
       2  usage or fleet.yaml wrong, or no such node in the vault
       4  a manifest is unreadable, or an artifact is missing or has the wrong size
@@ -94,7 +94,7 @@ def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, .
 
     \b
     Exit codes:
-      0  all ok
+      0  success
       1  an artifact was not read, because a later version wrote it
       2  usage or fleet.yaml wrong, or no such artifact
       4  an artifact is damaged or missing

@@ -149,7 +149,7 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
 
     \b
     Exit codes:
-      0  all ok
+      0  success
       1  an artifact could not be opened, e.g. because the password or key does not fit
       2  usage or fleet.yaml wrong, or no such artifact
       4  an artifact is damaged or missing

@@ -116,7 +116,7 @@ class Manifest(_Part):
         return BackupIdentity(name=self.name_on_node, md5=self.artifact.md5)
 
     def to_json(self) -> dict[str, object]:
-        """Return the manifest as design.md shows it; what was not checked is left out."""
+        """Return the content of manifest.json; what was not checked is left out."""
         content: dict[str, object] = json.loads(self.model_dump_json(by_alias=True))
         content["verified"] = json.loads(self.verified.model_dump_json(exclude_none=True))
         return content

@@ -20,7 +20,13 @@ from tests.support.paths import REPOSITORY as ROOT
 from tests.support.patience import patience
 
 DOCS = ("configuration", "design", "hardening", "install", "operations", "reliability", "restore", "upgrade")
-PAGES = ["README.md", "bench/README.md", *(f"docs/{name}.md" for name in DOCS)]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "bench/README.md",
+    "simulator/README.md",
+    *(f"docs/{name}.md" for name in DOCS),
+]
 ROOMS = ("a0backup", "bench", "deployments", "docs", "flows", "simulator", "tasks", "tests")
 
 

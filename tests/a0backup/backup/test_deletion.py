@@ -15,6 +15,7 @@ def test_the_mark_of_a_deletion_says_what_was_deleted_and_by_whom(tmp_path: Path
     mark.put(Found("n.tar.gz", "a" * 32), flow_run="run-1", at=datetime(2026, 11, 23, 2, tzinfo=UTC))
     assert mark.is_there()
     assert json.loads((tmp_path / "deleting-backup.json").read_text()) == {
+        "schema": 1,
         "at": "2026-11-23T02:00:00Z",
         "name": "n.tar.gz",
         "md5": "a" * 32,
