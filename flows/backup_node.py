@@ -20,7 +20,7 @@ from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Node
 from a0backup.report.outcomes import Outcome
 from a0backup.report.run_report import summary
-from flows.ending import ExistingChoice, chosen_policy, conclude, tell_ended, warned_of
+from flows.ending import ExistingChoice, chosen_policy, conclude, log_failure, tell_ended, warned_of
 from tasks.engine_task import engine_task
 from tasks.hand_over import hand_over
 from tasks.progress import progress_published
@@ -65,7 +65,7 @@ async def backup_node(
 
 async def backed_up(node: Node, run: Run) -> NodeOutcomes:
     """Return how the backups of *node* ended, even if the engine itself failed."""
-    outcomes = NodeOutcomes(node, run.fleet)
+    outcomes = NodeOutcomes(node, run.fleet, log_failure)
     with error_kept() as ended:
         await backup_one_node(node, run, outcomes)
     outcomes.note_rest(ended, StepName.ENGINE)

@@ -40,11 +40,13 @@ def warn(warnings: Iterable[RunWarning]) -> None:
         tell(Warned(warning))
 
 
+def log_failure(error: Exception) -> None:
+    """Log what stopped a backup, with a traceback only if the error is unforeseen."""
+    get_run_logger().error("%s", error, exc_info=None if isinstance(error, A0BackupError) else error)
+
+
 def tell_ended(outcomes: NodeOutcomes) -> None:
-    """Log what stopped the backups of a node, and tell all watchers how they ended."""
-    for error in filter(None, outcomes.errors):
-        # Only an unforeseen error gets a traceback.
-        get_run_logger().error("%s", error, exc_info=None if isinstance(error, A0BackupError) else error)
+    """Tell all watchers how the backups of a node ended, and log its warnings."""
     for outcome in outcomes.all:
         tell(Ended(outcome))
     warn(outcomes.warnings)

@@ -31,7 +31,7 @@ from a0backup.report.progress import Step, tell
 from a0backup.vault.lock import is_held
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
-from flows.ending import ExistingChoice, tell_ended
+from flows.ending import ExistingChoice, log_failure, tell_ended
 from tasks.hand_over import HandedOver, handed_over
 
 OF_FLEET = "backup-node/of-fleet"
@@ -61,7 +61,7 @@ class NodeRuns:
 
     async def outcomes(self, node: Node) -> NodeOutcomes:
         """Return how the backups of *node* ended, even if none of its runs came to an end."""
-        outcomes = NodeOutcomes(node, self._fleet)
+        outcomes = NodeOutcomes(node, self._fleet, log_failure)
         with error_kept() as ended:
             said = await self.run(node)
             outcomes.all, outcomes.warnings = said.outcomes, said.warnings

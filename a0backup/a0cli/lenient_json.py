@@ -2,11 +2,6 @@
 
 import json
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 Value = str | float | bool | None | list["Value"] | dict[str, "Value"]
 

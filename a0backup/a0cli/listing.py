@@ -1,11 +1,6 @@
 """The commands that a node offers, as `a0cli` without arguments lists them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 # Commands that a node accepts whatever its role (vendor's page on the CLI).
 _ALWAYS_OFFERED = {"ping", "nslookup", "re-ip", "test-port", "set-as-backup"}

@@ -1,13 +1,9 @@
 """The status of a node backup, as a0cli reports it."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from a0backup.a0cli.text import quote
 from a0backup.identity import BackupIdentity
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

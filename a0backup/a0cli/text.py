@@ -6,11 +6,6 @@ import json
 import re
 import shlex
 import urllib.parse
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 # Each alternative matches a whole sequence, closed or not, which keeps the work linear.
 _ANSI = re.compile(

@@ -4,13 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from a0backup.a0cli.text import normalised, quote
 from a0backup.errors import FleetFileError
-
-if TYPE_CHECKING:
-    pass
 
 
 class Meaning(StrEnum):

@@ -96,7 +96,8 @@ class Await:
         """Return the finished backup, or Absent if a backup that we did not start is gone from the node.
 
         Raise BackupInProgressError while it is unfinished, AwaitDeadlineError at the deadline,
-        StartFailedError or RefusedError if our start had no effect, other A0cliErrors.
+        StartFailedError or RefusedError if our start had no effect, ForeignBackupError,
+        Md5MissingError, VaultUnusableError, other A0cliErrors.
         """
         node, deadline = self.session.node.name, self.context.fleet.polling.deadline
         now = time.monotonic()

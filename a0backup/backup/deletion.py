@@ -2,7 +2,7 @@
 
 Like a start, a deletion may take effect late, if its reply was lost or its run was killed. A mark
 in the vault tells the next run about it. The mark is written before the deletion is sent, and
-removed when the deletion has taken effect.
+removed when the deletion has taken effect, or when none was sent.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Deletion:
         self.session, self.kind = context.session, context.kind
         self.mark = DeletionMark(context.vault.folder(context.node.name), context.kind)
         self._earlier = False  # whether a killed run sent a deletion that may still arrive after ours
-        self._sent = 0.0  # seconds of the monotonic clock
+        self._sent: float | None = None  # seconds of the monotonic clock; None if nothing was sent
 
     async def look(self) -> None:
         """Check whether an earlier run left its mark. Raise VaultUnusableError."""
@@ -86,7 +86,7 @@ class Deletion:
 
     @step(StepName.CONFIRM_DELETE)
     async def confirm(self, found: Found) -> Status:
-        """Wait until the node no longer shows *found*, and return that status.
+        """Wait until the node no longer shows *found*, if a deletion was sent, and return that status.
 
         Until `call_timeout` after it was sent, the deletion may still take effect, and nothing else
         begins. Raise DeleteNotConfirmedError after that time, A0cliError, VaultUnusableError.
@@ -100,7 +100,7 @@ class Deletion:
                     raise
                 raise DeleteNotConfirmedError(node, self.kind, f"the status failed: {error.reason}") from error
             still_there = isinstance(status, Found) and status.identity.may_be(found.identity)
-            if not still_there and not isinstance(status, InProgress):
+            if self._sent is None or (not still_there and not isinstance(status, InProgress)):
                 break
             rest = self._sent + self.context.fleet.a0cli.call_timeout - time.monotonic()
             if rest <= 0:
@@ -108,6 +108,7 @@ class Deletion:
             await asyncio.sleep(min(rest, INTERVAL))
         if not self._earlier:
             await self.context.on_disk(self.mark.remove)
+        self._sent = None
         return status
 
     async def let_earlier_arrive(self) -> float:

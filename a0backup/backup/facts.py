@@ -1,4 +1,4 @@
-"""Collect the facts from the vault that `reconcile` decides on, for runs and for read-only checks."""
+"""Collect the facts from the vault that `reconcile` decides on."""
 
 from a0backup.a0cli.status import Absent, Found, Status
 from a0backup.vault.journal import Journal
@@ -31,7 +31,10 @@ def journals_manifest(vault: Vault, node: str, kind: str, journal: Journal | Non
 
 
 def is_lost_by_node(vault: Vault, node: str, kind: str, status: Status, journal: Journal | None) -> bool:
-    """Return whether the node no longer shows our pinned backup and its verified bytes are here, not yet stored."""
+    """Return whether the node no longer shows our pinned backup and its verified bytes are here, not yet stored.
+
+    Only for a run that holds the node's lock: bytes found in the folder of a killed run are moved.
+    """
     if journal is None or journal.pinned is None or journal.pinned.md5 is None:
         return False
     if isinstance(status, Found) and status.identity.may_be(journal.pinned):

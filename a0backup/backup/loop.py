@@ -5,7 +5,7 @@ await back_up_node(run, outcomes, take=take_step, shared=shared_password)
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,11 +27,12 @@ MAX_ROUNDS = 20  # a night takes three or four; more means that somebody else ke
 class NodeOutcomes:
     """The outcomes so far, one for each kind of *node*.
 
-    The object lives outside the code that may fail.
+    The object lives outside the code that may fail. *failed* is called at once with each error that
+    stops a kind or the node.
     """
 
-    def __init__(self, node: Node, fleet: Fleet) -> None:
-        self.node, self.kinds = node, fleet.kinds_of(node)
+    def __init__(self, node: Node, fleet: Fleet, failed: Callable[[Exception], None] = lambda error: None) -> None:
+        self.node, self.kinds, self.failed = node, fleet.kinds_of(node), failed
         self.all: list[Outcome] = []
         self.errors: list[Exception | None] = []  # the error that stopped each kind
         self.warnings: list[RunWarning] = []
@@ -43,10 +44,14 @@ class NodeOutcomes:
 
     def note_rest(self, ended: "Ended", step: StepName) -> None:
         """Add the error of *ended*, if any, as the outcome of each remaining kind; it occurred in *step*."""
-        if ended.error is not None:
-            for kind in self.kinds[len(self.all) :]:
-                outcome = outcome_of(self.node.name, kind, seconds=ended.seconds, error=ended.error, step=step)
-                self.note(outcome, ended.error)
+        if ended.error is None:
+            return
+        rest = self.kinds[len(self.all) :]
+        if rest or all(outcome.ok for outcome in self.all):  # otherwise it only repeats what was reported
+            self.failed(ended.error)
+        for kind in rest:
+            outcome = outcome_of(self.node.name, kind, seconds=ended.seconds, error=ended.error, step=step)
+            self.note(outcome, ended.error)
 
 
 @dataclass
@@ -86,6 +91,10 @@ async def back_up_node(run: Run, outcomes: NodeOutcomes, *, take: TakeStep, shar
                 await back_up_kind(session, kind, outcomes)
             if half := halves(node.name, outcomes.kinds, splits=session.splits, outcomes=outcomes.all):
                 outcomes.warnings.append(RunWarning(half, node.name))
+    if ended.error is not None and len(outcomes.all) == len(outcomes.kinds):
+        # Every backup has its outcome already, so only a warning can report it.
+        why = ended.error.text() if isinstance(ended.error, A0BackupError) else repr(ended.error)
+        outcomes.warnings.append(RunWarning(f"after its last backup: {why}", node.name))
     outcomes.note_rest(ended, step)
 
 
@@ -97,6 +106,7 @@ async def back_up_kind(session: NodeSession, kind: str, outcomes: NodeOutcomes) 
         await make_and_keep(backup)
     outcomes.note(backup.outcome(ended.seconds, ended.error), ended.error)
     if ended.error is not None:
+        outcomes.failed(ended.error)
         await backup.abandon()
 
 

@@ -143,11 +143,14 @@ class NodeBackup:
     async def store(self, retrieval: Retrieval) -> None:
         """Store the bytes that *retrieval* has verified, and read them back. Raise VaultError."""
         storing = Storing(self.context, retrieval)
-        await storing.store()
-        assert storing.stored is not None, "it is stored now"
-        self._read_back |= {storing.stored.id}
-        if storing.is_outcome:
-            self._outcome = storing.stored
+        try:
+            await storing.store()
+        finally:
+            # Even if the step fails after it: the vault has the artifact, and the outcome must say so.
+            if storing.stored is not None:
+                self._read_back |= {storing.stored.id}
+                if storing.is_outcome:
+                    self._outcome = storing.stored
 
     async def delete(self, found: Found) -> Status:
         """Delete *found* on the node; return the status that no longer shows it. Raise A0BackupError."""
@@ -194,7 +197,13 @@ class NodeBackup:
         """Return the outcome: *error* or, without one, the artifact that is stored and off the node."""
         stored = self._outcome if error is None or self._is_what_failed() else None
         status = self.context.last_status
-        still_there = isinstance(status, Found) and stored is not None and status.identity.may_be(stored.identity)
+        match status:
+            case Absent():
+                off_node = True
+            case Found():
+                off_node = stored is not None and not status.identity.may_hold_bytes_of(stored.identity)
+            case _:  # one in progress shows nothing of the backup before it
+                off_node = False
         return outcome_of(
             self.session.node.name,
             self.kind,
@@ -202,7 +211,7 @@ class NodeBackup:
             error=error,
             step=self.session.step,
             manifest=stored,
-            off_node=status is not None and not still_there,
+            off_node=off_node,
             notes=self.context.notes,
         )
 

@@ -158,7 +158,7 @@ def reconcile(facts: Facts) -> Action:
 
 def _is_all_done(facts: Facts, outcome: Manifest) -> bool:
     """Return whether the outcome is off the node and no older backup is unfinished."""
-    if isinstance(facts.status, Found) and facts.status.identity.may_be(outcome.identity):
+    if isinstance(facts.status, Found) and facts.status.identity.may_hold_bytes_of(outcome.identity):
         return False
     if facts.unreadable and not isinstance(facts.status, Absent):
         return False

@@ -1,14 +1,10 @@
 """The findings of a check as Markdown, table rows, JSON and plain lines."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from a0backup.report.outcomes import Finding
 from a0backup.report.warnings import RunWarning, warning_lines, warning_paragraphs
 from a0backup.report.words import cell, counted, emphasised, escaped, markdown_page, markdown_table, plain
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_rows(findings: Iterable[Finding]) -> list[dict[str, object]]:

@@ -5,7 +5,6 @@ table rows the text is also escaped. The plain lines may contain `[`: print them
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from a0backup.report.outcomes import Ending, Outcome
 from a0backup.report.warnings import RunWarning, warning_lines, warning_paragraphs
@@ -22,9 +21,6 @@ from a0backup.report.words import (
     plain,
     size_in_words,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def summary(outcomes: Iterable[Outcome]) -> list[str]:

@@ -39,8 +39,8 @@ def _merged(warnings: Iterable[RunWarning], nodes: Sequence[str]) -> list[tuple[
         names = about.setdefault(warning.text, {})
         if warning.node:
             names[warning.node] = None
-    return [(_names(named, len(known)), text) if named else (text,) for text, named in about.items()]
+    return [(_names(named, known), text) if named else (text,) for text, named in about.items()]
 
 
-def _names(nodes: Collection[str], of: int) -> str:
-    return "every node" if len(nodes) == of > 1 else ", ".join(nodes)
+def _names(nodes: Collection[str], known: Collection[str]) -> str:
+    return "every node" if len(nodes) > 1 and set(nodes) == set(known) else ", ".join(nodes)

@@ -94,7 +94,7 @@ def test_missing_changed_and_disabled_objects_are_found_until_all_are_fixed(desk
 def test_the_engine_check_refuses_to_check_a_node(desk: Desk) -> None:
     refused = check(desk, "a0-1")
     assert refused.returncode == 2
-    assert "--engine looks at no node" in refused.stderr
+    assert "unexpected extra argument (a0-1)" in refused.stderr
 
 
 def test_a_run_that_no_worker_takes_is_reported_as_late(desk: Desk) -> None:

@@ -129,7 +129,7 @@ def test_a_secret_block_comes_from_a_private_file_and_is_never_shown(desk: Desk)
     file.chmod(0o644)
     open_to_all = desk.register("--secret", f"a0-password={file}")
     assert open_to_all.returncode == 1
-    assert "lets others than its owner in" in open_to_all.stderr
+    assert "gives others access" in open_to_all.stderr
 
     file.chmod(0o600)
     made = desk.register("--secret", f"a0-password={file}")
@@ -205,8 +205,8 @@ def test_a_failed_night_is_sent_to_the_notification_block_but_one_nodes_part_of_
 
     registered = desk.register("--notify", "custom-webhook/ops")
     assert registered.returncode == 0, registered.stderr
-    assert "nobody is told" not in registered.stderr
-    assert "nobody is told" not in desk.register().stderr
+    assert "nobody is notified" not in registered.stderr
+    assert "nobody is notified" not in desk.register().stderr
 
     for name, failure in (("backup-node/of-fleet", "one node"), ("backup-fleet/nightly", "2 of 5 node backups failed")):
         parameters = {"node": "a0-1"} if name.startswith("backup-node") else {}

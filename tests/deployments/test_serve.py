@@ -123,7 +123,7 @@ def test_serve_runs_what_is_started_shares_its_server_with_a_run_by_hand_and_can
 
     refused = place.run("serve")
     assert refused.returncode == 1
-    assert "another `a0backup serve` runs" in refused.stderr
+    assert "another `a0backup serve` is running" in refused.stderr
 
     appliances.tell("a0-1", "backup-retrieve", "hang", ignore_sigterm=True)
     cancelled = served.start("backup-node/single-node", node="a0-1")
@@ -207,8 +207,8 @@ def test_a_port_that_another_server_uses_is_named(place: Place) -> None:
         port = other.getsockname()[1]
         refused = place.run("serve", "--port", str(port))
     assert refused.returncode == 1
-    assert f"cannot have port {port} of 127.0.0.1" in refused.stderr
-    assert "name another --port" in refused.stderr
+    assert f"cannot use port {port} of 127.0.0.1" in refused.stderr
+    assert "choose another --port" in refused.stderr
 
 
 def every_minute(place: Place) -> None:

@@ -34,7 +34,8 @@ get, post = (functools.partial(ask, timeout=patience(60)) for ask in (httpx.get,
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from deployments.server import own_server, use_api
+from deployments.home import use_api
+from deployments.server import own_server
 
 with own_server(Path(sys.argv[1])) as api, use_api(api, Path(sys.argv[1])):
     from prefect import flow, task

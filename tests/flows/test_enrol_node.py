@@ -378,7 +378,7 @@ def test_under_a_worker_enrolment_continues_when_confirmed_and_ends_at_once_when
     assert len(new_node.calls("a0-1", "set-as-backup")) == 1
 
     def states() -> set[str]:
-        return {each["state"]["name"] for each in deployed.filter("task_runs", confirmed)}
+        return {(each["state"] or {}).get("name") for each in deployed.filter("task_runs", confirmed)}
 
     # The engine records the task runs a moment later than the flow run.
     assert eventually(lambda: states() == {"Completed"}, 30), states()

@@ -1,11 +1,13 @@
 """A kind or node that fails, for whatever reason, is reported and stops no other."""
 
+from collections.abc import Callable
+
 import pytest
 
 from a0backup.backup.loop import NodeOutcomes, back_up_node
 from a0backup.backup.session import NodeSession
 from a0backup.backup.steps import StepName
-from a0backup.errors import A0cliError, UnreachableError
+from a0backup.errors import A0cliError, UnreachableError, VaultUnusableError
 from a0backup.report.outcomes import Ending
 from a0backup.report.progress import News, Step, watched_by
 from tests.support.desk import Desk
@@ -14,9 +16,11 @@ from tests.support.nights import PASSWORD, Plainly, run_of, sharing
 BOTH = ["backup", "backup-sensitive"]
 
 
-async def backed_up(desk: Desk, take: Plainly) -> NodeOutcomes:
+async def backed_up(
+    desk: Desk, take: Plainly, failed: Callable[[Exception], None] = lambda error: None
+) -> NodeOutcomes:
     [node] = desk.fleet.nodes
-    outcomes = NodeOutcomes(node, desk.fleet)
+    outcomes = NodeOutcomes(node, desk.fleet, failed)
     await back_up_node(run_of(desk.fleet, "run-1"), outcomes, take=take, shared=sharing(PASSWORD))
     return outcomes
 
@@ -43,6 +47,47 @@ async def test_an_error_in_one_kind_is_recorded_and_the_next_kind_is_backed_up(d
     assert outcomes.errors == [error, None]
     assert outcomes.all[0].step == "status"
     assert "foreseen" in outcomes.all[0].reason
+
+
+async def test_an_error_after_the_artifact_is_stored_is_reported_as_stored_and_not_deleted(desk: Desk) -> None:
+    outcomes = await backed_up(desk, raising(ZeroDivisionError("unforeseen"), StepName.STORE, 1))
+    [manifest] = desk.stored
+    assert [(each.ending, each.id, each.step) for each in outcomes.all] == [
+        (Ending.NOT_DELETED, manifest.id, "store"),
+    ]
+
+
+async def test_an_error_after_the_last_kind_is_a_warning_and_is_passed_on(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = VaultUnusableError(desk.name, "the folder cannot be removed")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("a0backup.backup.session.release", fail)
+    failed: list[Exception] = []
+    outcomes = await backed_up(desk, Plainly(), failed=failed.append)
+    assert [each.ending for each in outcomes.all] == [Ending.STORED]
+    assert [str(warning) for warning in outcomes.warnings][-1:] == [
+        f"{desk.name}: after its last backup: the folder cannot be removed"
+    ]
+    assert failed == [error]
+
+
+async def test_each_error_is_passed_on_before_the_next_kind_begins(desk: Desk) -> None:
+    desk.configure(kinds=BOTH)
+    seen: list[str] = []
+    take = raising(ZeroDivisionError("unforeseen"), StepName.STATUS, 1)
+    hook = take.after
+
+    def after(name: str) -> None:
+        seen.append(name)
+        hook(name)
+
+    await backed_up(desk, Plainly(after), failed=lambda error: seen.append("failed"))
+    assert seen.count("failed") == 1
+    assert seen[seen.index("failed") :][1] == StepName.STATUS
 
 
 @pytest.mark.parametrize("at", [StepName.UPDATE_COMMANDS, StepName.PING])

@@ -377,6 +377,15 @@ async def test_each_backup_has_its_own_retrieve_attempts(desk: Desk) -> None:
     assert desk.counts == (1, 6, 2)
 
 
+async def test_a_backup_whose_md5_appears_right_before_its_deletion_is_decided_on_again(desk: Desk) -> None:
+    theirs = desk.put()
+    desk.tell("backup-status", "no_md5", times=1)
+    ended = await desk.night(existing="replace")
+    assert ended.outcome.ending is Ending.STORED, ended.error
+    assert ended.outcome.md5 != theirs["md5"]
+    assert desk.counts == (1, 1, 2)
+
+
 @pytest.mark.parametrize("fault", ["no_md5", "bad_md5"])
 async def test_our_backup_without_a_well_formed_md5_fails_at_once_and_is_not_retrieved(desk: Desk, fault: str) -> None:
     desk.tell("backup-status", fault)

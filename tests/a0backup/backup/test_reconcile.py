@@ -64,6 +64,12 @@ READ_BACK = {"read_back": frozenset({stored(X).id})}
 KEEP_OURS, KEEP_FOREIGN = Keep(FOUND_X, True, because=""), Keep(FOUND_X, False, because="")
 ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
     ("nothing, no journal", NOTHING, {}, Start(because="")),
+    (
+        "our stored bytes under another name",
+        Found(Y.name, X.md5),
+        {"outcome": stored(X), "stored": stored(X), **READ_BACK},
+        Delete(Found(Y.name, X.md5), because=""),
+    ),
     ("nothing, ours, stored", NOTHING, {"journal": ours(X), "stored": stored(X)}, Settle(stored(X), because="")),
     ("nothing, ours, not stored", NOTHING, {"journal": ours()}, AskAgain(because="")),
     ("nothing, ours, found once and gone", NOTHING, {"journal": ours(X)}, AskAgain(because="")),
@@ -235,7 +241,8 @@ def test_a_finished_backup_is_deleted_only_if_it_is_safe_or_the_operator_said_so
             assert found == facts.status, "what is shown is deleted, and nothing else"
         case Replace(found):
             foreign = facts.existing == "replace" and facts.journal is None
-            assert foreign or facts.given_up == found.identity
+            ours = facts.journal is not None and (facts.pinned is None or found.identity.may_be(facts.pinned))
+            assert foreign or (facts.given_up == found.identity and (ours or facts.existing == "replace"))
             assert found == facts.status, "one in progress is never deleted, and nothing is not either"
 
 
@@ -267,7 +274,7 @@ def test_no_backup_is_deleted_unstored_while_one_of_ours_is_unfinished(facts: Fa
 
 @given(situations())
 def test_existing_fail_never_touches_a_backup_that_is_not_ours(facts: Facts) -> None:
-    facts = replace(facts, existing="fail", journal=None, stored=None, lost_by_node=False, outcome=None, given_up=None)
+    facts = replace(facts, existing="fail", journal=None, stored=None, lost_by_node=False, outcome=None)
     assert isinstance(reconcile(facts), Start | Refuse)
 
 

@@ -259,6 +259,8 @@ def test_a_warning_about_several_nodes_is_shown_once() -> None:
     assert lines(MIXED, said)[-3:] == [f"warning: {warning}" for warning in expected]
     assert lines([GOOD, AWAY], said[1:3])[-1] == "warning: every node: one half"
     assert lines([GOOD], said[1:2])[-1] == "warning: a0-1: one half"
+    of_others = [RunWarning("one half", GOOD.node), RunWarning("one half", "a0-9")]
+    assert lines([GOOD, AWAY], of_others)[-1] == f"warning: {GOOD.node}, a0-9: one half"
     many = [replace(GOOD, node=f"node-{number}") for number in range(1000)]
     page = markdown([*many, AWAY], fleet="f", warnings=[RunWarning("one half", outcome.node) for outcome in many])
     assert "…: one half\n" in page
