@@ -20,6 +20,8 @@ def test_one_node_is_backed_up_and_the_others_are_left_alone(
     assert run.flow_run.name == "backup-a0-2"
     assert run.flow_run.state.name == "Completed"
     assert {call["node"] for call in appliances.calls()} == {"a0-2"}
+    # Nothing comes between a status and the deletion.
+    assert [call["command"] for call in appliances.calls()][-3:] == ["backup-status", "backup-delete", "backup-status"]
     assert len(list(fleet_yaml.parent.glob("vault/a0-2/*/manifest.json"))) == 1
 
 
