@@ -196,7 +196,7 @@ async def _stuck(client: "PrefectClient", now: datetime) -> AsyncIterator[Remark
         yield Remark(Verdict.WARNING, f"late runs {names(late)}", "is a worker running, and is it free?")
     pending = await ours(type=["PENDING"])
     if stuck := [run for run in pending if run.state and (now - run.state.timestamp).total_seconds() > STARTS_WITHIN]:
-        hint = "their worker or its machine died: give them the state Crashed in the UI; the next run resumes there"
+        hint = "their worker or its machine died: give the runs the state Crashed in the UI; the next run resumes them"
         yield Remark(Verdict.WARNING, f"runs that a worker took up and did not start {names(stuck)}", hint)
 
 

@@ -91,7 +91,7 @@ def _temporary_files_in(place: Path) -> Iterator[None]:
 
 def _say_where(api: str, home: Path, theirs: str | None) -> None:
     terminal.say(f"serving at {api.removesuffix('/api')}; log in with the credentials in {home / CREDENTIALS}")
-    terminal.say("Ctrl-C ends it: running runs are cancelled; those that a schedule started resume with the next start")
+    terminal.say("Ctrl-C ends it and cancels its runs; the next start resumes those that a schedule started")
     if theirs in (None, api):
         terminal.say("meanwhile `a0backup run` and `check` use this server, too")
     else:

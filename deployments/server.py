@@ -225,7 +225,7 @@ class OwnServer:
         except OSError as error:
             raise EngineError(
                 f"the engine's server cannot use port {self.port} of 127.0.0.1: {error.strerror}",
-                "another server uses it, perhaps one of Prefect; end that one or choose another --port",
+                "another server uses it, perhaps one of Prefect; stop it or choose another --port",
             ) from error
 
     def stop(self) -> None:

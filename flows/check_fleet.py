@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
+from a0backup.backup.loop import error_kept
 from a0backup.errors import CheckFailedError, PasswordError
 from a0backup.files import in_thread
 from a0backup.fleet.load import load_fleet
@@ -76,13 +77,12 @@ async def check_one_node(
 
 async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None, problems: tuple[Problem, ...]) -> Finding:
     """Return what was found on the node, even if the engine itself failed."""
-    try:
+    with error_kept() as ended:
         state = await check_one_node(node, fleet, existing, problems)
-        finding: Finding = await state.aresult(raise_on_failure=False)  # type: ignore[assignment]  # never an error
-    except Exception as error:  # noqa: BLE001 - no engine error may stop the other nodes
-        problem = Problem(f"{type(error).__name__}: {error}")
-        finding = Finding(node.name, ok=False, reachable=False, status="not asked", would="", problems=(problem,))
-        tell(Checked(finding))
+        return await state.aresult(raise_on_failure=False)  # type: ignore[return-value]  # never an error
+    problem = Problem(f"{type(ended.error).__name__}: {ended.error}")
+    finding = Finding(node.name, ok=False, reachable=False, status="not asked", would="", problems=(problem,))
+    tell(Checked(finding))
     return finding
 
 

@@ -2,7 +2,6 @@
 
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
 
 from a0backup.backup.steps import Done, StepName
 from a0backup.fleet.models import Fleet
@@ -10,6 +9,7 @@ from a0backup.nodes.enrolment import Plan, prove
 from a0backup.report.progress import Step, tell
 from tasks.engine_task import engine_task
 from tasks.shared_password import shared_password
+from tasks.steps import completed
 
 
 @engine_task(name="publish-plan", task_run_name="publish-plan")
@@ -31,4 +31,4 @@ async def prove_artifact(node: str, artifact_id: str, fleet: Fleet) -> State[Don
     tell(Step(node, "", StepName.DRILL))
     done = await prove(fleet, artifact_id, shared_password)
     tell(Step(node, "", StepName.DRILL, done.text))
-    return Completed(name="Cached" if done.cached else "Completed", message=done.text, data=done)
+    return completed(done)

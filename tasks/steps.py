@@ -36,6 +36,11 @@ READS = {"retries": 3, "retry_delay_seconds": [1, 2, 4], **AGAIN}
 ONCE: dict[str, Any] = {}
 
 
+def completed(done: Done) -> State[Done]:
+    """Return the state of a task run that did *done*: Cached if the work was already done."""
+    return Completed(name="Cached" if done.cached else "Completed", message=done.text, data=done)
+
+
 def step_task(name: StepName, options: dict[str, Any]) -> Task[..., Any]:
     """Return the task of the step *name*; its run is named by *run_name*."""
 
@@ -45,7 +50,7 @@ def step_task(name: StepName, options: dict[str, Any]) -> Task[..., Any]:
         if not isinstance(done, Done):
             return done
         get_run_logger().info("%s: %s", node, done.text)
-        return Completed(name="Cached" if done.cached else "Completed", message=done.text, data=done)
+        return completed(done)
 
     return take
 

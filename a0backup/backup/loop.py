@@ -28,19 +28,13 @@ class NodeOutcomes:
     """The outcomes so far, one for each kind of *node*.
 
     The object lives outside the code that may fail. *failed* is called at once with each error that
-    stops a kind or the node.
+    stops a kind or the node, before their outcomes are added.
     """
 
     def __init__(self, node: Node, fleet: Fleet, failed: Callable[[Exception], None] = lambda error: None) -> None:
         self.node, self.kinds, self.failed = node, fleet.kinds_of(node), failed
         self.all: list[Outcome] = []
-        self.errors: list[Exception | None] = []  # the error that stopped each kind
         self.warnings: list[RunWarning] = []
-
-    def note(self, outcome: Outcome, error: Exception | None) -> None:
-        """Add the outcome of the next kind, and the *error* that stopped it."""
-        self.all.append(outcome)
-        self.errors.append(error)
 
     def note_rest(self, ended: "Ended", step: StepName) -> None:
         """Add the error of *ended*, if any, as the outcome of each remaining kind; it occurred in *step*."""
@@ -50,8 +44,7 @@ class NodeOutcomes:
         if rest or all(outcome.ok for outcome in self.all):  # otherwise it only repeats what was reported
             self.failed(ended.error)
         for kind in rest:
-            outcome = outcome_of(self.node.name, kind, seconds=ended.seconds, error=ended.error, step=step)
-            self.note(outcome, ended.error)
+            self.all.append(outcome_of(self.node.name, kind, seconds=ended.seconds, error=ended.error, step=step))
 
 
 @dataclass
@@ -69,7 +62,7 @@ def error_kept() -> Iterator[Ended]:
     ended = Ended()
     try:
         yield ended
-    except Exception as error:  # noqa: BLE001 - the one place that also catches unforeseen errors
+    except Exception as error:  # noqa: BLE001 - also an unforeseen one
         ended.error = error
     ended.seconds = time.monotonic() - start
 
@@ -104,9 +97,10 @@ async def back_up_kind(session: NodeSession, kind: str, outcomes: NodeOutcomes) 
     with error_kept() as ended:
         await backup.open()
         await make_and_keep(backup)
-    outcomes.note(backup.outcome(ended.seconds, ended.error), ended.error)
     if ended.error is not None:
         outcomes.failed(ended.error)
+    outcomes.all.append(backup.outcome(ended.seconds, ended.error))
+    if ended.error is not None:
         await backup.abandon()
 
 

@@ -24,8 +24,9 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 
 from a0backup.errors import PasswordError, RecoveryKeyError
-from a0backup.files import ExposedFileError, UnsuitableFileError, fsync_directory, open_private, read_whole
+from a0backup.files import UnsuitableFileError, fsync_directory, open_private, read_whole
 from a0backup.passwords.pkcs8 import encrypted_pem
+from a0backup.passwords.secret_file import read_secret
 from a0backup.vault.manifest import SealedPassword
 
 SMALLEST_BITS = 3072
@@ -153,14 +154,7 @@ def wants_passphrase(path: Path) -> bool:
 def read_passphrase(path: Path) -> str:
     """Return the first line of the private file *path*. Raise PasswordError, which never quotes it."""
     where, remedy = f"passphrase file {path}", f"write the passphrase into {path} and `chmod 600 {path}`"
-    try:
-        line = read_whole(path, MAX_BYTES, follow=True, private=True).partition(b"\n")[0]
-    except ExposedFileError as error:
-        raise PasswordError(where, f"it {error.reason}", f"chmod 600 {path}") from None
-    except UnsuitableFileError as error:
-        raise PasswordError(where, f"it {error.reason}", remedy) from None
-    except OSError as error:
-        raise PasswordError(where, error.strerror or type(error).__name__, remedy) from None
+    line = read_secret(path, MAX_BYTES, where=where, remedy=remedy).partition(b"\n")[0]
     if not line:
         raise PasswordError(where, "it is empty", remedy)
     return line.decode("utf-8", "surrogateescape")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from a0backup.errors import PasswordError
-from a0backup.files import ExposedFileError, UnsuitableFileError, read_whole
+from a0backup.passwords.secret_file import read_secret
 
 LONGEST = 4096
 
@@ -83,14 +83,7 @@ def read_file(path: Path, where: str) -> str:
 
 def _read(path: Path, where: str) -> str:
     remedy = f"write the password into {path} and `chmod 600 {path}`"
-    try:
-        octets = read_whole(path, LONGEST + 1, follow=True, private=True).removesuffix(b"\n")
-    except ExposedFileError as error:
-        raise PasswordError(where, f"it {error.reason}", f"chmod 600 {path}") from None
-    except UnsuitableFileError as error:
-        raise PasswordError(where, f"it {error.reason}", remedy) from None
-    except OSError as error:
-        raise PasswordError(where, error.strerror or type(error).__name__, remedy) from None
+    octets = read_secret(path, LONGEST + 1, where=where, remedy=remedy).removesuffix(b"\n")
     if len(octets) > LONGEST:
         raise PasswordError(where, "it is longer than 4 KiB", remedy)
     text = octets.decode(errors="replace")

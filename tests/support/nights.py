@@ -88,6 +88,24 @@ def sharing(password: str) -> LoadShared:
     return shared
 
 
+class Failures:
+    """The error that stopped each kind, from what *outcomes* pass on."""
+
+    outcomes: NodeOutcomes
+
+    def __init__(self) -> None:
+        self._from: dict[int, Exception] = {}  # by the kind that it stopped; those after it were not begun
+
+    def __call__(self, error: Exception) -> None:
+        self._from[len(self.outcomes.all)] = error
+
+    def of_each_kind(self) -> list[Exception | None]:
+        return [
+            None if outcome.ok else self._from[max(first for first in self._from if first <= number)]
+            for number, outcome in enumerate(self.outcomes.all)
+        ]
+
+
 @dataclass(frozen=True)
 class Night:
     """How a run ended for one kind, and the steps that it took."""
@@ -131,10 +149,11 @@ async def whole_night(
 ) -> list[Night]:
     """Run on the only node of *fleet*. Return how each kind ended. *after* is called after each successful step."""
     [node] = fleet.nodes
-    outcomes, plainly = NodeOutcomes(node, fleet), Plainly(after)
+    failures, plainly = Failures(), Plainly(after)
+    outcomes = failures.outcomes = NodeOutcomes(node, fleet, failures)
     run = run or run_of(fleet, flow_run, existing=existing, began=began)
     await back_up_node(run, outcomes, take=plainly, shared=sharing(password))
-    return [Night(*ended, plainly.taken) for ended in zip(outcomes.all, outcomes.errors, strict=True)]
+    return [Night(*ended, plainly.taken) for ended in zip(outcomes.all, failures.of_each_kind(), strict=True)]
 
 
 # -- runs in their own processes ---------------------------------------------------------------------------------------

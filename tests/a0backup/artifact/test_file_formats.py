@@ -31,11 +31,6 @@ FORMATS = {
 }
 
 
-@pytest.fixture
-def look(tmp_path: Path) -> Look:
-    return Look(tmp_path)
-
-
 @pytest.mark.parametrize("what", FORMATS)
 def test_the_format_of_an_unencrypted_file_is_named(what: str, tmp_path: Path) -> None:
     (tmp_path / "artifact").write_bytes(FORMATS[what])

@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import random
-from pathlib import Path
 
 import pytest
 
@@ -22,11 +21,6 @@ from tests.support.artifacts import (
     opened,
     refused,
 )
-
-
-@pytest.fixture
-def look(tmp_path: Path) -> Look:
-    return Look(tmp_path)
 
 
 def test_every_field_of_a_gzip_header_is_read_however_it_is_cut_into_chunks(look: Look) -> None:

@@ -52,12 +52,6 @@ from tests.support.artifacts import (
 from tests.support.paths import REPOSITORY
 from tests.support.patience import patience
 
-
-@pytest.fixture
-def look(tmp_path: Path) -> Look:
-    return Look(tmp_path)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Whole artifacts
 
@@ -216,6 +210,12 @@ print(peak() - before)
 """
 
 
+def memory_grown(small: Path, large: Path) -> int:
+    """Return by how many KiB the peak memory is higher for the inspection of *large* than for that of *small*."""
+    run = [sys.executable, "-c", CHILD, small, large]
+    return int(subprocess.run(run, check=True, capture_output=True, text=True, cwd=REPOSITORY).stdout)
+
+
 @pytest.mark.parametrize("what", ["hardly compressed", "compressed a thousand times", "a million members"])
 def test_memory_is_constant(what: str, tmp_path: Path) -> None:
     (tmp_path / "small").write_bytes(encrypted(gzip.compress(TAR)))
@@ -226,14 +226,7 @@ def test_memory_is_constant(what: str, tmp_path: Path) -> None:
         large.write_bytes(encrypted(repeated(bytes(MIB), 2000, before=header("a", 2000 * MIB), after=END)))
     else:
         large.write_bytes(encrypted(repeated(file("../" + "n" * 80, b"") * 1000, 100, after=END)))
-    grown = subprocess.run(
-        [sys.executable, "-c", CHILD, tmp_path / "small", large],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-    ).stdout
-    assert int(grown) < 30_000  # KiB
+    assert memory_grown(tmp_path / "small", large) < 30_000
 
 
 def busy() -> bool:
@@ -411,25 +404,6 @@ def test_a_lost_tar_header_is_damage(tmp_path: Path) -> None:
     assert seen.error is not None, seen.contents
 
 
-CHILD = """
-import sys
-from pathlib import Path
-from a0backup.artifact.inspection import inspect
-
-class Bounds:
-    max_unpacked, max_ratio = 1 << 40, 1e9
-
-def peak():
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-
-inspect(Path(sys.argv[1]), ["Passw0rd"], node="n", kind="backup", limits=Bounds())
-before = peak()
-seen = inspect(Path(sys.argv[2]), ["Passw0rd"], node="n", kind="backup", limits=Bounds())
-assert seen.error is None, seen.error
-print(peak() - before)
-"""
-
-
 def packed(name: str, count: int) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:", format=tarfile.GNU_FORMAT) as tar:
@@ -445,9 +419,8 @@ def test_memory_is_constant_for_names_of_any_size(tmp_path: Path) -> None:
     # One character beyond the BMP makes Python store every character in four bytes.
     (tmp_path / "large").write_bytes(packed("\U0001f600" + "n" * 1_000_000, 40))
     assert (tmp_path / "large").stat().st_size < 2_000_000
-    run = [sys.executable, "-c", CHILD, tmp_path / "small", tmp_path / "large"]
-    grown = subprocess.run(run, check=True, capture_output=True, text=True, cwd=REPOSITORY).stdout
-    assert int(grown) < 30_000, f"{int(grown):,} KiB"  # the same bound as in test_memory_is_constant
+    grown = memory_grown(tmp_path / "small", tmp_path / "large")
+    assert grown < 30_000, f"{grown:,} KiB"  # the same bound as in test_memory_is_constant
 
 
 def test_the_largest_members_together_are_not_larger_than_the_tar(tmp_path: Path) -> None:

@@ -35,11 +35,6 @@ from tests.support.artifacts import (
 )
 
 
-@pytest.fixture
-def look(tmp_path: Path) -> Look:
-    return Look(tmp_path)
-
-
 @pytest.mark.parametrize(
     "options", [["--format=gnu"], *(["--format=pax", f"--sparse-version={v}"] for v in ("0.0", "0.1", "1.0"))]
 )

@@ -11,16 +11,14 @@ from a0backup.errors import A0cliError, UnreachableError, VaultUnusableError
 from a0backup.report.outcomes import Ending
 from a0backup.report.progress import News, Step, watched_by
 from tests.support.desk import Desk
-from tests.support.nights import PASSWORD, Plainly, run_of, sharing
+from tests.support.nights import PASSWORD, Failures, Plainly, run_of, sharing
 
 BOTH = ["backup", "backup-sensitive"]
 
 
-async def backed_up(
-    desk: Desk, take: Plainly, failed: Callable[[Exception], None] = lambda error: None
-) -> NodeOutcomes:
-    [node] = desk.fleet.nodes
-    outcomes = NodeOutcomes(node, desk.fleet, failed)
+async def backed_up(desk: Desk, take: Plainly, failed: Callable[[Exception], None] | None = None) -> NodeOutcomes:
+    [node], failures = desk.fleet.nodes, Failures()
+    outcomes = failures.outcomes = NodeOutcomes(node, desk.fleet, failed or failures)
     await back_up_node(run_of(desk.fleet, "run-1"), outcomes, take=take, shared=sharing(PASSWORD))
     return outcomes
 
@@ -44,7 +42,7 @@ async def test_an_error_in_one_kind_is_recorded_and_the_next_kind_is_backed_up(d
         ("backup", Ending.FAILED),
         ("backup-sensitive", Ending.STORED),
     ]
-    assert outcomes.errors == [error, None]
+    assert outcomes.failed.of_each_kind() == [error, None]
     assert outcomes.all[0].step == "status"
     assert "foreseen" in outcomes.all[0].reason
 
@@ -99,7 +97,7 @@ async def test_an_error_before_the_first_kind_is_the_outcome_of_each_kind(desk: 
         ("backup", Ending.UNREACHABLE, at),
         ("backup-sensitive", Ending.UNREACHABLE, at),
     ]
-    assert outcomes.errors == [error, error]
+    assert outcomes.failed.of_each_kind() == [error, error]
     assert desk.counts == (0, 0, 0)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 
 from a0backup.vault.lock import is_held
 from simulator.fleet import SimulatedFleet
-from tests.support.deployed import BIN, REPOSITORY, Deployed
+from tests.support.deployed import BIN, REPOSITORY, Deployed, deployed_in
 from tests.support.login import reaching
 from tests.support.patience import patience, until
 from tests.support.place import Place
@@ -93,20 +92,13 @@ def operators_server(home: Path, **settings: str) -> Iterator[OperatorsServer]:
 @contextmanager
 def worker_of(server: OperatorsServer, folder: Path, appliances: SimulatedFleet) -> Iterator[Deployed]:
     """Deploy prefect.yaml to *server* from *folder*, without schedules, and run a process worker there."""
-    (folder / "elsewhere").mkdir(parents=True)
-    shutil.copy(REPOSITORY / "prefect.yaml", folder)
+    folder.mkdir(parents=True)
     appliances.fleet_yaml(folder / "fleet.yaml", polling={"deadline": "20m"})
-    deployed = Deployed(folder, server.api)
-    deployed.prefect("work-pool", "create", "appliance", "--type", "process", "--overwrite")
-    deployed.prefect("deploy", "--all")
-    for deployment in ("backup-fleet/nightly", "check-fleet/hourly-check"):
-        deployed.pause_schedules(deployment)
-    deployed.start_worker()
-    try:
-        yield deployed
-    finally:
-        end_all_in(folder)
-        deployed.end()
+    with deployed_in(folder, server.api) as deployed:
+        try:
+            yield deployed
+        finally:
+            end_all_in(folder)
 
 
 def end_all_in(folder: Path) -> None:

@@ -262,7 +262,8 @@ class Trial:
                 kind, begins = event["kind"], event["time"]
                 ends = [e for e in self.appliances.events(node) if e["kind"] == kind and e["seq"] > event["seq"]]
                 end = ends[0]["time"] if ends else float("inf")
-                verified = [o.at for o in renames if o.to == f"{node}/work/{kind}.tar.gz.enc" and begins <= o.at <= end]
+                place = Path(node, "work", f"{kind}.tar.gz.enc")
+                verified = [o.at for o in renames if Path(o.to) == place and begins <= o.at <= end]
                 if not verified:
                     continue
                 again = [
@@ -286,8 +287,8 @@ class Trial:
         return found + [f"a process is left: {words}" for words in self.processes()]
 
     def _leftovers(self) -> list[Path]:
-        patterns = ("*/journal-*.json", "*/work/*", "*/passwords/*", "*/.*.partial", "*/*/.*.partial")
-        patterns += ("*/quarantine/*/.*.partial",)
+        patterns = ["*/journal-*.json", "*/.*.partial", "*/*/.*.partial", "*/quarantine/*/.*.partial"]
+        patterns += [f"*/{folder}/*" for folder in ("work", "passwords")]
         found = [path for pattern in patterns for path in self.vault.glob(pattern)]
         folders = (path for path in self.vault.glob("*/*Z-*") if path.is_dir())
         return found + [path for path in folders if not (path / "manifest.json").exists()]

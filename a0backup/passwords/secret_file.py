@@ -1,0 +1,18 @@
+"""Read a password or passphrase from a file that only its owner may read."""
+
+from pathlib import Path
+
+from a0backup.errors import PasswordError
+from a0backup.files import ExposedFileError, UnsuitableFileError, read_whole
+
+
+def read_secret(path: Path, limit: int, *, where: str, remedy: str) -> bytes:
+    """Return the bytes of *path*, at most *limit*. Raise PasswordError, which names *where* and never quotes them."""
+    try:
+        return read_whole(path, limit, follow=True, private=True)
+    except ExposedFileError as error:
+        raise PasswordError(where, f"it {error.reason}", f"chmod 600 {path}") from None
+    except UnsuitableFileError as error:
+        raise PasswordError(where, f"it {error.reason}", remedy) from None
+    except OSError as error:
+        raise PasswordError(where, error.strerror or type(error).__name__, remedy) from None
