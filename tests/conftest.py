@@ -30,6 +30,9 @@ _IGNORED = "A0BACKUP_TEST_IGNORES"
 _first = _ROOM not in os.environ
 _lifeline = -1
 
+# More runs at once than these make one server answer so slowly that a run waits for minutes.
+WORKERS_PER_SERVER = 4
+
 
 def room() -> Path:
     """Return the temporary directory of this session."""
@@ -62,7 +65,7 @@ for _number in (signal.SIGINT, signal.SIGHUP):
         os.environ[_IGNORED] = f"{os.environ.get(_IGNORED, '')} {_number.name}"
         signal.signal(_number, lambda *_: None)
 
-# Keeps the shared server running as long as any process holds the named pipe open for writing.
+# Keeps a shared server running as long as any process holds the named pipe open for writing.
 _KEEPER = """
 import sys
 from pathlib import Path
@@ -102,9 +105,10 @@ def pytest_unconfigure() -> None:
     if not _first:
         return
     os.close(_lifeline)
-    with _started(room() / "keeper.pid") as keeper:
-        if keeper is not None:
-            keeper.wait(patience(30))
+    for pid_file in room().glob("server-*.pid"):
+        with _started(pid_file) as keeper:
+            if keeper is not None:
+                keeper.wait(patience(30))
     shutil.rmtree(room())
     del os.environ[_ROOM]
 
@@ -144,14 +148,22 @@ def own_home(migrated_home: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(migrated_home, tmp_path / "engine"))
 
 
+def _server() -> str:
+    """Return the name of the server that the tests of this worker use."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    this = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return f"server-{this % -(-workers // WORKERS_PER_SERVER)}"
+
+
 @pytest.fixture(scope="session")
 def engine_server(migrated_home: Path) -> str:
-    """Return the API address of the one full server that all tests of the session share."""
-    address = room() / "address"
-    with _one_at_a_time("engine"):
+    """Return the API address of a full server that the tests of several workers share."""
+    name = _server()
+    address, log_file, pid_file = (room() / f"{name}.{each}" for each in ("address", "log", "pid"))
+    with _one_at_a_time(name):
         if not address.exists():
-            home = Path(shutil.copytree(migrated_home, room() / "engine"))
-            with (room() / "lifeline").open() as lifeline, (room() / "keeper.log").open("wb") as log:
+            home = Path(shutil.copytree(migrated_home, room() / name))
+            with (room() / "lifeline").open() as lifeline, log_file.open("wb") as log:
                 keeper = subprocess.Popen(
                     [sys.executable, "-c", _KEEPER, str(home), str(address)],
                     cwd=REPOSITORY,
@@ -160,14 +172,14 @@ def engine_server(migrated_home: Path) -> str:
                     stderr=log,
                     start_new_session=True,
                 )
-            (room() / "keeper.pid").write_text(str(keeper.pid))
+            pid_file.write_text(str(keeper.pid))
             deadline = time.monotonic() + patience(120)
             while not address.exists():
                 if keeper.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"no engine for the tests: {(room() / 'keeper.log').read_text()}")
+                    pytest.fail(f"no engine for the tests: {log_file.read_text()}")
                 time.sleep(0.1)
     # For processes that the tests start and point at this address.
-    os.environ["PREFECT_API_AUTH_STRING"] = (room() / "engine" / "credentials").read_text().strip()
+    os.environ["PREFECT_API_AUTH_STRING"] = (room() / name / "credentials").read_text().strip()
     return address.read_text()
 
 
@@ -176,5 +188,5 @@ def engine(engine_server: str) -> Iterator[str]:
     """Point Prefect in this process at the shared server and yield its API address. For tests marked `engine`."""
     from deployments.home import use_api
 
-    with use_api(engine_server, room() / "engine"):
+    with use_api(engine_server, room() / _server()):
         yield engine_server
