@@ -49,7 +49,7 @@ async def backup_fleet(
     run_id = str(runtime.flow_run.id)
     run = await in_thread(Run.begin, settings, chosen, id=run_id, existing=chosen_policy(existing))
     warnings = await warned_of(settings)
-    back_up = NodeRuns(settings, existing).outcomes if fan_out == "workers" else partial(backed_up, run=run)
+    back_up = NodeRuns(settings, existing, run_id).outcomes if fan_out == "workers" else partial(backed_up, run=run)
     async with progress_published(chosen):
         outcomes = await for_each(chosen, back_up, at_most=settings.max_parallel)
     return await conclude(outcomes, settings, warnings)

@@ -6,6 +6,7 @@ Cached. Blocks: the Secret block named by `password.secret_block` in fleet.yaml,
 """
 
 from pathlib import Path
+from uuid import UUID
 
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
@@ -36,7 +37,10 @@ from tasks.steps import take_step
     persist_result=False,
 )
 async def backup_node(
-    node: str, fleet: Path = Path("fleet.yaml"), existing: ExistingChoice = "as in fleet.yaml"
+    node: str,
+    fleet: Path = Path("fleet.yaml"),
+    existing: ExistingChoice = "as in fleet.yaml",
+    fleet_run: UUID | None = None,
 ) -> list[Outcome]:
     """Back up one node of a fleet file.
 
@@ -45,20 +49,20 @@ async def backup_node(
         fleet: The fleet file, as a path on the machine that runs this.
         existing: What to do with a backup on the node that this vault did not start. preserve: store a copy first.
             replace: delete it without a copy. fail: leave the node alone.
+        fleet_run: The run of backup-fleet that this run is a part of. Only backup-fleet sets it.
     """
     settings = load_fleet(fleet)
     [chosen] = settings.chosen([node])
-    of_fleet = runtime.flow_run.parent_flow_run_id
     # All runs of a node work under the id of the fleet's run: what one has settled stays settled for the next.
-    run_id = of_fleet or str(runtime.flow_run.id)
+    run_id = str(fleet_run or runtime.flow_run.id)
     run = await in_thread(Run.begin, settings, [chosen], id=run_id, existing=chosen_policy(existing))
     # The run of the fleet has already given the warnings about the fleet file.
-    warnings = [] if of_fleet else await warned_of(settings)
+    warnings = [] if fleet_run else await warned_of(settings)
     # The run of the fleet has already waited for its turn, and takes a run that does not begin for dead.
-    deadline = 10.0 if of_fleet else settings.lock_deadline
+    deadline = 10.0 if fleet_run else settings.lock_deadline
     async with progress_published([chosen]), slots(node, deadline=deadline):
         outcomes = await backed_up(chosen, run)
-    if of_fleet:
+    if fleet_run:
         await hand_over(outcomes.all, outcomes.warnings)
     return await conclude([outcomes], settings, warnings)
 

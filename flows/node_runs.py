@@ -20,7 +20,7 @@ from prefect.client.schemas.responses import OrchestrationResult
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
-from prefect.states import Cancelling, Crashed
+from prefect.states import Cancelled, Cancelling, Crashed
 
 from a0backup.backup.loop import NodeOutcomes, error_kept
 from a0backup.backup.steps import StepName
@@ -42,6 +42,8 @@ POLL = 5.0
 GONE_AFTER = 60.0
 # From the moment a worker takes the run up to its first sign of life; the worker may have to pull an image first.
 STARTS_WITHIN = 600.0
+# The states in which the process of a run exists, and holds the lock of its node.
+AT_WORK = (StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED)
 CALLED_OFF_WITHIN = 5.0
 # A slower answer means that the engine was unavailable meanwhile.
 AWAY = 10.0
@@ -52,10 +54,10 @@ T = TypeVar("T")
 
 
 class NodeRuns:
-    """The runs of one night, one per node."""
+    """The runs of one night, one per node, that work under the id of the fleet's run."""
 
-    def __init__(self, fleet: Fleet, existing: ExistingChoice) -> None:
-        self._fleet, self._existing = fleet, existing
+    def __init__(self, fleet: Fleet, existing: ExistingChoice, fleet_run: str) -> None:
+        self._fleet, self._existing, self._fleet_run = fleet, existing, fleet_run
         self._vault = Vault(fleet.vault)
         self._at_work = time.monotonic()  # when a run was last seen at work; until then the others may have to wait
 
@@ -102,7 +104,12 @@ class NodeRuns:
         make = partial(
             arun_deployment,
             OF_FLEET,
-            parameters={"node": node.name, "fleet": str(self._fleet.path), "existing": self._existing},
+            parameters={
+                "node": node.name,
+                "fleet": str(self._fleet.path),
+                "existing": self._existing,
+                "fleet_run": self._fleet_run,
+            },
             flow_run_name=f"backup-{node.name}",
             timeout=0,
             # A repeated request does not create a second run.
@@ -141,17 +148,22 @@ class NodeRuns:
                     f"no worker took up the run {run.name} within {idle:.0f} s", "is a worker of the pool running?"
                 )
             if state.type is StateType.PENDING and now - since > STARTS_WITHIN:
-                return await _crash(client, run.id, f"its worker has not started it within {STARTS_WITHIN:.0f} s")
-            if state.type is not StateType.RUNNING or await in_thread(is_held, lock):
+                late = f"its worker has not started it within {STARTS_WITHIN:.0f} s"
+                return await _end(client, run.id, Crashed(message=late))
+            if state.type not in AT_WORK or await in_thread(is_held, lock):
                 last_alive = now
             elif now - last_alive > GONE_AFTER:
-                return await _crash(client, run.id, "its process is gone: nobody holds the node's lock")
+                gone = "its process is gone: nobody holds the node's lock"
+                # From Cancelling, the engine accepts Cancelled only.
+                ended = Cancelled if state.type is StateType.CANCELLING else Crashed
+                return await _end(client, run.id, ended(message=gone))
             await asyncio.sleep(POLL)
 
     async def _verify(self, said: HandedOver, run: FlowRun, node: Node) -> None:
         """Raise EngineError where *said* is not about *node*, or names an artifact that this machine's vault lacks."""
-        told = [(outcome.node, outcome.kind) for outcome in said.outcomes]
-        if told != [(node.name, kind) for kind in self._fleet.kinds_of(node)]:
+        # A kind whose backup was unfinished comes first.
+        told = sorted((outcome.node, outcome.kind) for outcome in said.outcomes)
+        if told != sorted((node.name, kind) for kind in self._fleet.kinds_of(node)):
             raise EngineError(
                 f"the run {run.name} reports {', '.join(map('/'.join, told)) or 'nothing'}, not what fleet.yaml"
                 " asks for here",
@@ -186,10 +198,10 @@ class NodeRuns:
             await asyncio.sleep(POLL)
 
 
-async def _crash(client: PrefectClient, run: UUID, why: str) -> State:
-    answer: OrchestrationResult[Any] = await client.set_flow_run_state(run, Crashed(message=why))
+async def _end(client: PrefectClient, run: UUID, ended: State) -> State:
+    answer: OrchestrationResult[Any] = await client.set_flow_run_state(run, ended)
     # The run's own end may have reached the engine meanwhile.
-    return answer.state if answer.state is not None and answer.state.is_final() else Crashed(message=why)
+    return answer.state if answer.state is not None and answer.state.is_final() else ended
 
 
 async def _cancel(client: PrefectClient, run: FlowRun) -> None:

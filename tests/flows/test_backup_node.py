@@ -136,3 +136,21 @@ def test_both_kinds_of_a_node_are_stored_one_after_the_other(
     assert run.flow_run.state.name == "Completed"
     kinds = [path.name for path in sorted(fleet_yaml.parent.glob("vault/a0-1/*/*.tar.gz.enc"))]
     assert sorted(kinds) == ["backup-sensitive.tar.gz.enc", "backup.tar.gz.enc"]
+
+
+def test_each_call_in_a_flow_of_the_operators_own_makes_a_backup(
+    engine: str, appliances: SimulatedFleet, fleet_yaml: Path
+) -> None:
+    from prefect import flow
+
+    from flows.backup_node import backup_node
+
+    @flow
+    async def upgrade() -> None:
+        await backup_node("a0-1", fleet=fleet_yaml)
+        await backup_node("a0-1", fleet=fleet_yaml)
+
+    run = run_and_read(upgrade)
+    assert run.flow_run.state.name == "Completed"
+    assert len(appliances.calls("a0-1", "backup")) == 2
+    assert len(list(fleet_yaml.parent.glob("vault/a0-1/*/manifest.json"))) == 2

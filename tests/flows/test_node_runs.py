@@ -66,7 +66,7 @@ class Nobody:
     def night(self) -> Any:
         from flows.node_runs import NodeRuns
 
-        return NodeRuns(self.fleet, "as in fleet.yaml")
+        return NodeRuns(self.fleet, "as in fleet.yaml", str(uuid4()))
 
     async def refused(self) -> EngineError:
         """Return the night's error for a node for which no run ends well."""
@@ -157,6 +157,35 @@ async def test_a_run_that_its_worker_does_not_start_is_given_up_and_made_three_t
     runs = await nobody.runs()
     assert [run.state.name for run in runs] == ["Crashed"] * 3
     assert "its worker has not started it" in runs[0].state.message
+
+
+@pytest.mark.parametrize(
+    ("state", "ends_as", "says"),
+    [
+        ("Running", "Crashed", "3 runs for the node ended without a result"),
+        ("Cancelling", "Cancelled", "was cancelled"),
+        ("Paused", "Crashed", "3 runs for the node ended without a result"),
+    ],
+)
+async def test_a_run_whose_machine_died_is_ended_whatever_its_state(
+    nobody: Nobody, monkeypatch: pytest.MonkeyPatch, state: str, ends_as: str, says: str
+) -> None:
+    from prefect import states
+
+    monkeypatch.setattr("flows.node_runs.GONE_AFTER", 0.5)
+    await nobody.register()
+
+    async def die(client: Any, run: Any) -> None:
+        await client.set_flow_run_state(run.id, states.Running())
+        if state != "Running":
+            await client.set_flow_run_state(run.id, getattr(states, state)())
+
+    async with nobody.worker(die):
+        error = await nobody.refused()
+    assert says in str(error)
+    runs = await nobody.runs()
+    assert {run.state.name for run in runs} == {ends_as}
+    assert {run.state.message for run in runs} == {"its process is gone: nobody holds the node's lock"}
 
 
 async def test_a_run_waits_as_long_as_other_runs_of_the_night_are_working(nobody: Nobody) -> None:
