@@ -328,6 +328,20 @@ class ForeignBackupError(NodeError):
         return "set existing: preserve to keep a copy of it first, or wait for whoever started it"
 
 
+class NodeBusyError(NodeError):
+    """The node is still making a backup of another kind, and makes one at a time."""
+
+    def __init__(self, node: str, kind: str, other: str) -> None:
+        super().__init__(node, kind, other)
+        self.kind, self.other = kind, other
+
+    def text(self) -> str:
+        return f"no {self.kind} was started: the node is still making its {self.other}"
+
+    def hint(self) -> str:
+        return "the next run finishes that backup first; if it takes this long each night, raise polling.deadline"
+
+
 class UnsettledError(NodeError):
     """What is on the node has changed again and again; somebody else is at work on it."""
 

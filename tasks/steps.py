@@ -67,6 +67,7 @@ STEPS = {
         StepName.VERIFY: ONCE,
         StepName.INSPECT: ONCE,
         StepName.STORE: ONCE,
+        StepName.READ_BACK: ONCE,
         StepName.DELETE: READS,  # for the status before it; the deletion itself is judged by a status, never retried
         StepName.CONFIRM_DELETE: READS,
         StepName.LOOK: READS,

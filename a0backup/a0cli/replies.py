@@ -80,13 +80,13 @@ def refusal(
 
 
 def made_nothing(printed: "Printed", said: A0cliError) -> bool:
-    """Return whether a start, whose `refusal` is *said*, reports a failure: refused, or a backup exists already."""
+    """Return whether a start, whose `refusal` is *said*, was refused, or reports that there is a backup already."""
     # A start that seems not to have reached the node may still have arrived.
-    if printed.exit_code == 0 or isinstance(said, UnreachableError):
+    if isinstance(said, UnreachableError):
         return False
-    return isinstance(said, RefusedError) or bool(
-        ALREADY_THERE.search(normalised(f"{printed.stdout}\n{printed.stderr}"))
-    )
+    if printed.exit_code != 0 and isinstance(said, RefusedError):
+        return True
+    return bool(ALREADY_THERE.search(normalised(f"{printed.stdout}\n{printed.stderr}")))
 
 
 def gave_no_role(printed: "Printed", said: A0cliError) -> bool:

@@ -110,7 +110,7 @@ REFUSED_WORDS = re.compile(
 )
 
 
-# The reply to a start if a backup exists. It is undocumented and counts only with an exit code other than 0.
+# The reply to a start if a backup exists. It is undocumented, and counts with any exit code.
 _THERE = r"(?:in progress|under ?way|exists?|running|started|present|stored|there)"
 ALREADY_THERE = re.compile(rf"\balready\b[^.;]*\b{_THERE}\b|\b{_THERE}\b[^.;]*\balready\b")
 

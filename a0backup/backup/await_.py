@@ -19,7 +19,7 @@ from a0backup.errors import (
 )
 from a0backup.fleet.models import Existing
 from a0backup.identity import BackupIdentity
-from a0backup.vault.journal import NotOpened
+from a0backup.vault.journal import Effect, NotOpened
 
 
 class Verdict(Enum):
@@ -39,14 +39,15 @@ class Look:
     """One look at the node during the wait for a backup; *since_start* is in seconds.
 
     *ours*: the journal says that we started it. *before*: what the node last showed before our
-    start. *refused*: our start was refused. *seen_in_progress*: an earlier look saw a backup in
-    progress.
+    start. *refused*: our start was refused. *sealed*: only we know the password of that start.
+    *seen_in_progress*: an earlier look saw a backup in progress.
     """
 
     status: Status
     ours: bool
     before: BackupIdentity | None
     refused: bool
+    sealed: bool
     seen_in_progress: bool
     since_start: float
     call_timeout: float
@@ -68,7 +69,9 @@ def judge(look: Look) -> Verdict:
         case Found(md5=md5) if not look.from_before:
             return Verdict.FOUND if md5 is not None else Verdict.NO_MD5
         case InProgress():
-            return Verdict.NOT_OURS if look.refused and look.existing == "fail" else Verdict.WAIT
+            # The refusal may have been wrong. If our sealed password opens the backup, it is ours.
+            theirs = look.refused and not look.sealed
+            return Verdict.NOT_OURS if theirs and look.existing == "fail" else Verdict.WAIT
         case Absent() if look.refused:
             return Verdict.REFUSED
         case Absent() if not look.ours:
@@ -121,16 +124,18 @@ class Await:
 
     def _look(self, status: Status, now: float) -> Look:
         journal, sent = self.context.journal, self._sent
-        ours = journal is not None and journal.pinned is None
+        unpinned = journal is not None and journal.pinned is None
+        ours = unpinned and journal is not None and journal.effect is not Effect.REFUSED
         # Also after a refused start: deleting the former backup, if it is gone by then, would hit the current one.
         before = sent.before if sent else None
         if journal is not None:
-            before = journal.seen_before if ours else None
+            before = journal.seen_before if unpinned else None
         return Look(
             status,
             ours=ours,
             before=before,
             refused=sent is not None and sent.refused is not None,
+            sealed=sent is not None and sent.sealed,
             seen_in_progress=self._seen_in_progress,
             since_start=now - (sent.at if sent else self._began or now),
             call_timeout=self.context.fleet.a0cli.call_timeout,
@@ -151,12 +156,13 @@ class Await:
             case Verdict.NO_EFFECT:
                 # A backup that appears later may be anybody's, and the next run may have no password to tell.
                 why = NotOpened(reason="its start had shown no effect by then", password_fits=False)
-                await self.context.note_journal("no effect seen", not_opened=why)
+                await self.context.note_journal("no effect seen", effect=Effect.NONE, not_opened=why)
                 gone = "the backup was in progress and then gone; " if look.seen_in_progress else ""
                 raise StartFailedError(node, self.kind, gone + (sent.reply if sent else "none in this run"))
             case Verdict.FOUND if look.ours and isinstance(status, Found):
                 # Pin it: a later backup in its place is then known to be another one.
-                await self.context.note_journal(shown(status), pinned=status.identity)
+                effect = Effect.SEEN if sent is not None else None
+                await self.context.note_journal(shown(status), effect=effect, pinned=status.identity)
         return status
 
 

@@ -12,7 +12,7 @@ from a0backup.backup.steps import StepName
 from a0backup.fleet.models import Existing, Fleet, Node
 from a0backup.identity import BackupIdentity
 from a0backup.report import progress
-from a0backup.vault.journal import Journal, JournalFile, NotOpened
+from a0backup.vault.journal import Effect, Journal, JournalFile, NotOpened
 from a0backup.vault.leftovers import sweep
 from a0backup.vault.sealed_files import SealedFiles
 from a0backup.vault.vault import Vault
@@ -102,11 +102,16 @@ class Context:
         self.journal = journal
 
     async def note_journal(
-        self, what: str, *, pinned: BackupIdentity | None = None, not_opened: NotOpened | None = None
+        self,
+        what: str,
+        *,
+        effect: Effect | None = None,
+        pinned: BackupIdentity | None = None,
+        not_opened: NotOpened | None = None,
     ) -> None:
         """Add an entry to the journal; it is durable when this returns. Raise VaultUnusableError."""
         assert self.journal is not None, "there is a journal while a backup of our own is unfinished"
-        self.journal = self.journal.noted(now(), what, pinned=pinned, not_opened=not_opened)
+        self.journal = self.journal.noted(now(), what, effect=effect, pinned=pinned, not_opened=not_opened)
         await self.on_disk(self.journal_file.write, self.journal)
 
     async def forget_journal(self) -> None:

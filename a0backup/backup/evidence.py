@@ -6,6 +6,7 @@ Pure; a table test has one row per rule.
 from dataclasses import dataclass
 from enum import Enum
 
+from a0backup.backup.reconcile import Claim
 from a0backup.backup.start import KnownPassword
 from a0backup.errors import ContentsError
 from a0backup.fleet.models import Existing
@@ -14,8 +15,9 @@ from a0backup.vault.manifest import ManifestPassword, Mode, SealedPassword
 
 
 class Verdict(Enum):
-    """The verdict on an artifact that was not read to its end."""
+    """The verdict on a verified artifact."""
 
+    OPENED = "a password opened it, and it was read to its end"
     FAILED = "this run made it, and it cannot be read: the node keeps it"
     NOT_READ = "no password for it is available"
     NOT_OPENED = "it cannot be read, and is kept as it is"
@@ -23,16 +25,27 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What is known about an artifact that was not read to its end, and about who made it.
+class Judgement:
+    """The verdict on an artifact, whether it is ours, and why it was not opened if that is known."""
 
-    *error*: why it cannot be read; None if no password was available. *ours*: reconcile considers
-    it ours. *started_here*: this run sent a start. *accepted*: the reply to that start reported
-    success. *starts*: the number of starts that this run sent.
+    verdict: Verdict
+    ours: bool
+    why: NotOpened | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about a verified artifact, and about who made it.
+
+    *opened*: the mode of the password that opened it. *error*: why it cannot be read; None if no
+    password was available. *claim*: how well reconcile knows that it is ours. *started_here*: this
+    run sent a start. *accepted*: the reply to that start reported success. *starts*: the number of
+    starts that this run sent.
     """
 
+    opened: Mode | None
     error: ContentsError | None
-    ours: bool
+    claim: Claim
     started_here: bool
     accepted: bool
     starts: int
@@ -42,7 +55,7 @@ class Evidence:
     @property
     def made_here(self) -> bool:
         """Whether a start of this run made the unreadable artifact, as far as that can be known."""
-        if not self.ours or self.error is None or not self.started_here:
+        if self.claim is Claim.NONE or self.error is None or not self.started_here:
             return False
         # After one lost reply it may be somebody else's backup. Twice in one run is no coincidence.
         return self.accepted or self.error.password_fits or self.starts > 1
@@ -50,25 +63,36 @@ class Evidence:
     @property
     def sealed_elsewhere(self) -> bool:
         """Whether an earlier run sealed the password; then it proves nothing that no available password fits."""
-        if not self.ours or self.error is None or self.error.password_fits or self.started_here:
+        if self.claim is Claim.NONE or self.error is None or self.error.password_fits or self.started_here:
             return False
         return self.journal is not None and self.journal.sealed
 
+    @property
+    def may_be_kept(self) -> bool:
+        """Whether it may be kept although `existing` is `fail` and no password opens it."""
+        # A sealed password of ours may open it later.
+        sealed = self.journal is not None and self.journal.sealed
+        return self.claim is Claim.SEEN or (self.claim is Claim.GUESS and sealed)
 
-def judge(evidence: Evidence) -> tuple[Verdict, NotOpened | None]:
-    """Return the verdict on the artifact, and why it was not opened if that is known."""
-    error, journal = evidence.error, evidence.journal
+
+def judge(evidence: Evidence) -> Judgement:
+    """Return the judgement on the artifact."""
+    error, journal, claim = evidence.error, evidence.journal, evidence.claim
+    if evidence.opened is not None:
+        # Only this run knows its sealed password. Anybody may know the shared one.
+        return Judgement(Verdict.OPENED, ours=evidence.opened == "sealed" or claim is not Claim.NONE)
     why = _reason(error) if error is not None else None
     if evidence.made_here:
-        return Verdict.FAILED, why
+        return Judgement(Verdict.FAILED, ours=True, why=why)
     if error is None or evidence.sealed_elsewhere:
         # An earlier run knew the password and may have tried it.
-        why = journal.not_opened if evidence.ours and journal is not None else None
+        why = journal.not_opened if claim is not Claim.NONE and journal is not None else None
+    fits = why is not None and why.password_fits
+    if evidence.existing == "fail" and not fits and not evidence.may_be_kept:
+        return Judgement(Verdict.FOREIGN, ours=False, why=why)
     if why is None:
-        return Verdict.NOT_READ, None
-    if evidence.ours and not why.password_fits and evidence.existing == "fail":
-        return Verdict.FOREIGN, why
-    return Verdict.NOT_OPENED, why
+        return Judgement(Verdict.NOT_READ, ours=claim is Claim.SEEN)
+    return Judgement(Verdict.NOT_OPENED, ours=False, why=why)
 
 
 def _reason(error: ContentsError) -> NotOpened:

@@ -1,7 +1,10 @@
 """Collect the facts from the vault that `reconcile` decides on."""
 
+from collections.abc import Collection
+from datetime import datetime
+
 from a0backup.a0cli.status import Absent, Found, Status
-from a0backup.vault.journal import Journal
+from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.leftovers import salvage
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
@@ -16,8 +19,9 @@ def stored_manifest(vault: Vault, node: str, kind: str, status: Status, journal:
     pinned = journal.pinned if journal else None
     if isinstance(status, Found) and status.md5 is not None:
         shown = status.identity
-        ours = journal is not None and (pinned == shown or (pinned is None and journal.seen_before != shown))
-        return vault.with_md5(node, kind, status.md5, started_at=journal.started_at if journal and ours else None)
+        if journal is not None and (pinned == shown or (pinned is None and journal.seen_before != shown)):
+            return _of_journal(vault, node, kind, status.md5, journal)
+        return vault.with_md5(node, kind, status.md5)
     if isinstance(status, Absent):
         return journals_manifest(vault, node, kind, journal)
     return None
@@ -30,15 +34,32 @@ def journals_manifest(vault: Vault, node: str, kind: str, journal: Journal | Non
     return vault.with_md5(node, kind, journal.pinned.md5, started_at=journal.started_at)
 
 
-def is_lost_by_node(vault: Vault, node: str, kind: str, status: Status, journal: Journal | None) -> bool:
+def _of_journal(vault: Vault, node: str, kind: str, md5: str, journal: Journal) -> Manifest | None:
+    ours = vault.with_md5(node, kind, md5, started_at=journal.started_at)
+    if ours is not None or journal.effect is Effect.SEEN:
+        return ours
+    # A run may have kept it as foreign, and have been killed before it removed the journal.
+    return vault.with_md5(node, kind, md5, foreign_since=journal.started_at)
+
+
+def is_lost_by_node(
+    vault: Vault, node: str, kind: str, status: Status, journal: Journal | None, *, damaged: Collection[str] = ()
+) -> bool:
     """Return whether the node no longer shows our pinned backup and its verified bytes are here, not yet stored.
 
     Only for a run that holds the node's lock: bytes found in the folder of a killed run are moved.
+    *damaged*: the ids of artifacts whose stored bytes do not count.
     """
     if journal is None or journal.pinned is None or journal.pinned.md5 is None:
         return False
     if isinstance(status, Found) and status.identity.may_be(journal.pinned):
         return False
-    if journals_manifest(vault, node, kind, journal) is not None:
+    stored = journals_manifest(vault, node, kind, journal)
+    if stored is not None and stored.id not in damaged:
         return False
     return salvage(vault, node, kind, journal.pinned.md5) is not None
+
+
+def is_recent(started_at: datetime, began: datetime, within: float) -> bool:
+    """Return whether a backup was started less than *within* seconds before a run *began*, or after it."""
+    return (began - started_at).total_seconds() < within

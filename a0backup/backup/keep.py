@@ -3,8 +3,10 @@
 from a0backup.artifact.inspection import Contents
 from a0backup.backup.context import Context, now
 from a0backup.backup.evidence import password_of
+from a0backup.backup.reconcile import Claim
 from a0backup.backup.retrieve import Retrieval
 from a0backup.backup.steps import Done, StepName, step
+from a0backup.vault.journal import Effect
 from a0backup.vault.manifest import Manifest, ManifestNode, ManifestPassword, Verified, VerifiedMember
 from a0backup.vault.storing import store
 
@@ -16,15 +18,14 @@ class Storing:
         self.context, self._retrieval = context, retrieval
         self.session, self.kind = context.session, context.kind
         self.stored: Manifest | None = None
-        self.is_outcome = False  # whether it is the backup that this run has to make, not a foreign one
+        self.ours = False  # whether this vault started it, as far as that is proven
 
     @step(StepName.STORE)
     async def store(self) -> Done:
         """Store the bytes with their manifest and read them back from the vault's disk. Raise VaultError."""
         context, retrieval, node = self.context, self._retrieval, self.context.node
-        not_opened = retrieval.bytes.not_opened if retrieval.ours else None
         # Store what cannot be opened as foreign: a waiting run must not take it for its outcome.
-        journal = context.journal if retrieval.ours and not_opened is None else None
+        journal = context.journal if retrieval.bytes.ours else None
         contents = retrieval.bytes.inspection.contents if retrieval.bytes.inspection else None
         already = retrieval.bytes.stored
         if already is None:
@@ -44,20 +45,32 @@ class Storing:
             )
         else:
             self.stored = already
-        self.is_outcome = journal is not None
+        self.ours = journal is not None
         if journal is not None:
-            await context.note_journal(f"stored {self.stored.id}", pinned=retrieval.found.identity)
-        elif already is None:
-            whose = "that cannot be opened" if not_opened else "that this vault did not start"
-            context.note(f"a backup {whose} was on the node; it is kept as {self.stored.id}")
-            if context.journal is not None and not_opened is None:
-                context.note("it replaced the backup that this vault had started, which is no longer on the node")
+            await context.note_journal(f"stored {self.stored.id}", effect=Effect.SEEN, pinned=retrieval.found.identity)
+        else:
+            if already is None:
+                self._report_foreign(self.stored)
             if context.journal is not None:
                 await context.forget_journal()
         await context.sweep()
         if already is not None:
             return Done(f"stored already as {self.stored.id}", cached=True)
         return Done(f"stored as {self.stored.id} and read back")
+
+    def _report_foreign(self, stored: Manifest) -> None:
+        claim, journal, note = self._retrieval.claim, self.context.journal, self.context.note
+        if claim is Claim.NONE:
+            note(f"a backup that this vault did not start was on the node; it is kept as {stored.id}")
+            if journal is not None and journal.effect is not Effect.REFUSED:
+                note("it replaced the backup that this vault had started, which is no longer on the node")
+        elif self._retrieval.bytes.not_opened is not None:
+            note(f"a backup that cannot be opened was on the node; it is kept as {stored.id}")
+        else:
+            note(
+                f"a backup that an earlier run may have started was on the node; nothing proves that, so it is kept as"
+                f" {stored.id}, and a new one is made"
+            )
 
     async def _password(self, contents: Contents | None, *, ours: bool) -> ManifestPassword:
         context, bytes_ = self.context, self._retrieval.bytes

@@ -5,21 +5,22 @@ await back_up_node(run, outcomes, take=take_step, shared=shared_password)
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from a0backup.a0cli.status import shown
+from a0backup.a0cli.status import Status, shown
 from a0backup.backup.node_backup import NodeBackup
-from a0backup.backup.reconcile import AskAgain, Await, Delete, Keep, Refuse, Replace, Settle, Start
+from a0backup.backup.reconcile import AskAgain, Await, Delete, Keep, ReadBack, Refuse, Replace, Settle, Start
 from a0backup.backup.retrieve import Next
 from a0backup.backup.session import NodeSession, Run, open_node
 from a0backup.backup.steps import StepName, TakeStep
-from a0backup.errors import A0BackupError, ForeignBackupError, UnsettledError
+from a0backup.errors import A0BackupError, ForeignBackupError, NodeBusyError, UnsettledError
 from a0backup.fleet.models import Fleet, Node
 from a0backup.passwords.shared import LoadShared
 from a0backup.report.outcomes import Outcome, halves, outcome_of
 from a0backup.report.warnings import RunWarning
+from a0backup.vault.journal import JournalFile
 
 MAX_ROUNDS = 20  # a night takes three or four; more means that somebody else keeps changing the node
 
@@ -80,6 +81,7 @@ async def back_up_node(run: Run, outcomes: NodeOutcomes, *, take: TakeStep, shar
                 await session.ping()
             finally:
                 step = session.step
+            outcomes.kinds = await unfinished_first(session, outcomes.kinds)
             for kind in outcomes.kinds:
                 await back_up_kind(session, kind, outcomes)
             if half := halves(node.name, outcomes.kinds, splits=session.splits, outcomes=outcomes.all):
@@ -91,16 +93,26 @@ async def back_up_node(run: Run, outcomes: NodeOutcomes, *, take: TakeStep, shar
     outcomes.note_rest(ended, step)
 
 
+async def unfinished_first(session: NodeSession, kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return *kinds* with those first whose backup may still be in progress: a node makes one at a time."""
+    folder = session.vault.folder(session.node.name)
+    unfinished = await session.on_disk(lambda: [kind for kind in kinds if JournalFile(folder, kind).path.exists()])
+    return tuple(sorted(kinds, key=lambda kind: kind not in unfinished))
+
+
 async def back_up_kind(session: NodeSession, kind: str, outcomes: NodeOutcomes) -> None:
     """Back up one *kind* of the locked node and add its outcome."""
     backup = NodeBackup(session, kind)
     with error_kept() as ended:
+        if session.in_progress:
+            raise NodeBusyError(session.node.name, kind, session.in_progress)
         await backup.open()
         await make_and_keep(backup)
     if ended.error is not None:
         outcomes.failed(ended.error)
     outcomes.all.append(backup.outcome(ended.seconds, ended.error))
     if ended.error is not None:
+        session.in_progress = session.in_progress or (kind if backup.is_in_progress else "")
         await backup.abandon()
 
 
@@ -121,7 +133,9 @@ async def make_and_keep(backup: NodeBackup) -> None:
             case AskAgain():
                 status = await backup.ask_again()
             case Keep() as action:
-                await retrieve_and_store(backup, action)
+                status = await retrieve_and_store(backup, action, status)
+            case ReadBack(stored):
+                await backup.read_back(stored)
             case Delete(found) | Replace(found):
                 status = await backup.delete(found)
             case Refuse():
@@ -132,10 +146,11 @@ async def make_and_keep(backup: NodeBackup) -> None:
     raise UnsettledError(backup.session.node.name, backup.kind, shown(status))
 
 
-async def retrieve_and_store(backup: NodeBackup, action: Keep) -> None:
+async def retrieve_and_store(backup: NodeBackup, action: Keep, status: Status) -> Status:
     """Retrieve the backup of *action* until its md5 matches, at most `retrieve_attempts` times, then store it.
 
-    A backup that is given up is not stored.
+    Nothing is stored if the backup is given up, or if the node shows another *status* between two
+    attempts. Return the last status.
     """
     retrieval = backup.retrieval(action)
     while True:
@@ -146,10 +161,13 @@ async def retrieve_and_store(backup: NodeBackup, action: Keep) -> None:
         except A0BackupError as error:
             match await backup.after_failure(retrieval, error):
                 case Next.RETRY:
+                    now = await backup.status()
+                    if now != status:
+                        return now
                     continue
                 case Next.GIVE_UP:
-                    return
+                    return status
                 case Next.FAIL:
                     raise
         await backup.store(retrieval)
-        return
+        return status

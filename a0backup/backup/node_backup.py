@@ -3,21 +3,23 @@
 import asyncio
 import logging
 
-from a0backup.a0cli.status import Absent, Found, Status, shown
+from a0backup.a0cli.status import Absent, Found, InProgress, Status, shown
 from a0backup.backup.await_ import Await
 from a0backup.backup.context import Context
 from a0backup.backup.deletion import Deletion
-from a0backup.backup.facts import is_lost_by_node, stored_manifest
+from a0backup.backup.facts import is_lost_by_node, is_recent, stored_manifest
 from a0backup.backup.keep import Storing
-from a0backup.backup.reconcile import Action, Facts, Keep, reconcile
+from a0backup.backup.reconcile import Action, Claim, Facts, Keep, reconcile
 from a0backup.backup.retrieve import Next, Retrieval
 from a0backup.backup.session import NodeSession
 from a0backup.backup.start import Start
-from a0backup.backup.steps import StepName, step
-from a0backup.errors import A0BackupError, Md5MismatchError, RefusedError, VaultUnusableError
+from a0backup.backup.steps import Done, StepName, step
+from a0backup.errors import A0BackupError, ArtifactDamagedError, Md5MismatchError, RefusedError, VaultUnusableError
 from a0backup.identity import BackupIdentity
 from a0backup.report.outcomes import Outcome, outcome_of
+from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.manifest import Manifest
+from a0backup.vault.storing import confirm
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class NodeBackup:
         self._await = Await(self.context)
         self._outcome: Manifest | None = None  # the artifact that this run counts as its result
         self._read_back: frozenset[str] = frozenset()  # ids of artifacts that this run has read back
+        self._damaged: frozenset[str] = frozenset()  # ids of those whose bytes are not what their manifest says
         self._given_up: BackupIdentity | None = None  # the backup that could not be verified and will be replaced
         self._asked_again = False
 
@@ -73,28 +76,41 @@ class NodeBackup:
         self.session.enter(StepName.RECONCILE)
         action = reconcile(await self.context.on_disk(self._facts, status))
         log.info("%s: %s: %s", self.session.node.name, action.because, action.then)
-        if isinstance(action, Keep) and action.ours and action.found.md5 and self._is_not_pinned():
-            # Pin it: a later backup in its place is then known to be another one.
-            await self.context.note_journal(shown(action.found), pinned=action.found.identity)
+        journal = self.context.journal
+        if isinstance(action, Keep) and action.claim is not Claim.NONE and action.found.md5 and journal is not None:
+            found = action.found.identity
+            if journal.pinned != found:
+                # Pin it: a later backup in its place is then known to be another one.
+                effect = Effect.SEEN if self._start.sent is not None else Effect.UNKNOWN
+                await self.context.note_journal(shown(action.found), effect=effect, pinned=found)
         return action
 
-    def _is_not_pinned(self) -> bool:
-        return self.context.journal is not None and self.context.journal.pinned is None
-
     def _facts(self, status: Status) -> Facts:
-        context, vault, node = self.context, self.context.vault, self.session.node.name
+        context, vault, node = self.context, self.context.vault, self.session.node
+        journal, damaged = context.journal, self._damaged
         return Facts(
             status=status,
             existing=context.existing,
-            journal=context.journal,
+            journal=journal,
             unreadable=context.unreadable,
-            stored=stored_manifest(vault, node, self.kind, status, context.journal),
-            lost_by_node=is_lost_by_node(vault, node, self.kind, status, context.journal),
+            moved=journal is not None and not journal.is_for(node.host, node.port),
+            recent=journal is None or self._is_recent(journal),
+            stored=stored_manifest(vault, node.name, self.kind, status, journal),
+            hidden=vault.hides_manifest(node.name, self.kind),
+            lost_by_node=is_lost_by_node(vault, node.name, self.kind, status, journal, damaged=damaged),
             outcome=self._outcome,
             read_back=self._read_back,
+            damaged=damaged,
             asked_again=self._asked_again,
+            refused=self._start.refusals > 0,
+            own_password=self._start.own_password,
             given_up=self._given_up,
         )
+
+    def _is_recent(self, journal: Journal) -> bool:
+        """Return whether the journal's backup may be this run's outcome."""
+        run = self.session.run
+        return journal.flow_run == run.id or is_recent(journal.started_at, run.began, run.fleet.reuse_within)
 
     # -- doing -------------------------------------------------------------------------------------------------
 
@@ -112,14 +128,34 @@ class NodeBackup:
 
     async def start(self) -> None:
         """Start a backup; `await_finished` shows its result. Raise what `Start.start` raises."""
-        if self._asked_again:
+        journal = self.context.journal
+        if journal is not None and self._asked_again:
             self.context.note("the backup that an earlier run started is no longer on the node")
+        elif journal is not None and journal.pinned is not None:
+            self._note_finished(journal)
         await self._start.start()
         self._await = Await(self.context, self._start.sent)
 
     async def await_finished(self) -> Status:
         """Return the status that ends the wait. Raise what `Await.poll` raises, except BackupInProgressError."""
         return await self._await.poll()
+
+    @step(StepName.READ_BACK)
+    async def read_back(self, stored: Manifest) -> Done:
+        """Read back an artifact that is to be this run's outcome. Raise VaultUnusableError.
+
+        A damaged one is noted, and is the outcome no more.
+        """
+        try:
+            await self.context.on_disk(confirm, self.context.vault, stored)
+        except ArtifactDamagedError as error:
+            self.context.note(f"{error.message()}; a new backup is made")
+            self._damaged |= {stored.id}
+            if self._outcome is not None and self._outcome.id == stored.id:
+                self._outcome = None
+            return Done(f"{stored.id} is damaged")
+        self._read_back |= {stored.id}
+        return Done(f"{stored.id} was read back")
 
     def retrieval(self, action: Keep) -> Retrieval:
         """Return the retrieval of the bytes that *action* keeps."""
@@ -131,7 +167,8 @@ class NodeBackup:
         A run gives up a backup that cannot be verified only once, and only if the operator asked
         for it.
         """
-        may_give_up = self.context.may_give_up and self._given_up is None
+        # A refusal may have been wrong, and the backup on the node ours.
+        may_give_up = self.context.may_give_up and self._given_up is None and not self._start.refusals
         following = retrieval.after(error, may_give_up=may_give_up)
         if following is Next.GIVE_UP or (following is Next.FAIL and isinstance(error, Md5MismatchError)):
             await retrieval.keep_aside(error)
@@ -149,7 +186,7 @@ class NodeBackup:
             # Even if the step fails after it: the vault has the artifact, and the outcome must say so.
             if storing.stored is not None:
                 self._read_back |= {storing.stored.id}
-                if storing.is_outcome:
+                if storing.ours and self.context.journal is not None and self._is_recent(self.context.journal):
                     self._outcome = storing.stored
 
     async def delete(self, found: Found) -> Status:
@@ -166,9 +203,7 @@ class NodeBackup:
         self._outcome = outcome
         journal = self.context.journal
         if journal is not None and journal.flow_run != self.session.run.id:
-            self.context.note(
-                f"finished the backup that run {journal.flow_run} started at {journal.started_at:%Y-%m-%d %H:%M:%S UTC}"
-            )
+            self._note_finished(journal)
         await self.context.forget_journal()
         # Last: until then, a run after a crash may still need them. Only if the node shows nothing: a start that
         # arrived late may have made its current backup with one of them.
@@ -176,9 +211,14 @@ class NodeBackup:
             await self.context.on_disk(self._remove_passwords)
         await self.context.sweep()
 
+    def _note_finished(self, journal: Journal) -> None:
+        started = f"{journal.started_at:%Y-%m-%d %H:%M:%S UTC}"
+        new = "" if self._is_recent(journal) else "; that was too long ago for tonight's backup, so a new one is made"
+        self.context.note(f"finished the backup that run {journal.flow_run} started at {started}{new}")
+
     def _remove_passwords(self) -> None:
         manifests = self.context.vault.newest_first(self.session.node.name, self.kind)
-        self.context.sealed_files.remove(but=self.context.sealed_files.only_here(manifests))
+        self.context.sealed_files.remove(but=self.context.sealed_files.needed(manifests))
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -192,6 +232,11 @@ class NodeBackup:
             await self.context.forget_journal()
         except VaultUnusableError as error:
             self.context.note(f"the journal could not be removed: {error.reason}")
+
+    @property
+    def is_in_progress(self) -> bool:
+        """Whether the node was last seen making this backup."""
+        return isinstance(self.context.last_status, InProgress)
 
     def outcome(self, seconds: float, error: BaseException | None) -> Outcome:
         """Return the outcome: *error* or, without one, the artifact that is stored and off the node."""

@@ -1,16 +1,25 @@
 """Decide what to do next with a node's backup, from what node, journal and vault say.
 
-Pure; design.md has the decision table.
+Pure; docs/reconcile.md has the decision table.
 """
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import ClassVar
 
 from a0backup.a0cli.status import Absent, Found, InProgress, Status
 from a0backup.fleet.models import Existing
 from a0backup.identity import BackupIdentity
-from a0backup.vault.journal import Journal
+from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.manifest import Manifest
+
+
+class Claim(Enum):
+    """How well it is known, before its contents are read, that a backup on the node is ours."""
+
+    NONE = "nothing shows that it is ours"
+    GUESS = "a start of ours may have made it"
+    SEEN = "the run that started it saw it come"
 
 
 @dataclass(frozen=True)
@@ -18,28 +27,38 @@ class Facts:
     """What is known about one node's backup of one kind.
 
     *journal*: the journal of a backup that we started and have not settled. *unreadable*: there is
-    a journal that cannot be read. *stored*: the vault's manifest of the backup that the status
-    shows, or of the pinned backup if the status shows none. *lost_by_node*: the node no longer
-    shows the pinned backup, and its verified bytes are here, not stored. *outcome*: the artifact
-    that this run counts as its result, once there is one. *read_back*: the ids of the artifacts
-    that this run has read back. *asked_again*: the status was asked again after `call_timeout`.
-    *given_up*: the backup that could not be verified and that this run replaces.
+    a journal that cannot be read. *moved*: the journal was written for another host or port of the
+    node. *recent*: its start belongs to this run, or was sent less than `reuse_within` before it.
+    *stored*: the vault's manifest of the backup that the status shows, or of the pinned backup if
+    the status shows none. *hidden*: a manifest of this node and kind cannot be read. *lost_by_node*:
+    the node no longer shows the pinned backup, and its verified bytes are here, not stored.
+    *outcome*: the artifact that this run counts as its result, once there is one. *read_back*,
+    *damaged*: the ids of the artifacts that this run has read back, and of those whose bytes were
+    not what their manifest says. *asked_again*: the status was asked again after `call_timeout`.
+    *refused*: a start of this run was refused. *own_password*: this run knows the sealed password
+    of that start. *given_up*: the backup that could not be verified and that this run replaces.
     """
 
     status: Status
     existing: Existing
     journal: Journal | None = None
     unreadable: bool = False
+    moved: bool = False
+    recent: bool = True
     stored: Manifest | None = None
+    hidden: bool = False
     lost_by_node: bool = False
     outcome: Manifest | None = None
     read_back: frozenset[str] = frozenset()
+    damaged: frozenset[str] = frozenset()
     asked_again: bool = False
+    refused: bool = False
+    own_password: bool = False
     given_up: BackupIdentity | None = None
 
     @property
     def pinned(self) -> BackupIdentity | None:
-        """The backup that the node was seen to hold after our start."""
+        """The backup that our start is believed to have made."""
         return self.journal.pinned if self.journal else None
 
 
@@ -88,13 +107,27 @@ class Keep(Action):
     """Retrieve, verify and store *found*, or read it back if the vault has it as *stored*."""
 
     found: Found
-    ours: bool
+    claim: Claim
     stored: Manifest | None = None
 
     @property
     def then(self) -> str:
         how = "read back what the vault has of it" if self.stored else "retrieve, verify and store it"
-        return f"{how}, delete it on the node" + ("" if self.ours else ", then start a backup")
+        more = {
+            Claim.NONE: ", then start a backup",
+            Claim.GUESS: ", then start a backup unless the contents prove that it is ours",
+            Claim.SEEN: "",
+        }
+        return f"{how}, delete it on the node{more[self.claim]}"
+
+
+@dataclass(frozen=True)
+class ReadBack(Action):
+    """Read back *stored*, which the node no longer holds."""
+
+    stored: Manifest
+
+    _then = "read back the stored artifact, and start a backup if it is damaged"
 
 
 @dataclass(frozen=True)
@@ -124,7 +157,7 @@ class Refuse(Action):
 
 @dataclass(frozen=True)
 class Settle(Action):
-    """Clean up: the run's *outcome* is stored and off the node."""
+    """Clean up: the run's *outcome* is stored, was read back by this run, and is off the node."""
 
     outcome: Manifest
 
@@ -134,20 +167,20 @@ class Settle(Action):
 def reconcile(facts: Facts) -> Action:
     """Return the next action for *facts*."""
     if facts.outcome is not None and _is_all_done(facts, facts.outcome):
-        return Settle(facts.outcome, because=f"{facts.outcome.id} is stored")
+        return _settle(facts, facts.outcome)
     if facts.lost_by_node and facts.pinned is not None:
         # Regardless of what the node holds now: no other copy of these bytes exists.
         lost = Found(facts.pinned.name, facts.pinned.md5)
         return Keep(
             lost,
-            ours=True,
+            _claim(lost, facts),
             because="the node no longer holds the backup that we started, but its verified bytes are here",
         )
     match facts.status:
         case Absent():
             return _nothing_there(facts)
         case InProgress():
-            if facts.journal is not None and facts.pinned is None:
+            if _may_be_in_progress(facts):
                 return Await(ours=True, because="the backup that we started is in progress")
             if facts.existing == "fail":
                 return Refuse(because="a backup that we did not start is in progress")
@@ -165,33 +198,76 @@ def _is_all_done(facts: Facts, outcome: Manifest) -> bool:
     return facts.journal is None or facts.journal.is_of(outcome)
 
 
+def _settle(facts: Facts, outcome: Manifest) -> Action:
+    if outcome.id in facts.read_back:
+        return Settle(outcome, because=f"{outcome.id} is stored and was read back")
+    return ReadBack(outcome, because=f"{outcome.id} is stored, and no other copy of it exists")
+
+
 def _nothing_there(facts: Facts) -> Action:
     if facts.journal is None:
         return Start(because="nothing is on the node")
+    if facts.stored is not None and facts.stored.id in facts.damaged:
+        return Start(because=f"{facts.stored.id} is damaged and the node holds nothing")
+    if facts.stored is not None and facts.recent:
+        return _settle(facts, facts.stored)
     if facts.stored is not None:
-        return Settle(facts.stored, because=f"{facts.stored.id} is stored and the node holds nothing")
+        return Start(because=f"{facts.stored.id} is stored, and was started too long ago to be this run's backup")
+    if facts.journal.effect is Effect.REFUSED:
+        return Start(because="the last start was refused, and nothing is on the node")
     if not facts.asked_again:
         return AskAgain(because="a backup was started, but the node shows nothing")
     return Start(because="the backup that was started is no longer on the node")
 
 
+def _may_be_in_progress(facts: Facts) -> bool:
+    """Return whether the backup in progress may be the one of the journal."""
+    journal = facts.journal
+    return journal is not None and journal.pinned is None and journal.effect is not Effect.REFUSED and not facts.moved
+
+
+def _claim(found: Found, facts: Facts) -> Claim:
+    """Return how well it is known that *found* is the backup of the journal."""
+    journal, pinned = facts.journal, facts.pinned
+    if journal is None or journal.effect is Effect.REFUSED:
+        return Claim.NONE
+    if pinned is not None:
+        if found.identity.may_be(pinned):
+            return Claim.SEEN if journal.effect is Effect.SEEN else Claim.GUESS
+        # The md5 may have been shown too early, but the name alone proves little: it may always be the same.
+        return Claim.GUESS if found.name == pinned.name and not facts.moved else Claim.NONE
+    if facts.moved or found.identity == journal.seen_before:
+        return Claim.NONE
+    # Anybody who knows the shared password may have made it later. With a sealed one, the contents tell.
+    return Claim.NONE if journal.effect is Effect.NONE and not journal.sealed else Claim.GUESS
+
+
 def _found(found: Found, facts: Facts) -> Action:
-    journal, stored = facts.journal, facts.stored
-    from_before = journal is not None and facts.pinned is None and found.identity == journal.seen_before
-    if from_before and not facts.asked_again:
+    journal, stored, claim = facts.journal, facts.stored, _claim(found, facts)
+    unclear = journal is not None and journal.pinned is None and journal.effect is Effect.UNKNOWN
+    if unclear and journal is not None and found.identity == journal.seen_before and not facts.asked_again:
         return AskAgain(because="the node still shows the backup from before the start")
-    ours = journal is not None and not from_before and (facts.pinned is None or found.identity.may_be(facts.pinned))
     if stored is not None and stored.id in facts.read_back:
         return Delete(found, because=f"it is stored as {stored.id} and was read back")
-    if found.identity == facts.given_up and (ours or facts.existing == "replace"):
+    if found.identity == facts.given_up and (claim is not Claim.NONE or facts.existing == "replace"):
         return Replace(found, because="the backup on the node cannot be verified and will be replaced")
     if stored is not None:
-        return Keep(found, ours, stored, because=f"it is in the vault as {stored.id} and must be read back first")
-    if ours:
-        return Keep(found, ours, because="the backup that we started is on the node")
+        return Keep(found, claim, stored, because=f"it is in the vault as {stored.id} and must be read back first")
+    if claim is not Claim.NONE:
+        ours = "the backup that we started is" if claim is Claim.SEEN else "a backup that we may have started is"
+        return Keep(found, claim, because=f"{ours} on the node")
+    return _foreign(found, facts)
+
+
+def _foreign(found: Found, facts: Facts) -> Action:
+    what = "a backup that we did not start is on the node"
+    if facts.refused and facts.own_password:
+        # The refusal may have been wrong. If the password of that start opens it, it is ours.
+        return Keep(found, Claim.NONE, because=f"{what}, unless the refused start made it")
     if facts.existing == "fail":
-        return Refuse(because="a backup that we did not start is on the node")
-    # With a journal it may still be ours, under another name or md5 than first seen.
-    if facts.existing == "replace" and journal is None:
-        return Replace(found, because="a backup that we did not start is on the node and will be replaced")
-    return Keep(found, ours, because="a backup that we did not start is on the node; it is kept first")
+        return Refuse(because=what)
+    # It may be ours after all: under another name or md5 than first seen, in spite of a refusal, or stored under a
+    # manifest that cannot be read.
+    if facts.existing == "replace" and facts.journal is None and not facts.refused and not facts.hidden:
+        return Replace(found, because=f"{what} and will be replaced")
+    return Keep(found, Claim.NONE, because=f"{what}; it is kept first")

@@ -15,8 +15,8 @@ from a0backup.a0cli.status import shown
 from a0backup.artifact.inspection import Inspection, inspect
 from a0backup.backup import evidence
 from a0backup.backup.context import Context, now
-from a0backup.backup.evidence import Evidence
-from a0backup.backup.reconcile import Keep
+from a0backup.backup.evidence import Evidence, Judgement, Verdict
+from a0backup.backup.reconcile import Claim, Keep
 from a0backup.backup.start import KnownPassword, Start
 from a0backup.backup.steps import Done, StepName, step
 from a0backup.errors import (
@@ -76,6 +76,7 @@ class Retrieved:
     tried: tuple[KnownPassword, ...] = ()  # the passwords given to the inspection
     inspection: Inspection | None = None  # set if a password was available
     not_opened: NotOpened | None = None  # why they were not opened, despite the journal
+    ours: bool = False  # what the journal, the vault and the contents together prove
 
 
 class Retrieval:
@@ -84,7 +85,7 @@ class Retrieval:
     def __init__(self, context: Context, start: Start, action: Keep) -> None:
         self.context, self._start = context, start
         self.session, self.kind = context.session, context.kind
-        self.found, self.ours, self._stored = action.found, action.ours, action.stored
+        self.found, self.claim, self._stored = action.found, action.claim, action.stored
         self.attempts = 0
         self._always_whole = True
         self.bytes = Retrieved()
@@ -125,7 +126,7 @@ class Retrieval:
         context, vault, node = self.context, self.context.vault, self.context.node.name
         directory, a0cli = self.session.directory, self.session.a0cli
         # The leftovers are not the wanted bytes, and this artifact needs their space.
-        await context.on_disk(sweep_private, vault, node, keep=directory.path)
+        await context.on_disk(sweep_private, vault, node, kind=self.kind, keep=directory.path)
         await context.on_disk(directory.clear_retrieved)
         space = await context.on_disk(claim, vault, node, self.kind, arriving=directory.path)
         context.tell(StepName.RETRIEVE, watch=directory.path, size=space.last)
@@ -188,8 +189,9 @@ class Retrieval:
         started. A foreign backup is stored as it is; ForeignBackupError is raised only if
         `existing` is `fail`.
         """
-        if self.bytes.stored is not None:
-            return Done(f"stored already, {_how_read(self.bytes.stored.verified)}", cached=True)
+        if (stored := self.bytes.stored) is not None:
+            self.bytes.ours = self.claim is not Claim.NONE and stored.started_at is not None
+            return Done(f"stored already, {_how_read(stored.verified)}", cached=True)
         assert self.bytes.digests is not None, "inspect comes after verify"
         if self.bytes.inspection is None:
             # An earlier run left these bytes. Without a password there is nothing to read them for.
@@ -197,44 +199,48 @@ class Retrieval:
             if self.bytes.tried:
                 await self._read(self._verified_file)
         inspection = self.bytes.inspection
-        contents, error = (inspection.contents, inspection.error) if inspection else (None, None)
-        if contents is not None:
-            for oddity in contents.odd:
-                self.context.note(f"in the artifact: {oddity}")
-            unpacked = human_size(contents.unpacked_size)
-            return Done(f"opened and read: {contents.members} members, {unpacked} unpacked")
-        return await self._not_opened(
-            Evidence(
-                error=error,
-                ours=self.ours,
-                started_here=self._start.sent is not None,
-                accepted=self._start.sent is not None and self._start.sent.accepted,
-                starts=self._start.count,
-                journal=self.context.journal,
-                existing=self.context.existing,
-            )
+        known = self._evidence(inspection)
+        judged = evidence.judge(known)
+        self.bytes.ours = judged.ours
+        if inspection is None or inspection.contents is None:
+            return await self._not_opened(known, judged)
+        for oddity in inspection.contents.odd:
+            self.context.note(f"in the artifact: {oddity}")
+        unpacked = human_size(inspection.contents.unpacked_size)
+        return Done(f"opened and read: {inspection.contents.members} members, {unpacked} unpacked")
+
+    def _evidence(self, inspection: Inspection | None) -> Evidence:
+        contents = inspection.contents if inspection else None
+        return Evidence(
+            opened=self.bytes.tried[contents.opened_by].mode if contents else None,
+            error=inspection.error if inspection else None,
+            claim=self.claim,
+            started_here=self._start.sent is not None,
+            accepted=self._start.sent is not None and self._start.sent.accepted,
+            starts=self._start.count,
+            journal=self.context.journal,
+            existing=self.context.existing,
         )
 
-    async def _not_opened(self, known: Evidence) -> Done:
-        context, error = self.context, known.error
-        verdict, why = evidence.judge(known)
-        match verdict:
-            case evidence.Verdict.FAILED:
+    async def _not_opened(self, known: Evidence, judged: Judgement) -> Done:
+        context, error, why = self.context, known.error, judged.why
+        match judged.verdict:
+            case Verdict.FAILED:
                 assert error is not None, "only what was tried can fail"
                 # The next run may not have the password to find this out again.
                 await context.note_journal("not opened", not_opened=why)
                 raise error
-            case evidence.Verdict.FOREIGN:
+            case Verdict.FOREIGN:
                 await context.forget_journal()
                 raise ForeignBackupError(context.node.name, self.kind, shown(self.found))
         if known.sealed_elsewhere:
             self.bytes.inspection = None
         if why is None:
-            if self.ours:
+            if judged.ours:
                 context.note("the contents were not inspected: the password is sealed and not available in this run")
             return Done("its password is not available; the contents were not inspected")
         self.bytes.not_opened = why
-        if self.ours:
+        if self.claim is not Claim.NONE:
             context.note(f"the backup that an earlier run started cannot be opened, so a new one is made: {why.reason}")
         return Done(f"not opened: {why.reason}")
 

@@ -4,6 +4,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import ParamSpec, TypeVar
 
 from a0backup.a0cli.commands import A0cli
@@ -29,7 +30,7 @@ class Run:
 
     *id* is the id of the flow run that this work belongs to; what that flow run has stored is not
     made again. *existing* is the operator's choice for this run only. *stored_before* maps each
-    node to the artifacts that existed when the run began; what another run stores later counts as
+    node to the artifacts that existed when the run *began*; what another run stores later counts as
     this run's outcome.
     """
 
@@ -37,17 +38,18 @@ class Run:
     fleet: Fleet
     existing: Existing | None = None
     stored_before: Mapping[str, VaultSnapshot] = field(default_factory=dict)
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
     def begin(cls, fleet: Fleet, nodes: Sequence[Node], *, id: str, existing: Existing | None = None) -> "Run":
         """Return a run that begins now; *stored_before* omits a node whose folder cannot be used."""
-        vault = Vault(fleet.vault)
+        vault, began = Vault(fleet.vault), datetime.now(UTC)
         stored = {}
         for node in nodes:
             with contextlib.suppress(OSError, VaultUnusableError):
                 vault.make(node.name)  # a new vault can then be recognised later
                 stored[node.name] = vault.snapshot(node.name)
-        return cls(id, fleet, existing, stored)
+        return cls(id, fleet, existing, stored, began)
 
 
 class NodeSession:
@@ -72,6 +74,7 @@ class NodeSession:
         self.has_role: bool | None = None  # whether the node lists `backup`; None if that is not understood
         self.splits = bool(node.splits)  # whether its build keeps the encryption keys out of `backup`
         self.step = StepName.LOCK
+        self.in_progress = ""  # the kind that the node was still making when this run stopped waiting for it
 
     @property
     def session(self) -> "NodeSession":

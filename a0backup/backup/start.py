@@ -12,7 +12,7 @@ from a0backup.errors import A0BackupError, A0cliError, A0cliMissingError, Passwo
 from a0backup.identity import BackupIdentity
 from a0backup.passwords import recovery_keys
 from a0backup.passwords.sealed import random_password
-from a0backup.vault.journal import Journal
+from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.manifest import Mode, SealedPassword
 from a0backup.vault.space import claim
 
@@ -40,6 +40,7 @@ class Sent:
     accepted: bool  # a0cli reported success
     refused: A0BackupError | None  # after a start that made nothing: what to raise if the node shows nothing
     before: BackupIdentity | None  # what the node last showed before the start
+    sealed: bool  # its password is sealed, and only this run knows it
 
 
 class Start:
@@ -49,6 +50,7 @@ class Start:
         self.context, self._deletion = context, deletion
         self.session, self.kind = context.session, context.kind
         self.count = 0
+        self.refusals = 0
         self.password: KnownPassword | None = None  # the password of the last start
         self.sent: Sent | None = None  # the last start
 
@@ -57,11 +59,13 @@ class Start:
         """Start a backup on the node; the status that follows shows its effect, not the reply.
 
         Before anything is sent, raise PasswordError, RecoveryKeyError, or VaultFullError if the new
-        artifact would not fit. Raise A0cliMissingError if a0cli could not be run.
+        artifact would not fit. Raise A0cliMissingError if a0cli could not be run, and at the second
+        refusal RefusedError or StartFailedError.
         """
         context, name = self.context, self.context.node.name
         secret = await self._shared_or_new()
         await context.sweep()
+        await self._drop_refused_password()
         await context.on_disk(claim, context.vault, name, self.kind, arriving=self.session.directory.path)
         waited = await self._deletion.let_earlier_arrive()
         if waited:
@@ -69,6 +73,8 @@ class Start:
         journal = Journal(
             node=name,
             kind=self.kind,
+            host=context.node.host,
+            port=context.node.port,
             flow_run=self.session.run.id,
             started_at=now(),
             sealed=bool(secret.sealed),
@@ -89,8 +95,11 @@ class Start:
         if self.sent.refused is None:
             await context.note_journal(f"start sent: {self.sent.reply}")
         else:
-            # The start made nothing: a backup that the node shows, now or later, is not ours.
-            await context.forget_journal()
+            self.refusals += 1
+            await context.note_journal(f"start refused: {self.sent.reply}", effect=Effect.REFUSED)
+            if self.refusals > 1:
+                # A node that refuses each start and makes a backup all the same would be backed up without end.
+                raise self.sent.refused
         return Done(f"the node replied {self.sent.reply!r}")
 
     async def _send(self, secret: KnownPassword, journal: Journal) -> Sent:
@@ -108,7 +117,7 @@ class Start:
                 failed = StartFailedError(self.session.node.name, self.kind, reply)
                 refused = said if isinstance(said, RefusedError) else failed
         # Timed after the call: a call that hung until its deadline may still be under way.
-        return Sent(time.monotonic(), reply, accepted, refused, journal.seen_before)
+        return Sent(time.monotonic(), reply, accepted, refused, journal.seen_before, bool(secret.sealed))
 
     async def _shared_or_new(self) -> KnownPassword:
         """Return the password to start with: the shared one, or a new one sealed to every recovery key."""
@@ -120,6 +129,17 @@ class Start:
         keys = await self.context.on_disk(recovery_keys.load_all, source.sealed_to)
         text = random_password()
         return KnownPassword(text, tuple(key.seal(text) for key in keys))
+
+    async def _drop_refused_password(self) -> None:
+        """Remove the sealed password of an earlier start that was refused; the node shows nothing of it."""
+        journal = self.context.journal
+        if journal is not None and journal.sealed and journal.effect is Effect.REFUSED:
+            await self.context.on_disk(self.context.sealed_files.remove_made_at, journal.started_at)
+
+    @property
+    def own_password(self) -> bool:
+        """Whether the last start had a sealed password, which only this run knows."""
+        return self.password is not None and bool(self.password.sealed)
 
     def _last_stored(self) -> BackupIdentity | None:
         last = self.context.vault.newest(self.context.node.name, self.kind)

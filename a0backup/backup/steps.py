@@ -37,6 +37,7 @@ class StepName(StrEnum):
     VERIFY = "verify"
     INSPECT = "inspect"
     STORE = "store"
+    READ_BACK = "read-back"
     DELETE = "delete"
     CONFIRM_DELETE = "confirm-delete"
     SETTLE = "settle"

@@ -282,6 +282,11 @@ class Fleet(_Strict):
     existing: Existing = Field(
         default="preserve", description="What to do with a backup on the node that this vault did not start."
     )
+    reuse_within: Annotated[float, Between("0s", "30d")] = _duration(
+        "6h",
+        "A backup that an earlier run started less than this before a run is that run's backup; an older one is "
+        "finished and kept, and a new one is made.",
+    )
     contents: ContentsLimits = Field(
         default_factory=ContentsLimits, description="The limits for reading an artifact's contents."
     )

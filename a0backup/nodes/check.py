@@ -6,6 +6,7 @@ import shlex
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from a0backup.a0cli.directory import PrivateDirectory
 from a0backup.a0cli.listing import missing_commands, offers_sensitive
 from a0backup.a0cli.replies import read_status, teach
 from a0backup.a0cli.status import Status, shown
-from a0backup.backup.facts import stored_manifest
+from a0backup.backup.facts import is_recent, stored_manifest
 from a0backup.backup.reconcile import Facts, reconcile
 from a0backup.errors import (
     A0BackupError,
@@ -79,7 +80,7 @@ async def check_node(
                 lesson = lesson or teach(printed, a0cli.wordings)
                 found = read_status(printed, node=node.name, command=f"{kind}-status", wordings=a0cli.wordings)
                 seen.append(shown(found))
-                plans.append(await in_thread(_would, vault, node.name, kind, found, existing or fleet.existing))
+                plans.append(await in_thread(_would, fleet, node, kind, found, existing or fleet.existing))
             status, would = "; ".join(seen), "; ".join(plans)
     except A0BackupError as error:
         reachable = reachable and not isinstance(error, UnreachableError)
@@ -251,17 +252,27 @@ def _may_open_backups(path: Path, known: set[str]) -> bool:
         return False
 
 
-def _would(vault: Vault, node: str, kind: str, status: Status, existing: Existing) -> str:
-    lock = vault.folder(node) / "lock"
+def _would(fleet: Fleet, node: Node, kind: str, status: Status, existing: Existing) -> str:
+    vault = Vault(fleet.vault)
+    lock = vault.folder(node.name) / "lock"
     first = ""
     if is_held(lock):
         first = f"wait for {read_holder(lock) or 'the run that holds the node'}; then "
     journal: Journal | None = None
     try:
-        journal = JournalFile(vault.folder(node), kind).read()
+        journal = JournalFile(vault.folder(node.name), kind).read()
     except ValueError:
         first += "set the unreadable journal aside; "
         existing = "preserve"
-    stored = stored_manifest(vault, node, kind, status, journal)
-    action = reconcile(Facts(status=status, existing=existing, journal=journal, stored=stored))
+    stored = stored_manifest(vault, node.name, kind, status, journal)
+    facts = Facts(
+        status=status,
+        existing=existing,
+        journal=journal,
+        moved=journal is not None and not journal.is_for(node.host, node.port),
+        recent=journal is None or is_recent(journal.started_at, datetime.now(UTC), fleet.reuse_within),
+        stored=stored,
+        hidden=vault.hides_manifest(node.name, kind),
+    )
+    action = reconcile(facts)
     return f"{first}{action.then} ({action.because})"

@@ -6,6 +6,7 @@ artifact is stored.
 """
 
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -40,6 +41,15 @@ class Entry(BaseModel):
     what: str
 
 
+class Effect(StrEnum):
+    """What the run that sent a start knows about its effect on the node."""
+
+    UNKNOWN = "unknown"  # it was stopped before it could tell
+    REFUSED = "refused"  # the reply said that nothing was started
+    NONE = "none"  # the node showed nothing of it within `call_timeout`
+    SEEN = "seen"  # the run saw the pinned backup come
+
+
 class NotOpened(BaseModel):
     """Why the run that knew the password could not read a backup to its end, and whether the password fits."""
 
@@ -57,11 +67,14 @@ class Journal(BaseModel):
     version: Literal[1] = Field(default=1, alias="schema")
     node: str
     kind: str
+    host: str
+    port: int
     flow_run: str
     started_at: datetime
     sealed: bool  # whether it was started with a sealed password
+    effect: Effect = Effect.UNKNOWN
     seen_before: BackupIdentity | None = None
-    pinned: BackupIdentity | None = None
+    pinned: BackupIdentity | None = None  # the backup that the start is believed to have made
     not_opened: NotOpened | None = None
     history: tuple[Entry, ...] = ()
 
@@ -78,16 +91,23 @@ class Journal(BaseModel):
         same_bytes = self.pinned is not None and self.pinned.md5 == manifest.artifact.md5
         return same_bytes and self.started_at == manifest.started_at
 
+    def is_for(self, host: str, port: int) -> bool:
+        """Return whether the start was sent to that address: another one may be another appliance."""
+        return (self.host, self.port) == (host, port)
+
     def noted(
-        self, at: datetime, what: str, *, pinned: BackupIdentity | None = None, not_opened: NotOpened | None = None
+        self,
+        at: datetime,
+        what: str,
+        *,
+        effect: Effect | None = None,
+        pinned: BackupIdentity | None = None,
+        not_opened: NotOpened | None = None,
     ) -> "Journal":
-        """Return this journal with one more entry, and with *pinned* and *not_opened* if they are given."""
-        update: dict[str, object] = {"history": (*self.history, Entry(at=at, what=what))}
-        if pinned is not None:
-            update["pinned"] = pinned
-        if not_opened is not None:
-            update["not_opened"] = not_opened
-        return self.model_copy(update=update)
+        """Return this journal with one more entry, and with *effect*, *pinned* and *not_opened* if given."""
+        given = {"effect": effect, "pinned": pinned, "not_opened": not_opened}
+        update: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+        return self.model_copy(update={**update, "history": (*self.history, Entry(at=at, what=what))})
 
 
 class JournalFile:

@@ -3,13 +3,9 @@
 import shutil
 from pathlib import Path
 
-from a0backup.files import (
-    Digests,
-    digests,
-)
-from a0backup.vault.manifest import (
-    MANIFEST,
-)
+from a0backup.files import Digests, digests
+from a0backup.vault.journal import Journal, JournalFile
+from a0backup.vault.manifest import MANIFEST
 from a0backup.vault.quarantine import drop_quarantine
 from a0backup.vault.vault import Vault
 
@@ -50,7 +46,7 @@ def sweep(vault: Vault, node: str, *, kind: str, keep: Path) -> list[Path]:
     these are worth anything.
     """
     verified_file(vault, node, kind).unlink(missing_ok=True)
-    sweep_private(vault, node, keep=keep)
+    sweep_private(vault, node, kind=kind, keep=keep)
     drop_quarantine(vault, node, kind, but_newest=True)
     for path in vault.folder(node).glob(".*.partial"):
         path.unlink(missing_ok=True)
@@ -68,8 +64,29 @@ def sweep(vault: Vault, node: str, *, kind: str, keep: Path) -> list[Path]:
     return without_manifest
 
 
-def sweep_private(vault: Vault, node: str, *, keep: Path) -> None:
-    """Remove the private directories of dead runs, all but *keep*."""
+def sweep_private(vault: Vault, node: str, *, kind: str, keep: Path) -> None:
+    """Remove the private directories of dead runs, all but *keep*; bytes that another kind than *kind* needs stay."""
+    if any(path.parent != keep for path in vault.work(node).glob("*/*.tar.gz.enc")):
+        for other, md5 in _pinned(vault, node).items():
+            if other != kind:
+                salvage(vault, node, other, md5)
     for path in vault.work(node).iterdir():
         if path != keep and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+
+
+def _pinned(vault: Vault, node: str) -> dict[str, str]:
+    """Return the md5 of each backup of *node* that is pinned and not settled, by kind."""
+    pinned = {}
+    for path in vault.folder(node).glob("journal-*.json"):
+        journal = _readable(JournalFile(vault.folder(node), path.stem.removeprefix("journal-")))
+        if journal is not None and journal.pinned is not None and journal.pinned.md5 is not None:
+            pinned[journal.kind] = journal.pinned.md5
+    return pinned
+
+
+def _readable(file: JournalFile) -> Journal | None:
+    try:
+        return file.read()
+    except ValueError:
+        return None

@@ -109,11 +109,12 @@ class SealedFiles:
         """Return the names of the files that a later version wrote and only that version reads. Raise OSError."""
         return [path.name for path, content in self._contents().items() if content is None and self._later(path)]
 
-    def only_here(self, newest_first: Iterable[Manifest]) -> tuple[SealedPassword, ...]:
-        """Return the passwords that may be the only way to open an artifact whose manifest does not list them.
+    def needed(self, newest_first: Iterable[Manifest]) -> tuple[SealedPassword, ...]:
+        """Return the passwords that a backup may still need. *newest_first*: the manifests of this node and kind.
 
-        Such an artifact was stored while the file could not be read. A password that was proven to
-        open another artifact is left out. *newest_first*: the manifests of this node and kind.
+        A password is needed if no manifest lists it: its backup may still appear, or be in another
+        vault. It is also needed if an artifact whose password is not proven was stored while the
+        file could not be read. A password that is proven to open an artifact opens no other.
         """
         made = [content for content in self._contents().values() if content]
         wanted: dict[SealedPassword, None] = {}
@@ -121,15 +122,19 @@ class SealedFiles:
             return ()
         oldest = min(content.made_at for content in made)
         proven: set[SealedPassword] = set()
+        listed: set[SealedPassword] = set()
         for manifest in itertools.takewhile(lambda manifest: manifest.stored_at >= oldest, newest_first):
             password = manifest.encryption.password
             if password.confirmed:
                 proven |= set(password.sealed)
                 continue
             known = set(password.sealed)
+            listed |= known
             for content in made:
                 if manifest.stored_at >= content.made_at:
                     wanted |= dict.fromkeys(entry for entry in content.sealed if entry not in known)
+        for content in made:
+            wanted |= dict.fromkeys(entry for entry in content.sealed if entry not in listed)
         return tuple(entry for entry in wanted if entry not in proven)
 
     def remove(self, but: Sequence[SealedPassword] = ()) -> None:
@@ -145,6 +150,14 @@ class SealedFiles:
         for path in self.folder.glob(".*.partial"):
             path.unlink(missing_ok=True)
         fsync_directory(self.folder)
+
+    def remove_made_at(self, made_at: datetime) -> None:
+        """Remove the files that were written for a start at *made_at*. Raise OSError."""
+        made = [path for path, content in self._contents().items() if content and content.made_at == made_at]
+        for path in made:
+            path.unlink(missing_ok=True)
+        if made:
+            fsync_directory(self.folder)
 
     def _contents(self) -> dict[Path, _Content | None]:
         """Return every file of this kind with its content, oldest first; None for a file that cannot be read as one."""

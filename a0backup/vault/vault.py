@@ -198,18 +198,33 @@ class Vault:
             return UnreadableManifest(id=place, reason=f"{MANIFEST} is that of another artifact")
         return manifest
 
-    def with_md5(self, node: str, kind: str, md5: str, *, started_at: datetime | None = None) -> Manifest | None:
+    def with_md5(
+        self,
+        node: str,
+        kind: str,
+        md5: str,
+        *,
+        started_at: datetime | None = None,
+        foreign_since: datetime | None = None,
+    ) -> Manifest | None:
         """Return the newest manifest of *node* and *kind* whose artifact has this md5.
 
         With *started_at*, only the backup that was started then counts: another night's may have
-        the same bytes.
+        the same bytes. With *foreign_since*, only one that was stored as foreign after that time.
         """
-        same = [
-            manifest
-            for manifest in self.manifests(node, kind)
-            if manifest.artifact.md5 == md5 and started_at in (None, manifest.started_at)
-        ]
+
+        def counts(manifest: Manifest) -> bool:
+            if foreign_since is not None:
+                return manifest.started_at is None and manifest.stored_at >= foreign_since
+            return started_at in (None, manifest.started_at)
+
+        same = [entry for entry in self.manifests(node, kind) if entry.artifact.md5 == md5 and counts(entry)]
         return same[-1] if same else None
+
+    def hides_manifest(self, node: str, kind: str) -> bool:
+        """Return whether a manifest of *node* and *kind* cannot be read."""
+        hidden = [entry for entry in self.entries(node) if isinstance(entry, UnreadableManifest)]
+        return any(entry.id.endswith(f"Z-{kind}") for entry in hidden)
 
     def reread(self, manifest: Manifest) -> None:
         """Read the artifact past the page cache. Raise ArtifactDamagedError unless it matches its manifest."""

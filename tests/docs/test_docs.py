@@ -171,6 +171,6 @@ def test_the_exit_codes_are_the_same_in_the_readme_in_operations_and_in_the_help
     assert set(re.findall(r"\b(\d+) [a-z]", cli.epilog or "")) == codes
 
 
-@pytest.mark.parametrize("page", ["docs/design.md", "docs/operations.md", "docs/reliability.md"])
+@pytest.mark.parametrize("page", ["docs/design.md", "docs/operations.md", "docs/reconcile.md", "docs/reliability.md"])
 def test_a_page_is_short_enough_to_read(page: str):
     assert len(text_of(page).splitlines()) < 260

@@ -546,12 +546,17 @@ def test_64_kib_of_anything_takes_bounded_time(text: str) -> None:
         ("error: permission denied", 1, True),
         ("Backup in progress", 1, False),
         ("already done. Backup in progress", 1, False),
-        ("Backup already in progress", 0, False),
+        ("Backup already in progress", 0, True),
+        ('{"message":"There is a backup already, delete it first"}', 0, True),
+        ('{"message":"Backup in progress"}', 0, False),
+        ("error: permission denied", 0, False),
         ("Error: socket hang up", 1, False),
         ("", 1, False),
     ],
 )
-def test_a_start_made_nothing_only_if_it_failed_and_said_so(said: str, exit_code: int, nothing: bool) -> None:
+def test_a_start_made_nothing_if_it_was_refused_or_there_was_a_backup_already(
+    said: str, exit_code: int, nothing: bool
+) -> None:
     reply = Printed("backup", exit_code, "", said, 0.1)
     refused = refusal(reply, node="a0-1", command="backup", wordings=Wordings())
     assert made_nothing(reply, refused) is nothing

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from a0backup.backup.evidence import Evidence, Verdict, judge, password_of
+from a0backup.backup.reconcile import Claim
 from a0backup.backup.start import KnownPassword
 from a0backup.errors import GzipDamagedError, WrongPasswordError
 from a0backup.vault.journal import Journal, NotOpened
@@ -18,14 +19,31 @@ FITS = NotOpened(reason="too large", password_fits=True)
 
 def journal(*, sealed: bool = False, not_opened: NotOpened | None = None) -> Journal:
     started = datetime(2026, 11, 23, 2, tzinfo=UTC)
-    return Journal(node="a0-1", kind="backup", flow_run="run", started_at=started, sealed=sealed, not_opened=not_opened)
+    return Journal(
+        node="a0-1",
+        kind="backup",
+        host="10.0.0.1",
+        port=10121,
+        flow_run="run",
+        started_at=started,
+        sealed=sealed,
+        not_opened=not_opened,
+    )
 
 
 FOREIGN = Evidence(
-    error=None, ours=False, started_here=False, accepted=False, starts=0, journal=None, existing="preserve"
+    opened=None,
+    error=None,
+    claim=Claim.NONE,
+    started_here=False,
+    accepted=False,
+    starts=0,
+    journal=None,
+    existing="preserve",
 )
-EARLIER = replace(FOREIGN, ours=True, journal=journal())
+EARLIER = replace(FOREIGN, claim=Claim.SEEN, journal=journal())
 SEALED = replace(EARLIER, journal=journal(sealed=True))
+GUESS, SEALED_GUESS = (replace(each, claim=Claim.GUESS) for each in (EARLIER, SEALED))
 HERE = replace(EARLIER, started_here=True, accepted=True, starts=1)
 LOST_REPLY = replace(HERE, accepted=False)
 FAIL = {"existing": "fail"}
@@ -46,7 +64,11 @@ ROWS: list[tuple[str, Evidence, Verdict, str]] = [
         "noise",
     ),
     ("of an earlier run, shared, noise", replace(EARLIER, error=NOISE), Verdict.NOT_OPENED, "noise"),
-    ("the same with the policy to fail", replace(EARLIER, error=NOISE, **FAIL), Verdict.FOREIGN, "noise"),
+    ("the same with the policy to fail", replace(EARLIER, error=NOISE, **FAIL), Verdict.NOT_OPENED, "noise"),
+    ("perhaps of an earlier run, shared, noise, fail", replace(GUESS, error=NOISE, **FAIL), Verdict.FOREIGN, "noise"),
+    ("perhaps of an earlier run, shared, not at hand, fail", replace(GUESS, **FAIL), Verdict.FOREIGN, ""),
+    ("perhaps of an earlier run, sealed, fail", replace(SEALED_GUESS, **FAIL), Verdict.NOT_READ, ""),
+    ("foreign, opened", replace(FOREIGN, opened="shared"), Verdict.OPENED, ""),
     ("of an earlier run, shared, cut, fail", replace(EARLIER, error=CUT, **FAIL), Verdict.NOT_OPENED, "cut"),
     ("of an earlier run, sealed, nothing at hand", SEALED, Verdict.NOT_READ, ""),
     ("of an earlier run, sealed, another is at hand", replace(SEALED, error=NOISE), Verdict.NOT_READ, ""),
@@ -74,10 +96,33 @@ ROWS: list[tuple[str, Evidence, Verdict, str]] = [
 
 @pytest.mark.parametrize(("known", "verdict", "why"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_judge_decides_as_the_table_says(known: Evidence, verdict: Verdict, why: str) -> None:
-    judged, not_opened = judge(known)
-    assert judged is verdict
-    assert (not_opened.reason if not_opened else "").startswith(why)
-    assert (not_opened is None) is (why == "")
+    judged = judge(known)
+    assert judged.verdict is verdict
+    assert (judged.why.reason if judged.why else "").startswith(why)
+    assert (judged.why is None) is (why == "")
+
+
+@pytest.mark.parametrize(
+    ("known", "ours"),
+    [
+        (FOREIGN, False),
+        (replace(FOREIGN, opened="shared"), False),
+        (replace(FOREIGN, opened="sealed"), True),
+        (replace(GUESS, opened="shared"), True),
+        (replace(EARLIER, opened="shared"), True),
+        (GUESS, False),
+        (SEALED_GUESS, False),
+        (EARLIER, True),
+        (SEALED, True),
+        (replace(SEALED, error=NOISE), True),
+        (replace(EARLIER, error=NOISE), False),
+        (replace(SEALED, error=CUT), False),
+    ],
+)
+def test_a_backup_is_ours_if_the_run_that_started_it_saw_it_come_or_its_contents_prove_it(
+    known: Evidence, ours: bool
+) -> None:
+    assert judge(known).ours is ours
 
 
 BOXES = (SealedPassword(recovery_key="0" * 64, box="b3Vycw=="),)

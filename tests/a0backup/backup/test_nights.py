@@ -293,7 +293,9 @@ async def test_the_journal_of_another_node_is_rejected(desk: Desk) -> None:
     theirs = desk.put()
     desk.vault.folder(desk.name).mkdir(parents=True)
     began = datetime(2026, 11, 23, 2, tzinfo=UTC)
-    other = Journal(node="a0-other", kind="backup", flow_run="x", started_at=began, sealed=False)
+    other = Journal(
+        node="a0-other", kind="backup", host="a0-other", port=1, flow_run="x", started_at=began, sealed=False
+    )
     desk.journal.write(other)
     ended = await desk.night(existing="replace")
     assert "the journal cannot be read" in ended.notes

@@ -91,9 +91,12 @@ async def test_the_manifest_has_the_password_wherever_the_run_was_killed(sealed:
     await sealed.desk.killed_after(stage)
     ended = await sealed.desk.night()
     assert ended.error is None
-    [manifest] = sealed.desk.stored
-    # The run that knew the password is gone: the password is confirmed only if that run reached the store step.
-    assert said_of_password(manifest) == ("sealed", stage in ("store", "delete"))
+    manifest, *new = sealed.desk.stored
+    # The run that knew the password is gone: the password is confirmed only if that run reached the store step. Unless
+    # that run saw the backup come, nothing proves that it is ours, and a new one is made.
+    mode = "unknown" if stage == "start" else "sealed"
+    assert said_of_password(manifest) == (mode, stage in ("store", "delete"))
+    assert [said_of_password(each) for each in new] == [("sealed", True)] * (stage == "start")
     assert any(sealed.opens(manifest, password) for password in sealed.passwords(manifest))
     assert sealed.files == []
     sealed.desk.is_settled()
@@ -110,7 +113,7 @@ async def test_after_a_lost_start_every_password_that_may_have_made_the_backup_i
     ended = await desk.night(flow_run="run-3")
     assert ended.error is None
     manifest = desk.stored[0]
-    assert said_of_password(manifest) == ("sealed", False)
+    assert said_of_password(manifest) == ("unknown", False)
     passwords = sealed.passwords(manifest)
     assert len(passwords) == 2
     assert [sealed.opens(manifest, password) for password in passwords].count(True) == 1
@@ -259,13 +262,31 @@ async def test_a_sealed_backup_that_its_run_could_not_open_is_not_a_success_of_t
 
 
 async def test_with_existing_fail_a_backup_that_is_not_proven_ours_stays_on_the_node(desk: Desk) -> None:
-    desk.tell("backup", "contents", are="noise", times=1)
-    await desk.night(flow_run="run-1")
+    await desk.killed_after("start")
     desk.configure(existing="fail")
-    ended = await desk.night(flow_run="run-2")
+    ended = await desk.night(password="rotated since")
     assert isinstance(ended.error, ForeignBackupError)
     assert desk.holds is not None
     assert desk.stored == []
+
+
+@pytest.mark.parametrize("contents", ["whole", "noise"])
+async def test_with_existing_fail_a_backup_that_its_run_saw_come_is_kept_and_blocks_no_night(
+    desk: Desk, contents: str
+) -> None:
+    desk.configure(existing="fail")
+    if contents == "noise":
+        desk.tell("backup", "contents", are="noise", times=1)
+        await desk.night(flow_run="run-1")
+    else:
+        await desk.killed_after("await")
+    ended = await desk.night(password="rotated since")
+    assert ended.error is None
+    kept, new = desk.stored
+    assert (kept.started_at, said_of_password(kept)) == (None, ("unknown", False))
+    assert kept.id in ended.notes
+    assert said_of_password(new) == ("shared", True)
+    desk.is_settled()
 
 
 async def test_for_one_run_the_operator_can_give_up_a_backup_that_cannot_be_opened(desk: Desk) -> None:

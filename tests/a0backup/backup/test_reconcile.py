@@ -1,4 +1,4 @@
-"""Every row of the table "Reconcile" in design.md, and the invariants for any state of node, vault and journal."""
+"""Every row of the table in docs/reconcile.md, and the invariants for any state of node, vault and journal."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,9 +13,11 @@ from a0backup.backup.reconcile import (
     Action,
     AskAgain,
     Await,
+    Claim,
     Delete,
     Facts,
     Keep,
+    ReadBack,
     Refuse,
     Replace,
     Settle,
@@ -24,7 +26,7 @@ from a0backup.backup.reconcile import (
 )
 from a0backup.fleet.models import Existing
 from a0backup.identity import BackupIdentity
-from a0backup.vault.journal import Journal
+from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.manifest import Encryption, Manifest, ManifestArtifact, ManifestNode, ManifestPassword
 
 NOW = datetime(2026, 11, 23, 2, tzinfo=UTC)
@@ -49,9 +51,25 @@ def stored(which: BackupIdentity) -> Manifest:
     )
 
 
-def ours(pinned: BackupIdentity | None = None, seen_before: BackupIdentity | None = None) -> Journal:
+def ours(
+    pinned: BackupIdentity | None = None,
+    seen_before: BackupIdentity | None = None,
+    effect: Effect | None = None,
+    *,
+    sealed: bool = False,
+) -> Journal:
+    """Return our journal; what it pins, the run that started it has seen come unless *effect* says otherwise."""
     return Journal(
-        node="a0-1", kind="backup", flow_run="run", started_at=NOW, sealed=False, pinned=pinned, seen_before=seen_before
+        node="a0-1",
+        kind="backup",
+        host="10.0.0.1",
+        port=10121,
+        flow_run="run",
+        started_at=NOW,
+        sealed=sealed,
+        effect=effect or (Effect.SEEN if pinned else Effect.UNKNOWN),
+        pinned=pinned,
+        seen_before=seen_before,
     )
 
 
@@ -60,8 +78,12 @@ def decided(status: Status, *, existing: Existing = "preserve", **known: Any) ->
 
 
 NOTHING = Absent()
+MOVED = {"moved": True}
+RENAMED = BackupIdentity(name=X.name, md5="c" * 32)
 READ_BACK = {"read_back": frozenset({stored(X).id})}
-KEEP_OURS, KEEP_FOREIGN = Keep(FOUND_X, True, because=""), Keep(FOUND_X, False, because="")
+KEEP_OURS, KEEP_GUESS, KEEP_FOREIGN = (
+    Keep(FOUND_X, claim, because="") for claim in (Claim.SEEN, Claim.GUESS, Claim.NONE)
+)
 ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
     ("nothing, no journal", NOTHING, {}, Start(because="")),
     (
@@ -70,12 +92,43 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
         {"outcome": stored(X), "stored": stored(X), **READ_BACK},
         Delete(Found(Y.name, X.md5), because=""),
     ),
-    ("nothing, ours, stored", NOTHING, {"journal": ours(X), "stored": stored(X)}, Settle(stored(X), because="")),
+    ("nothing, ours, stored", NOTHING, {"journal": ours(X), "stored": stored(X)}, ReadBack(stored(X), because="")),
+    (
+        "nothing, ours, stored, read back",
+        NOTHING,
+        {"journal": ours(X), "stored": stored(X), **READ_BACK},
+        Settle(stored(X), because=""),
+    ),
+    (
+        "nothing, ours, stored, damaged",
+        NOTHING,
+        {"journal": ours(X), "stored": stored(X), "damaged": frozenset({stored(X).id})},
+        Start(because=""),
+    ),
+    (
+        "nothing, ours, stored, damaged, its verified bytes are here",
+        NOTHING,
+        {"journal": ours(X), "stored": stored(X), "damaged": frozenset({stored(X).id}), "lost_by_node": True},
+        KEEP_OURS,
+    ),
+    (
+        "nothing, ours, stored, started long ago",
+        NOTHING,
+        {"journal": ours(X), "stored": stored(X), "recent": False},
+        Start(because=""),
+    ),
+    ("nothing, our start was refused", NOTHING, {"journal": ours(effect=Effect.REFUSED)}, Start(because="")),
     ("nothing, ours, not stored", NOTHING, {"journal": ours()}, AskAgain(because="")),
     ("nothing, ours, found once and gone", NOTHING, {"journal": ours(X)}, AskAgain(because="")),
     ("nothing, ours, still nothing", NOTHING, {"journal": ours(), "asked_again": True}, Start(because="")),
     ("nothing, ours, its verified bytes are here", NOTHING, {"journal": ours(X), "lost_by_node": True}, KEEP_OURS),
-    ("nothing, this run's outcome is stored", NOTHING, {"outcome": stored(X)}, Settle(stored(X), because="")),
+    (
+        "nothing, this run's outcome is stored",
+        NOTHING,
+        {"outcome": stored(X), **READ_BACK},
+        Settle(stored(X), because=""),
+    ),
+    ("the same, not read back", NOTHING, {"outcome": stored(X)}, ReadBack(stored(X), because="")),
     (
         "nothing, this run's outcome is stored, another of ours is unfinished",
         NOTHING,
@@ -85,10 +138,15 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
     (
         "nothing, this run's outcome is stored, the journal is unreadable",
         NOTHING,
-        {"outcome": stored(X), "unreadable": True},
+        {"outcome": stored(X), "unreadable": True, **READ_BACK},
         Settle(stored(X), because=""),
     ),
-    ("found another, this run's outcome is stored", FOUND_Y, {"outcome": stored(X)}, Settle(stored(X), because="")),
+    (
+        "found another, this run's outcome is stored",
+        FOUND_Y,
+        {"outcome": stored(X), **READ_BACK},
+        Settle(stored(X), because=""),
+    ),
     (
         "found another, this run's outcome is stored, the journal is unreadable",
         FOUND_X,
@@ -105,9 +163,33 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
         "found without md5, may be this run's outcome",
         NO_MD5,
         {"outcome": stored(X), "journal": ours(X)},
-        Keep(NO_MD5, True, because=""),
+        Keep(NO_MD5, Claim.SEEN, because=""),
     ),
-    ("found, ours, not stored", FOUND_X, {"journal": ours()}, KEEP_OURS),
+    ("found, may be ours, not stored", FOUND_X, {"journal": ours()}, KEEP_GUESS),
+    ("found, may be ours, fail", FOUND_X, {"journal": ours(), "existing": "fail"}, KEEP_GUESS),
+    ("found, pinned by a run that did not start it", FOUND_X, {"journal": ours(X, effect=Effect.UNKNOWN)}, KEEP_GUESS),
+    ("found, pinned with another md5", FOUND_X, {"journal": ours(RENAMED)}, KEEP_GUESS),
+    ("found, pinned with another md5, the node has moved", FOUND_X, {"journal": ours(RENAMED), **MOVED}, KEEP_FOREIGN),
+    ("found, the node has moved", FOUND_X, {"journal": ours(), **MOVED}, KEEP_FOREIGN),
+    ("found, the node has moved, fail", FOUND_X, {"journal": ours(), "existing": "fail", **MOVED}, Refuse(because="")),
+    ("found, pinned, the node has moved", FOUND_X, {"journal": ours(X), **MOVED}, KEEP_OURS),
+    ("found, our start was refused", FOUND_X, {"journal": ours(effect=Effect.REFUSED)}, KEEP_FOREIGN),
+    (
+        "found, our start was refused, fail",
+        FOUND_X,
+        {"journal": ours(effect=Effect.REFUSED), "existing": "fail"},
+        Refuse(because=""),
+    ),
+    (
+        "found, our start was refused, fail, its sealed password may open it",
+        FOUND_X,
+        {"journal": ours(effect=Effect.REFUSED), "existing": "fail", "refused": True, "own_password": True},
+        KEEP_FOREIGN,
+    ),
+    ("found, our start was refused, replace", FOUND_X, {"refused": True, "existing": "replace"}, KEEP_FOREIGN),
+    ("found, a manifest is hidden, replace", FOUND_X, {"hidden": True, "existing": "replace"}, KEEP_FOREIGN),
+    ("found, our start had no effect", FOUND_X, {"journal": ours(effect=Effect.NONE)}, KEEP_FOREIGN),
+    ("found, our sealed start had no effect", FOUND_X, {"journal": ours(effect=Effect.NONE, sealed=True)}, KEEP_GUESS),
     ("found, ours and pinned, not stored", FOUND_X, {"journal": ours(X)}, KEEP_OURS),
     ("found, not the pair that was pinned", FOUND_X, {"journal": ours(Y)}, KEEP_FOREIGN),
     (
@@ -127,7 +209,7 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
         "found, what was there before the start, asked again, in the vault",
         FOUND_X,
         {"journal": ours(seen_before=X), "asked_again": True, "stored": stored(X)},
-        Keep(FOUND_X, False, stored(X), because=""),
+        Keep(FOUND_X, Claim.NONE, stored(X), because=""),
     ),
     (
         "found, what was there before the start, asked again, not in the vault",
@@ -141,13 +223,18 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
         {"journal": ours(Y), "existing": "replace"},
         KEEP_FOREIGN,
     ),
-    ("found, in the vault, not read back", FOUND_X, {"stored": stored(X)}, Keep(FOUND_X, False, stored(X), because="")),
+    (
+        "found, in the vault, not read back",
+        FOUND_X,
+        {"stored": stored(X)},
+        Keep(FOUND_X, Claim.NONE, stored(X), because=""),
+    ),
     ("found, in the vault, read back", FOUND_X, {"stored": stored(X), **READ_BACK}, Delete(FOUND_X, because="")),
     (
         "found, ours, in the vault, not read back",
         FOUND_X,
         {"journal": ours(X), "stored": stored(X)},
-        Keep(FOUND_X, True, stored(X), because=""),
+        Keep(FOUND_X, Claim.SEEN, stored(X), because=""),
     ),
     (
         "found, ours, in the vault, read back",
@@ -158,18 +245,18 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
     ("found, not ours, preserve", FOUND_X, {"existing": "preserve"}, KEEP_FOREIGN),
     ("found, not ours, replace", FOUND_X, {"existing": "replace"}, Replace(FOUND_X, because="")),
     ("found, not ours, fail", FOUND_X, {"existing": "fail"}, Refuse(because="")),
-    ("found without md5, not ours", NO_MD5, {}, Keep(NO_MD5, False, because="")),
+    ("found without md5, not ours", NO_MD5, {}, Keep(NO_MD5, Claim.NONE, because="")),
     (
         "found without md5, ours",
         NO_MD5,
         {"journal": ours(), "existing": "replace"},
-        Keep(NO_MD5, True, because=""),
+        Keep(NO_MD5, Claim.GUESS, because=""),
     ),
     (
         "found without md5, ours and pinned",
         NO_MD5,
         {"journal": ours(X), "existing": "replace"},
-        Keep(NO_MD5, True, because=""),
+        Keep(NO_MD5, Claim.SEEN, because=""),
     ),
     ("found, ours, given up", FOUND_X, {"journal": ours(X), "given_up": X}, Replace(FOUND_X, because="")),
     (
@@ -185,6 +272,13 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
         Replace(FOUND_X, because=""),
     ),
     ("found, ours, another was given up", FOUND_X, {"journal": ours(X), "given_up": Y}, KEEP_OURS),
+    (
+        "in progress, our start was refused",
+        InProgress(),
+        {"journal": ours(effect=Effect.REFUSED)},
+        Await(False, because=""),
+    ),
+    ("in progress, the node has moved", InProgress(), {"journal": ours(), **MOVED}, Await(False, because="")),
     ("in progress, ours", InProgress(), {"journal": ours()}, Await(True, because="")),
     ("in progress, ours, fail", InProgress(), {"journal": ours(), "existing": "fail"}, Await(True, because="")),
     ("in progress, not ours, preserve", InProgress(), {"existing": "preserve"}, Await(False, because="")),
@@ -213,7 +307,8 @@ def situations(draw: st.DrawFn) -> Facts:
     seen = st.sampled_from([None, X, Y])
     statuses: list[Status] = [NOTHING, InProgress(), FOUND_X, FOUND_Y, NO_MD5]
     status = draw(st.sampled_from(statuses))
-    journal = draw(st.one_of(st.none(), st.builds(ours, seen, seen)))
+    effects = st.sampled_from([None, *Effect])
+    journal = draw(st.one_of(st.none(), st.builds(ours, seen, seen, effects, sealed=st.booleans())))
     # The callers query the vault like this: for the md5 shown, or for the pinned one if nothing is shown.
     wanted = status.identity if isinstance(status, Found) else journal.pinned if journal else None
     is_stored = wanted is not None and wanted.md5 is not None and draw(st.booleans())
@@ -223,11 +318,17 @@ def situations(draw: st.DrawFn) -> Facts:
         draw(st.sampled_from(["preserve", "replace", "fail"])),
         journal=journal,
         unreadable=draw(st.booleans()),
+        moved=journal is not None and draw(st.booleans()),
+        recent=journal is None or draw(st.booleans()),
         stored=manifest,
+        hidden=draw(st.booleans()),
         lost_by_node=journal is not None and journal.pinned is not None and draw(st.booleans()),
         outcome=draw(st.sampled_from([None, stored(X), stored(Y)])),
         read_back=frozenset({manifest.id}) if manifest and draw(st.booleans()) else frozenset(),
+        damaged=frozenset({manifest.id}) if manifest and draw(st.booleans()) else frozenset(),
         asked_again=draw(st.booleans()),
+        refused=draw(st.booleans()),
+        own_password=draw(st.booleans()),
         given_up=draw(seen),
     )
 
@@ -240,8 +341,9 @@ def test_a_finished_backup_is_deleted_only_if_it_is_safe_or_the_operator_said_so
             assert facts.stored.id in facts.read_back
             assert found == facts.status, "what is shown is deleted, and nothing else"
         case Replace(found):
-            foreign = facts.existing == "replace" and facts.journal is None
-            ours = facts.journal is not None and (facts.pinned is None or found.identity.may_be(facts.pinned))
+            unclear = facts.journal is not None or facts.refused or facts.hidden
+            foreign = facts.existing == "replace" and not unclear
+            ours = facts.journal is not None and (facts.pinned is None or found.name == facts.pinned.name)
             assert foreign or (facts.given_up == found.identity and (ours or facts.existing == "replace"))
             assert found == facts.status, "one in progress is never deleted, and nothing is not either"
 
@@ -260,8 +362,10 @@ def test_no_backup_is_started_while_one_is_on_the_node(facts: Facts) -> None:
 
 
 @given(situations())
-def test_no_backup_is_settled_while_it_may_still_be_on_the_node(facts: Facts) -> None:
+def test_only_what_was_read_back_is_settled_and_not_while_it_may_still_be_on_the_node(facts: Facts) -> None:
     action = reconcile(facts)
+    if isinstance(action, Settle):
+        assert action.outcome.id in facts.read_back
     if isinstance(action, Settle) and isinstance(facts.status, Found):
         assert not facts.status.identity.may_be(action.outcome.identity)
 
@@ -274,7 +378,9 @@ def test_no_backup_is_deleted_unstored_while_one_of_ours_is_unfinished(facts: Fa
 
 @given(situations())
 def test_existing_fail_never_touches_a_backup_that_is_not_ours(facts: Facts) -> None:
-    facts = replace(facts, existing="fail", journal=None, stored=None, lost_by_node=False, outcome=None)
+    facts = replace(
+        facts, existing="fail", journal=None, stored=None, lost_by_node=False, outcome=None, own_password=False
+    )
     assert isinstance(reconcile(facts), Start | Refuse)
 
 

@@ -27,14 +27,14 @@ from a0backup.fleet.models import KEYSTREAM_REUSE, Existing
 from a0backup.identity import BackupIdentity
 from a0backup.nodes.check import check_node, fleet_notes, fleet_room, fleet_warnings, recovery_key_problems
 from a0backup.report.outcomes import Finding, Problem
-from a0backup.vault.journal import Journal, JournalFile
+from a0backup.vault.journal import Effect, Journal, JournalFile
 from a0backup.vault.leftovers import verified_file
 from a0backup.vault.manifest import ManifestNode, ManifestPassword
 from a0backup.vault.storing import store
 from a0backup.vault.vault import Vault
 from simulator.fleet import SimulatedFleet
 
-NOW = datetime(2026, 11, 23, 2, tzinfo=UTC)
+NOW = datetime.now(UTC).replace(microsecond=0)
 LOOKS = {"update-commands", "ping", "backup-status", "backup-sensitive-status", "user-export-status"}
 BOTH = ["backup", "backup-sensitive"]
 ONE_HALF = (
@@ -81,7 +81,17 @@ class Desk:
         return BackupIdentity(name=held["name"], md5=held["md5"])
 
     def journal(self, pinned: BackupIdentity | None = None) -> None:
-        journal = Journal(node=self.name, kind="backup", flow_run="run-1", started_at=NOW, sealed=False, pinned=pinned)
+        journal = Journal(
+            node=self.name,
+            kind="backup",
+            host=self.node["host"],
+            port=self.node["port"],
+            flow_run="run-1",
+            started_at=NOW,
+            sealed=False,
+            effect=Effect.SEEN if pinned else Effect.UNKNOWN,
+            pinned=pinned,
+        )
         JournalFile(self.folder, "backup").write(journal)
 
     def store(self) -> BackupIdentity:
@@ -215,10 +225,10 @@ async def test_a_stored_backup_would_be_read_back_and_deleted(desk: Desk) -> Non
     assert (await desk.check()).would.startswith("read back what the vault has of it, delete it on the node (")
 
 
-async def test_a_stored_backup_that_is_off_the_node_would_only_need_cleanup(desk: Desk) -> None:
+async def test_a_stored_backup_that_is_off_the_node_would_be_read_back(desk: Desk) -> None:
     desk.journal(desk.store())
     desk.simulated.remove(desk.name)
-    assert (await desk.check()).would.startswith("only clean up: the backup is stored (")
+    assert (await desk.check()).would.startswith("read back the stored artifact, ")
 
 
 @pytest.mark.parametrize(("ours", "then"), [(True, "node ("), (False, "node, then start a backup of its own (")])

@@ -11,7 +11,16 @@ from a0backup.vault.journal import MAX_BYTES, Journal, JournalFile
 
 NOW = datetime(2026, 11, 23, 2, tzinfo=UTC)
 PAIR = BackupIdentity(name="04-06-2016-15-04-30.tar.gz", md5="a" * 32)
-JOURNAL = Journal(node="a0-1", kind="backup", flow_run="run-1", started_at=NOW, sealed=False, seen_before=PAIR)
+JOURNAL = Journal(
+    node="a0-1",
+    kind="backup",
+    host="10.0.0.1",
+    port=10121,
+    flow_run="run-1",
+    started_at=NOW,
+    sealed=False,
+    seen_before=PAIR,
+)
 
 
 @pytest.fixture

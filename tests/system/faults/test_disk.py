@@ -771,7 +771,8 @@ async def main():
     vault.ensure_writable("a0-1")
     async with node_lock(folder, node="a0-1", run="r1", deadline=5):
         journal = JournalFile(folder, "backup")
-        await in_thread(journal.write, Journal(node="a0-1", kind="backup", flow_run="r1", started_at=now, sealed=False))
+        ours = Journal(node="a0-1", kind="backup", host="a", port=1, flow_run="r1", started_at=now, sealed=False)
+        await in_thread(journal.write, ours)
         file = retrieved(b"bytes")
         expected = digests(file)
         assert await in_thread(salvage, vault, "a0-1", "backup", expected.md5)

@@ -1,0 +1,323 @@
+"""Whose backup is on the node: what journal, reply, vault and contents prove, and what follows from it."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from a0backup.errors import AwaitDeadlineError, ForeignBackupError, NodeBusyError, RefusedError, StartFailedError
+from a0backup.report.outcomes import Ending
+from a0backup.vault.journal import Effect
+from tests.support.desk import Desk
+from tests.support.nights import PASSWORD, run_of, whole_night
+from tests.support.patience import until
+from tests.support.sealed import Sealed
+
+ALREADY_THERE = '{"message":"There is a backup already, delete it first"}\n'
+
+
+def says_refused_but_works(desk: Desk, text: str, exit_code: int = 1) -> None:
+    desk.tell("backup", "say", stderr=f"{text}\n", exit=exit_code)
+
+
+# -- an outcome is read back -------------------------------------------------------------------------------------------
+
+
+def flip_a_byte(artifact: Path) -> None:
+    content = bytearray(artifact.read_bytes())
+    content[100] ^= 1
+    artifact.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [flip_a_byte, os.unlink])
+async def test_what_a_killed_run_stored_is_read_back_before_the_next_run_reports_it(desk: Desk, spoil: object) -> None:
+    await desk.killed_after("confirm-delete")
+    [lost] = desk.stored
+    spoil(desk.vault.artifact(lost))  # type: ignore[operator]
+    ended = await desk.night()
+    assert ended.error is None
+    assert lost.id in ended.notes
+    assert ended.outcome.id != lost.id
+    assert ended.outcome.members == 5
+    desk.vault.reread(next(manifest for manifest in desk.stored if manifest.id == ended.outcome.id))
+    assert desk.counts == (2, 2, 2)
+
+
+async def test_verified_bytes_in_the_work_folder_replace_a_stored_artifact_that_is_damaged(desk: Desk) -> None:
+    await desk.killed_after("confirm-delete")
+    [lost] = desk.stored
+    artifact = desk.vault.artifact(lost)
+    (desk.vault.work(desk.name) / "backup.tar.gz.enc").write_bytes(artifact.read_bytes())
+    flip_a_byte(artifact)
+    ended = await desk.night()
+    assert ended.outcome.id == lost.id
+    assert desk.counts == (1, 1, 1)
+    desk.is_settled()
+
+
+async def test_what_another_run_stored_meanwhile_is_read_back_too(desk: Desk) -> None:
+    waiting = run_of(desk.fleet, "run-2")
+    await desk.night(flow_run="run-1")
+    [theirs] = desk.stored
+    flip_a_byte(desk.vault.artifact(theirs))
+    ended = await desk.night(run=waiting)
+    assert ended.error is None
+    assert ended.outcome.id != theirs.id
+    assert theirs.id in ended.notes
+
+
+# -- which night a backup belongs to -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["await", "store", "delete", "confirm-delete"])
+async def test_a_backup_that_was_started_long_ago_is_kept_and_a_new_one_is_made(desk: Desk, stage: str) -> None:
+    desk.configure(reuse_within="0s")
+    await desk.killed_after(stage)
+    ended = await desk.night()
+    assert ended.error is None
+    earlier, new = desk.stored
+    assert ended.outcome.id == new.id
+    assert earlier.started_at is not None
+    assert f"finished the backup that run run-1 started at {earlier.started_at:%Y-%m-%d %H:%M:%S UTC}" in ended.notes
+    assert desk.counts == (2, 2, 2)
+    desk.is_settled()
+
+
+async def test_a_later_try_of_the_same_run_finishes_its_backup_however_long_ago_it_began(desk: Desk) -> None:
+    desk.configure(reuse_within="0s")
+    await desk.killed_after("await")
+    ended = await desk.night(flow_run="run-1")
+    assert ended.error is None
+    assert desk.counts == (1, 1, 1)
+
+
+# -- a refused start ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exit_code", [0, 1])
+async def test_a_stopped_run_whose_start_was_refused_does_not_adopt_what_is_there(
+    sealed: Sealed, exit_code: int
+) -> None:
+    desk = sealed.desk
+    sealed.configure(existing="fail")
+    desk.tell("backup", "refuse", message=ALREADY_THERE, exit=exit_code, times=1)
+    await desk.killed_after("start")
+    theirs = desk.put()
+    ended = await desk.night()
+    assert isinstance(ended.error, ForeignBackupError)
+    assert desk.holds == theirs
+    assert desk.stored == []
+
+
+async def test_a_start_known_to_have_had_no_effect_claims_nothing_that_comes_later(desk: Desk) -> None:
+    desk.configure(a0cli={"call_timeout": "0.5s"})
+    desk.tell("backup", "refuse", message="Fine.\n", exit=0, times=1)
+    first = await desk.night(flow_run="run-1")
+    assert isinstance(first.error, StartFailedError)
+    desk.simulated.put(desk.name, password=PASSWORD)  # by hand, with the fleet's password
+    second = await desk.night(flow_run="run-2")
+    assert second.error is None
+    theirs, ours = sorted(desk.stored, key=lambda manifest: manifest.started_at is not None)
+    assert theirs.started_at is None
+    assert second.outcome.id == ours.id
+    assert desk.counted("backup") == 2
+
+
+@pytest.mark.parametrize("existing", ["preserve", "replace", "fail"])
+@pytest.mark.parametrize("text", ["Backup already in progress", "error: permission denied"])
+async def test_what_our_own_sealed_password_opens_is_ours_although_the_start_was_refused(
+    sealed: Sealed, existing: str, text: str
+) -> None:
+    desk = sealed.desk
+    sealed.configure(existing=existing)
+    says_refused_but_works(desk, text)
+    desk.tell("backup", "duration", seconds=0.3)
+    ended = await desk.night()
+    assert ended.error is None
+    [manifest] = desk.stored
+    assert (manifest.encryption.password.mode, manifest.encryption.password.confirmed) == ("sealed", True)
+    assert manifest.started_at is not None
+    assert desk.counts == (1, 1, 1)
+    desk.is_settled()
+
+
+@pytest.mark.parametrize("existing", ["preserve", "replace"])
+async def test_a_second_refusal_ends_the_run_and_nothing_is_replaced_after_the_first(desk: Desk, existing: str) -> None:
+    desk.configure(existing=existing)
+    says_refused_but_works(desk, "Backup already in progress")
+    ended = await desk.night()
+    assert isinstance(ended.error, StartFailedError | RefusedError)
+    assert desk.counted("backup") == 2
+    # The backup of the first start is kept as foreign, that of the second stays on the node.
+    [kept] = desk.stored
+    assert kept.started_at is None
+    made = [event["md5"] for event in desk.simulated.events(desk.name) if event["event"] == "complete"]
+    assert kept.artifact.md5 == made[0]
+    assert desk.counted("backup-delete") == 1
+
+
+async def test_no_sealed_password_is_removed_until_an_artifact_lists_it(sealed: Sealed) -> None:
+    desk = sealed.desk
+    sealed.configure(a0cli={"call_timeout": "0.5s"})
+    await desk.killed_after("start")
+    until(lambda: desk.holds is not None, "the backup is there")
+    desk.remove()  # by the run of another vault, which has stored it
+    [password] = sealed.files
+    ended = await desk.night()
+    assert ended.error is None
+    assert sealed.files == [password]
+    desk.put()
+    await desk.night(flow_run="run-3")
+    theirs = next(manifest for manifest in desk.stored if manifest.started_at is None)
+    assert len(sealed.passwords(theirs)) == 1
+    assert sealed.files == []
+
+
+async def test_the_password_of_a_refused_start_is_removed_once_the_node_shows_nothing(sealed: Sealed) -> None:
+    desk = sealed.desk
+    desk.tell("backup", "refuse", times=1)
+    assert isinstance((await desk.night(flow_run="run-1")).error, RefusedError)
+    assert len(sealed.files) == 1
+    assert (await desk.night(flow_run="run-2")).error is None
+    assert sealed.files == []
+
+
+# -- a guess is not a success ------------------------------------------------------------------------------------------
+
+
+async def test_a_sealed_backup_that_nobody_saw_come_is_kept_as_unknown_and_a_new_one_is_made(sealed: Sealed) -> None:
+    desk = sealed.desk
+    desk.tell("backup", "duration", seconds=0.5, times=1)
+    desk.tell("backup-status", "kill_parent", when="after", skip=1, times=1)  # the first poll
+    await desk.killed_after("never that far")
+    until(lambda: desk.holds is not None, "the backup is there")
+    desk.remove()
+    theirs = desk.put()  # an operator deleted ours, and made one with their own password
+    ended = await desk.night()
+    assert ended.error is None
+    kept, new = sorted(desk.stored, key=lambda manifest: manifest.started_at is not None)
+    assert kept.artifact.md5 == theirs["md5"]
+    assert kept.encryption.password.mode == "unknown"
+    assert len(sealed.passwords(kept)) == 1, "the password of the killed run may open it"
+    assert kept.id in ended.notes
+    assert ended.outcome.id == new.id
+    assert sealed.can_be_opened(new)
+    desk.is_settled()
+
+
+async def test_a_guess_that_was_kept_is_not_retrieved_again_after_a_kill(sealed: Sealed) -> None:
+    desk = sealed.desk
+    await desk.killed_after("start")
+    await desk.killed_after("store")
+    ended = await desk.night(flow_run="run-3")
+    assert ended.error is None
+    assert len(desk.stored) == 2
+    assert desk.counted("backup-retrieve") == 2
+    desk.is_settled()
+
+
+async def test_a_shared_password_that_opens_a_backup_proves_enough(desk: Desk) -> None:
+    await desk.killed_after("start")
+    ended = await desk.night()
+    assert ended.error is None
+    [manifest] = desk.stored
+    assert manifest.started_at is not None
+    assert desk.counts == (1, 1, 1)
+
+
+async def test_the_backup_of_another_host_is_not_taken_for_ours(desk: Desk) -> None:
+    await desk.killed_after("start")
+    journal = desk.journal.read()
+    assert journal is not None
+    desk.journal.write(journal.model_copy(update={"host": "the-former-host"}))
+    ended = await desk.night()
+    assert ended.error is None
+    kept, new = sorted(desk.stored, key=lambda manifest: manifest.started_at is not None)
+    assert kept.started_at is None
+    assert ended.outcome.id == new.id
+
+
+async def test_existing_replace_keeps_a_backup_whose_manifest_may_be_the_unreadable_one(desk: Desk) -> None:
+    desk.configure(a0cli={"call_timeout": "0.5s"})
+    desk.tell("backup-delete", "false_delete")
+    assert (await desk.night(flow_run="run-1")).outcome.ending is Ending.NOT_DELETED
+    desk.forget()
+    [ours] = desk.stored
+    (desk.vault.root / ours.id / "manifest.json").write_text("{torn")
+    ended = await desk.night(flow_run="run-2", existing="replace")
+    assert ended.error is None
+    assert ours.artifact.md5 in [manifest.artifact.md5 for manifest in desk.stored]
+
+
+# -- an md5 that was shown too early -----------------------------------------------------------------------------------
+
+
+def shows_a_premature_md5(desk: Desk, stage: str) -> None:
+    if stage == "start" and desk.counted("backup") == 1:
+        while desk.holds is None:
+            time.sleep(0.01)
+        desk.tell("backup-status", "wrong_md5", times=1)
+
+
+async def test_the_status_is_asked_again_between_two_retrievals(desk: Desk) -> None:
+    desk.configure(existing="fail")
+    ended = await desk.night(after=lambda stage: shows_a_premature_md5(desk, stage))
+    assert ended.error is None
+    [manifest] = desk.stored
+    assert manifest.started_at is not None
+    # The bytes that did not match the first md5 match the second.
+    assert ended.stages.count("retrieve") == 2
+    assert desk.counts == (1, 1, 1)
+    desk.is_settled()
+
+
+async def test_with_existing_fail_a_backup_that_was_pinned_with_a_premature_md5_blocks_no_night(desk: Desk) -> None:
+    desk.configure(existing="fail", retrieve_attempts=1)
+    first = await desk.night(flow_run="run-1", after=lambda stage: shows_a_premature_md5(desk, stage))
+    assert first.error is not None
+    journal = desk.journal.read()
+    assert journal is not None
+    assert journal.effect is Effect.SEEN
+    second = await desk.night(flow_run="run-2")
+    assert second.error is None
+    assert desk.counted("backup") == 1
+    desk.is_settled()
+
+
+# -- two kinds ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_sweep_of_one_kind_leaves_what_another_kind_retrieved(desk: Desk) -> None:
+    desk.configure(kinds=["backup", "backup-sensitive"])
+    desk.tell("backup-retrieve", "flip", times=3)
+    desk.tell("backup-sensitive-retrieve", "kill_parent", when="after", times=1)
+    await desk.killed_after("never that far")
+    for ended in await whole_night(desk.fleet):
+        assert ended.error is None
+    assert desk.counted("backup-sensitive-retrieve") == 1
+
+
+async def test_no_kind_is_started_while_the_node_is_still_making_another(desk: Desk) -> None:
+    desk.configure(
+        kinds=["backup", "backup-sensitive"],
+        polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": "1s"},
+    )
+    desk.tell("backup", "duration", seconds=60, times=1)
+    first, second = await whole_night(desk.fleet)
+    assert isinstance(first.error, AwaitDeadlineError)
+    assert isinstance(second.error, NodeBusyError)
+    assert desk.counted("backup-sensitive") == 0
+
+
+async def test_a_kind_that_a_killed_run_left_in_progress_is_finished_first(desk: Desk) -> None:
+    desk.configure(kinds=["backup", "backup-sensitive"])
+    desk.tell("backup-sensitive", "duration", seconds=1, times=1)
+    desk.tell("backup-sensitive", "kill_parent", when="after", times=1)
+    await desk.killed_after("never that far")
+    for ended in await whole_night(desk.fleet):
+        assert ended.error is None
+    order = [event for event in desk.simulated.events(desk.name) if event["event"] in ("started", "complete")]
+    assert [(event["kind"], event["event"]) for event in order] == [
+        (kind, event) for kind in ("backup", "backup-sensitive", "backup") for event in ("started", "complete")
+    ]
