@@ -6,6 +6,7 @@ import contextvars
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import threading
 import uuid
@@ -183,6 +184,21 @@ def make_new_directory(path: Path) -> None:
     path.mkdir(0o700)
     path.chmod(0o700)
     fsync_directory(path.parent)
+
+
+def remove_tree(path: Path) -> list[Path]:
+    """Remove the directory *path* with all that is in it; return what could not be removed, by whole paths.
+
+    A file server may put a folder of its own into each directory, which only its owner can remove.
+    """
+    left: list[Path] = []
+
+    def keep(function: Callable[..., object], name: str, error: object) -> None:
+        if os.path.lexists(name):
+            left.append(Path(name))
+
+    shutil.rmtree(path, onerror=keep)
+    return left
 
 
 def fsync_directory(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Run one flow in this process, from the command line, on the operator's engine or on our own.
 
-The command handles the signals. On Ctrl-C or SIGTERM it cancels the flow, ends the flow's a0cli
+The command handles the signals. On Ctrl-C, SIGTERM or a closed terminal it cancels the flow, ends the flow's a0cli
 processes, informs the engine, and exits within ten seconds, even if something hangs.
 """
 
@@ -165,9 +165,14 @@ def _end_now() -> None:
 
 @contextlib.contextmanager
 def interruptible(last_resort: float = LAST_RESORT) -> Iterator[Interrupt]:
-    """Handle Ctrl-C and SIGTERM inside the block; *last_resort* seconds after the first signal the process exits."""
+    """Handle Ctrl-C, SIGTERM and a closed terminal inside the block.
+
+    The process exits *last_resort* seconds after the first signal. What the caller ignores, as
+    `nohup` does SIGHUP, stays ignored.
+    """
     interrupt = Interrupt(last_resort)
-    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    former = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield interrupt
     finally:

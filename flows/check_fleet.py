@@ -21,6 +21,7 @@ from a0backup.nodes.check import check_node, fleet_notes, fleet_room, recovery_k
 from a0backup.passwords import shared as password
 from a0backup.report.outcomes import Finding, Problem
 from a0backup.report.progress import Checked, tell
+from a0backup.report.warnings import RunWarning
 from flows.ending import ExistingChoice, chosen_policy, now, warned_of
 from flows.fan_out import for_each
 from tasks.engine_task import engine_task
@@ -49,8 +50,9 @@ async def check_fleet(
     settings = load_fleet(fleet)
     chosen = settings.chosen(nodes)
 
-    problems = await password_problems(settings) + await in_thread(fleet_room, settings, chosen)
-    notes, warnings = await in_thread(fleet_notes, settings), await warned_of(settings)
+    problems, doubts = await password_doubts(settings)
+    problems += await in_thread(fleet_room, settings, chosen)
+    notes, warnings = await in_thread(fleet_notes, settings), [*await warned_of(settings), *doubts]
     look = partial(finding_of, fleet=settings, existing=chosen_policy(existing), problems=problems)
     findings = await for_each(chosen, look, at_most=settings.max_parallel)
     await publish_findings(findings, fleet=str(fleet), warnings=warnings, notes=notes)
@@ -86,12 +88,16 @@ async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None, pro
     return finding
 
 
-async def password_problems(fleet: Fleet) -> tuple[Problem, ...]:
-    """Return what would keep a run from loading its password, or from sealing one; a loaded password is dropped."""
+async def password_doubts(fleet: Fleet) -> tuple[tuple[Problem, ...], tuple[RunWarning, ...]]:
+    """Return what would keep a run from loading its password, or from sealing one, and a warning about the password.
+
+    A loaded password is dropped.
+    """
     if fleet.password.sealed_to is not None:
-        return await in_thread(recovery_key_problems, fleet)
+        return await in_thread(recovery_key_problems, fleet), ()
     try:
-        await password.load(fleet.password, block=secret_block)
+        text = await password.load(fleet.password, block=secret_block)
     except PasswordError as error:
-        return (Problem.of(error),)
-    return ()
+        return (Problem.of(error),), ()
+    twofold = text is not None and password.has_two_encodings(text)
+    return (), (RunWarning(password.TWO_ENCODINGS),) if twofold else ()

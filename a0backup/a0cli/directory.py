@@ -12,7 +12,7 @@ from a0backup.errors import (
     RetrieveFailedError,
     VaultUnusableError,
 )
-from a0backup.files import open_regular
+from a0backup.files import open_regular, remove_tree
 
 RETRIEVED = "*.tar.gz.enc"
 
@@ -48,13 +48,11 @@ class PrivateDirectory:
         return made
 
     def remove(self) -> None:
-        """Delete the directory and its contents, but not the key files themselves. Raise VaultUnusableError."""
-        try:
-            shutil.rmtree(self.path)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise VaultUnusableError(self.node, f"private directory {self.path}: {error.strerror}") from error
+        """Delete the directory and its contents, but not the key files themselves.
+
+        What cannot be removed stays: the next run's sweep tries again, and names it.
+        """
+        remove_tree(self.path)
 
     def clear_retrieved(self) -> None:
         """Delete everything that could be mistaken for a retrieved file. Raise VaultUnusableError."""

@@ -9,6 +9,7 @@ from typing import ParamSpec, TypeVar
 from a0backup.a0cli.status import Found, Status
 from a0backup.backup.session import NodeSession
 from a0backup.backup.steps import StepName
+from a0backup.errors import VaultUnusableError
 from a0backup.fleet.models import Existing, Fleet, Node
 from a0backup.identity import BackupIdentity
 from a0backup.report import progress
@@ -115,10 +116,10 @@ class Context:
         await self.on_disk(self.journal_file.write, self.journal)
 
     async def forget_journal(self) -> None:
-        """Remove the journal. Raise VaultUnusableError."""
+        """Remove the journal. Raise VaultUnusableError if an unreadable one cannot be set aside."""
         await self._set_aside_unreadable()
         self.journal = None
-        await self.on_disk(self.journal_file.remove)
+        await self.clean_up("the journal", self.journal_file.remove)
 
     async def _set_aside_unreadable(self) -> None:
         if self.unreadable:
@@ -129,10 +130,25 @@ class Context:
     # -- the vault ---------------------------------------------------------------------------------------------
 
     async def sweep(self) -> None:
-        """Remove what dead runs left of this backup. Raise VaultUnusableError."""
+        """Remove what dead runs left of this backup; what remains is noted, and stops no run."""
         keep = self.session.directory.path
-        for folder in await self.on_disk(sweep, self.vault, self.node.name, kind=self.kind, keep=keep):
+        try:
+            swept = await self.on_disk(sweep, self.vault, self.node.name, kind=self.kind, keep=keep)
+        except VaultUnusableError as error:
+            self.note(f"what earlier runs left could not be removed: {error.reason}")
+            return
+        for folder in swept.without_manifest:
             self.note(f"{folder.name} in the vault holds an artifact without a manifest; inspect it, then remove it")
+        if swept.others:
+            more = f" and {len(swept.others) - 1} more" if len(swept.others) > 1 else ""
+            self.note(f"left alone, as a0backup did not make it or cannot remove it: {swept.others[0]}{more}")
+
+    async def clean_up(self, what: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run *function*, which removes *what* is no longer needed; a failure is noted, and undoes no success."""
+        try:
+            await self.on_disk(function, *args, **kwargs)
+        except VaultUnusableError as error:
+            self.note(f"{what} could not be removed, and the next run tries again: {error.reason}")
 
 
 def now() -> datetime:

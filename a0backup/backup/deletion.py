@@ -107,7 +107,7 @@ class Deletion:
                 raise DeleteNotConfirmedError(node, self.kind, f"the status is: {shown(status)}")
             await asyncio.sleep(min(rest, INTERVAL))
         if not self._earlier:
-            await self.context.on_disk(self.mark.remove)
+            await self.context.clean_up("the mark of the deletion", self.mark.remove)
         self._sent = None
         return status
 

@@ -14,7 +14,7 @@ from a0backup.backup.retrieve import Next, Retrieval
 from a0backup.backup.session import NodeSession
 from a0backup.backup.start import Start
 from a0backup.backup.steps import Done, StepName, step
-from a0backup.errors import A0BackupError, ArtifactDamagedError, Md5MismatchError, RefusedError, VaultUnusableError
+from a0backup.errors import A0BackupError, ArtifactDamagedError, Md5MismatchError, RefusedError
 from a0backup.identity import BackupIdentity
 from a0backup.report.outcomes import Outcome, outcome_of
 from a0backup.vault.journal import Effect, Journal
@@ -208,7 +208,7 @@ class NodeBackup:
         # Last: until then, a run after a crash may still need them. Only if the node shows nothing: a start that
         # arrived late may have made its current backup with one of them.
         if isinstance(self.context.last_status, Absent):
-            await self.context.on_disk(self._remove_passwords)
+            await self.context.clean_up("the sealed passwords of earlier starts", self._remove_passwords)
         await self.context.sweep()
 
     def _note_finished(self, journal: Journal) -> None:
@@ -228,10 +228,7 @@ class NodeBackup:
         journal = self.context.journal
         if journal is None or self._outcome is None or not journal.is_of(self._outcome):
             return
-        try:
-            await self.context.forget_journal()
-        except VaultUnusableError as error:
-            self.context.note(f"the journal could not be removed: {error.reason}")
+        await self.context.forget_journal()
 
     @property
     def is_in_progress(self) -> bool:

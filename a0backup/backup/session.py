@@ -1,7 +1,6 @@
 """A node with its lock held: what the backups of all its kinds share in one run."""
 
 import contextlib
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from a0backup.files import in_thread
 from a0backup.fleet.models import Existing, Fleet, Node
 from a0backup.passwords.shared import LoadShared
 from a0backup.report.progress import Step, tell
+from a0backup.vault.leftovers import private_name
 from a0backup.vault.lock import node_lock
 from a0backup.vault.space import release
 from a0backup.vault.vault import Vault, VaultSnapshot
@@ -145,7 +145,7 @@ async def open_node(run: Run, node: Node, *, take: TakeStep, shared: LoadShared)
         patience=fleet.a0cli.call_timeout,
         waiting=waiting,
     ) as lock:
-        name = f"{run.id}-{uuid.uuid4().hex[:8]}"  # a retry of the same run must not delete what its first try left
+        name = private_name(run.id)
         directory = PrivateDirectory.make(vault.work(node.name), name, key_dir=fleet.a0cli.key_dir, node=node.name)
         try:
             yield NodeSession(run, node, directory=directory, lock=lock, take=take, shared=shared)

@@ -1,6 +1,5 @@
 """The `a0backup` command: its subcommands, and how it exits."""
 
-import os
 import sys
 from typing import NoReturn
 
@@ -52,7 +51,9 @@ def main() -> NoReturn:
 
 def _run(command: click.Command) -> int:
     try:
-        return int(command.main(standalone_mode=False) or ExitCode.OK)
+        code = int(command.main(standalone_mode=False) or ExitCode.OK)
+        sys.stdout.flush()
+        return code
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
@@ -69,9 +70,10 @@ def _run(command: click.Command) -> int:
         terminal.say(f"error: {error}")
         return ExitCode.FAILED
     except BrokenPipeError:
-        # The reader of our output is gone; Python must not complain about that again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output is gone.
+        terminal.discard_output()
         return ExitCode.FAILED
     except OSError as error:
-        terminal.say(f"error: {error.filename or 'the system'}: {error.strerror}")
+        terminal.say(f"error: {error.filename or 'standard output cannot be written'}: {error.strerror}")
+        terminal.discard_output()
         return ExitCode.FAILED

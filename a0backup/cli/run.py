@@ -13,8 +13,8 @@ from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Existing
 from a0backup.report import terminal
 from a0backup.report.check_report import check_json, check_lines
-from a0backup.report.outcomes import Finding, Outcome, check_exit_code, exit_code
-from a0backup.report.progress import Checked, Ended, News, Warned, watched_by
+from a0backup.report.outcomes import Finding, Outcome, check_exit_code, exit_code, interrupted
+from a0backup.report.progress import Checked, Ended, News, Step, Warned, watched_by
 from a0backup.report.run_report import lines, to_json
 from a0backup.report.warnings import RunWarning
 
@@ -78,9 +78,11 @@ def check(fleet_path: Path, as_json: bool, existing: Existing | None, nodes: tup
 def back_up_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool) -> int:
     """Back up the nodes, print the outcomes, and return the exit code."""
     # Errors in the file are reported before anything is started.
-    order = [node.name for node in load_fleet(fleet_path).chosen(nodes)]
+    fleet = load_fleet(fleet_path)
+    order = [node.name for node in fleet.chosen(nodes)]
     outcomes: list[Outcome] = []
     warnings: list[RunWarning] = []
+    steps: dict[str, str] = {}  # the last step of each node
 
     def collect(news: News) -> None:
         match news:
@@ -88,6 +90,8 @@ def back_up_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | N
                 outcomes.append(news.outcome)
             case Warned():
                 warnings.append(news.warning)
+            case Step():
+                steps[news.node] = news.name
 
     from deployments.local_run import run_here
 
@@ -95,13 +99,17 @@ def back_up_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | N
     try:
         with watched_by(collect), terminal.shown(quiet=as_json):
             error = run_here("backup-fleet", fleet_path, nodes, existing)
+    except KeyboardInterrupt:
+        ended = {(outcome.node, outcome.kind) for outcome in outcomes}
+        rest = [(node.name, kind) for node in fleet.chosen(nodes) for kind in fleet.kinds_of(node)]
+        outcomes += [interrupted(*each, steps.get(each[0], "")) for each in rest if each not in ended]
+        raise
     finally:
-        # Also after an interrupt: report what is stored by then.
         outcomes.sort(key=lambda outcome: order.index(outcome.node))
         if as_json:
-            click.echo(json.dumps(to_json(outcomes, warnings), indent=2))
+            terminal.report(json.dumps(to_json(outcomes, warnings), indent=2))
         elif outcomes:
-            click.echo("\n".join(lines(outcomes, warnings)))
+            terminal.report("\n".join(lines(outcomes, warnings)))
     return _code(exit_code(outcomes), error)
 
 
@@ -126,9 +134,9 @@ def check_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | Non
         error = run_here("check-fleet", fleet_path, nodes, existing)
     findings.sort(key=lambda finding: order.index(finding.node))
     if as_json:
-        click.echo(json.dumps(check_json(findings, warnings), indent=2))
+        terminal.report(json.dumps(check_json(findings, warnings), indent=2))
     elif findings:
-        click.echo("\n".join(check_lines(findings, warnings, fleet_notes(fleet))))
+        terminal.report("\n".join(check_lines(findings, warnings, fleet_notes(fleet))))
     return _code(check_exit_code(findings), error)
 
 

@@ -14,6 +14,11 @@ from a0backup.passwords.secret_file import read_secret
 
 LONGEST = 4096
 
+# Unicode's categories of characters without a shape: formats, spaces, separators, and code points without a meaning.
+_INVISIBLE = ("Cf", "Zs", "Zl", "Zp", "Co", "Cn", "Cs")
+# Characters with other categories that look like nothing: Hangul fillers, the Braille blank, selectors of variants.
+_BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | set(map(chr, range(0xFE00, 0xFE10)))
+
 
 class Source(Protocol):
     """The `password` section of fleet.yaml: exactly one of the four is set."""
@@ -84,6 +89,8 @@ def read_file(path: Path, where: str) -> str:
 def _read(path: Path, where: str) -> str:
     remedy = f"write the password into {path} and `chmod 600 {path}`"
     octets = read_secret(path, LONGEST + 1, where=where, remedy=remedy).removesuffix(b"\n")
+    if octets.endswith(b"\r"):
+        raise PasswordError(where, "it has Windows line ends (CR LF)", f"remove them: sed -i 's/\\r$//' {path}")
     if len(octets) > LONGEST:
         raise PasswordError(where, "it is longer than 4 KiB", remedy)
     text = octets.decode(errors="replace")
@@ -109,8 +116,30 @@ def checked(text: str, where: str) -> str:
         if any(unicodedata.category(char) == "Cc" for char in text)
         else "it starts with '-', which a0cli would read as an option"
         if octets.startswith(b"-")
-        else ""
+        else _invisible(text)
     )
     if reason:
         raise PasswordError(where, reason, "choose another password; letters and digits suit a0cli best")
     return text
+
+
+def _invisible(text: str) -> str:
+    """Return which character of *text* nobody can see, and thus retype, and where it is; empty if there is none."""
+    for number, char in enumerate(text, start=1):
+        at_an_end = char == " " and number in (1, len(text))
+        if at_an_end or char in _BLANKS or (char != " " and unicodedata.category(char) in _INVISIBLE):
+            return (
+                f"its character {number} of {len(text)} is invisible (U+{ord(char):04X} {unicodedata.name(char, '')})"
+            )
+    return ""
+
+
+TWO_ENCODINGS = (
+    "the password has a character with two encodings, such as an accented letter; typed on another machine, it may not "
+    "open the backups: choose letters and digits"
+)
+
+
+def has_two_encodings(text: str) -> bool:
+    """Return whether a character of *text* has more than one encoding, so that retyping may give other bytes."""
+    return unicodedata.normalize("NFC", text) != unicodedata.normalize("NFD", text)

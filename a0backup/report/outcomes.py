@@ -24,6 +24,7 @@ class Ending(StrEnum):
     NOT_DELETED = "stored, not deleted on the node"
     FAILED = "failed"
     UNREACHABLE = "unreachable"
+    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,13 @@ def outcome_of(
         password=manifest.encryption.password.mode if manifest else "",
         confirmed=manifest.encryption.password.confirmed if manifest else False,
     )
+
+
+def interrupted(node: str, kind: str, step: str = "") -> Outcome:
+    """Return the outcome of a node backup whose run was interrupted in *step*, or before its first one."""
+    reason = "interrupted" if step else "interrupted before it began"
+    hint = "run again: it resumes from what the node and the vault show" if step else "run again"
+    return Outcome(node, kind, Ending.INTERRUPTED, 0.0, step=step, reason=reason, hint=hint)
 
 
 def _reason(error: BaseException, step: str) -> str:

@@ -105,6 +105,7 @@ def headline(outcomes: Sequence[Outcome]) -> str:
         for ending, words in (
             (Ending.UNREACHABLE, "unreachable"),
             (Ending.NOT_DELETED, "stored but not deleted on the node"),
+            (Ending.INTERRUPTED, "interrupted"),
         )
         if ending in endings
     ]

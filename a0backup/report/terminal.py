@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
+
 from a0backup.report.outcomes import Finding, Outcome
 from a0backup.report.progress import Board, Checked, Ended, News, Step, watched_by, who
 from a0backup.report.words import human_seconds, plain
@@ -20,6 +22,22 @@ def say(text: str) -> None:
     # The reader may be gone, or the disk of the log full: the backup continues.
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def report(text: str) -> None:
+    """Print the result of a run to standard output; if that fails, to standard error with the reason."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        discard_output()
+        say(f"error: standard output cannot be written ({error.strerror}); it should say:")
+        say(text)
+
+
+def discard_output() -> None:
+    """Discard what is still to be written to standard output: Python would fail again at exit, with another code."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def restore() -> None:
@@ -90,15 +108,18 @@ class _LiveTable:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        with contextlib.suppress(OSError):
+            self._live.stop()
 
     def hear(self, news: News) -> None:
         self._board.hear(news)
         # Warnings are printed with the report.
-        if isinstance(news, Checked):
-            self._console.print(_checked(news.finding), highlight=False, markup=False)
-        elif isinstance(news, Ended):
-            self._console.print(_ending(news.outcome), highlight=False, markup=False)
+        # The terminal may be closed: the run continues, or is being interrupted.
+        with contextlib.suppress(OSError):
+            if isinstance(news, Checked):
+                self._console.print(_checked(news.finding), highlight=False, markup=False)
+            elif isinstance(news, Ended):
+                self._console.print(_ending(news.outcome), highlight=False, markup=False)
 
     def _render(self) -> "Table":
         from rich.table import Table

@@ -1,13 +1,18 @@
 """What dead runs left of a node: verified bytes that are not stored yet, and files to remove."""
 
-import shutil
+import os
+import re
+import uuid
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from a0backup.files import Digests, digests
+from a0backup.files import Digests, digests, remove_tree
 from a0backup.vault.journal import Journal, JournalFile
 from a0backup.vault.manifest import MANIFEST
-from a0backup.vault.quarantine import drop_quarantine
+from a0backup.vault.quarantine import outdated_quarantine
 from a0backup.vault.vault import Vault
+
+_PRIVATE = re.compile(r".+-[0-9a-f]{8}\Z")
 
 
 def verified_file(vault: Vault, node: str, kind: str) -> Path:
@@ -38,41 +43,72 @@ def salvage(vault: Vault, node: str, kind: str, md5: str) -> Digests | None:
     return None
 
 
-def sweep(vault: Vault, node: str, *, kind: str, keep: Path) -> list[Path]:
+def private_name(run_id: str) -> str:
+    """Return a new name for the private directory of a run; `sweep` removes only directories with such a name."""
+    # Unique: a retry of the same run must not delete what its first try left.
+    return f"{run_id}-{uuid.uuid4().hex[:8]}"
+
+
+@dataclass
+class Swept:
+    """What a sweep left: folders with bytes but without a manifest, and what it did not make or cannot remove."""
+
+    without_manifest: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+
+    def remove(self, path: Path) -> None:
+        """Remove the file or directory *path*, or note what of it remains."""
+        try:
+            if path.is_dir() and not path.is_symlink():
+                left = remove_tree(path)
+                self.others += [each for each in left if not any(each in other.parents for other in left)]
+            else:
+                path.unlink(missing_ok=True)
+        except OSError:
+            self.others.append(path)
+
+
+def sweep(vault: Vault, node: str, *, kind: str, keep: Path) -> Swept:
     """Remove what dead runs left of *node*: their private directories (all but *keep*) and partial files.
 
     Call this only if none of it can be of use any more: the backup of *kind* is stored, or the node
-    has none. Return the folders with bytes but without a manifest: only a person can tell whether
-    these are worth anything.
+    has none. Bytes without a manifest are never removed: only a person can tell whether these are
+    worth anything. Raise OSError if the node's folder cannot be read.
     """
-    verified_file(vault, node, kind).unlink(missing_ok=True)
-    sweep_private(vault, node, kind=kind, keep=keep)
-    drop_quarantine(vault, node, kind, but_newest=True)
+    swept = sweep_private(vault, node, kind=kind, keep=keep)
+    swept.remove(verified_file(vault, node, kind))
+    for path in outdated_quarantine(vault, node, kind):
+        swept.remove(path)
     for path in vault.folder(node).glob(".*.partial"):
-        path.unlink(missing_ok=True)
-    without_manifest: list[Path] = []
+        swept.remove(path)
     for folder in vault.folders(node):
         for path in folder.glob(".*.partial"):
-            path.unlink(missing_ok=True)
+            swept.remove(path)
         if folder.name.endswith(f"Z-{kind}") and not (folder / MANIFEST).exists():
-            left = list(folder.iterdir())
-            if any(not path.is_file() or path.stat().st_size for path in left):
-                without_manifest.append(folder)
+            artifact = folder / f"{kind}.tar.gz.enc"
+            if os.path.lexists(artifact) and (not artifact.is_file() or artifact.stat().st_size):
+                swept.without_manifest.append(folder)
             else:
                 # A crash came before the folder was filled.
-                shutil.rmtree(folder)
-    return without_manifest
+                swept.remove(folder)
+    return swept
 
 
-def sweep_private(vault: Vault, node: str, *, kind: str, keep: Path) -> None:
+def sweep_private(vault: Vault, node: str, *, kind: str, keep: Path) -> Swept:
     """Remove the private directories of dead runs, all but *keep*; bytes that another kind than *kind* needs stay."""
     if any(path.parent != keep for path in vault.work(node).glob("*/*.tar.gz.enc")):
         for other, md5 in _pinned(vault, node).items():
             if other != kind:
                 salvage(vault, node, other, md5)
+    swept = Swept()
     for path in vault.work(node).iterdir():
-        if path != keep and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+        if path == keep or not path.is_dir() or path.is_symlink():
+            continue
+        if _PRIVATE.match(path.name):
+            swept.remove(path)
+        else:
+            swept.others.append(path)
+    return swept
 
 
 def _pinned(vault: Vault, node: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from a0backup.files import (
     make_new_directory,
     make_private_directory,
     publish,
+    remove_tree,
 )
 from a0backup.vault.vault import Vault
 
@@ -31,16 +31,21 @@ def quarantine(
     retrieved.replace(folder / f"{kind}.tar.gz.enc")
     for path in former:
         if path != folder:
-            shutil.rmtree(path)
+            remove_tree(path)
     return folder
 
 
-def drop_quarantine(vault: Vault, node: str, kind: str, *, but_newest: bool = False) -> None:
-    """Remove the quarantined retrievals of *kind*: all, or (*but_newest*) those that a killed run did not remove."""
-    whole = [path for path in _quarantined(vault, node, kind) if (path / f"{kind}.tar.gz.enc").exists()]
+def drop_quarantine(vault: Vault, node: str, kind: str) -> None:
+    """Remove the quarantined retrievals of *kind*."""
     for path in _quarantined(vault, node, kind):
-        if not but_newest or path not in whole[-1:]:
-            shutil.rmtree(path)
+        remove_tree(path)
+
+
+def outdated_quarantine(vault: Vault, node: str, kind: str) -> list[Path]:
+    """Return the quarantined retrievals of *kind* that a killed run did not remove: all but the newest whole one."""
+    all_of_kind = _quarantined(vault, node, kind)
+    whole = [path for path in all_of_kind if (path / f"{kind}.tar.gz.enc").exists()]
+    return [path for path in all_of_kind if path not in whole[-1:]]
 
 
 def _quarantine(vault: Vault, node: str) -> Path:

@@ -78,7 +78,7 @@ def test_a_run_starts_its_own_engine_records_every_step_there_and_leaves_nothing
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_ends_in_time_and_the_next_one_finishes_its_backups(
     own: Place, tmp_path: Path, engine_server: str, number: signal.Signals
 ) -> None:
@@ -94,9 +94,12 @@ def test_an_interrupted_run_ends_in_time_and_the_next_one_finishes_its_backups(
             lambda: own.stored() == ["a0-4"] and not (tmp_path / "vault/a0-4/journal-backup.json").exists()
         )
         process.send_signal(number)
-        _, err = process.communicate(timeout=patience(10))
+        out, err = process.communicate(timeout=patience(10))
         assert process.returncode == 130, err
         assert "interrupted" in err
+        assert out.startswith("4 node backups: 1 stored, 3 failed (3 interrupted)\n")
+        for row in ("a0-1  interrupted (await)", "a0-2  interrupted (retrieve)", "a0-4  stored"):
+            assert row in out
         assert "Traceback" not in err
         assert own.left() == []
         [(state, _)] = own.flow_runs()

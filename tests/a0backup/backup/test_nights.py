@@ -194,8 +194,31 @@ async def test_a_backup_that_is_already_stored_needs_no_space(desk: Desk) -> Non
     assert desk.counts == (1, 1, 1)
 
 
+async def test_a_clean_up_that_fails_undoes_no_success_and_stops_no_later_night(desk: Desk) -> None:
+    def block(stage: str) -> None:
+        if stage == "confirm-delete" and desk.journal.path.is_file():
+            desk.journal.path.unlink()
+            (desk.journal.path / "in the way").mkdir(parents=True)
+
+    first = await desk.night(flow_run="run-1", after=block)
+    assert first.outcome.ending is Ending.STORED
+    assert "the journal could not be removed, and the next run tries again" in first.notes
+    second = await desk.night(flow_run="run-2")
+    assert second.outcome.ending is Ending.STORED
+    assert len(desk.stored) == 2
+
+
+async def test_a_folder_that_is_not_ours_stops_no_night_and_is_named(desk: Desk) -> None:
+    theirs = desk.vault.work(desk.name) / "@eaDir"
+    theirs.mkdir(parents=True)
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    assert ended.outcome.notes == (f"left alone, as a0backup did not make it or cannot remove it: {theirs}",)
+    assert theirs.is_dir()
+
+
 async def test_partial_bytes_of_dead_runs_are_removed_before_the_next_retrieval(desk: Desk) -> None:
-    partial = desk.vault.work(desk.name) / "run-0" / "backup-retrieve.tar.gz.enc"
+    partial = desk.vault.work(desk.name) / "run-0-01234567" / "backup-retrieve.tar.gz.enc"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"part of it")
     await desk.killed_after("start")

@@ -1,6 +1,7 @@
 """The `a0backup` command from the outside: its process, its output and its exit code."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -13,8 +14,10 @@ import pytest
 from a0backup.fleet.load import load_fleet
 from a0backup.passwords import recovery_keys
 from simulator.fleet import SimulatedFleet
-from tests.support.command import PASSWORD, a0backup
+from tests.support.command import A0BACKUP, PASSWORD, a0backup
+from tests.support.login import reaching
 from tests.support.paths import REPOSITORY
+from tests.support.patience import patience
 from tests.support.stored import PASSPHRASE, at_terminal
 
 
@@ -286,6 +289,45 @@ def test_seventeen_of_twenty_nodes_are_stored_although_three_fail(engine_server:
         assert len(artifacts(fleet_yaml)) == 17
         for call in appliances.calls("a0-11"):
             assert not Path(f"/proc/{call['pid']}").exists()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("output", ["/dev/full", "a closed pipe"])
+def test_the_exit_code_is_that_of_the_nodes_although_the_report_cannot_be_written(
+    engine_server: str, tmp_path: Path, output: str
+) -> None:
+    with SimulatedFleet(tmp_path / "sim", nodes=2) as appliances:
+        fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml")
+        appliances.tell("a0-2", None, "unreachable")
+        environment = reaching({**os.environ, "A0_BACKUP_PASSWORD": PASSWORD, "PREFECT_API_URL": engine_server})
+        if output == "a closed pipe":
+            reader, writer = os.pipe()
+            os.close(reader)
+        else:
+            writer = os.open(output, os.O_WRONLY)
+        with os.fdopen(writer, "wb") as stdout:
+            ended = subprocess.run(
+                [str(A0BACKUP), "run", "--fleet", str(fleet_yaml)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=patience(60),
+            )
+    assert ended.returncode == 3, ended.stderr
+    assert "standard output cannot be written" in ended.stderr
+    assert "2 node backups: 1 stored, 1 failed (1 unreachable)" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_list_that_cannot_be_written_fails(stored: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [str(A0BACKUP), "list", "--fleet", str(stored)], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "error: standard output cannot be written: No space left on device\n"
 
 
 @pytest.mark.engine

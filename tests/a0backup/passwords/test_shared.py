@@ -1,5 +1,6 @@
 """The password comes from one of three sources, is accepted by a0cli, and is never quoted."""
 
+import asyncio
 import os
 import subprocess
 import traceback
@@ -84,7 +85,7 @@ async def test_the_engines_error_about_a_block_is_not_repeated() -> None:
     [
         (b"abc", "abc"),
         (b"abc\n", "abc"),
-        (b" a b ", " a b "),
+        (b"a b", "a b"),
         ("pä€".encode(), "pä€"),
         (b"x" * 4096 + b"\n", "x" * 4096),
     ],
@@ -126,6 +127,13 @@ async def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
         (b"S3c\0ret", "NUL"),
         (b"-S3cret", "starts with '-'"),
         (b"S3c\xffret", "not UTF-8"),
+        (b"\xef\xbb\xbfS3cret", "character 1 of 7 is invisible (U+FEFF ZERO WIDTH NO-BREAK SPACE)"),
+        ("S3cret\u200b".encode(), "character 7 of 7 is invisible (U+200B ZERO WIDTH SPACE)"),
+        ("S3c\u00a0ret".encode(), "character 4 of 7 is invisible (U+00A0 NO-BREAK SPACE)"),
+        ("S3c\u2060ret".encode(), "U+2060"),
+        ("S3cret\u3164".encode(), "U+3164"),
+        (b" S3cret", "character 1 of 7 is invisible (U+0020 SPACE)"),
+        (b"S3cret ", "character 7 of 7 is invisible (U+0020 SPACE)"),
     ],
 )
 async def test_a_password_that_a0cli_cannot_take_is_refused_from_every_source(
@@ -144,6 +152,19 @@ async def test_a_password_that_a0cli_cannot_take_is_refused_from_every_source(
         shown = "".join(traceback.format_exception(error))
         assert "S3c" not in shown
         assert "yyyy" not in shown
+
+
+async def test_a_file_with_windows_line_ends_is_refused_as_such(tmp_path: Path) -> None:
+    error = await refused(written(tmp_path / "password", b"S3cret\r\n"))
+    assert "Windows line ends" in str(error)
+    remedy = await asyncio.create_subprocess_shell(error.hint().partition(": ")[2])
+    assert await remedy.wait() == 0
+    assert await load(Source(file=tmp_path / "password"), block=no_block) == "S3cret"
+
+
+@pytest.mark.parametrize(("text", "two"), [("p\u00e4", True), ("pa\u0308", True), ("pä€", True), ("pa€", False)])
+def test_a_character_with_two_encodings_is_noticed(text: str, two: bool) -> None:
+    assert password.has_two_encodings(text) is two
 
 
 async def test_a_block_without_text_is_refused() -> None:

@@ -468,7 +468,9 @@ def test_a_linked_folder_is_not_followed_out_of_the_vault(room: Room) -> None:
 # -- what dead runs left -----------------------------------------------------------------------------------------------
 
 
-def dead_run(room: Room, content: bytes, name: str = "dead-1", file: str = "backup-retrieve.tar.gz.enc") -> Path:
+def dead_run(
+    room: Room, content: bytes, name: str = "dead-1-01234567", file: str = "backup-retrieve.tar.gz.enc"
+) -> Path:
     folder = room.work / name
     folder.mkdir(parents=True)
     (folder / file).write_bytes(content)
@@ -564,7 +566,7 @@ def test_sweeping_removes_what_dead_runs_left_and_nothing_else(room: Room) -> No
         (room.node / name).write_text(name)
     (room.node / "quarantine").mkdir()
 
-    assert sweep(room.vault, "a0-1", kind="backup", keep=mine) == [bytes_alone]
+    assert sweep(room.vault, "a0-1", kind="backup", keep=mine).without_manifest == [bytes_alone]
 
     left = sorted(
         str(path.relative_to(room.node)) for path in room.node.rglob("*") if not path.is_dir() or path == mine
@@ -583,6 +585,43 @@ def test_sweeping_removes_what_dead_runs_left_and_nothing_else(room: Room) -> No
     assert (room.node / "quarantine").is_dir()
     assert not empty.exists()
     room.vault.reread(manifest)
+
+
+def test_sweeping_leaves_alone_and_names_what_it_did_not_make(room: Room) -> None:
+    """Some file servers put a folder of their own into each directory."""
+    theirs = room.work / "@eaDir" / "thumbnail"
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+    dead = room.work / "run-1-01234567"
+    dead.mkdir()
+    (dead / "a0cli-key").touch()
+    swept = sweep(room.vault, "a0-1", kind="backup", keep=room.work / "mine")
+    assert swept.others == [theirs.parent]
+    assert theirs.exists()
+    assert not dead.exists()
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_sweeping_removes_around_what_it_cannot_remove(room: Room) -> None:
+    dead = room.work / "run-1-01234567"
+    stuck = dead / "@eaDir"
+    stuck.mkdir(parents=True)
+    (dead / "backup-retrieve.tar.gz.enc").write_bytes(b"part of it")
+    program = (
+        "from pathlib import Path; from a0backup.vault.leftovers import sweep; from a0backup.vault.vault import Vault;"
+        f"print(*sweep(Vault(Path({str(room.vault.root)!r})), 'a0-1', kind='backup', keep=Path('none')).others)"
+    )
+    fault = ["-e", "trace=unlinkat,rmdir", "-e", "inject=unlinkat,rmdir:error=EACCES:when=2+", "-o", "/dev/null"]
+    ran = subprocess.run(
+        ["strace", "-f", "-qq", *fault, sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+        check=True,
+    )
+    assert len(ran.stdout.split()) == 1
+    assert ran.stdout.startswith(str(dead)), "paths are whole"
 
 
 def test_sweeping_follows_no_link(room: Room, tmp_path: Path) -> None:
