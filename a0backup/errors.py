@@ -8,6 +8,8 @@ A0BackupError
 ├── EngineError               the engine's server cannot be started or reached
 ├── RunFailedError            a fleet run ended with nodes that are not stored
 ├── CheckFailedError          the preflight found what would make a run fail
+├── NoHomeError               the user has no folder for state
+├── UnknownVaultError         the vault is not there, or is another one
 └── NodeError                 one node's backup cannot go on
     ├── A0cliError            a call of a0cli went wrong
     │   ├── A0cliMissingError     the program or its keys are not there
@@ -22,6 +24,7 @@ A0BackupError
     ├── AwaitDeadlineError    the node was still at it at the deadline
     ├── StartFailedError      the start had no effect
     ├── ForeignBackupError    a backup that is not ours is in the way
+    ├── NodeBusyError         the node is still making a backup of another kind
     ├── UnsettledError        the node's backup changes faster than it can be kept
     ├── Md5MissingError       the status names no usable md5
     ├── RetrieveFailedError   no file came
@@ -154,6 +157,36 @@ class CheckFailedError(A0BackupError):
 
     def text(self) -> str:
         return "a run would fail: " + "; ".join(problem.partition("\n")[0] for problem in self.problems)
+
+
+class NoHomeError(A0BackupError):
+    """The user has no home directory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def text(self) -> str:
+        return "this user has no home directory, and HOME is not set"
+
+    def hint(self) -> str:
+        return "set HOME, or XDG_STATE_HOME, to a folder that is kept"
+
+
+class UnknownVaultError(A0BackupError):
+    """The vault is not there, or is another one than the one used last. *root* is its folder."""
+
+    def __init__(self, root: str, reason: str) -> None:
+        super().__init__(root, reason)
+        self.root, self.reason = root, reason
+
+    def text(self) -> str:
+        return f"the vault {self.root} {self.reason}"
+
+    def hint(self) -> str:
+        return (
+            "mount its disk, or correct fleet.yaml; a first run makes the vault, and `a0backup vault use` says that"
+            " this is the vault from now on"
+        )
 
 
 class NodeError(A0BackupError):

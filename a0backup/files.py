@@ -270,6 +270,23 @@ def _write_and_rename(
     fsync_directory(path.parent)
 
 
+def publish_new(path: Path, content: bytes) -> None:
+    """Write *content* to the new file *path* as `publish` does; a file that exists stays as it is. Raise OSError."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        publish(aside, content)
+        try:
+            os.link(aside, path, follow_symlinks=False)
+        except FileExistsError:
+            pass
+        except OSError:
+            # This file system has no links.
+            aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+
+
 def remove_durably(path: Path) -> None:
     """Remove the file *path* if it exists; it stays removed after a crash."""
     path.unlink(missing_ok=True)

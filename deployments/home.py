@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from a0backup.errors import EngineError
 from a0backup.files import publish
+from a0backup.state_folder import state_folder
 
 if TYPE_CHECKING:
     pass
@@ -36,9 +37,7 @@ def operators_api() -> str | None:
 
 def default_home() -> Path:
     """Return the folder in the user's state folder where our own engine keeps its database, results and log."""
-    # A relative path in the variable must be ignored (XDG Base Directory Specification).
-    base = Path(os.environ.get("XDG_STATE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".local" / "state") / "a0backup" / "engine"
+    return state_folder() / "engine"
 
 
 @contextmanager

@@ -89,7 +89,7 @@ async def enrol_node(node: str, device: Device, fleet: Path = Path("fleet.yaml")
 @asynccontextmanager
 async def connected(node: Node, fleet: Fleet) -> AsyncIterator[NodeSession]:
     """Hold the node's lock inside the block; by then the node has answered and listed its commands."""
-    run = Run(str(runtime.flow_run.id), fleet)
+    run = await in_thread(Run.begin, fleet, [node], id=str(runtime.flow_run.id))
     async with open_node(run, node, take=take_step, shared=shared_password) as session:
         await session.update_commands()
         await session.ping()

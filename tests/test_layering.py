@@ -24,6 +24,7 @@ ROOMS = (
     "a0backup.vault",
     "a0backup.a0cli",
     "a0backup.fleet",
+    "a0backup.state_folder",
     "a0backup.files",
     "a0backup.identity",
     "a0backup.exit_codes",

@@ -15,6 +15,7 @@ from a0backup.files import in_thread
 from a0backup.fleet.models import Existing, Fleet, Node
 from a0backup.passwords.shared import LoadShared
 from a0backup.report.progress import Step, tell
+from a0backup.vault.known_vault import recognise
 from a0backup.vault.leftovers import private_name
 from a0backup.vault.lock import node_lock
 from a0backup.vault.space import release
@@ -42,7 +43,11 @@ class Run:
 
     @classmethod
     def begin(cls, fleet: Fleet, nodes: Sequence[Node], *, id: str, existing: Existing | None = None) -> "Run":
-        """Return a run that begins now; *stored_before* omits a node whose folder cannot be used."""
+        """Return a run that begins now; *stored_before* omits a node whose folder cannot be used.
+
+        Raise UnknownVaultError if the vault is not the one that was used last.
+        """
+        recognise(fleet)
         vault, began = Vault(fleet.vault), datetime.now(UTC)
         stored = {}
         for node in nodes:

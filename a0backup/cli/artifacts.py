@@ -95,14 +95,15 @@ def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, .
     \b
     Exit codes:
       0  success
-      1  an artifact was not read, because a later version wrote it
+      1  there is no artifact, or one was not read, because a later version wrote it
       2  usage or fleet.yaml wrong, or no such artifact
       4  an artifact is damaged or missing
     """
     vault = vault_at(fleet_path, vault_path)
     entries = [find(vault, artifact_id) for artifact_id in artifact_ids] if artifact_ids else list(vault.entries())
     if not entries:
-        terminal.say(f"the vault {vault.root} holds no artifact yet")
+        terminal.say(f"nothing is proven: the vault {vault.root} holds no artifact yet")
+        return ExitCode.FAILED
     codes = {ExitCode.OK}
     for entry in entries:
         try:

@@ -11,7 +11,7 @@ from a0backup.exit_codes import MEANINGS, ExitCode
 from a0backup.report import terminal
 
 COMMANDS = (
-    *(setup.init, setup.key, setup.print_schema),
+    *(setup.init, setup.key, setup.vault, setup.print_schema),
     *(run.check, run.run),
     *(status.status, artifacts.list_artifacts, artifacts.show, artifacts.verify),
     *(opening.drill_artifacts, opening.decrypt, opening.hand_off),

@@ -16,7 +16,7 @@ import click
 
 from a0backup.cli.artifacts import find, get
 from a0backup.cli.asking import ask
-from a0backup.cli.options import json_option, vault_at, vault_options
+from a0backup.cli.options import json_option, vault_at, vault_of, vault_options
 from a0backup.errors import A0BackupError, ArtifactDamagedError
 from a0backup.exit_codes import ExitCode
 from a0backup.fleet.load import load_fleet
@@ -72,9 +72,9 @@ class _Opening:
 
     def vault_and_fleet(self) -> tuple[Vault, Fleet | None]:
         if self.vault_path is not None:
-            return Vault(self.vault_path), None
+            return vault_at(self.fleet_path, self.vault_path), None
         fleet = load_fleet(self.fleet_path)
-        return Vault(fleet.vault), fleet
+        return vault_of(fleet), fleet
 
     def secrets(self, manifests: Sequence[Manifest], source: PasswordSource | None) -> "Secrets":
         """Return what opens *manifests*; ask for what neither the options nor *source* provide."""
@@ -95,7 +95,7 @@ class _Opening:
             source = PasswordSource(file=self.password_file)
         sealed = [bool(manifest.encryption.password.sealed) for manifest in manifests]
         if source is not None and (source.env or source.file) and (self.password_file or not all(sealed)):
-            return Secrets(key, asyncio.run(shared.load(source, block=_no_block)))
+            return Secrets(key, asyncio.run(shared.load(source, block=_no_block, opening=True)))
         # An artifact without a sealed password, e.g. a foreign one, must not prevent opening the others.
         if all(sealed) or (key is not None and any(sealed)):
             return Secrets(key)
@@ -150,7 +150,7 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
     \b
     Exit codes:
       0  success
-      1  an artifact could not be opened, e.g. because the password or key does not fit
+      1  there is no artifact, or one could not be opened, e.g. because the password or key does not fit
       2  usage or fleet.yaml wrong, or no such artifact
       4  an artifact is damaged or missing
     """
@@ -160,7 +160,8 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
     vault, fleet = opening.vault_and_fleet()
     entries = [find(vault, artifact_id) for artifact_id in artifact_ids] if artifact_ids else _newest_of_each(vault)
     if not entries:
-        terminal.say(f"the vault {vault.root} holds no artifact yet")
+        terminal.say(f"nothing is proven: the vault {vault.root} holds no artifact yet")
+        return ExitCode.FAILED
     readable = [entry for entry in entries if isinstance(entry, Manifest)]
     secrets = opening.secrets(readable, fleet.password if fleet else None) if readable else drill.Secrets()
     limits = fleet.contents if fleet else _WHATEVER_IT_IS

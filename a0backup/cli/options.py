@@ -7,7 +7,8 @@ from typing import Any, TypeVar, get_args
 import click
 
 from a0backup.fleet.load import load_fleet
-from a0backup.fleet.models import Existing
+from a0backup.fleet.models import Existing, Fleet
+from a0backup.vault.known_vault import require_known, require_vault
 from a0backup.vault.vault import Vault
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,8 +40,18 @@ def vault_options(command: F) -> F:
 
 
 def vault_at(fleet_path: Path, vault_path: Path | None) -> Vault:
-    """Return the vault that the `vault_options` name. Raise FleetFileError."""
-    return Vault(vault_path) if vault_path is not None else Vault(load_fleet(fleet_path).vault)
+    """Return the vault that the `vault_options` name. Raise FleetFileError, UnknownVaultError."""
+    if vault_path is None:
+        return vault_of(load_fleet(fleet_path))
+    vault = Vault(vault_path)
+    require_vault(vault)
+    return vault
+
+
+def vault_of(fleet: Fleet) -> Vault:
+    """Return the vault of *fleet*. Raise UnknownVaultError unless it is the one that was used last."""
+    require_known(fleet)
+    return Vault(fleet.vault)
 
 
 def json_option(command: F) -> F:

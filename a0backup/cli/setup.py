@@ -1,4 +1,4 @@
-"""`a0backup init`, `a0backup schema`, `a0backup key create`: the steps before the first run."""
+"""`a0backup init`, `schema`, `key create` and `vault use`: the steps before the first run."""
 
 import json
 import os
@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from a0backup.cli.asking import ask_twice
+from a0backup.cli.options import fleet_option
 from a0backup.exit_codes import ExitCode
 from a0backup.fleet.example import EXAMPLE
+from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import schema
 
 
@@ -47,6 +49,33 @@ def print_schema() -> int:
     An editor uses it to complete and check the file. Always ends with exit code 0.
     """
     click.echo(json.dumps(schema(), indent=2))
+    return ExitCode.OK
+
+
+@click.group()
+def vault() -> None:
+    """Say which folder is the vault."""
+
+
+@vault.command()
+@fleet_option
+def use(fleet_path: Path) -> int:
+    """Use the vault of fleet.yaml from now on.
+
+    A run refuses a vault that is not the one it used last: its disk may not be mounted. Run this after you have
+    started a new, empty vault on purpose, or have replaced the old one. An empty folder becomes a vault; nothing else
+    is changed.
+
+    \b
+    Exit codes:
+      0  the vault is used from now on
+      1  it cannot be read or written
+      2  usage or fleet.yaml wrong
+    """
+    from a0backup.vault.known_vault import adopt
+
+    fleet = load_fleet(fleet_path)
+    click.echo(f"{fleet.vault} is the vault from now on ({adopt(fleet)})")
     return ExitCode.OK
 
 

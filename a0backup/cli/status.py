@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from a0backup.cli.options import fleet_option, json_option
+from a0backup.cli.options import fleet_option, json_option, vault_of
 from a0backup.exit_codes import ExitCode
 from a0backup.fleet.load import load_fleet
 from a0backup.report.words import plain
@@ -29,7 +29,7 @@ def status(fleet_path: Path, as_json: bool) -> int:
       2  usage or fleet.yaml wrong
     """
     fleet = load_fleet(fleet_path)
-    vault = Vault(fleet.vault)
+    vault = vault_of(fleet)
     rows = [_row(vault, node.name, kind) for node in fleet.nodes for kind in fleet.kinds]
     if as_json:
         click.echo(json.dumps(rows, indent=2))

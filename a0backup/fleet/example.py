@@ -28,6 +28,7 @@ password:                       # exactly one of these; never the password itsel
 # max_parallel: 16              # maximum number of nodes at once
 # retrieve_attempts: 3          # maximum, for a failed retrieval or an md5 mismatch
 # existing: preserve            # for a backup that this vault did not start: preserve | replace | fail
+# reuse_within: 6h              # a backup that a stopped run started earlier is kept, and a new one is made
 # contents: {max_unpacked: 10TB, max_ratio: 200}   # an artifact that unpacks to more is refused
 # kinds: [backup]               # from build 11638 on also backup-sensitive; also {user-export: [_id, email]}
 

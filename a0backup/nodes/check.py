@@ -21,6 +21,7 @@ from a0backup.errors import (
     A0BackupError,
     PasswordError,
     RecoveryKeyError,
+    UnknownVaultError,
     UnreachableError,
     VaultFullError,
     VaultUnusableError,
@@ -32,6 +33,7 @@ from a0backup.passwords.shared import LoadShared
 from a0backup.report.outcomes import Finding, Problem, halves
 from a0backup.report.words import human_size
 from a0backup.vault.journal import Journal, JournalFile
+from a0backup.vault.known_vault import expected
 from a0backup.vault.lock import is_held, read_holder
 from a0backup.vault.space import nearest, space_for
 from a0backup.vault.vault import Vault
@@ -125,8 +127,10 @@ def _check_room(vault: Vault, node: str, kinds: Sequence[str], problems: list[Pr
 
 
 def fleet_room(fleet: Fleet, nodes: Sequence[Node]) -> tuple[Problem, ...]:
-    """Return a problem if the vault's disk has space for each node's artifacts, but not for all of them."""
+    """Return a problem if the vault is not the known one, or has space for each artifact but not for all of them."""
     vault = Vault(fleet.vault)
+    if reason := expected(fleet):
+        return (Problem(reason, UnknownVaultError("", "").hint()),)
     try:
         spaces = [space_for(vault, node.name, kind) for node in nodes for kind in fleet.kinds_of(node)]
     except OSError:

@@ -48,11 +48,11 @@ def describe(source: Source) -> str:
     return f"Secret block {source.secret_block}"
 
 
-async def load(source: Source, *, block: Callable[[str], Awaitable[object]]) -> str | None:
+async def load(source: Source, *, block: Callable[[str], Awaitable[object]], opening: bool = False) -> str | None:
     """Return the shared password from *source*; *block* reads a Secret block of the engine by its name.
 
-    Return None if each backup has its own password. Raise PasswordError, which never quotes the password, if
-    there is none or a0cli could not take it.
+    Return None if each backup has its own password. With *opening*, accept every password that may have made an
+    artifact. Raise PasswordError, which never quotes the password, if there is none or a0cli could not take it.
     """
     if source.sealed_to is not None:
         return None
@@ -61,9 +61,9 @@ async def load(source: Source, *, block: Callable[[str], Awaitable[object]]) -> 
         text = os.environ.get(source.env)
         if text is None:
             raise PasswordError(where, "it is not set", f"export {source.env} in the environment of the run")
-        return checked(text, where)
+        return checked(text, where, opening=opening)
     if source.file is not None:
-        return read_file(Path(source.file), where)
+        return checked(_read(Path(source.file), where), where, opening=opening)
     if source.secret_block is None:
         raise PasswordError("fleet.yaml", "it names no source", "name one under `password`")
     failure = ""
@@ -78,7 +78,7 @@ async def load(source: Source, *, block: Callable[[str], Awaitable[object]]) -> 
         raise PasswordError(where, f"it cannot be loaded ({failure})", f"create the Secret block {source.secret_block}")
     if not isinstance(value, str):
         raise PasswordError(where, "it does not hold a text", "store the password as a text, not as JSON")
-    return checked(value, where)
+    return checked(value, where, opening=opening)
 
 
 def read_file(path: Path, where: str) -> str:
@@ -99,8 +99,11 @@ def _read(path: Path, where: str) -> str:
     return text
 
 
-def checked(text: str, where: str) -> str:
-    """Return *text* if a0cli can take it as a password. Otherwise raise PasswordError, which names *where*."""
+def checked(text: str, where: str, *, opening: bool = False) -> str:
+    """Return *text* if a0cli can take it as a password. Otherwise raise PasswordError, which names *where*.
+
+    A new backup needs one that a person can also see and retype; *opening* one does not.
+    """
     octets = text.encode(errors="replace")
     if octets.decode() != text:
         raise PasswordError(where, "it is not UTF-8", "store the password as UTF-8 text")
@@ -116,6 +119,8 @@ def checked(text: str, where: str) -> str:
         if any(unicodedata.category(char) == "Cc" for char in text)
         else "it starts with '-', which a0cli would read as an option"
         if octets.startswith(b"-")
+        else ""
+        if opening
         else _invisible(text)
     )
     if reason:

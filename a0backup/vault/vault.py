@@ -40,6 +40,7 @@ from a0backup.vault.manifest import (
 )
 from a0backup.vault.mounts import FSTAB, unmounted
 
+VAULT = "vault.json"  # at the root of each vault: its identity
 _FOLDER = re.compile(r"(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z][a-z-]*)\Z")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
@@ -81,8 +82,10 @@ class Vault:
             raise VaultUnusableError(node, reason)
 
     def make(self, node: str) -> None:
-        """Make the vault and the node's folder if missing. Raise VaultUnusableError if its disk is missing, OSError."""
+        """Make the node's folder if missing. Raise VaultUnusableError if the vault is gone, OSError."""
         self.require_mounted(node)
+        if not self.root.is_dir():
+            raise VaultUnusableError(node, f"the vault {self.root} is gone")
         make_private_directory(self.folder(node))
 
     def ensure_writable(self, node: str) -> None:

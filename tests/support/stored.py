@@ -18,7 +18,7 @@ from typing import Self
 
 from a0backup.files import digests
 from a0backup.passwords import recovery_keys
-from a0backup.vault import storing
+from a0backup.vault import known_vault, storing
 from a0backup.vault.leftovers import verified_file
 from a0backup.vault.manifest import Manifest, ManifestNode, ManifestPassword, SealedPassword
 from a0backup.vault.vault import Vault
@@ -68,6 +68,7 @@ def store(
 ) -> Manifest:
     """Store an artifact in the vault at *root*, as a run does."""
     vault = Vault(root)
+    known_vault.create(vault)
     vault.make(node)
     place = verified_file(vault, node, kind)
     place.parent.mkdir(exist_ok=True, mode=0o700)

@@ -28,6 +28,7 @@ from a0backup.files import digests
 from a0backup.passwords.recovery_keys import load_private
 from a0backup.passwords.sealed import candidates
 from a0backup.report.outcomes import Ending
+from a0backup.vault import known_vault
 from a0backup.vault.manifest import Manifest, SealedPassword, UnreadableManifest
 from a0backup.vault.sealed_files import SealedFiles
 from tests.support.desk import Desk
@@ -419,6 +420,7 @@ async def test_a_backup_that_the_shared_password_of_its_own_start_does_not_open_
 async def test_a_backup_is_kept_however_many_starts_failed_before_it(sealed: Any) -> None:
     desk = sealed.desk
     files = SealedFiles(desk.vault.folder(desk.name), "backup")
+    known_vault.create(desk.vault)
     desk.vault.ensure_writable(desk.name)
     # 520 refused starts (22 days, hourly) of a fleet with 10 recovery keys of 4096 bits.
     now = datetime(2026, 1, 1, tzinfo=UTC)

@@ -36,6 +36,7 @@ def stored(engine_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 def copied(stored: Path, tmp_path: Path) -> Path:
     """A copy of that fleet.yaml and its vault, which a test may damage."""
     shutil.copytree(stored.parent / "vault", tmp_path / "vault")
+    shutil.copy(stored.with_name(".fleet.yaml.vault"), tmp_path)
     return Path(shutil.copy(stored, tmp_path / "fleet.yaml"))
 
 
@@ -48,8 +49,31 @@ def artifacts(fleet_yaml: Path) -> list[Path]:
 
 def test_init_writes_a_fleet_file_that_loads(tmp_path: Path) -> None:
     assert a0backup("init", cwd=tmp_path).returncode == 0
+    assert a0backup("vault", "use", cwd=tmp_path).returncode == 0
     listed = a0backup("list", "--json", cwd=tmp_path)
     assert (listed.returncode, json.loads(listed.stdout)) == (0, [])
+
+
+@pytest.mark.parametrize("command", ["list", "verify", "status", "drill"])
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_nothing_is_read_from_a_vault_that_is_not_there(copied: Path, command: str, left: str) -> None:
+    shutil.rmtree(copied.parent / "vault")
+    if left == "an empty folder":
+        (copied.parent / "vault").mkdir()
+    ended = a0backup(command, "--fleet", copied)
+    assert ended.returncode == 1
+    assert f"error: the vault {copied.parent / 'vault'}" in ended.stderr
+    assert "a0backup vault use" in ended.stderr
+
+
+@pytest.mark.engine
+def test_a_run_and_a_check_refuse_a_vault_that_is_not_there(copied: Path, engine_server: str) -> None:
+    shutil.rmtree(copied.parent / "vault")
+    for command in ("check", "run"):
+        ended = a0backup(command, "--fleet", copied, api=engine_server)
+        assert ended.returncode == 1
+        assert "does not exist" in ended.stdout + ended.stderr
+        assert not (copied.parent / "vault").exists()
 
 
 def test_init_never_overwrites(tmp_path: Path) -> None:

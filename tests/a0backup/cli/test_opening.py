@@ -21,6 +21,7 @@ from a0backup.errors import ArtifactDamagedError
 from a0backup.fleet.models import ContentsLimits
 from a0backup.passwords import recovery_keys
 from a0backup.upkeep import drill
+from a0backup.vault import known_vault
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
 from tests.support.command import a0backup
@@ -393,9 +394,11 @@ def test_members_that_would_escape_their_folder_are_named(place: Path) -> None:
     assert "\x1b" not in ended.stdout
 
 
-def test_an_empty_vault_is_drilled_without_a_question(place: Path) -> None:
+def test_the_drill_of_an_empty_vault_asks_nothing_and_proves_nothing(place: Path) -> None:
+    known_vault.create(Vault(place / "vault"))
     ended = a0backup("drill", cwd=place)
-    assert (ended.returncode, ended.stdout) == (0, "")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "nothing is proven" in ended.stderr
 
 
 @pytest.mark.parametrize("command", ["drill", "decrypt"])

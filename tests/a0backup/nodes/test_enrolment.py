@@ -29,9 +29,8 @@ def impatient(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def at(desk: Desk) -> AsyncIterator[NodeSession]:
-    async with open_node(
-        Run("run-1", desk.fleet), desk.fleet.nodes[0], take=Plainly(), shared=nothing_shared
-    ) as session:
+    run = Run.begin(desk.fleet, desk.fleet.nodes, id="run-1")
+    async with open_node(run, desk.fleet.nodes[0], take=Plainly(), shared=nothing_shared) as session:
         await session.update_commands()
         await session.ping()
         yield session

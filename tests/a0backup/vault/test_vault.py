@@ -92,6 +92,7 @@ class Room:
 
 @pytest.fixture
 def room(tmp_path: Path) -> Room:
+    (tmp_path / "vault").mkdir(mode=0o700)
     return Room(tmp_path / "vault")
 
 
@@ -654,7 +655,8 @@ def test_the_file_of_the_write_check_is_private_although_it_is_deleted_at_once(r
 
 
 def test_the_error_of_a_vault_that_cannot_be_created_names_its_path(room: Room) -> None:
-    room.vault.root.parent.joinpath("vault").write_text("a file in the way")
+    room.vault.root.rmdir()
+    room.vault.root.write_text("a file in the way")
     with pytest.raises(VaultUnusableError, match=re.escape(str(room.vault.root))):
         room.vault.ensure_writable("a0-1")
 
@@ -713,6 +715,7 @@ def test_a_bind_mount_counts_as_mounted_unless_it_binds_a_directory_onto_itself(
 
 
 def test_quarantine_does_not_create_a_missing_vault(room: Room, tmp_path: Path) -> None:
+    room.vault.root.rmdir()
     (tmp_path / "retrieved").write_bytes(BYTES)
     with pytest.raises(FileNotFoundError):
         quarantine(room.vault, "a0-1", "backup", tmp_path / "retrieved", reason={}, now=STORED)

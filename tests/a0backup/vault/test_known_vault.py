@@ -1,0 +1,102 @@
+"""A vault has an identity: one that is gone, or another in its place, is never taken for the vault."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from a0backup.errors import UnknownVaultError
+from a0backup.fleet.load import load_fleet
+from a0backup.fleet.models import Fleet
+from a0backup.vault.known_vault import adopt, expected, recognise, require_known, require_vault
+from a0backup.vault.vault import Vault
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    place = tmp_path / "operator"
+    place.mkdir()
+    (place / "fleet.yaml").write_text("vault: ../disk/vault\npassword: {env: P}\nnodes: [{name: a0-1, host: a}]\n")
+    return load_fleet(place / "fleet.yaml")
+
+
+def memory(fleet: Fleet) -> Path:
+    return fleet.path.with_name(".fleet.yaml.vault")
+
+
+def test_the_first_run_makes_the_vault_and_later_runs_recognise_it(fleet: Fleet) -> None:
+    assert expected(fleet) == ""
+    recognise(fleet)
+    identity = require_vault(Vault(fleet.vault))
+    recognise(fleet)
+    require_known(fleet)
+    assert require_vault(Vault(fleet.vault)) == identity
+    assert (fleet.vault / "vault.json").stat().st_mode & 0o777 == 0o600
+    assert json.loads(memory(fleet).read_text()) == {"schema": 1, "id": identity, "path": str(fleet.vault)}
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "a folder with something else"])
+def test_a_vault_that_is_not_there_is_refused_and_not_made_anew(fleet: Fleet, left: str) -> None:
+    recognise(fleet)
+    shutil.rmtree(fleet.vault)
+    if left != "nothing":
+        fleet.vault.mkdir()
+    if left == "a folder with something else":
+        (fleet.vault / "lost+found").mkdir()
+    before = sorted(fleet.vault.parent.rglob("*"))
+    for use in (recognise, require_known):
+        with pytest.raises(UnknownVaultError, match=str(fleet.vault)) as caught:
+            use(fleet)
+        assert "a0backup vault use" in caught.value.hint()
+    assert "does not exist" in expected(fleet) or "has no vault.json" in expected(fleet)
+    assert sorted(fleet.vault.parent.rglob("*")) == before
+
+
+def test_another_vault_is_refused_until_the_operator_says_that_it_is_the_one(fleet: Fleet, tmp_path: Path) -> None:
+    recognise(fleet)
+    first = require_vault(Vault(fleet.vault))
+    fleet.vault.rename(tmp_path / "aside")
+    memory(fleet).unlink()
+    recognise(fleet)
+    shutil.rmtree(fleet.vault)
+    (tmp_path / "aside").rename(fleet.vault)
+    with pytest.raises(UnknownVaultError, match="is another vault than the one that was used last"):
+        recognise(fleet)
+    assert adopt(fleet) == first
+    recognise(fleet)
+
+
+def test_a_vault_that_was_moved_with_all_that_is_in_it_is_the_same(fleet: Fleet) -> None:
+    recognise(fleet)
+    moved = fleet.path.parent / "moved"
+    fleet.vault.rename(moved)
+    fleet.path.write_text(fleet.path.read_text().replace("../disk/vault", "moved"))
+    require_known(load_fleet(fleet.path))
+
+
+def test_the_vault_is_remembered_in_the_state_folder_where_nothing_can_be_written_beside_the_fleet_file(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    memory(fleet).mkdir()  # even root cannot replace a folder by a file
+    recognise(fleet)
+    assert list((tmp_path / "state" / "a0backup" / "vaults").iterdir())
+    shutil.rmtree(fleet.vault)
+    with pytest.raises(UnknownVaultError, match="does not exist"):
+        recognise(fleet)
+
+
+def test_an_unreadable_identity_is_refused(fleet: Fleet) -> None:
+    recognise(fleet)
+    (fleet.vault / "vault.json").write_text("{torn")
+    with pytest.raises(UnknownVaultError, match=r"vault\.json cannot be read"):
+        recognise(fleet)
+
+
+def test_an_identity_of_a_later_schema_is_refused_as_such(fleet: Fleet) -> None:
+    recognise(fleet)
+    file = fleet.vault / "vault.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 2, "more": 1}))
+    with pytest.raises(UnknownVaultError, match="a later version wrote it"):
+        recognise(fleet)
