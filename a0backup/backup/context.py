@@ -16,6 +16,7 @@ from a0backup.report import progress
 from a0backup.vault.journal import Effect, Journal, JournalFile, NotOpened
 from a0backup.vault.leftovers import sweep
 from a0backup.vault.sealed_files import SealedFiles
+from a0backup.vault.unverified import UnverifiedFile
 from a0backup.vault.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Context:
         self.journal: Journal | None = None
         self.journal_file = JournalFile(session.vault.folder(session.node.name), kind)
         self.unreadable = False  # whether there is a journal that cannot be read
+        self.unverified = UnverifiedFile(session.vault.folder(session.node.name), kind)
         self.sealed_files = SealedFiles(session.vault.folder(session.node.name), kind)
         self.last_status: Status | None = None
         self.last_seen: BackupIdentity | None = None  # the last finished backup that the node showed with its md5

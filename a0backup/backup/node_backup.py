@@ -9,13 +9,12 @@ from a0backup.backup.context import Context
 from a0backup.backup.deletion import Deletion
 from a0backup.backup.facts import is_lost_by_node, is_recent, stored_manifest
 from a0backup.backup.keep import Storing
-from a0backup.backup.reconcile import Action, Claim, Facts, Keep, reconcile
+from a0backup.backup.reconcile import Action, Claim, Facts, Keep, SoFar, reconcile
 from a0backup.backup.retrieve import Next, Retrieval
 from a0backup.backup.session import NodeSession
 from a0backup.backup.start import Start
 from a0backup.backup.steps import Done, StepName, step
 from a0backup.errors import A0BackupError, ArtifactDamagedError, Md5MismatchError, RefusedError
-from a0backup.identity import BackupIdentity
 from a0backup.report.outcomes import Outcome, outcome_of
 from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.manifest import Manifest
@@ -31,13 +30,9 @@ class NodeBackup:
         self.session, self.kind = session, kind
         self.context = Context(session, kind)
         self.deletion = Deletion(self.context)
-        self._start = Start(self.context, self.deletion)
+        self.so_far = SoFar()
+        self._start = Start(self.context, self.deletion, self.so_far)
         self._await = Await(self.context)
-        self._outcome: Manifest | None = None  # the artifact that this run counts as its result
-        self._read_back: frozenset[str] = frozenset()  # ids of artifacts that this run has read back
-        self._damaged: frozenset[str] = frozenset()  # ids of those whose bytes are not what their manifest says
-        self._given_up: BackupIdentity | None = None  # the backup that could not be verified and will be replaced
-        self._asked_again = False
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
@@ -58,13 +53,13 @@ class NodeBackup:
         context.read_journal()
         last = context.vault.newest(node, self.kind)
         if last is not None and last.flow_run == run.id and last.started_at is not None:
-            self._outcome = last
+            self.so_far.outcome = last
             return
         before = run.stored_before.get(node)
         if before is not None:
-            self._outcome = context.vault.stored_since(node, self.kind, before)
-        if self._outcome is not None:
-            context.note(f"run {self._outcome.flow_run} stored {self._outcome.id} while this run waited for the lock")
+            last = self.so_far.outcome = context.vault.stored_since(node, self.kind, before)
+            if last is not None:
+                context.note(f"run {last.flow_run} stored {last.id} while this run waited for the lock")
 
     @step(StepName.STATUS)
     async def status(self) -> Status:
@@ -87,7 +82,7 @@ class NodeBackup:
 
     def _facts(self, status: Status) -> Facts:
         context, vault, node = self.context, self.context.vault, self.session.node
-        journal, damaged = context.journal, self._damaged
+        journal, damaged = context.journal, self.so_far.damaged
         return Facts(
             status=status,
             existing=context.existing,
@@ -98,13 +93,7 @@ class NodeBackup:
             stored=stored_manifest(vault, node.name, self.kind, status, journal),
             hidden=vault.hides_manifest(node.name, self.kind),
             lost_by_node=is_lost_by_node(vault, node.name, self.kind, status, journal, damaged=damaged),
-            outcome=self._outcome,
-            read_back=self._read_back,
-            damaged=damaged,
-            asked_again=self._asked_again,
-            refused=self._start.refusals > 0,
-            own_password=self._start.own_password,
-            given_up=self._given_up,
+            run=self.so_far,
         )
 
     def _is_recent(self, journal: Journal) -> bool:
@@ -123,13 +112,13 @@ class NodeBackup:
             f"a backup was started but the node does not show it yet; checking again in {wait:.0f} s",
         )
         await asyncio.sleep(wait)
-        self._asked_again = True
+        self.so_far.asked_again = True
         return await self.status()
 
     async def start(self) -> None:
         """Start a backup; `await_finished` shows its result. Raise what `Start.start` raises."""
         journal = self.context.journal
-        if journal is not None and self._asked_again:
+        if journal is not None and self.so_far.asked_again:
             self.context.note("the backup that an earlier run started is no longer on the node")
         elif journal is not None and journal.pinned is not None:
             self._note_finished(journal)
@@ -150,11 +139,11 @@ class NodeBackup:
             await self.context.on_disk(confirm, self.context.vault, stored)
         except ArtifactDamagedError as error:
             self.context.note(f"{error.message()}; a new backup is made")
-            self._damaged |= {stored.id}
-            if self._outcome is not None and self._outcome.id == stored.id:
-                self._outcome = None
+            self.so_far.damaged |= {stored.id}
+            if self.so_far.outcome is not None and self.so_far.outcome.id == stored.id:
+                self.so_far.outcome = None
             return Done(f"{stored.id} is damaged")
-        self._read_back |= {stored.id}
+        self.so_far.read_back |= {stored.id}
         return Done(f"{stored.id} was read back")
 
     def retrieval(self, action: Keep) -> Retrieval:
@@ -164,17 +153,25 @@ class NodeBackup:
     async def after_failure(self, retrieval: Retrieval, error: A0BackupError) -> Next:
         """Return what follows *error*, which ended an attempt of *retrieval*; quarantine bytes that never matched.
 
-        A run gives up a backup that cannot be verified only once, and only if the operator asked
-        for it.
+        A run gives up a backup that cannot be verified only once: if the operator asked for it, or
+        after `give_up_after` nights. Then its bytes must be in quarantine.
         """
         # A refusal may have been wrong, and the backup on the node ours.
-        may_give_up = self.context.may_give_up and self._given_up is None and not self._start.refusals
-        following = retrieval.after(error, may_give_up=may_give_up)
-        if following is Next.GIVE_UP or (following is Next.FAIL and isinstance(error, Md5MismatchError)):
-            await retrieval.keep_aside(error)
+        possible = self.so_far.given_up is None and not self.so_far.refusals
+        asked_for = possible and self.context.may_give_up
+        following = retrieval.after(error, may_give_up=asked_for)
+        if following is Next.RETRY:
+            return following
+        kept = None
+        if following is Next.GIVE_UP or isinstance(error, Md5MismatchError):
+            kept = await retrieval.keep_aside(error)
+        nights = await retrieval.count_night(error)
+        if following is Next.FAIL and possible and kept is not None and nights >= self.session.fleet.give_up_after:
+            following = Next.GIVE_UP
         if following is Next.GIVE_UP:
-            self.context.note(f"given up and replaced by a new one: {error.text()}")
-            self._given_up, self._outcome = retrieval.found.identity, None
+            after = f" after {nights} nights" if nights > 1 else ""
+            self.context.note(f"given up{after} and replaced by a new one: {error.text()}")
+            self.so_far.given_up, self.so_far.outcome = retrieval.found.identity, None
         return following
 
     async def store(self, retrieval: Retrieval) -> None:
@@ -185,26 +182,27 @@ class NodeBackup:
         finally:
             # Even if the step fails after it: the vault has the artifact, and the outcome must say so.
             if storing.stored is not None:
-                self._read_back |= {storing.stored.id}
+                self.so_far.read_back |= {storing.stored.id}
                 if storing.ours and self.context.journal is not None and self._is_recent(self.context.journal):
-                    self._outcome = storing.stored
+                    self.so_far.outcome = storing.stored
 
     async def delete(self, found: Found) -> Status:
         """Delete *found* on the node; return the status that no longer shows it. Raise A0BackupError."""
         await self.deletion.send(found)
         status = await self.deletion.confirm(found)
-        if found.identity == self._given_up:
+        if found.identity == self.so_far.given_up:
             await self.context.forget_journal()
         return status
 
     async def settle(self, outcome: Manifest) -> None:
         """Finish the backup: it is stored and off the node, and none of the work files remain."""
         self.session.enter(StepName.SETTLE)
-        self._outcome = outcome
+        self.so_far.outcome = outcome
         journal = self.context.journal
         if journal is not None and journal.flow_run != self.session.run.id:
             self._note_finished(journal)
         await self.context.forget_journal()
+        await self.context.clean_up("the count of unverified nights", self.context.unverified.remove)
         # Last: until then, a run after a crash may still need them. Only if the node shows nothing: a start that
         # arrived late may have made its current backup with one of them.
         if isinstance(self.context.last_status, Absent):
@@ -226,7 +224,7 @@ class NodeBackup:
         """End a failed backup; if its artifact is stored, the next run starts from what the node then holds."""
         # Never remove the journal of a backup other than the stored one: that backup is unfinished.
         journal = self.context.journal
-        if journal is None or self._outcome is None or not journal.is_of(self._outcome):
+        if journal is None or self.so_far.outcome is None or not journal.is_of(self.so_far.outcome):
             return
         await self.context.forget_journal()
 
@@ -237,7 +235,7 @@ class NodeBackup:
 
     def outcome(self, seconds: float, error: BaseException | None) -> Outcome:
         """Return the outcome: *error* or, without one, the artifact that is stored and off the node."""
-        stored = self._outcome if error is None or self._is_what_failed() else None
+        stored = self.so_far.outcome if error is None or self._is_what_failed() else None
         status = self.context.last_status
         match status:
             case Absent():
@@ -259,8 +257,8 @@ class NodeBackup:
 
     def _is_what_failed(self) -> bool:
         """Return whether the outcome belongs to the backup that failed, not to one that another run stored."""
-        outcome, journal = self._outcome, self.context.journal
+        outcome, journal = self.so_far.outcome, self.context.journal
         if outcome is None:
             return False
         of_journal = journal is not None and journal.is_of(outcome)
-        return of_journal or outcome.id in self._read_back or outcome.flow_run == self.session.run.id
+        return of_journal or outcome.id in self.so_far.read_back or outcome.flow_run == self.session.run.id

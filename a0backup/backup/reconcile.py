@@ -22,6 +22,26 @@ class Claim(Enum):
     SEEN = "the run that started it saw it come"
 
 
+@dataclass
+class SoFar:
+    """What this run has done about the backup so far.
+
+    *outcome*: the artifact that it counts as its result, once there is one. *read_back*, *damaged*:
+    the ids of the artifacts that it has read back, and of those whose bytes were not what their
+    manifest says. *asked_again*: it asked for the status again after `call_timeout`. *refusals*:
+    the number of its starts that were refused. *own_password*: it knows the sealed password of its
+    last start. *given_up*: the backup that could not be verified, and that it replaces.
+    """
+
+    outcome: Manifest | None = None
+    read_back: frozenset[str] = frozenset()
+    damaged: frozenset[str] = frozenset()
+    asked_again: bool = False
+    refusals: int = 0
+    own_password: bool = False
+    given_up: BackupIdentity | None = None
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known about one node's backup of one kind.
@@ -32,11 +52,6 @@ class Facts:
     *stored*: the vault's manifest of the backup that the status shows, or of the pinned backup if
     the status shows none. *hidden*: a manifest of this node and kind cannot be read. *lost_by_node*:
     the node no longer shows the pinned backup, and its verified bytes are here, not stored.
-    *outcome*: the artifact that this run counts as its result, once there is one. *read_back*,
-    *damaged*: the ids of the artifacts that this run has read back, and of those whose bytes were
-    not what their manifest says. *asked_again*: the status was asked again after `call_timeout`.
-    *refused*: a start of this run was refused. *own_password*: this run knows the sealed password
-    of that start. *given_up*: the backup that could not be verified and that this run replaces.
     """
 
     status: Status
@@ -48,13 +63,7 @@ class Facts:
     stored: Manifest | None = None
     hidden: bool = False
     lost_by_node: bool = False
-    outcome: Manifest | None = None
-    read_back: frozenset[str] = frozenset()
-    damaged: frozenset[str] = frozenset()
-    asked_again: bool = False
-    refused: bool = False
-    own_password: bool = False
-    given_up: BackupIdentity | None = None
+    run: SoFar = field(default_factory=SoFar)
 
     @property
     def pinned(self) -> BackupIdentity | None:
@@ -166,8 +175,8 @@ class Settle(Action):
 
 def reconcile(facts: Facts) -> Action:
     """Return the next action for *facts*."""
-    if facts.outcome is not None and _is_all_done(facts, facts.outcome):
-        return _settle(facts, facts.outcome)
+    if facts.run.outcome is not None and _is_all_done(facts, facts.run.outcome):
+        return _settle(facts, facts.run.outcome)
     if facts.lost_by_node and facts.pinned is not None:
         # Regardless of what the node holds now: no other copy of these bytes exists.
         lost = Found(facts.pinned.name, facts.pinned.md5)
@@ -199,7 +208,7 @@ def _is_all_done(facts: Facts, outcome: Manifest) -> bool:
 
 
 def _settle(facts: Facts, outcome: Manifest) -> Action:
-    if outcome.id in facts.read_back:
+    if outcome.id in facts.run.read_back:
         return Settle(outcome, because=f"{outcome.id} is stored and was read back")
     return ReadBack(outcome, because=f"{outcome.id} is stored, and no other copy of it exists")
 
@@ -207,7 +216,7 @@ def _settle(facts: Facts, outcome: Manifest) -> Action:
 def _nothing_there(facts: Facts) -> Action:
     if facts.journal is None:
         return Start(because="nothing is on the node")
-    if facts.stored is not None and facts.stored.id in facts.damaged:
+    if facts.stored is not None and facts.stored.id in facts.run.damaged:
         return Start(because=f"{facts.stored.id} is damaged and the node holds nothing")
     if facts.stored is not None and facts.recent:
         return _settle(facts, facts.stored)
@@ -215,7 +224,7 @@ def _nothing_there(facts: Facts) -> Action:
         return Start(because=f"{facts.stored.id} is stored, and was started too long ago to be this run's backup")
     if facts.journal.effect is Effect.REFUSED:
         return Start(because="the last start was refused, and nothing is on the node")
-    if not facts.asked_again:
+    if not facts.run.asked_again:
         return AskAgain(because="a backup was started, but the node shows nothing")
     return Start(because="the backup that was started is no longer on the node")
 
@@ -245,11 +254,11 @@ def _claim(found: Found, facts: Facts) -> Claim:
 def _found(found: Found, facts: Facts) -> Action:
     journal, stored, claim = facts.journal, facts.stored, _claim(found, facts)
     unclear = journal is not None and journal.pinned is None and journal.effect is Effect.UNKNOWN
-    if unclear and journal is not None and found.identity == journal.seen_before and not facts.asked_again:
+    if unclear and journal is not None and found.identity == journal.seen_before and not facts.run.asked_again:
         return AskAgain(because="the node still shows the backup from before the start")
-    if stored is not None and stored.id in facts.read_back:
+    if stored is not None and stored.id in facts.run.read_back:
         return Delete(found, because=f"it is stored as {stored.id} and was read back")
-    if found.identity == facts.given_up and (claim is not Claim.NONE or facts.existing == "replace"):
+    if found.identity == facts.run.given_up and (claim is not Claim.NONE or facts.existing != "fail"):
         return Replace(found, because="the backup on the node cannot be verified and will be replaced")
     if stored is not None:
         return Keep(found, claim, stored, because=f"it is in the vault as {stored.id} and must be read back first")
@@ -261,13 +270,13 @@ def _found(found: Found, facts: Facts) -> Action:
 
 def _foreign(found: Found, facts: Facts) -> Action:
     what = "a backup that we did not start is on the node"
-    if facts.refused and facts.own_password:
+    if facts.run.refusals and facts.run.own_password:
         # The refusal may have been wrong. If the password of that start opens it, it is ours.
         return Keep(found, Claim.NONE, because=f"{what}, unless the refused start made it")
     if facts.existing == "fail":
         return Refuse(because=what)
     # It may be ours after all: under another name or md5 than first seen, in spite of a refusal, or stored under a
     # manifest that cannot be read.
-    if facts.existing == "replace" and facts.journal is None and not facts.refused and not facts.hidden:
+    if facts.existing == "replace" and facts.journal is None and not facts.run.refusals and not facts.hidden:
         return Replace(found, because=f"{what} and will be replaced")
     return Keep(found, Claim.NONE, because=f"{what}; it is kept first")

@@ -87,7 +87,8 @@ class Retrieval:
         self.session, self.kind = context.session, context.kind
         self.found, self.claim, self._stored = action.found, action.claim, action.stored
         self.attempts = 0
-        self._always_whole = True
+        self.always_whole = True
+        self._mismatches: set[str] = set()  # the md5s of what arrived and did not match
         self.bytes = Retrieved()
 
     @property
@@ -130,7 +131,7 @@ class Retrieval:
         await context.on_disk(directory.clear_retrieved)
         space = await context.on_disk(claim, vault, node, self.kind, arriving=directory.path)
         context.tell(StepName.RETRIEVE, watch=directory.path, size=space.last)
-        whole, self._always_whole = self._always_whole, False
+        whole, self.always_whole = self.always_whole, False
         printed = await a0cli.retrieve(self.kind)
         if printed.exit_code != 0:
             said = refusal(printed, node=node, command=printed.command, wordings=a0cli.wordings)
@@ -143,7 +144,7 @@ class Retrieval:
         except RetrieveFailedError as error:
             reason = f"{error.reason}; a0cli said {quoted(printed)!r}"
             raise RetrieveFailedError(node, self.kind, self.attempts, reason) from error
-        self._always_whole = whole and not self.bytes.reply
+        self.always_whole = whole and not self.bytes.reply
         return Done(f"retrieved {human_size(self.bytes.arrived.stat().st_size)}")
 
     @step(StepName.VERIFY)
@@ -165,6 +166,7 @@ class Retrieval:
             reason = f"{actual.size} bytes arrived that do not match the node's backup; a0cli said {self.bytes.reply!r}"
             raise RetrieveFailedError(node, self.kind, self.attempts, reason)
         if actual.md5 != wanted:
+            self._mismatches.add(actual.md5)
             raise Md5MismatchError(node, wanted, actual.md5, self.attempts)
         await self.context.on_disk(arrived.replace, self._verified_file)
         release(self.context.vault, node)
@@ -252,7 +254,7 @@ class Retrieval:
             error,
             attempts=self.attempts,
             allowed=self.context.fleet.retrieve_attempts,
-            always_whole=self._always_whole,
+            always_whole=self.always_whole,
             may_give_up=may_give_up,
         )
         if following is Next.RETRY:
@@ -261,25 +263,38 @@ class Retrieval:
             self.context.tell(StepName.VERIFY, text)
         return following
 
-    async def keep_aside(self, error: A0BackupError) -> None:
-        """Quarantine bytes that never matched or could not be read. Raise VaultUnusableError."""
-        if isinstance(error, Md5MismatchError):
-            await self._quarantine(
-                self.bytes.arrived, error, {"md5_of_node": error.expected, "md5_of_bytes": error.actual}
-            )
-        elif isinstance(error, ContentsError):
-            await self._quarantine(self._verified_file, error, {"md5": self._md5()})
+    async def count_night(self, error: A0BackupError) -> int:
+        """Return in how many nights the backup arrived whole and did not match its md5, this one included."""
+        # Bytes that differ from one attempt to the next are spoilt on their way, not on the node.
+        spoilt = not self.always_whole or len(self._mismatches) != 1
+        if not isinstance(error, Md5MismatchError) or spoilt:
+            return 0
+        run, unverified = self.session.run, self.context.unverified
+        within = run.fleet.reuse_within
+        return await self.context.on_disk(unverified.count, self.found.identity, run.began, within=within)
 
-    async def _quarantine(self, path: Path | None, error: A0BackupError, more: Mapping[str, str]) -> None:
+    async def keep_aside(self, error: A0BackupError) -> Path | None:
+        """Quarantine bytes that never matched or could not be read; return where they are, if they could be kept.
+
+        Raise VaultUnusableError.
+        """
+        if isinstance(error, Md5MismatchError):
+            md5s = {"md5_of_node": error.expected, "md5_of_bytes": error.actual}
+            return await self._quarantine(self.bytes.arrived, error, md5s)
+        if isinstance(error, ContentsError):
+            return await self._quarantine(self._verified_file, error, {"md5": self._md5()})
+        return None
+
+    async def _quarantine(self, path: Path | None, error: A0BackupError, more: Mapping[str, str]) -> Path | None:
         """Quarantine the bytes at *path*, unless they would take the next artifact's space."""
         context, node = self.context, self.context.node.name
         if path is None:
-            return
+            return None
         if not (await context.on_disk(space_for, context.vault, node, self.kind)).enough:
             context.note(
                 "the bytes that failed verification were not kept in quarantine: the vault's disk is nearly full"
             )
-            return
+            return None
         at = now()
         sealed = await context.on_disk(context.sealed_files.all)
         reason: dict[str, object] = {
@@ -293,9 +308,12 @@ class Retrieval:
             "sealed": [entry.model_dump() for entry in sealed],
         }
         try:
-            await context.on_disk(quarantine, context.vault, node, self.kind, path, reason=reason, now=at)
+            kept = await context.on_disk(quarantine, context.vault, node, self.kind, path, reason=reason, now=at)
         except VaultUnusableError as full:
             context.note(f"the bytes that failed verification could not be kept in quarantine: {full.reason}")
+            return None
+        context.note(f"the bytes that failed verification are kept in {kept}")
+        return kept
 
 
 def _how_read(verified: Verified) -> str:

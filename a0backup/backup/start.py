@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from a0backup.a0cli.replies import made_nothing, quoted, refusal
 from a0backup.backup.context import Context, now
 from a0backup.backup.deletion import Deletion
+from a0backup.backup.reconcile import SoFar
 from a0backup.backup.steps import Done, StepName, step
 from a0backup.errors import A0BackupError, A0cliError, A0cliMissingError, PasswordError, RefusedError, StartFailedError
 from a0backup.identity import BackupIdentity
@@ -46,11 +47,10 @@ class Sent:
 class Start:
     """The starts that one run sends for one kind of a node."""
 
-    def __init__(self, context: Context, deletion: Deletion) -> None:
-        self.context, self._deletion = context, deletion
+    def __init__(self, context: Context, deletion: Deletion, so_far: SoFar) -> None:
+        self.context, self._deletion, self.so_far = context, deletion, so_far
         self.session, self.kind = context.session, context.kind
         self.count = 0
-        self.refusals = 0
         self.password: KnownPassword | None = None  # the password of the last start
         self.sent: Sent | None = None  # the last start
 
@@ -87,6 +87,7 @@ class Start:
         await context.begin_journal(journal)
         await context.note_journal("start intended")
         self.password, self.count = secret, self.count + 1
+        self.so_far.own_password = bool(secret.sealed)
         try:
             self.sent = await self._send(secret, journal)
         except A0cliMissingError:
@@ -95,9 +96,9 @@ class Start:
         if self.sent.refused is None:
             await context.note_journal(f"start sent: {self.sent.reply}")
         else:
-            self.refusals += 1
+            self.so_far.refusals += 1
             await context.note_journal(f"start refused: {self.sent.reply}", effect=Effect.REFUSED)
-            if self.refusals > 1:
+            if self.so_far.refusals > 1:
                 # A node that refuses each start and makes a backup all the same would be backed up without end.
                 raise self.sent.refused
         return Done(f"the node replied {self.sent.reply!r}")
@@ -135,11 +136,6 @@ class Start:
         journal = self.context.journal
         if journal is not None and journal.sealed and journal.effect is Effect.REFUSED:
             await self.context.on_disk(self.context.sealed_files.remove_made_at, journal.started_at)
-
-    @property
-    def own_password(self) -> bool:
-        """Whether the last start had a sealed password, which only this run knows."""
-        return self.password is not None and bool(self.password.sealed)
 
     def _last_stored(self) -> BackupIdentity | None:
         last = self.context.vault.newest(self.context.node.name, self.kind)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,7 @@ import click
 
 from a0backup.cli.artifacts import find, get
 from a0backup.cli.asking import ask
-from a0backup.cli.options import json_option, vault_at, vault_of, vault_options
+from a0backup.cli.options import json_option, say_ahead, vault_at, vault_of, vault_options
 from a0backup.errors import A0BackupError, ArtifactDamagedError
 from a0backup.exit_codes import ExitCode
 from a0backup.fleet.load import load_fleet
@@ -24,7 +25,7 @@ from a0backup.fleet.models import ContentsLimits, Fleet, PasswordSource
 from a0backup.report import terminal
 from a0backup.report.words import human_size, plain
 from a0backup.vault.manifest import Manifest, UnreadableManifest
-from a0backup.vault.vault import Vault
+from a0backup.vault.vault import Vault, is_ahead
 
 if TYPE_CHECKING:
     from a0backup.upkeep.drill import Secrets
@@ -199,8 +200,17 @@ def _drilled(
 
 
 def _newest_of_each(vault: Vault) -> list[Manifest | UnreadableManifest]:
-    # By the name of the folder: of some, nothing else is readable.
-    newest = {(entry.id.partition("/")[0], entry.id.partition("Z-")[2]): entry for entry in vault.entries()}
+    newest: dict[tuple[str, str], Manifest | UnreadableManifest] = {}
+    now, ahead = datetime.now(UTC), []
+    for entry in vault.entries():
+        # By the name of the folder: of some, nothing else is readable.
+        of = (entry.id.partition("/")[0], entry.id.partition("Z-")[2])
+        if is_ahead(entry.id, now):
+            ahead.append(entry.id)
+            newest.setdefault(of, entry)
+        else:
+            newest[of] = entry
+    say_ahead(ahead)
     return list(newest.values())
 
 

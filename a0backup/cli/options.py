@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -8,6 +8,7 @@ import click
 
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Existing, Fleet
+from a0backup.report import terminal
 from a0backup.vault.known_vault import require_known, require_vault
 from a0backup.vault.vault import Vault
 
@@ -52,6 +53,15 @@ def vault_of(fleet: Fleet) -> Vault:
     """Return the vault of *fleet*. Raise UnknownVaultError unless it is the one that was used last."""
     require_known(fleet)
     return Vault(fleet.vault)
+
+
+def say_ahead(artifact_ids: Iterable[str]) -> None:
+    """Name the artifacts whose time lies in the future."""
+    for artifact_id in artifact_ids:
+        terminal.say(
+            f"{artifact_id}: its time lies in the future, so it does not count as the newest; the clock was ahead then,"
+            " or is behind now"
+        )
 
 
 def json_option(command: F) -> F:

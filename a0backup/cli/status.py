@@ -1,24 +1,29 @@
 """`a0backup status`: the state of each node, from the vault alone."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from a0backup.cli.options import fleet_option, json_option, vault_of
+from a0backup.cli.options import fleet_option, json_option, say_ahead, vault_of
 from a0backup.exit_codes import ExitCode
+from a0backup.files import UnsuitableFileError, read_whole
 from a0backup.fleet.load import load_fleet
 from a0backup.report.words import plain
 from a0backup.vault.journal import JournalFile
 from a0backup.vault.lock import is_held, read_holder
-from a0backup.vault.vault import Vault
+from a0backup.vault.quarantine import quarantined
+from a0backup.vault.vault import Vault, is_ahead
+
+_MAX_REASON = 4 << 20  # with the sealed passwords of many starts
 
 
 @click.command()
 @fleet_option
 @json_option
 def status(fleet_path: Path, as_json: bool) -> int:
-    """Show the last artifact, unfinished backup and lock holder.
+    """Show the last artifact, unfinished backup, lock holder and quarantine.
 
     Prints these for every node and kind. Reads only the vault and contacts no node.
 
@@ -31,6 +36,8 @@ def status(fleet_path: Path, as_json: bool) -> int:
     fleet = load_fleet(fleet_path)
     vault = vault_of(fleet)
     rows = [_row(vault, node.name, kind) for node in fleet.nodes for kind in fleet.kinds]
+    now = datetime.now(UTC)
+    say_ahead(entry.id for node in fleet.nodes for entry in vault.entries(node.name) if is_ahead(entry.id, now))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return ExitCode.OK
@@ -39,6 +46,8 @@ def status(fleet_path: Path, as_json: bool) -> int:
         click.echo(f"  last artifact  {row['last'] or 'none yet'}")
         click.echo(f"  unfinished     {row['journal'] or 'nothing'}")
         click.echo(f"  lock           {row['holder'] or 'free'}")
+        if row["quarantine"]:
+            click.echo(f"  quarantine     {row['quarantine']}")
     return ExitCode.OK
 
 
@@ -53,7 +62,26 @@ def _row(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
     if DeletionMark(vault.folder(node), kind).is_there():
         sent = "a deletion was sent and is not confirmed; the next start waits for it first"
         unfinished = f"{unfinished}; {sent}" if unfinished else sent
-    return {"node": node, "kind": kind, "last": last.id if last else None, "journal": unfinished, "holder": holder}
+    return {
+        "node": node,
+        "kind": kind,
+        "last": last.id if last else None,
+        "journal": unfinished,
+        "holder": holder,
+        "quarantine": _quarantine(vault, node, kind),
+    }
+
+
+def _quarantine(vault: Vault, node: str, kind: str) -> str | None:
+    """Return where the last retrieval is that could not be verified, and why."""
+    folders = quarantined(vault, node, kind)
+    if not folders:
+        return None
+    try:
+        reason = json.loads(read_whole(folders[-1] / "reason.json", _MAX_REASON))["reason"]
+    except (OSError, UnsuitableFileError, ValueError, KeyError, TypeError):
+        reason = "reason.json cannot be read"
+    return f"{folders[-1]}: {plain(str(reason))}"
 
 
 def _unfinished(vault: Vault, node: str, kind: str) -> str | None:

@@ -29,6 +29,7 @@ password:                       # exactly one of these; never the password itsel
 # retrieve_attempts: 3          # maximum, for a failed retrieval or an md5 mismatch
 # existing: preserve            # for a backup that this vault did not start: preserve | replace | fail
 # reuse_within: 6h              # a backup that a stopped run started earlier is kept, and a new one is made
+# give_up_after: 2              # nights, for a backup that arrives whole and never matches its md5
 # contents: {max_unpacked: 10TB, max_ratio: 200}   # an artifact that unpacks to more is refused
 # kinds: [backup]               # from build 11638 on also backup-sensitive; also {user-export: [_id, email]}
 

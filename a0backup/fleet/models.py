@@ -287,6 +287,14 @@ class Fleet(_Strict):
         "A backup that an earlier run started less than this before a run is that run's backup; an older one is "
         "finished and kept, and a new one is made.",
     )
+    give_up_after: int = Field(
+        default=2,
+        ge=1,
+        le=1000,
+        strict=True,
+        description="After how many nights a backup that arrives whole and never matches its md5 is given up: its "
+        "bytes go to quarantine, and a new one is made.",
+    )
     contents: ContentsLimits = Field(
         default_factory=ContentsLimits, description="The limits for reading an artifact's contents."
     )

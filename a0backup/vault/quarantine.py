@@ -22,7 +22,7 @@ def quarantine(
     # Do not make the node's folder along with it: a vault that has gone away must not be created again.
     with contextlib.suppress(FileExistsError):
         make_new_directory(place)
-    former = _quarantined(vault, node, kind)
+    former = quarantined(vault, node, kind)
     folder = place / f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{kind}"
     make_private_directory(folder)
     # The bytes come last: a folder without them comes from a killed run.
@@ -37,13 +37,13 @@ def quarantine(
 
 def drop_quarantine(vault: Vault, node: str, kind: str) -> None:
     """Remove the quarantined retrievals of *kind*."""
-    for path in _quarantined(vault, node, kind):
+    for path in quarantined(vault, node, kind):
         remove_tree(path)
 
 
 def outdated_quarantine(vault: Vault, node: str, kind: str) -> list[Path]:
     """Return the quarantined retrievals of *kind* that a killed run did not remove: all but the newest whole one."""
-    all_of_kind = _quarantined(vault, node, kind)
+    all_of_kind = quarantined(vault, node, kind)
     whole = [path for path in all_of_kind if (path / f"{kind}.tar.gz.enc").exists()]
     return [path for path in all_of_kind if path not in whole[-1:]]
 
@@ -52,7 +52,8 @@ def _quarantine(vault: Vault, node: str) -> Path:
     return vault.folder(node) / "quarantine"
 
 
-def _quarantined(vault: Vault, node: str, kind: str) -> list[Path]:
+def quarantined(vault: Vault, node: str, kind: str) -> list[Path]:
+    """Return the folders of the quarantined retrievals of *kind*, oldest first. Raise OSError."""
     try:
         return sorted(path for path in _quarantine(vault, node).iterdir() if path.name.endswith(f"Z-{kind}"))
     except FileNotFoundError:

@@ -13,7 +13,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ from a0backup.vault.manifest import (
 )
 from a0backup.vault.mounts import FSTAB, unmounted
 
+AHEAD = timedelta(hours=12)  # less does no harm: the next night's backup is newer
 VAULT = "vault.json"  # at the root of each vault: its identity
 _FOLDER = re.compile(r"(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z][a-z-]*)\Z")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -147,8 +148,16 @@ class Vault:
                 yield manifest
 
     def newest(self, node: str, kind: str | None = None) -> Manifest | None:
-        """Return the newest readable manifest of *node*, and of *kind* if given, without reading the older ones."""
-        return next(self.newest_first(node, kind), None)
+        """Return the newest readable manifest of *node*, and of *kind* if given, without reading the older ones.
+
+        One that `is_ahead` counts only if there is no other.
+        """
+        now, last = datetime.now(UTC), None
+        for manifest in self.newest_first(node, kind):
+            if not is_ahead(manifest.id, now):
+                return manifest
+            last = last or manifest
+        return last
 
     def snapshot(self, node: str) -> VaultSnapshot:
         """Return the artifacts that *node* has now. Raise OSError if its folder cannot be read."""
@@ -234,6 +243,18 @@ class Vault:
         with reading(self, manifest) as path:
             actual = digests(path, past_cache=True)
         require_same(manifest, actual)
+
+
+def is_ahead(artifact_id: str, now: datetime) -> bool:
+    """Return whether the time in the id lies in the future: the clock was ahead when the backup was started.
+
+    Until that time has come, each later backup looks older.
+    """
+    stamp = artifact_id.rpartition("/")[2].partition("-")[0]
+    try:
+        return datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) > now + AHEAD
+    except ValueError:
+        return False
 
 
 @contextmanager

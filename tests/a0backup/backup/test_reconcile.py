@@ -1,6 +1,6 @@
 """Every row of the table in docs/reconcile.md, and the invariants for any state of node, vault and journal."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from a0backup.backup.reconcile import (
     Refuse,
     Replace,
     Settle,
+    SoFar,
     Start,
     reconcile,
 )
@@ -74,9 +75,11 @@ def ours(
 
 
 def decided(status: Status, *, existing: Existing = "preserve", **known: Any) -> Action:
-    return reconcile(Facts(status, existing, **known))
+    of_run = {name: known.pop(name) for name in list(known) if name in OF_RUN}
+    return reconcile(Facts(status, existing, run=SoFar(**of_run), **known))
 
 
+OF_RUN = {field.name for field in fields(SoFar)}
 NOTHING = Absent()
 MOVED = {"moved": True}
 RENAMED = BackupIdentity(name=X.name, md5="c" * 32)
@@ -183,10 +186,10 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
     (
         "found, our start was refused, fail, its sealed password may open it",
         FOUND_X,
-        {"journal": ours(effect=Effect.REFUSED), "existing": "fail", "refused": True, "own_password": True},
+        {"journal": ours(effect=Effect.REFUSED), "existing": "fail", "refusals": 1, "own_password": True},
         KEEP_FOREIGN,
     ),
-    ("found, our start was refused, replace", FOUND_X, {"refused": True, "existing": "replace"}, KEEP_FOREIGN),
+    ("found, our start was refused, replace", FOUND_X, {"refusals": 1, "existing": "replace"}, KEEP_FOREIGN),
     ("found, a manifest is hidden, replace", FOUND_X, {"hidden": True, "existing": "replace"}, KEEP_FOREIGN),
     ("found, our start had no effect", FOUND_X, {"journal": ours(effect=Effect.NONE)}, KEEP_FOREIGN),
     ("found, our sealed start had no effect", FOUND_X, {"journal": ours(effect=Effect.NONE, sealed=True)}, KEEP_GUESS),
@@ -323,13 +326,15 @@ def situations(draw: st.DrawFn) -> Facts:
         stored=manifest,
         hidden=draw(st.booleans()),
         lost_by_node=journal is not None and journal.pinned is not None and draw(st.booleans()),
-        outcome=draw(st.sampled_from([None, stored(X), stored(Y)])),
-        read_back=frozenset({manifest.id}) if manifest and draw(st.booleans()) else frozenset(),
-        damaged=frozenset({manifest.id}) if manifest and draw(st.booleans()) else frozenset(),
-        asked_again=draw(st.booleans()),
-        refused=draw(st.booleans()),
-        own_password=draw(st.booleans()),
-        given_up=draw(seen),
+        run=SoFar(
+            outcome=draw(st.sampled_from([None, stored(X), stored(Y)])),
+            read_back=frozenset({manifest.id}) if manifest and draw(st.booleans()) else frozenset(),
+            damaged=frozenset({manifest.id}) if manifest and draw(st.booleans()) else frozenset(),
+            asked_again=draw(st.booleans()),
+            refusals=draw(st.sampled_from([0, 1])),
+            own_password=draw(st.booleans()),
+            given_up=draw(seen),
+        ),
     )
 
 
@@ -338,13 +343,12 @@ def test_a_finished_backup_is_deleted_only_if_it_is_safe_or_the_operator_said_so
     match reconcile(facts):
         case Delete(found):
             assert facts.stored is not None
-            assert facts.stored.id in facts.read_back
+            assert facts.stored.id in facts.run.read_back
             assert found == facts.status, "what is shown is deleted, and nothing else"
         case Replace(found):
-            unclear = facts.journal is not None or facts.refused or facts.hidden
+            unclear = facts.journal is not None or facts.run.refusals or facts.hidden
             foreign = facts.existing == "replace" and not unclear
-            ours = facts.journal is not None and (facts.pinned is None or found.name == facts.pinned.name)
-            assert foreign or (facts.given_up == found.identity and (ours or facts.existing == "replace"))
+            assert foreign or facts.run.given_up == found.identity
             assert found == facts.status, "one in progress is never deleted, and nothing is not either"
 
 
@@ -352,7 +356,7 @@ def test_a_finished_backup_is_deleted_only_if_it_is_safe_or_the_operator_said_so
 def test_a_backup_pinned_by_our_journal_is_never_replaced_as_foreign(facts: Facts) -> None:
     if isinstance(facts.status, Found) and facts.pinned is not None and facts.status.identity.may_be(facts.pinned):
         action = reconcile(facts)
-        assert not isinstance(action, Replace) or facts.given_up == facts.status.identity
+        assert not isinstance(action, Replace) or facts.run.given_up == facts.status.identity
 
 
 @given(situations())
@@ -365,22 +369,21 @@ def test_no_backup_is_started_while_one_is_on_the_node(facts: Facts) -> None:
 def test_only_what_was_read_back_is_settled_and_not_while_it_may_still_be_on_the_node(facts: Facts) -> None:
     action = reconcile(facts)
     if isinstance(action, Settle):
-        assert action.outcome.id in facts.read_back
+        assert action.outcome.id in facts.run.read_back
     if isinstance(action, Settle) and isinstance(facts.status, Found):
         assert not facts.status.identity.may_be(action.outcome.identity)
 
 
 @given(situations())
 def test_no_backup_is_deleted_unstored_while_one_of_ours_is_unfinished(facts: Facts) -> None:
-    if facts.journal is not None and facts.given_up is None:
+    if facts.journal is not None and facts.run.given_up is None:
         assert not isinstance(reconcile(facts), Replace)
 
 
 @given(situations())
 def test_existing_fail_never_touches_a_backup_that_is_not_ours(facts: Facts) -> None:
-    facts = replace(
-        facts, existing="fail", journal=None, stored=None, lost_by_node=False, outcome=None, own_password=False
-    )
+    run = replace(facts.run, outcome=None, own_password=False)
+    facts = replace(facts, existing="fail", journal=None, stored=None, lost_by_node=False, run=run)
     assert isinstance(reconcile(facts), Start | Refuse)
 
 
@@ -388,12 +391,6 @@ def test_existing_fail_never_touches_a_backup_that_is_not_ours(facts: Facts) -> 
 def test_a_given_up_backup_is_not_retrieved_again(facts: Facts) -> None:
     """Bytes that cannot be verified and will be replaced must not be requested again."""
     if isinstance(facts.status, Found):
-        facts = replace(
-            facts,
-            given_up=facts.status.identity,
-            existing="replace",
-            read_back=frozenset(),
-            lost_by_node=False,
-            outcome=None,
-        )
+        run = replace(facts.run, given_up=facts.status.identity, read_back=frozenset(), outcome=None)
+        facts = replace(facts, existing="replace", lost_by_node=False, run=run)
         assert isinstance(reconcile(facts), Replace | AskAgain)

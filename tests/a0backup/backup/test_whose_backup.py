@@ -2,15 +2,25 @@
 
 import os
 import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from a0backup.errors import AwaitDeadlineError, ForeignBackupError, NodeBusyError, RefusedError, StartFailedError
+from a0backup.errors import (
+    AwaitDeadlineError,
+    ForeignBackupError,
+    Md5MismatchError,
+    NodeBusyError,
+    RefusedError,
+    StartFailedError,
+)
+from a0backup.files import digests
 from a0backup.report.outcomes import Ending
 from a0backup.vault.journal import Effect
 from tests.support.desk import Desk
-from tests.support.nights import PASSWORD, run_of, whole_night
+from tests.support.nights import PASSWORD, Night, run_of, whole_night
 from tests.support.patience import until
 from tests.support.sealed import Sealed
 
@@ -321,3 +331,65 @@ async def test_a_kind_that_a_killed_run_left_in_progress_is_finished_first(desk:
     assert [(event["kind"], event["event"]) for event in order] == [
         (kind, event) for kind in ("backup", "backup-sensitive", "backup") for event in ("started", "complete")
     ]
+
+
+# -- a backup that never verifies --------------------------------------------------------------------------------------
+
+
+async def later(desk: Desk, number: int, **said: object) -> Night:
+    """Run the night *number*, a day after the one before it."""
+    began = datetime.now(UTC) + timedelta(days=number)
+    run = replace(run_of(desk.fleet, f"run-{number}"), began=began)
+    return await desk.night(run=run, **said)
+
+
+@pytest.mark.parametrize("theirs", [False, True])
+async def test_a_backup_that_never_matches_its_md5_is_given_up_after_two_nights(desk: Desk, theirs: bool) -> None:
+    if theirs:
+        desk.put()
+    desk.tell("backup-status", "wrong_md5")
+    first = await later(desk, 1)
+    assert isinstance(first.error, Md5MismatchError)
+    bad = desk.holds
+    assert bad is not None
+    again = await desk.night(run=replace(run_of(desk.fleet, "run-1b"), began=datetime.now(UTC) + timedelta(days=1.1)))
+    assert isinstance(again.error, Md5MismatchError), "runs within reuse_within are one night"
+
+    def calm(stage: str) -> None:
+        if stage == "confirm-delete":
+            desk.forget()
+
+    second = await later(desk, 2, after=calm)
+    assert second.error is None
+    assert "given up after 2 nights and replaced by a new one: md5 mismatch" in second.notes
+    [new] = desk.stored
+    assert second.outcome.id == new.id
+    [kept] = (desk.vault.folder(desk.name) / "quarantine").glob("*/backup.tar.gz.enc")
+    assert digests(kept).md5 == bad["md5"]
+    assert str(kept.parent) in second.notes
+    desk.is_settled()
+    assert not (desk.vault.folder(desk.name) / "unverified-backup.json").exists()
+
+
+@pytest.mark.parametrize("fault", ["drop", "flip"])
+async def test_a_backup_that_comes_incomplete_or_different_each_time_is_never_given_up(desk: Desk, fault: str) -> None:
+    for number in range(1, 5):
+        for fraction in (0.2, 0.4, 0.6):
+            desk.tell("backup-retrieve", fault, fraction=fraction, times=1)
+        assert (await later(desk, number)).error is not None
+    assert desk.counted("backup") == 1
+    assert desk.counted("backup-delete") == 0
+
+
+async def test_without_room_for_its_bytes_a_backup_is_not_given_up(desk: Desk) -> None:
+    await desk.night(flow_run="run-0")
+    desk.configure(retrieve_attempts=1)
+    desk.tell("backup-status", "wrong_md5")
+    await later(desk, 1)
+
+    def full(stage: str) -> None:
+        if stage == "retrieve":
+            desk.say_the_last_was_huge()
+
+    assert isinstance((await later(desk, 2, after=full)).error, Md5MismatchError)
+    assert desk.holds is not None

@@ -394,6 +394,18 @@ def test_members_that_would_escape_their_folder_are_named(place: Path) -> None:
     assert "\x1b" not in ended.stdout
 
 
+@pytest.mark.parametrize("command", ["drill", "status"])
+def test_an_artifact_from_the_future_is_named_and_is_not_the_newest(place: Path, keys: Keys, command: str) -> None:
+    sealed = keys.seal("abc123", "recovery")
+    now = store(place / "vault", "abc123", sealed=sealed)
+    ahead = store(place / "vault", "abc123", sealed=sealed, nights=40_000)
+    ended = a0backup(command, *(keys.options() if command == "drill" else []), cwd=place)
+    assert ended.returncode == 0, ended.stderr
+    assert now.id in ended.stdout
+    assert ahead.id not in ended.stdout
+    assert f"{ahead.id}: its time lies in the future" in ended.stderr
+
+
 def test_the_drill_of_an_empty_vault_asks_nothing_and_proves_nothing(place: Path) -> None:
     known_vault.create(Vault(place / "vault"))
     ended = a0backup("drill", cwd=place)
