@@ -40,7 +40,7 @@ async def backup_node(
     node: str,
     fleet: Path = Path("fleet.yaml"),
     existing: ExistingChoice = "as in fleet.yaml",
-    fleet_run: UUID | None = None,
+    fleet_run: str = "",
 ) -> list[Outcome]:
     """Back up one node of a fleet file.
 
@@ -49,12 +49,12 @@ async def backup_node(
         fleet: The fleet file, as a path on the machine that runs this.
         existing: What to do with a backup on the node that this vault did not start. preserve: store a copy first.
             replace: delete it without a copy. fail: leave the node alone.
-        fleet_run: The run of backup-fleet that this run is a part of. Only backup-fleet sets it.
+        fleet_run: The id of the backup-fleet run that this run is a part of. Only backup-fleet sets it.
     """
     settings = load_fleet(fleet)
     [chosen] = settings.chosen([node])
     # All runs of a node work under the id of the fleet's run: what one has settled stays settled for the next.
-    run_id = str(fleet_run or runtime.flow_run.id)
+    run_id = str(UUID(fleet_run or runtime.flow_run.id))
     run = await in_thread(Run.begin, settings, [chosen], id=run_id, existing=chosen_policy(existing))
     # The run of the fleet has already given the warnings about the fleet file.
     warnings = [] if fleet_run else await warned_of(settings)

@@ -750,6 +750,7 @@ from pathlib import Path
 from a0backup.files import Digests, digests, in_thread, make_private_directory, publish, remove_durably
 from a0backup.vault.journal import Journal, JournalFile
 from a0backup.vault.lock import node_lock
+from a0backup.vault.known_vault import create
 from a0backup.vault.leftovers import salvage, sweep
 from a0backup.vault.manifest import ManifestNode, ManifestPassword
 from a0backup.vault.quarantine import quarantine
@@ -768,6 +769,7 @@ def retrieved(content):
     return place / "backup.tar.gz.enc"
 
 async def main():
+    create(vault)
     vault.ensure_writable("a0-1")
     async with node_lock(folder, node="a0-1", run="r1", deadline=5):
         journal = JournalFile(folder, "backup")
