@@ -763,7 +763,7 @@ node = ManifestNode(name="a0-1", host="a0-1.example", port=22)
 folder = vault.folder("a0-1")
 
 def retrieved(content):
-    place = vault.work("a0-1") / "private"
+    place = vault.work("a0-1") / "private-01234567"
     make_private_directory(place)
     (place / "backup.tar.gz.enc").write_bytes(content)
     return place / "backup.tar.gz.enc"
