@@ -18,6 +18,9 @@ WORKERS ?= 4
 test-faults: WORKERS := 6
 PYTEST = -m pytest -n $(WORKERS) --dist
 
+# A virtual environment whose Python was upgraded or removed below it runs nothing: it is made anew.
+$(shell test -e $(BIN)/pip && ! $(BIN)/python -c "import pip" 2>/dev/null && rm -f $(BIN)/pip $(STAMP))
+
 .PHONY: setup install demo test test-rest test-all test-faults mutants lint format lock clean
 
 setup: $(STAMP)

@@ -129,7 +129,7 @@ def read_whole(path: Path, limit: int, *, follow: bool = False, private: bool = 
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise UnsuitableFileError("is not a regular file")
-        if private and status.st_mode & 0o077:
+        if private and status.st_mode & 0o077 and not _is_only_for_our_group(fd, status):
             mode = stat.S_IMODE(status.st_mode)
             raise ExposedFileError(f"has mode {mode:04o}, which gives others access")
         content = b""
@@ -141,6 +141,16 @@ def read_whole(path: Path, limit: int, *, follow: bool = False, private: bool = 
         most = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
         raise UnsuitableFileError(f"is larger than {most}")
     return content
+
+
+def _is_only_for_our_group(fd: int, status: os.stat_result) -> bool:
+    """Return whether besides the owner only our own group may read the file, and we cannot change that.
+
+    Container platforms mount secrets like this: owned by root, readable by the group, read-only.
+    """
+    ours = status.st_gid in (os.getegid(), *os.getgroups())
+    fixed = status.st_uid != os.geteuid() or bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
+    return ours and fixed and not status.st_mode & 0o037
 
 
 def open_regular(path: str, flags: int) -> int:

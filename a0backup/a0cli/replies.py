@@ -103,9 +103,10 @@ def teach(printed: "Printed", wordings: Wordings | None = None) -> str:
     known or if no single message stands out in it.
     """
     said, _, telling = judge(printed, wordings or Wordings())
-    messages = {statement.text for statement in telling}
+    messages = {statement.text for statement in telling if statement.meaning is Meaning.UNKNOWN}
     if said is not Meaning.UNKNOWN or len(messages) != 1:
         return ""
+    beside = {statement.meaning for statement in telling} - {Meaning.UNKNOWN}
     (message,) = messages
     text = quote(message, limit=LONGEST_MESSAGE + 1)
     normal = normalised(text)
@@ -118,8 +119,9 @@ def teach(printed: "Printed", wordings: Wordings | None = None) -> str:
         guess = Meaning.REFUSED
     elif PROGRESS_WORD.search(normal) and not NEGATION.search(normal):
         guess = Meaning.IN_PROGRESS
-    for candidate in (guess, Meaning.FOUND):
-        if judge(printed, Wordings({**(wordings.taught if wordings else {}), normal: candidate}))[0] is candidate:
+    for candidate in (Meaning.IGNORE,) if beside else (guess, Meaning.FOUND):
+        taught = judge(printed, Wordings({**(wordings.taught if wordings else {}), normal: candidate}))[0]
+        if taught is candidate or taught in beside:
             return f"a0cli: {{replies: {{{candidate}: [{json.dumps(text, ensure_ascii=False)}]}}}}"
     return ""
 

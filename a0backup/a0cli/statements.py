@@ -2,13 +2,23 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from a0backup.a0cli.lenient_json import JSON_BEGINS, MalformedError, Reader, Value
 from a0backup.a0cli.status import Found
 from a0backup.a0cli.text import clean, normalised, quote
-from a0backup.a0cli.wordings import FAILURE_WORD, NEGATION, PROGRESS_WORD, Meaning, Wordings, meaning
+from a0backup.a0cli.wordings import (
+    ERROR_LINE,
+    FAILURE_WORD,
+    NEGATION,
+    PROGRESS_WORD,
+    WARNING_LINE,
+    Meaning,
+    Wordings,
+    meaning,
+    whole_meaning,
+)
 
 if TYPE_CHECKING:
     from a0backup.a0cli.printed import Printed
@@ -18,6 +28,8 @@ _FAILED_KEY = re.compile(r"err(?:ors?)?|fail(?:ed|ures?)?|exception|cancell?ed|a
 _AT_IT_KEY = re.compile(r"(?:in_?)?progress|running|pending|partial|incomplete")
 _WELL_KEY = re.compile(r"success(?:ful)?|ok|valid|complete|completed|finished|ready|done")
 _CODE_KEY = re.compile(r"(?:exit|status|error)?_?code|status")
+_STATE_KEY = re.compile(r"(?:\w+_)?(?:stat(?:e|us)|phase|stage|result|outcome|reason|arguments)")
+_ALL_DONE = (100, "100", "100%", "100 %")
 _LOG_PREFIX = re.compile(
     r"(?:\[?\d{4}-\d\d-\d\d[t ][\d:.,]+(?:z|[+-]\d\d:?\d\d)?\]?:? )?(?:\[?(?:info|debug|notice)\]?:? )?(?:a0cli: )?"
 )
@@ -35,6 +47,13 @@ class _Statement:
     meaning: Meaning
     found: Found | None = None
     noise: bool = False
+    of_json: bool = False
+
+    @property
+    def is_reply(self) -> bool:
+        """Whether this is a complete JSON reply."""
+        known = self.meaning in (Meaning.ABSENT, Meaning.IN_PROGRESS, Meaning.PONG)
+        return self.of_json and (known or self.found is not None)
 
 
 def _statements(text: str, wordings: Wordings) -> Iterator[_Statement]:
@@ -44,19 +63,26 @@ def _statements(text: str, wordings: Wordings) -> Iterator[_Statement]:
         beside.append(text[position : begins.start()])
         reader = Reader(text, begins.start())
         try:
-            yield _spoken(reader.object(), wordings)
+            yield replace(_spoken(reader.object(), wordings), of_json=True)
         except MalformedError:
-            yield _Statement(text[begins.start() : reader.position], Meaning.UNKNOWN)
+            yield _Statement(text[begins.start() : reader.position], Meaning.UNKNOWN, of_json=True)
         position = reader.position
     beside.append(text[position:])
     lines = [line for part in beside for line in part.splitlines() if line.strip()]
     if len(lines) > _MAX_LINES:
         yield _Statement("", Meaning.UNKNOWN)
     for line in lines[:_MAX_LINES]:
-        said = meaning(line, wordings)
+        normal = normalised(line)
+        bare = _LOG_PREFIX.sub("", normal, count=1)
+        said = whole_meaning(line, wordings)
+        said = whole_meaning(bare, wordings) if said is Meaning.UNKNOWN else said
+        if said is Meaning.UNKNOWN and WARNING_LINE.match(bare):
+            # Words in a warning are no verdict.
+            yield _Statement(line.strip(), Meaning.UNKNOWN, noise=True)
+            continue
         if said is Meaning.UNKNOWN:
-            said = meaning(_LOG_PREFIX.sub("", normalised(line), count=1), wordings)
-        noise = said is Meaning.UNKNOWN and not FAILURE_WORD.search(normalised(line))
+            said = meaning(bare, wordings)
+        noise = said is Meaning.IGNORE or (said is Meaning.UNKNOWN and not FAILURE_WORD.search(normal))
         yield _Statement(line.strip(), said, noise=noise)
 
 
@@ -117,7 +143,7 @@ def _texts(value: Value) -> Iterator[str]:
 def _spoils(extras: Mapping[str, Value], *words: re.Pattern[str]) -> bool:
     """Return whether one of the *extras* beside the message makes it untrustworthy."""
     for key, value in extras.items():
-        hurts = value not in (None, False, 0, "", [], {})
+        hurts = value not in (None, False, 0, "", [], {}) and not (key == "progress" and value in _ALL_DONE)
         if hurts and (_FAILED_KEY.fullmatch(key) or (PROGRESS_WORD in words and _AT_IT_KEY.fullmatch(key))):
             return True
         if PROGRESS_WORD in words and _WELL_KEY.fullmatch(key) and value in (False, 0, "false"):
@@ -126,10 +152,31 @@ def _spoils(extras: Mapping[str, Value], *words: re.Pattern[str]) -> bool:
             return True
         if isinstance(value, dict) and _spoils(value, *words):
             return True
-        text = normalised(" ".join(_texts(value)))
+        # Only what says how it is with the backup: a newer build may add members with any text.
+        text = normalised(" ".join(_texts(value))) if _STATE_KEY.fullmatch(key) else ""
         if any(pattern.search(text) for pattern in words):
             return True
     return False
+
+
+def _json_reply(on_stdout: list[_Statement], statements: list[_Statement], wordings: Wordings) -> _Statement | None:
+    """Return the one complete JSON reply on standard output, if nothing beside it contradicts it as a whole."""
+    reply = next((said for said in on_stdout if said.is_reply), None)
+    if reply is None:
+        return None
+    for said in statements:
+        same = (said.meaning, said.found) == (reply.meaning, reply.found)
+        if said.of_json:
+            contradicts = not said.noise and not same
+        else:
+            whole = whole_meaning(_LOG_PREFIX.sub("", normalised(said.text), count=1), wordings)
+            known = whole not in (Meaning.UNKNOWN, Meaning.IGNORE, reply.meaning)
+            is_error = whole is not Meaning.IGNORE and ERROR_LINE.match(normalised(said.text)) is not None
+            # An empty text stands for more lines than are read.
+            contradicts = known or is_error or not said.text
+        if contradicts:
+            return None
+    return reply
 
 
 def judge(printed: "Printed", wordings: Wordings) -> tuple[Meaning, Found | None, list[_Statement]]:
@@ -137,7 +184,10 @@ def judge(printed: "Printed", wordings: Wordings) -> tuple[Meaning, Found | None
     if max(len(printed.stdout), len(printed.stderr)) > _MAX_TEXT:
         # The middle was cut out and may have held a word that changes the meaning.
         return Meaning.UNKNOWN, None, []
-    statements = [said for text in (printed.stdout, printed.stderr) for said in _statements(text, wordings)]
+    on_stdout, on_stderr = (list(_statements(text, wordings)) for text in (printed.stdout, printed.stderr))
+    statements = [*on_stdout, *on_stderr]
+    if printed.exit_code == 0 and (reply := _json_reply(on_stdout, statements, wordings)) is not None:
+        return reply.meaning, reply.found, [reply]
     telling = [statement for statement in statements if not statement.noise]
     meanings = {statement.meaning for statement in telling}
     founds = {statement.found for statement in telling if statement.found}

@@ -18,6 +18,7 @@ class Meaning(StrEnum):
     ABSENT = "absent"
     REFUSED = "refused"
     UNREACHABLE = "unreachable"
+    IGNORE = "ignore"  # a line that may stand beside any reply
     UNKNOWN = "unknown"
 
 
@@ -124,6 +125,12 @@ IN_THE_WAY = re.compile(
 )
 
 
+# How a line begins that reports an error, or only a warning, of any program.
+_PROGRAM = r"(?:[\w./\[\]-]+(?: line \d+)?: (?:line \d+: )?)*"
+ERROR_LINE = re.compile(rf"{_PROGRAM}(?:[a-z]*error|fatal|panic|traceback|[a-z]*exception)\b")
+WARNING_LINE = re.compile(rf"{_PROGRAM}warn(?:ing)?\b")
+
+
 # Words that make a reply untrustworthy, anywhere beside the message.
 FAILURE_WORD = re.compile(
     r"(?<!\bno )(?<!\b0 )(?:\b[a-z]*error|\bfail(?:ed|ure|s)?|\bfatal|\b[a-z]*exception|\bdenied|\brefused|\brejected"
@@ -169,8 +176,8 @@ class Wordings:
 _TEACHABLE = ", ".join(meaning for meaning in Meaning if meaning is not Meaning.UNKNOWN)
 
 
-def meaning(text: str, wordings: Wordings) -> Meaning:
-    """Return the meaning of one whole message; FOUND proves nothing without a name and an md5 beside it."""
+def whole_meaning(text: str, wordings: Wordings) -> Meaning:
+    """Return the meaning of a message that is known as a whole; FOUND proves nothing without name and md5 beside it."""
     normal = normalised(text)
     if known := wordings.taught.get(normal) or _KNOWN.get(normal):
         return known
@@ -181,7 +188,15 @@ def meaning(text: str, wordings: Wordings) -> Meaning:
             return Meaning.IN_PROGRESS
         if _FOUND.fullmatch(normal):
             return Meaning.FOUND
-    # From here on a partial match is enough: these meanings only end the polling sooner.
+    return Meaning.UNKNOWN
+
+
+def meaning(text: str, wordings: Wordings) -> Meaning:
+    """Return the meaning of one message: as a whole or, if it says that the call failed, by its words."""
+    whole, normal = whole_meaning(text, wordings), normalised(text)
+    if whole is not Meaning.UNKNOWN:
+        return whole
+    # A partial match is enough for these: they only end the polling sooner.
     if UNREACHABLE_WORDS.search(normal):
         return Meaning.UNREACHABLE
     if REFUSED_WORDS.search(normal):

@@ -14,6 +14,7 @@ from a0backup.errors import GzipDamagedError
 
 _GZIP = b"\x1f\x8b\x08"
 _RESERVED_FLAGS = 0xE0
+_BLANK = b"\0 \t\r\n"
 _IsalError = cast(type[Exception], isal_zlib.IsalError)
 _HAS_CHECKSUM, _HAS_EXTRA, _HAS_NAME, _HAS_COMMENT = 2, 4, 8, 16
 # With 256 KiB, inspecting data that compresses 5:1 is a tenth slower: the threads wait for each other more often.
@@ -34,8 +35,11 @@ def inflated(plain: bytes) -> int:
         return -1
 
 
-def gunzip(packed: ByteStream) -> Iterator[bytes]:
-    """Yield the contents of the gzip members of *packed*, at most 1 MiB at a time. Raise Fault if one is damaged."""
+def gunzip(packed: ByteStream, noise: list[str]) -> Iterator[bytes]:
+    """Yield the contents of the gzip members of *packed*, at most 1 MiB at a time. Raise Fault if one is damaged.
+
+    Line breaks or blanks after the last member, which some programs add, are described in *noise*.
+    """
     while True:
         _read_gzip_header(packed)
         inflater = isal_zlib.decompressobj(wbits=-15)
@@ -66,6 +70,18 @@ def gunzip(packed: ByteStream) -> Iterator[bytes]:
                 return
             rest = part.lstrip(b"\0")
         packed.give_back(rest)
+        if not rest.strip(_BLANK):
+            noise.append(_blank_rest(packed))
+            return
+
+
+def _blank_rest(packed: ByteStream) -> str:
+    """Read *packed* to its end and return a sentence about it. Raise Fault if it is not blank."""
+    begin = packed.position
+    while part := packed.some(CHUNK):
+        if part.strip(_BLANK):
+            raise _damaged(packed, f"goes on at byte {begin:,} with something that is no gzip")
+    return f"line breaks or blanks follow the gzip, from byte {begin:,} on; they are no damage"
 
 
 def _read_gzip_header(packed: ByteStream) -> None:

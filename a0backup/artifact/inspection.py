@@ -238,15 +238,19 @@ def _hashed_and_opened(
 
 def _read(chunks: Iterator[bytes], most: _Most) -> Walked:
     """Read the packed *chunks* to their end. Raise Fault."""
-    unpacked = _bounded(gunzip(ByteStream(chunks)), most)
+    noise: list[str] = []
+    unpacked = _bounded(gunzip(ByteStream(chunks), noise), most)
     try:
-        return walk(ByteStream(unpacked))
+        read = walk(ByteStream(unpacked))
     except Fault as fault:
         if fault.kind_of_error in (TarTruncatedError, UnexpectedFormatError):
             # Read on: a damaged compressed stream explains a broken tar, and is reported instead.
             for _ in unpacked:
                 pass
         raise
+    for sentence in noise:
+        read.note(sentence)
+    return read
 
 
 def _bounded(pieces: Iterator[bytes], most: _Most) -> Iterator[bytes]:

@@ -31,7 +31,7 @@ DEFAULT_PORT: Final = 10121
 
 _LONGEST_QUOTE = 60
 _MAX_RECOVERY_KEYS = 10
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"  # resolvers take underscores, too
 _DURATION = r"^(?:[0-9]+(?:\.[0-9]+)?[dhms])+$"
 _SIZE = r"^[0-9]{1,12}(?:\.[0-9]{1,12})?[MGTP]i?B$"
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
@@ -180,13 +180,15 @@ def host_name(value: str) -> str:
         return value
     if "://" in value or "/" in value or re.fullmatch(r"\[.*\](:\d+)?|[^:]*:\d*", value):
         raise ValueError("write the host name or address alone, without scheme, brackets, path or port")
-    last = value.rpartition(".")[2]
+    last = value.removesuffix(".").rpartition(".")[2]
     if (
         len(value) > 253
-        or not re.fullmatch(rf"{_LABEL}(?:\.{_LABEL})*", value, re.ASCII)
+        or not re.fullmatch(rf"{_LABEL}(?:\.{_LABEL})*\.?", value, re.ASCII)
         or re.fullmatch(r"[0-9]+|0[xX][0-9a-fA-F]*", last, re.ASCII)
     ):
-        raise ValueError("write a host name (letters, digits, '.', and '-' only inside) or an IPv4 or IPv6 address")
+        raise ValueError(
+            "write a host name (letters, digits, '.', '_', and '-' only inside) or an IPv4 or IPv6 address"
+        )
     return value
 
 

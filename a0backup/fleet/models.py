@@ -46,7 +46,7 @@ from a0backup.fleet.kinds import Kind, KindEntry
 Existing = Literal["preserve", "replace", "fail"]
 
 
-MEANINGS: Final = ("absent", "in_progress", "found", "refused", "unreachable", "pong")
+MEANINGS: Final = ("absent", "in_progress", "found", "refused", "unreachable", "pong", "ignore")
 KEYSTREAM_REUSE: Final = (
     "one password for all backups gives one keystream for all of them, as a0cli encrypts without a salt: the XOR of "
     "two artifacts is the XOR of what is in them; `password: {sealed_to: recovery.pub.pem}` in fleet.yaml gives each "

@@ -1,5 +1,6 @@
 """Read a password or passphrase from a file that only its owner may read."""
 
+import os
 from pathlib import Path
 
 from a0backup.errors import PasswordError
@@ -11,7 +12,10 @@ def read_secret(path: Path, limit: int, *, where: str, remedy: str) -> bytes:
     try:
         return read_whole(path, limit, follow=True, private=True)
     except ExposedFileError as error:
-        raise PasswordError(where, f"it {error.reason}", f"chmod 600 {path}") from None
+        owner = path.stat().st_uid
+        mine = f"chmod 600 {path}"
+        remedy = mine if owner in (os.geteuid(), 0) else f"have its owner (uid {owner}) do: {mine}"
+        raise PasswordError(where, f"it {error.reason}", remedy) from None
     except UnsuitableFileError as error:
         raise PasswordError(where, f"it {error.reason}", remedy) from None
     except OSError as error:

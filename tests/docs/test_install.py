@@ -4,8 +4,10 @@ import base64
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,3 +246,19 @@ def answers_at(address: str) -> bool:
         return httpx.get(address, trust_env=False).is_success
     except httpx.TransportError:
         return False
+
+
+@pytest.mark.parametrize("goal", ["setup", "install"])
+def test_make_notices_that_the_python_below_its_virtual_environment_was_upgraded(tmp_path: Path, goal: str) -> None:
+    """Only what make decides: it would run the commands that make the environment anew."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    venv = tmp_path / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (venv / "bin" / "pip").touch()
+    (venv / ".installed").touch()
+    (venv / "bin" / "python").unlink()
+    (venv / "bin" / "python").symlink_to("/usr/bin/python-that-is-gone")
+    planned = subprocess.run(["make", "-n", goal], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "-m venv --clear .venv" in planned
+    assert "pip install" in planned

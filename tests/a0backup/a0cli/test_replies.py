@@ -229,6 +229,63 @@ def test_a_contradictory_or_truncated_reply_is_not_a_status(text: str) -> None:
     assert told("", text) is None
 
 
+SETLOCALE = "/usr/local/bin/a0cli: line 3: warning: setlocale: LC_ALL: cannot change locale (en_US.UTF-8)"
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        SETLOCALE,
+        "bash: warning: setlocale: LC_ALL: cannot change locale (de_DE.UTF-8): No such file or directory",
+        "(node:71) [DEP0005] DeprecationWarning: Buffer() is deprecated, permission denied in later versions",
+        "warning: permission denied while reading /etc/a0cli.conf",
+        "the update server could not be reached: connection timed out",
+        "mesg: ttyname failed: Inappropriate ioctl for device",
+    ],
+)
+def test_a_complete_json_reply_counts_whatever_noise_is_beside_it(noise: str) -> None:
+    for text, wanted in (
+        (DOCUMENTED, FOUND),
+        (said("No backup found"), Absent()),
+        (said("Backup in progress"), InProgress()),
+    ):
+        assert status(text, noise) == wanted
+        assert status(f"{noise}\n{text}") == wanted
+        assert status(f"{text}\n{noise}\n") == wanted
+
+
+def test_a_warning_beside_a_plain_reply_is_no_verdict() -> None:
+    assert status("No backup found", SETLOCALE) == Absent()
+    assert status("No backup found", "warning: permission denied while reading /etc/a0cli.conf") == Absent()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"progress": 100},
+        {"progress": "100%"},
+        {"retention": "not set", "expires": "never"},
+        {"created": "2026-11-28T02:00:00Z", "size": 12345, "sha256": "0" * 64, "encrypted": True},
+        {"note": "no errors, nothing missing"},
+    ],
+)
+def test_members_that_a_newer_build_adds_do_not_hide_a_backup(more: dict[str, object]) -> None:
+    assert status(said("Backup found", name=NAME, md5=MD5, **more)) == FOUND
+    assert status(json.dumps({"message": "Backup found", "name": NAME, "md5": MD5, **more})) == FOUND
+
+
+def test_a_line_that_the_operator_ignores_stands_beside_any_reply() -> None:
+    line = "FATAL: the licence could not be checked"
+    reply = printed("No backup found", line)
+    assert told("No backup found", line) is None
+    taught = yaml.safe_load(teach(reply))["a0cli"]["replies"]
+    assert taught == {"ignore": [line]}
+    assert status("No backup found", line, wordings=Wordings.extended(taught)) == Absent()
+    assert told(line, wordings=Wordings.extended(taught)) is None
+    assert told(DOCUMENTED, line) is None
+    assert status(DOCUMENTED, line, wordings=Wordings.extended(taught)) == FOUND
+
+
 def test_contradictory_streams_are_not_a_status() -> None:
     assert told(DOCUMENTED, "No backup found") is None
     assert told("No backup found", "TypeError: x is not a function") is None

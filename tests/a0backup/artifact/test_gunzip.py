@@ -105,6 +105,19 @@ def test_nonzero_bytes_after_the_stream_are_damage(after: bytes, look: Look) -> 
     refused(look(gzip.compress(TAR) + after), GzipDamagedError)
 
 
+@pytest.mark.parametrize("after", [b"\n", b"\r\n", bytes(600) + b"\n", b" " * 3 * CHUNK])
+def test_blanks_after_the_stream_are_noted_and_are_no_damage(after: bytes, look: Look) -> None:
+    seen = look(gzip.compress(TAR) + after)
+    assert seen.contents is not None, seen.error
+    [sentence] = seen.contents.odd
+    assert sentence.startswith("line breaks or blanks follow the gzip, from byte ")
+
+
+@pytest.mark.parametrize("after", [b"\nx", b" " * 3 * CHUNK + b"x"])
+def test_something_else_after_blanks_is_damage(after: bytes, look: Look) -> None:
+    refused(look(gzip.compress(TAR) + after), GzipDamagedError)
+
+
 def test_a_damaged_second_gzip_member_is_damage(look: Look) -> None:
     second = bytearray(gzip.compress(TAR[1000:]))
     second[len(second) // 2] ^= 0x40

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -364,6 +365,17 @@ def mutated(artifact: bytes, rng: random.Random) -> bytes:
     return bytes(made)
 
 
+def zlib_reads(packed: bytes) -> bytes:
+    """Return what zlib unpacks. Blanks may follow the last member."""
+    whole = b""
+    while packed.strip(b"\0 \t\r\n"):
+        member = zlib.decompressobj(31)
+        whole += member.decompress(packed)
+        assert member.eof
+        packed = member.unused_data.lstrip(b"\0")
+    return whole
+
+
 @pytest.mark.parametrize("part", range(10))
 def test_ten_thousand_mutated_artifacts_never_pass_as_good(part: int, tmp_path: Path) -> None:
     """1,000 per part. One whose contents pass still holds the original's bytes, but its digests differ."""
@@ -384,7 +396,7 @@ def test_ten_thousand_mutated_artifacts_never_pass_as_good(part: int, tmp_path: 
         if seen.error is None:
             assert password == PASSWORD
             assert seen.digests.sha256 != hashlib.sha256(artifact).hexdigest()
-            assert gzip.decompress(encrypted(made)) == tar
+            assert zlib_reads(encrypted(made)) == tar
             passed += 1
     assert 0 < passed < 100
 

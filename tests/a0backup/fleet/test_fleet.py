@@ -104,6 +104,7 @@ kinds:
 nodes:
   - {name: no, host: A0.example.com, port: 1, build: 13451}
   - {name: "2024", host: "fe80::1%eth0"}
+  - {name: resolvers, host: a0-1_b.corp.}
 """)
     )
     assert fleet.vault == Path("/srv/vault")
@@ -119,7 +120,7 @@ nodes:
     assert fleet.polling == Polling(interval=1, max_interval=90, deadline=86400)
     assert (fleet.contents.max_unpacked, fleet.contents.max_ratio) == (1_500_000_000_000, 12.5)
     assert fleet.kinds == ("backup", "backup-sensitive", "user-export")
-    assert [node.name for node in fleet.nodes] == ["no", "2024"]
+    assert [node.name for node in fleet.nodes] == ["no", "2024", "resolvers"]
 
 
 # Each row: the file, the line, the key and part of the remedy.
@@ -249,7 +250,7 @@ WRONG: list[tuple[str, int, str, str]] = [
     (NODE + "{name: a, host: 1.2.3}\n", 4, "nodes[0].host", "host name"),
     (NODE + "{name: a, host: '0x7f.0x1'}\n", 4, "nodes[0].host", "host name"),
     (NODE + "{name: a, host: 010.0.0.1}\n", 4, "nodes[0].host", "host name"),
-    (NODE + "{name: a, host: a_b.example}\n", 4, "nodes[0].host", "host name"),
+    (NODE + "{name: a, host: a b.example}\n", 4, "nodes[0].host", "host name"),
     (NODE + "{name: a, host: a..b}\n", 4, "nodes[0].host", "host name"),
     (NODE + "{name: a, host: " + "a" * 64 + "}\n", 4, "nodes[0].host", "host name"),
     (NODE + "{name: a, host: " + ".".join(["a" * 60] * 5) + "}\n", 4, "nodes[0].host", "host name"),

@@ -103,6 +103,36 @@ async def test_a_file_accessible_to_others_is_refused(tmp_path: Path, mode: int)
     assert f"{mode:04o}" in str(error)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize(
+    ("mode", "uid", "gid", "accepted"),
+    [
+        (0o440, 12345, os.getegid(), True),
+        (0o444, 12345, os.getegid(), False),
+        (0o460, 12345, os.getegid(), False),
+        (0o440, 12345, 54321, False),
+        (0o440, os.geteuid(), os.getegid(), False),
+    ],
+)
+async def test_a_file_that_only_our_own_group_can_read_is_accepted_if_it_belongs_to_another_user(
+    tmp_path: Path, mode: int, uid: int, gid: int, accepted: bool
+) -> None:
+    """Container platforms mount secrets like this, behind links."""
+    (tmp_path / "..data").mkdir()
+    source = written(tmp_path / "..data" / "password", SECRET.encode(), mode)
+    assert source.file is not None
+    os.chown(source.file, uid, gid)
+    (tmp_path / "password").symlink_to("..data/password")
+    linked = Source(file=tmp_path / "password")
+    if accepted:
+        assert await load(linked, block=no_block) == SECRET
+    else:
+        error = await refused(linked)
+        assert f"{mode:04o}" in str(error)
+        assert "chmod 600" in error.hint()
+        assert ("have its owner (uid 12345) do" in error.hint()) is (uid == 12345)
+
+
 async def test_a_link_to_a_private_file_is_followed(tmp_path: Path) -> None:
     written(tmp_path / "real", SECRET.encode(), 0o400)
     (tmp_path / "link").symlink_to("real")
