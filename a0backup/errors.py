@@ -40,6 +40,7 @@ A0BackupError
         ├── VaultUnusableError    it cannot be written
         ├── VaultFullError        it has no room for the next artifact
         ├── LaterVersionError     a later version wrote it, and only that one reads it
+        ├── NotReadableError      it belongs to another user
         └── ArtifactDamagedError  what is stored is not what its manifest says
 
 Each error carries its fields as ``args`` and so pickles; ``transient`` says whether asking again may help; ``hint``,
@@ -542,6 +543,20 @@ class LaterVersionError(VaultError):
 
     def hint(self) -> str:
         return "it is not damaged: keep it, and use that version"
+
+
+class NotReadableError(VaultError):
+    """A file in the vault may not be read by this user; nothing is known about its bytes. *owner* is its owner."""
+
+    def __init__(self, node: str, path: str, owner: str) -> None:
+        super().__init__(node, path, owner)
+        self.path, self.owner = path, owner
+
+    def text(self) -> str:
+        return f"{self.path} belongs to {self.owner}, and this user may not read it"
+
+    def hint(self) -> str:
+        return "give the vault to the user who runs a0backup: as root, chown -R USER on the vault's folder"
 
 
 class ArtifactDamagedError(VaultError):

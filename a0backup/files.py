@@ -211,6 +211,14 @@ def remove_tree(path: Path) -> list[Path]:
     return left
 
 
+def owner_of(path: Path) -> str:
+    """Return the name of the user whom *path* belongs to, or the number if it has no name. Raise OSError."""
+    try:
+        return path.owner()
+    except KeyError:
+        return f"uid {path.stat().st_uid}"
+
+
 def fsync_directory(path: Path) -> None:
     """Make the names in *path* durable."""
     _fsync(path, os.O_RDONLY | os.O_DIRECTORY)

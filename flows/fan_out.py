@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from prefect.exceptions import TerminationSignal
 
+from a0backup import limits
 from a0backup.fleet.models import Node
 
 R = TypeVar("R")
@@ -14,10 +15,12 @@ R = TypeVar("R")
 async def for_each(nodes: Sequence[Node], work: Callable[[Node], Awaitable[R]], *, at_most: int) -> list[R]:
     """Return the result of *work* for each node, in the order of *nodes*, running *at_most* at a time.
 
+    Fewer run at a time if the system's limits for this process allow no more.
+
     *work* must handle its own errors: an exception would cancel the work of the other nodes. When
     cancelled, this returns only after all work has ended and leaves no a0cli process and no lock behind.
     """
-    slots = asyncio.Semaphore(at_most)
+    slots = asyncio.Semaphore(limits.at_most(min(at_most, max(1, len(nodes)))))
 
     async def in_turn(node: Node) -> R:
         async with slots:

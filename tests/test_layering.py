@@ -25,6 +25,7 @@ ROOMS = (
     "a0backup.a0cli",
     "a0backup.fleet",
     "a0backup.state_folder",
+    "a0backup.limits",
     "a0backup.files",
     "a0backup.identity",
     "a0backup.exit_codes",

@@ -43,11 +43,14 @@ class Settings(Protocol):
     @property
     def retrieve_timeout(self) -> float: ...
     @property
+    def env(self) -> Sequence[str]: ...
+    @property
     def password_style(self) -> str: ...
     @property
     def replies(self) -> Mapping[str, Sequence[str]]: ...
 
 
+PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
 _LOOKED_FOR = 8  # characters: shorter passwords are not removed from replies
 
 
@@ -152,17 +155,24 @@ class A0cli:
         """Make a read-only call; raise UnreachableError for its failure if the port accepts no connection."""
         try:
             return read(await self.call(command))
-        except (UnknownReplyError, A0cliTimeoutError) as error:
+        except (UnknownReplyError, A0cliTimeoutError, UnreachableError) as error:
             explained = await self._explained(error)
             if explained is error:
                 raise
             raise explained from error
 
     async def _explained(self, error: A0cliError) -> A0cliError:
-        if isinstance(error, UnknownReplyError | A0cliTimeoutError) and not await listening(self.host, self.port):
+        unpassed = [name for name in PROXIES if name in os.environ and name not in self.settings.env]
+        proxies = f"; {', '.join(unpassed)} set here and not given to a0cli, see a0cli.env" if unpassed else ""
+        if isinstance(error, UnreachableError):
+            reason = error.reason
+        elif not await listening(self.host, self.port):
             reason = f"{self.host}:{self.port} takes no connection"
-            return UnreachableError(self.node, error.command, reason, error.exit_code, error.tail)
-        return error
+        else:
+            return error
+        if isinstance(error, UnreachableError) and not proxies:
+            return error
+        return UnreachableError(self.node, error.command, f"{reason}{proxies}", error.exit_code, error.tail)
 
     async def _run(
         self,
@@ -181,6 +191,7 @@ class A0cli:
                 directory=self.directory,
                 limit=limit,
                 inherit=self.inherit,
+                environment=self.settings.env,
                 secrets=[*self._known, *([secret] if secret and secret not in self._known else [])],
             )
         except OSError as error:

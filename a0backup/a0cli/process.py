@@ -56,11 +56,13 @@ async def run_program(
     limit: float,
     inherit: Sequence[int] = (),
     secrets: Sequence[str] = (),
+    environment: Sequence[str] = (),
 ) -> Ended:
     """Run *program* in *directory* for at most *limit* seconds; return how it ended, whatever the exit code.
 
-    The process inherits the descriptors *inherit*. *secrets* are removed from its output. Raise OSError if
-    it cannot be started.
+    The process inherits the descriptors *inherit*, and of the environment a few variables that every
+    program needs and those that *environment* names. *secrets* are removed from its output. Raise OSError
+    if it cannot be started.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -75,7 +77,7 @@ async def run_program(
                 stdout=stdout_end,
                 stderr=stderr_end,
                 cwd=directory,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                env={name: os.environ[name] for name in (*_ENVIRONMENT, *environment) if name in os.environ},
                 start_new_session=True,
                 umask=0o077,
                 pass_fds=inherit,

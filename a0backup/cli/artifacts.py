@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from a0backup.cli.options import json_option, vault_at, vault_options
-from a0backup.errors import ArtifactDamagedError, LaterVersionError
+from a0backup.errors import ArtifactDamagedError, LaterVersionError, NotReadableError
 from a0backup.exit_codes import ExitCode
 from a0backup.report import terminal
 from a0backup.report.words import human_size, plain
@@ -30,7 +30,7 @@ def list_artifacts(fleet_path: Path, vault_path: Path | None, as_json: bool, nod
     \b
     Exit codes:
       0  success
-      1  a later version wrote a manifest, which this version cannot read
+      1  a manifest was not read: a later version wrote it, or another user keeps it to himself
       2  usage or fleet.yaml wrong, or no such node in the vault
       4  a manifest is unreadable, or an artifact is missing or has the wrong size
     """
@@ -63,9 +63,9 @@ def _table(manifests: list[Manifest]) -> Iterator[str]:
 def _say_flaws(vault: Vault, entries: list[Manifest | UnreadableManifest]) -> int:
     """Print the damage that is visible without reading the artifacts; return the exit code."""
     unread = [entry for entry in entries if isinstance(entry, UnreadableManifest)]
-    for entry in (entry for entry in unread if entry.later):
-        terminal.say(f"not read: {plain(entry.id)}: {plain(entry.reason)}")
-    problems = [f"{entry.id}: {entry.reason}" for entry in unread if not entry.later]
+    for entry in (entry for entry in unread if not entry.damaged):
+        terminal.say(f"not read: {plain(entry.error().message())}\nHINT: {entry.error().hint()}")
+    problems = [f"{entry.id}: {entry.reason}" for entry in unread if entry.damaged]
     manifests = (entry for entry in entries if isinstance(entry, Manifest))
     problems += [f"{manifest.id}: {flaw}" for manifest in manifests if (flaw := _visible_flaw(vault, manifest))]
     for problem in problems:
@@ -95,7 +95,7 @@ def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, .
     \b
     Exit codes:
       0  success
-      1  there is no artifact, or one was not read, because a later version wrote it
+      1  there is no artifact, or one was not read: a later version wrote it, or another user keeps it to himself
       2  usage or fleet.yaml wrong, or no such artifact
       4  an artifact is damaged or missing
     """
@@ -110,9 +110,10 @@ def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, .
             if isinstance(entry, UnreadableManifest):
                 raise entry.error()
             vault.reread(entry)
-        except LaterVersionError as error:
+        except (LaterVersionError, NotReadableError) as error:
             codes.add(ExitCode.FAILED)
             click.echo(f"{entry.id}  NOT READ: {plain(error.message())}")
+            click.echo(f"  HINT: {plain(error.hint())}")
         except ArtifactDamagedError as error:
             codes.add(ExitCode.DAMAGED)
             click.echo(f"{entry.id}  DAMAGED: {plain(error.message())}")
@@ -134,8 +135,8 @@ def get(vault: Vault, artifact_id: str) -> Manifest:
     """Return the readable manifest with this id. Raise UsageError if there is none, Exit if it is unreadable."""
     found = find(vault, artifact_id)
     if isinstance(found, UnreadableManifest):
-        terminal.say(f"{'not read' if found.later else 'damaged'}: {found.id}: {plain(found.reason)}")
-        raise click.exceptions.Exit(ExitCode.FAILED if found.later else ExitCode.DAMAGED)
+        terminal.say(f"{'damaged' if found.damaged else 'not read'}: {found.id}: {plain(found.reason)}")
+        raise click.exceptions.Exit(ExitCode.DAMAGED if found.damaged else ExitCode.FAILED)
     return found
 
 

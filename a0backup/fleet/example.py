@@ -12,6 +12,7 @@ a0cli:
   key_dir: ~/.a0cli             # the key pair that `a0cli create-key` made
   # call_timeout: 60s           # timeout of every call except a retrieval
   # retrieve_timeout: 6h
+  # env: [HTTPS_PROXY]          # additional environment variables that a0cli is given
   # password_style: positional  # or option: `backup --password P`
   # replies: {}                 # additional wordings, e.g. {absent: ["Nothing stored"]}
 

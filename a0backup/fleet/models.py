@@ -132,6 +132,13 @@ class A0cliSettings(_Strict):
         "60s", "The timeout of every a0cli call except a retrieval."
     )
     retrieve_timeout: Annotated[float, Between("0.1s", "30d")] = _duration("6h", "The timeout of a retrieval.")
+    env: tuple[Annotated[str, matching(_ENVIRONMENT_NAME, "write an environment variable's name")], ...] = Field(
+        default=(),
+        max_length=50,
+        description="Additional environment variables that a0cli is given, such as HTTPS_PROXY; the variable of the "
+        "password cannot be one of them.",
+        json_schema_extra={"uniqueItems": True},
+    )
     password_style: Literal["positional", "option"] = Field(
         default="positional", description="How a0cli takes the password: `backup P` or `backup --password P`."
     )
@@ -307,6 +314,12 @@ class Fleet(_Strict):
     nodes: tuple[Node, ...] = Field(min_length=1, max_length=1000, description="The nodes to back up.")
 
     _path: Path = PrivateAttr(default=Path("fleet.yaml"))
+
+    @model_validator(mode="after")
+    def _keeps_the_password_from_a0cli(self) -> Self:
+        if self.password.env is not None and self.password.env in self.a0cli.env:
+            raise ValueError(f"a0cli.env: remove {self.password.env}, which holds the password")
+        return self
 
     @field_validator("kinds")
     @classmethod

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
 
+from a0backup import limits
 from a0backup.a0cli.commands import A0cli
 from a0backup.a0cli.directory import PrivateDirectory
 from a0backup.a0cli.listing import missing_commands, offers_sensitive
@@ -26,7 +27,7 @@ from a0backup.errors import (
     VaultFullError,
     VaultUnusableError,
 )
-from a0backup.files import in_thread
+from a0backup.files import in_thread, owner_of
 from a0backup.fleet.models import KEYSTREAM_REUSE, Existing, Fleet, Node
 from a0backup.passwords import recovery_keys
 from a0backup.passwords.shared import LoadShared
@@ -171,6 +172,7 @@ def fleet_warnings(fleet: Fleet) -> tuple[str, ...]:
     The warnings about a node's folder in the vault are in the node's Finding.
     """
     warnings = [] if fleet.password.sealed_to else [KEYSTREAM_REUSE]
+    warnings += filter(None, [limits.warning(min(fleet.max_parallel, len(fleet.nodes))), _root_warning(fleet.vault)])
     # `.pub` is the usual name of the public half of a key pair, which others may read.
     keys = {path: _mode(path) for path in _entries(fleet.a0cli.key_dir) if path.suffix != ".pub"}
     if exposed := _open_to_others({path: mode for path, mode in keys.items() if stat.S_ISREG(mode)}):
@@ -188,6 +190,15 @@ def fleet_warnings(fleet: Fleet) -> tuple[str, ...]:
             )
     beside = dict.fromkeys([path.parent for path in fleet.password.sealed_to or ()] + [fleet.vault])
     return (*warnings, *_private_key_warnings(fleet, beside))
+
+
+def _root_warning(vault: Path) -> str:
+    """Return a warning if root is about to write into the vault of another user."""
+    place = nearest(vault)
+    if os.geteuid() != 0 or place.stat().st_uid == 0 or place != vault:
+        return ""
+    owner = owner_of(vault)
+    return f"this is root, and the vault belongs to {owner}, who cannot read what root writes: run this as {owner}"
 
 
 def _node_warnings(fleet: Fleet, node: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from a0backup.errors import ArtifactDamagedError, LaterVersionError
+from a0backup.errors import ArtifactDamagedError, LaterVersionError, NotReadableError
 from a0backup.identity import BackupIdentity
 
 MANIFEST = "manifest.json"
@@ -123,13 +123,24 @@ class Manifest(_Part):
 
 
 class UnreadableManifest(_Part):
-    """A manifest that exists and cannot be read as one; *later* means that a later version wrote it."""
+    """A manifest that exists and cannot be read as one.
+
+    *later* means that a later version wrote it, *denied_by* names the owner who does not let this
+    user read it. In both cases nothing is damaged.
+    """
 
     id: str
     reason: str
     later: bool = False
+    denied_by: str = ""
 
-    def error(self) -> LaterVersionError | ArtifactDamagedError:
-        """Return the matching error; a manifest that a later version wrote is not damaged."""
+    @property
+    def damaged(self) -> bool:
+        return not self.later and not self.denied_by
+
+    def error(self) -> LaterVersionError | NotReadableError | ArtifactDamagedError:
+        """Return the matching error."""
+        if self.denied_by:
+            return NotReadableError(self.id, f"the manifest of {self.id}", self.denied_by)
         kind = LaterVersionError if self.later else ArtifactDamagedError
         return kind(self.id, self.reason)

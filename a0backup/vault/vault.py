@@ -20,7 +20,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from a0backup.a0cli.text import quote
-from a0backup.errors import ArtifactDamagedError, VaultUnusableError
+from a0backup.errors import ArtifactDamagedError, NotReadableError, VaultUnusableError
 from a0backup.files import (
     Digests,
     UnsuitableFileError,
@@ -28,6 +28,7 @@ from a0backup.files import (
     fsync_directory,
     make_private_directory,
     open_private,
+    owner_of,
     read_whole,
 )
 from a0backup.vault.journal import later_schema
@@ -195,7 +196,8 @@ class Vault:
         except UnsuitableFileError as error:
             return UnreadableManifest(id=place, reason=f"{MANIFEST} {error.reason}")
         except OSError as error:
-            return UnreadableManifest(id=place, reason=f"{MANIFEST} cannot be read: {error.strerror}")
+            denied = owner_of(folder) if isinstance(error, PermissionError) else ""
+            return UnreadableManifest(id=place, reason=f"{MANIFEST} cannot be read: {error.strerror}", denied_by=denied)
         try:
             manifest = Manifest.model_validate_json(content)
         except ValidationError as error:
@@ -259,7 +261,10 @@ def is_ahead(artifact_id: str, now: datetime) -> bool:
 
 @contextmanager
 def reading(vault: Vault, manifest: Manifest) -> Iterator[Path]:
-    """Yield the path of the artifact to the block. Raise ArtifactDamagedError if the block cannot read it."""
+    """Yield the path of the artifact to the block.
+
+    Raise ArtifactDamagedError if the block cannot read it, NotReadableError if it may not.
+    """
     node, path = manifest.node.name, vault.artifact(manifest)
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
@@ -267,6 +272,8 @@ def reading(vault: Vault, manifest: Manifest) -> Iterator[Path]:
         yield path
     except FileNotFoundError:
         raise ArtifactDamagedError(node, manifest.id, "the artifact is missing") from None
+    except PermissionError:
+        raise NotReadableError(node, str(path), owner_of(path)) from None
     except OSError as error:
         raise ArtifactDamagedError(node, manifest.id, f"the artifact cannot be read: {error.strerror}") from error
 

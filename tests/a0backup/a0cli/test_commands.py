@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from a0backup.a0cli.commands import A0cli, listening
+from a0backup.a0cli.commands import PROXIES, A0cli, listening
 from a0backup.a0cli.directory import PrivateDirectory
 from a0backup.a0cli.listing import missing_commands
 from a0backup.a0cli.printed import Printed
@@ -52,6 +52,7 @@ class Settings:
     call_timeout: float = 20
     retrieve_timeout: float = 20
     password_style: str = "positional"
+    env: Sequence[str] = ()
     replies: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
@@ -167,6 +168,31 @@ async def test_a_call_sees_no_more_than_it_needs(program: Program, monkeypatch: 
     assert leads
     assert set(descriptors) <= {"0", "1", "2", "3"}  # 3 is the listing itself
     assert stat.S_IMODE((program.directory / "made").stat().st_mode) == 0o600
+
+
+async def test_a_call_sees_the_variables_that_the_operator_names(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    program.does("print(os.environ.get('HTTPS_PROXY'))")
+    assert (await program.a0cli().call("ping")).stdout == "None\n"
+    assert (await program.a0cli(env=["HTTPS_PROXY", "NOT_SET"]).call("ping")).stdout == "http://proxy:3128\n"
+
+
+async def test_an_unreachable_node_names_the_proxies_that_a0cli_was_not_given(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://user:S3cret@proxy:3128")
+    program.prints("", "Error: connect ETIMEDOUT 10.0.0.1:10121\n", 1)
+    with pytest.raises(UnreachableError) as caught:
+        await program.a0cli().ping()
+    assert "https_proxy set here and not given to a0cli, see a0cli.env" in str(caught.value)
+    assert "S3cret" not in str(caught.value)
+    with pytest.raises(UnreachableError) as caught:
+        await program.a0cli(env=["https_proxy"]).ping()
+    assert "a0cli.env" not in str(caught.value)
 
 
 async def test_a_call_inherits_the_lock(program: Program, tmp_path: Path) -> None:

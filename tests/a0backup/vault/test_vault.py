@@ -19,6 +19,7 @@ import pytest
 
 from a0backup.errors import ArtifactDamagedError, VaultUnusableError
 from a0backup.files import Digests
+from a0backup.vault.known_vault import create
 from a0backup.vault.leftovers import salvage, sweep, verified_file
 from a0backup.vault.manifest import Manifest, ManifestNode, ManifestPassword, UnreadableManifest
 from a0backup.vault.mounts import unmounted
@@ -816,3 +817,29 @@ def test_newest_returns_the_newest_readable_artifact_of_the_kind(room: Room) -> 
     assert room.vault.newest("a0-1", "backup") == nights[2]
     (room.vault.root / nights[2].id / "manifest.json").write_text("{")
     assert room.vault.newest("a0-1", "backup") == nights[1]
+
+
+# -- files of another user ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("file", ["backup.tar.gz.enc", "manifest.json"])
+def test_what_this_user_may_not_read_is_not_damaged_and_its_owner_is_named(room: Room, file: str) -> None:
+    room.store()
+    create(room.vault)
+    path = room.vault.root / ID / file
+    os.chown(path.parent, 12345, -1)
+    os.chown(path, 12345, -1)
+    deny = ["-P", str(path), "-e", "trace=openat", "-e", "inject=openat:error=EACCES", "-o", "/dev/null"]
+    ended = subprocess.run(
+        ["strace", "-f", "-qq", *deny, sys.executable, "-m", "a0backup", "verify", "--vault", str(room.vault.root)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert f"{ID}  NOT READ: " in ended.stdout
+    assert "belongs to uid 12345, and this user may not read it" in ended.stdout
+    assert "chown -R" in ended.stdout
+    assert "DAMAGED" not in ended.stdout
