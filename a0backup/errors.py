@@ -170,7 +170,7 @@ class NoHomeError(A0BackupError):
         return "this user has no home directory, and HOME is not set"
 
     def hint(self) -> str:
-        return "set HOME, or XDG_STATE_HOME, to a folder that is kept"
+        return "set HOME to a folder that is kept"
 
 
 class UnknownVaultError(A0BackupError):
@@ -342,7 +342,7 @@ class StartFailedError(NodeError):
         self.kind, self.reply = kind, reply
 
     def text(self) -> str:
-        return f"{self.kind} was started and the node shows none; the reply to the start was {self.reply!r}"
+        return f"the node answered the start of {self.kind} with {self.reply!r}, and shows no {self.kind}"
 
     def hint(self) -> str:
         return "check that the node has the backup role and free disk of at least twice its data"
@@ -359,7 +359,7 @@ class ForeignBackupError(NodeError):
         return f"already holds a {self.kind} that this vault did not start ({self.found})"
 
     def hint(self) -> str:
-        return "set existing: preserve to keep a copy of it first, or wait for whoever started it"
+        return "`--existing preserve` keeps a copy of it first; or wait for whoever started it"
 
 
 class NodeBusyError(NodeError):

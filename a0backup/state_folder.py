@@ -12,7 +12,12 @@ def state_folder() -> Path:
     base = Path(os.environ.get("XDG_STATE_HOME", ""))
     if base.is_absolute():
         return base / "a0backup"
+    return require_home() / ".local" / "state" / "a0backup"
+
+
+def require_home() -> Path:
+    """Return the user's home. Raise NoHomeError if there is none."""
     try:
-        return Path.home() / ".local" / "state" / "a0backup"
+        return Path.home()
     except RuntimeError:
         raise NoHomeError from None

@@ -110,9 +110,17 @@ async def _workers(client: "PrefectClient", now: datetime) -> AsyncIterator[Rema
         return  # reported above
     if pool.is_paused:
         yield Remark(Verdict.PROBLEM, f"the work pool {POOL} is paused", f"`prefect work-pool resume {POOL}`")
-    if (await client.read_work_queue(pool.default_queue_id)).is_paused:
+    if pool.concurrency_limit == 0:
+        hint = f"`prefect work-pool clear-concurrency-limit {POOL}`"
+        yield Remark(Verdict.PROBLEM, f"the work pool {POOL} has a concurrency limit of 0: it runs nothing", hint)
+    queue = await client.read_work_queue(pool.default_queue_id)
+    if queue.is_paused:
         hint = f"`prefect work-queue resume default --pool {POOL}`"
         yield Remark(Verdict.PROBLEM, f"the work queue default of the pool {POOL} is paused", hint)
+    if queue.concurrency_limit == 0:
+        hint = f"`prefect work-queue clear-concurrency-limit default --pool {POOL}`"
+        text = f"the work queue default of the pool {POOL} has a concurrency limit of 0: it runs nothing"
+        yield Remark(Verdict.PROBLEM, text, hint)
     online = sorted(
         worker.name
         for worker in await client.read_workers_for_work_pool(POOL)

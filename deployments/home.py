@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from a0backup.errors import EngineError
 from a0backup.files import publish
-from a0backup.state_folder import state_folder
+from a0backup.state_folder import require_home, state_folder
 
 if TYPE_CHECKING:
     pass
@@ -26,13 +26,26 @@ CREDENTIALS = "credentials"
 
 
 def operators_api() -> str | None:
-    """Return the API address set by the operator's environment, profile or prefect.toml, as Prefect resolves it."""
+    """Return the API address set by the operator's environment, profile or prefect.toml, as Prefect resolves it.
+
+    Raise EngineError if Prefect cannot read its settings, NoHomeError.
+    """
+    require_home()
     # The import alone would report a new user to Prefect's telemetry.
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    from prefect.settings import get_current_settings
+    try:
+        from prefect.settings import get_current_settings
 
-    # Prefect takes an empty address for none.
-    return get_current_settings().api.url or None
+        # Prefect takes an empty address for none.
+        return get_current_settings().api.url or None
+    except Exception as error:
+        # Prefect reads them on import, and lets through whatever its readers raise: of TOML, of .env files, of values.
+        reason = " ".join(str(error).split())[:300]
+        raise EngineError(
+            f"Prefect's settings cannot be read: {type(error).__name__}: {reason}",
+            "correct the PREFECT_ variables, or pyproject.toml, prefect.toml or .env in the current folder, or start"
+            " from another folder",
+        ) from error
 
 
 def default_home() -> Path:

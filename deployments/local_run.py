@@ -39,11 +39,15 @@ DRAIN_INTERRUPTED = 4.0
 DRAIN_GONE = 1.0  # the end of the flow has already waited for the engine
 API_DEADLINE = 10.0
 NO_API = "start that server or correct the address: `prefect config view --show-sources` shows where it comes from"
-OR_OUR_OWN = f"{NO_API}; where none is set, a server of our own is used"
+OR_OUR_OWN = f"{NO_API}; `--engine own` uses a server of our own for this run"
 
 
-def run_here(flow_name: str, fleet: Path, nodes: Sequence[str], existing: Existing | None) -> Exception | None:
+def run_here(
+    flow_name: str, fleet: Path, nodes: Sequence[str], existing: Existing | None, *, own_engine: bool = False
+) -> Exception | None:
     """Run the flow with that name; return the error that it ended with, or None where it succeeded.
+
+    With *own_engine*, the API that the operator's Prefect profile names is not used.
 
     The result of each node is reported through a0backup.report.progress. Where all nodes were reported
     and only the engine failed, say so on the terminal and return None: the reported results are right
@@ -61,7 +65,7 @@ def run_here(flow_name: str, fleet: Path, nodes: Sequence[str], existing: Existi
             case Checked():
                 untold.discard(news.finding.node)
 
-    with interruptible() as interrupt, _engine() as api, watched_by(tick_off):
+    with interruptible() as interrupt, _engine(own=own_engine) as api, watched_by(tick_off):
         parameters: dict[str, Any] = {"fleet": fleet.absolute(), "nodes": list(nodes)}
         if existing is not None:
             parameters["existing"] = existing
@@ -97,8 +101,8 @@ def _quiet_prefect() -> None:
 
 
 @contextlib.contextmanager
-def _engine() -> Iterator[str]:
-    api = operators_api()
+def _engine(*, own: bool) -> Iterator[str]:
+    api = None if own else operators_api()
     if api is not None:
         terminal.say(f"engine: {api} (your Prefect profile's)")
         asyncio.run(_require_answer(api))

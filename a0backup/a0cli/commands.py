@@ -50,7 +50,7 @@ class Settings(Protocol):
     def replies(self) -> Mapping[str, Sequence[str]]: ...
 
 
-PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
+PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 _LOOKED_FOR = 8  # characters: shorter passwords are not removed from replies
 
 

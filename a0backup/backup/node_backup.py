@@ -119,7 +119,9 @@ class NodeBackup:
         """Start a backup; `await_finished` shows its result. Raise what `Start.start` raises."""
         journal = self.context.journal
         if journal is not None and self.so_far.asked_again:
-            self.context.note("the backup that an earlier run started is no longer on the node")
+            self.context.note(
+                "the start that an earlier run sent has left nothing on the node; a new backup was started"
+            )
         elif journal is not None and journal.pinned is not None:
             self._note_finished(journal)
         await self._start.start()

@@ -5,6 +5,7 @@ fetched again. Without an available password, the contents are not read.
 """
 
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -28,6 +29,7 @@ from a0backup.errors import (
     Md5MissingError,
     RefusedError,
     RetrieveFailedError,
+    VaultFullError,
     VaultUnusableError,
 )
 from a0backup.files import Digests, digests
@@ -40,6 +42,8 @@ from a0backup.vault.space import claim, release, space_for
 from a0backup.vault.storing import confirm
 
 log = logging.getLogger(__name__)
+
+FULL = 1 << 20  # bytes: with less, a retrieval that failed has filled the disk
 
 
 class Next(Enum):
@@ -134,6 +138,10 @@ class Retrieval:
         whole, self.always_whole = self.always_whole, False
         printed = await a0cli.retrieve(self.kind)
         if printed.exit_code != 0:
+            # a0cli says it in its own words, or not at all.
+            free = (await context.on_disk(shutil.disk_usage, directory.path)).free
+            if free < FULL:
+                raise VaultFullError(node, self.kind, max(space.needed, FULL), free)
             said = refusal(printed, node=node, command=printed.command, wordings=a0cli.wordings)
             if isinstance(said, RefusedError):
                 raise said

@@ -1,5 +1,6 @@
 """A node with its lock held: what the backups of all its kinds share in one run."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from a0backup.vault.vault import Vault, VaultSnapshot
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+SLOW = 30.0  # seconds; only the steps that read whole artifacts may take longer
+READING = (StepName.RETRIEVE, StepName.VERIFY, StepName.INSPECT, StepName.STORE, StepName.READ_BACK)
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,24 @@ class NodeSession:
         return self.run.fleet
 
     async def on_disk(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run *function* on the vault, in a thread. Raise VaultUnusableError if the vault's disk fails."""
+        """Run *function* on the vault, in a thread. Raise VaultUnusableError if the vault's disk fails.
+
+        The report says so while the disk does not answer.
+        """
+        work = asyncio.create_task(in_thread(function, *args, **kwargs))
+        since, waited = datetime.now(UTC), 0
         try:
-            return await in_thread(function, *args, **kwargs)
+            while not work.done():
+                await asyncio.wait({work}, timeout=SLOW)
+                waited += 1
+                if not work.done() and self.step not in READING:
+                    text = f"waiting for the vault's disk since {since:%H:%M:%S UTC}"
+                    tell(Step(self.node.name, "", self.step, text if waited == 1 else ""))
+            return work.result()
+        except asyncio.CancelledError:
+            work.cancel()
+            await asyncio.wait({work})
+            raise
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             raise VaultUnusableError(

@@ -2,18 +2,19 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from a0backup.cli.options import json_option, vault_at, vault_options
+from a0backup.cli.options import json_option, say_ahead, vault_at, vault_options
 from a0backup.errors import ArtifactDamagedError, LaterVersionError, NotReadableError
 from a0backup.exit_codes import ExitCode
 from a0backup.report import terminal
 from a0backup.report.words import human_size, plain
 from a0backup.vault.manifest import MANIFEST, Manifest, UnreadableManifest
-from a0backup.vault.vault import Vault
+from a0backup.vault.vault import Vault, is_ahead
 
 
 @click.command("list")
@@ -85,11 +86,13 @@ def _visible_flaw(vault: Vault, manifest: Manifest) -> str:
 
 @click.command()
 @vault_options
+@json_option
 @click.argument("artifact_ids", metavar="[ID]...", nargs=-1)
-def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, ...]) -> int:
+def verify(fleet_path: Path, vault_path: Path | None, as_json: bool, artifact_ids: tuple[str, ...]) -> int:
     """Read artifacts again and compare them with their manifests.
 
-    Reads every artifact in the vault from the disk; give IDs to read only these. Needs no password. Prints one line
+    Reads every artifact in the vault from the disk; give IDs to read only these, or NODE, NODE/KIND or latest for the
+    newest. Needs no password. Prints one line
     per artifact: ok, DAMAGED, or NOT READ if a later version wrote it.
 
     \b
@@ -100,44 +103,93 @@ def verify(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, .
       4  an artifact is damaged or missing
     """
     vault = vault_at(fleet_path, vault_path)
-    entries = [find(vault, artifact_id) for artifact_id in artifact_ids] if artifact_ids else list(vault.entries())
+    entries = find_all(vault, artifact_ids) if artifact_ids else list(vault.entries())
     if not entries:
         terminal.say(f"nothing is proven: the vault {vault.root} holds no artifact yet")
         return ExitCode.FAILED
     codes = {ExitCode.OK}
+    rows: list[dict[str, str]] = []
     for entry in entries:
-        try:
-            if isinstance(entry, UnreadableManifest):
-                raise entry.error()
-            vault.reread(entry)
-        except (LaterVersionError, NotReadableError) as error:
-            codes.add(ExitCode.FAILED)
-            click.echo(f"{entry.id}  NOT READ: {plain(error.message())}")
-            click.echo(f"  HINT: {plain(error.hint())}")
-        except ArtifactDamagedError as error:
-            codes.add(ExitCode.DAMAGED)
-            click.echo(f"{entry.id}  DAMAGED: {plain(error.message())}")
-        else:
-            click.echo(f"{entry.id}  ok")
+        code, row = _verified(vault, entry)
+        codes.add(code)
+        rows.append(row)
+        if not as_json:
+            click.echo(f"{row['id']}  {row['result']}" + (f": {row['reason']}" if row["reason"] else ""))
+            if row["hint"]:
+                click.echo(f"  HINT: {row['hint']}")
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
     return max(codes)
 
 
-def find(vault: Vault, artifact_id: str) -> Manifest | UnreadableManifest:
-    """Return the manifest with this id. Raise UsageError if there is none."""
-    found = vault.get(artifact_id)
-    if found is None:
-        hint = "`a0backup list` shows the ids"
-        raise click.UsageError(f"the vault {vault.root} has no artifact {artifact_id!r}; {hint}")
+def find(vault: Vault, word: str) -> list[Manifest | UnreadableManifest]:
+    """Return what *word* names: an id, `latest`, NODE or NODE/KIND. Raise UsageError if there is none.
+
+    `latest` is the newest artifact of each node and kind, NODE that of each kind of the node.
+    """
+    exact = vault.get(word)
+    if exact is not None:
+        return [exact]
+    node, _, kind = ("", "", "") if word == "latest" else word.partition("/")
+    found = [
+        entry
+        for (of_node, of_kind), entry in newest_of_each(vault).items()
+        if node in ("", of_node) and kind in ("", of_kind)
+    ]
+    if not found:
+        hint = "`a0backup list` shows the ids; NODE, NODE/KIND and latest name the newest ones"
+        raise click.UsageError(f"the vault {vault.root} has no artifact {word!r}; {hint}")
     return found
 
 
+def find_all(vault: Vault, words: Sequence[str]) -> list[Manifest | UnreadableManifest]:
+    """Return what *words* name, each artifact once. Raise UsageError."""
+    return list({entry.id: entry for word in words for entry in find(vault, word)}.values())
+
+
+def newest_of_each(vault: Vault) -> dict[tuple[str, str], Manifest | UnreadableManifest]:
+    """Return the newest artifact of each node and kind; name those whose time lies in the future."""
+    newest: dict[tuple[str, str], Manifest | UnreadableManifest] = {}
+    now, ahead = datetime.now(UTC), []
+    for entry in vault.entries():
+        # By the name of the folder: of some, nothing else is readable.
+        of = (entry.id.partition("/")[0], entry.id.partition("Z-")[2])
+        if is_ahead(entry.id, now):
+            ahead.append(entry.id)
+            newest.setdefault(of, entry)
+        else:
+            newest[of] = entry
+    say_ahead(ahead)
+    return newest
+
+
 def get(vault: Vault, artifact_id: str) -> Manifest:
-    """Return the readable manifest with this id. Raise UsageError if there is none, Exit if it is unreadable."""
-    found = find(vault, artifact_id)
+    """Return the one readable manifest that *artifact_id* names, an id or as in `find`.
+
+    Raise UsageError if there is none or more than one, Exit if it is unreadable.
+    """
+    found, *more = find(vault, artifact_id)
+    if more:
+        several = ", ".join(entry.id for entry in (found, *more))
+        raise click.UsageError(f"{artifact_id!r} names more than one artifact: {several}")
     if isinstance(found, UnreadableManifest):
         terminal.say(f"{'damaged' if found.damaged else 'not read'}: {found.id}: {plain(found.reason)}")
         raise click.exceptions.Exit(ExitCode.DAMAGED if found.damaged else ExitCode.FAILED)
     return found
+
+
+def _verified(vault: Vault, entry: Manifest | UnreadableManifest) -> tuple[ExitCode, dict[str, str]]:
+    """Read one artifact again; return the exit code and the row."""
+    try:
+        if isinstance(entry, UnreadableManifest):
+            raise entry.error()
+        vault.reread(entry)
+    except (LaterVersionError, NotReadableError, ArtifactDamagedError) as error:
+        damaged = isinstance(error, ArtifactDamagedError)
+        result = "DAMAGED" if damaged else "NOT READ"
+        row = {"id": entry.id, "result": result, "reason": plain(error.message()), "hint": plain(error.hint())}
+        return ExitCode.DAMAGED if damaged else ExitCode.FAILED, row
+    return ExitCode.OK, {"id": entry.id, "result": "ok", "reason": "", "hint": ""}
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
@@ -150,15 +202,15 @@ def get(vault: Vault, artifact_id: str) -> Manifest:
 def show(fleet_path: Path, vault_path: Path | None, as_json: bool, artifact_id: str) -> int:
     """Show the manifest of an artifact, and how to open it.
 
-    `a0backup list` prints the IDs. Prints the manifest, the path of the file, and the commands that open the artifact
-    without this software; with --json, only the manifest.
+    `a0backup list` prints the IDs; NODE, NODE/KIND or latest name the newest. Prints the manifest, the path of the
+    file, and the commands that open the artifact without this software; with --json, only the manifest.
 
     \b
     Exit codes:
       0  shown
       1  a later version wrote the manifest, which this version cannot read
       2  usage or fleet.yaml wrong, or no such artifact
-      4  the manifest is unreadable
+      4  the manifest is unreadable, or the artifact is missing or has the wrong size
     """
     vault = vault_at(fleet_path, vault_path)
     manifest = get(vault, artifact_id)
@@ -168,7 +220,7 @@ def show(fleet_path: Path, vault_path: Path | None, as_json: bool, artifact_id: 
     for name, value in _rows(vault, manifest).items():
         click.echo(f"{name:<13} {value}")
     click.echo("\n".join(_how_to_open(vault, manifest)))
-    return ExitCode.OK
+    return _say_flaws(vault, [manifest])
 
 
 def _rows(vault: Vault, manifest: Manifest) -> dict[str, str]:

@@ -61,7 +61,9 @@ def _run(command: click.Command) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):  # click turns one into the other
         goes_on = sys.argv[1:2] == ["run"]
-        terminal.say("interrupted; the next run resumes from here" if goes_on else "interrupted")
+        terminal.say(
+            "interrupted; the next run continues from what the nodes and the vault show" if goes_on else "interrupted"
+        )
         return ExitCode.INTERRUPTED
     except FleetFileError as error:
         terminal.say(f"error: {error}")

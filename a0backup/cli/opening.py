@@ -9,15 +9,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from a0backup.cli.artifacts import find, get
+from a0backup.cli.artifacts import find_all, get, newest_of_each
 from a0backup.cli.asking import ask
-from a0backup.cli.options import json_option, say_ahead, vault_at, vault_of, vault_options
+from a0backup.cli.options import json_option, vault_at, vault_of, vault_options
 from a0backup.errors import A0BackupError, ArtifactDamagedError
 from a0backup.exit_codes import ExitCode
 from a0backup.fleet.load import load_fleet
@@ -25,7 +24,7 @@ from a0backup.fleet.models import ContentsLimits, Fleet, PasswordSource
 from a0backup.report import terminal
 from a0backup.report.words import human_size, plain
 from a0backup.vault.manifest import Manifest, UnreadableManifest
-from a0backup.vault.vault import Vault, is_ahead
+from a0backup.vault.vault import Vault
 
 if TYPE_CHECKING:
     from a0backup.upkeep.drill import Secrets
@@ -142,11 +141,11 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
     """Prove that artifacts can be restored; write nothing.
 
     Decrypts and decompresses each artifact and reads every member. Without IDs, reads the newest artifact of each node
-    and kind. Prints one line per artifact: ok, with the members and the unpacked size, or DAMAGED or NOT OPENED, with
-    the reason.
+    and kind; NODE or NODE/KIND in place of an ID names its newest. Prints one line per artifact: ok, with the members
+    and the unpacked size, or DAMAGED or NOT OPENED, with the reason.
 
-    A sealed password needs --key. A shared one is that of --password-file, or of fleet.yaml if it names a file or an
-    environment variable. What is not given is asked for.
+    A sealed password needs --key; its passphrase is asked for. A shared one is that of --password-file, or of
+    fleet.yaml if it names a file or an environment variable, or is asked for.
 
     \b
     Exit codes:
@@ -159,7 +158,7 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
 
     opening = _Opening(**options)
     vault, fleet = opening.vault_and_fleet()
-    entries = [find(vault, artifact_id) for artifact_id in artifact_ids] if artifact_ids else _newest_of_each(vault)
+    entries = find_all(vault, artifact_ids) if artifact_ids else list(newest_of_each(vault).values())
     if not entries:
         terminal.say(f"nothing is proven: the vault {vault.root} holds no artifact yet")
         return ExitCode.FAILED
@@ -191,27 +190,16 @@ def _drilled(
             contents = drill.drill(vault, entry, secrets.passwords(entry), limits)
     except A0BackupError as error:
         damaged = drill.is_damage(error)
-        hint = drill.remedy(error, entry) if isinstance(entry, Manifest) else error.hint()
+        hint = (
+            drill.remedy(error, entry, with_key=secrets.key is not None)
+            if isinstance(entry, Manifest)
+            else error.hint()
+        )
         result = "damaged" if damaged else "not opened"
         row: dict[str, object] = {"id": entry.id, "result": result, "reason": error.message(), "hint": hint}
         return ExitCode.DAMAGED if damaged else ExitCode.FAILED, row
     read = {"members": contents.members, "unpacked_size": contents.unpacked_size, "odd": list(contents.odd)}
     return ExitCode.OK, {"id": entry.id, "result": "ok", **read}
-
-
-def _newest_of_each(vault: Vault) -> list[Manifest | UnreadableManifest]:
-    newest: dict[tuple[str, str], Manifest | UnreadableManifest] = {}
-    now, ahead = datetime.now(UTC), []
-    for entry in vault.entries():
-        # By the name of the folder: of some, nothing else is readable.
-        of = (entry.id.partition("/")[0], entry.id.partition("Z-")[2])
-        if is_ahead(entry.id, now):
-            ahead.append(entry.id)
-            newest.setdefault(of, entry)
-        else:
-            newest[of] = entry
-    say_ahead(ahead)
-    return list(newest.values())
 
 
 def _lines(row: Mapping[str, Any]) -> Iterator[str]:
@@ -245,7 +233,8 @@ def decrypt(artifact_id: str, target: Path, **options: Any) -> int:
     Creates the file that --output names only after the artifact matched its manifest and its contents were read to
     their end. The file is NOT ENCRYPTED. Prints the number of members, the unpacked size and the next steps.
 
-    A sealed password needs --key, any other --password-file. What is not given is asked for.
+    A sealed password needs --key; its passphrase is asked for. Any other password is asked for, or given with
+    --password-file.
 
     \b
     Exit codes:
@@ -259,6 +248,8 @@ def decrypt(artifact_id: str, target: Path, **options: Any) -> int:
     opening = _Opening(**options)
     vault, _ = opening.vault_and_fleet()
     manifest = get(vault, artifact_id)
+    if target == Path("-"):
+        raise click.UsageError("nothing is written to standard output before all of it is proven; name a file")
     if os.path.lexists(target):
         raise click.UsageError(f"{target} exists already, and nothing is overwritten; name another file")
     if not target.absolute().parent.is_dir():
@@ -269,7 +260,7 @@ def decrypt(artifact_id: str, target: Path, **options: Any) -> int:
         with _at_work(f"reads {manifest.id} to its end, then decrypts it ({human_size(manifest.artifact.size)})"):
             contents = drill.decrypt(vault, manifest, secrets.passwords(manifest), _WHATEVER_IT_IS, target)
     except A0BackupError as error:
-        hint = drill.remedy(error, manifest)
+        hint = drill.remedy(error, manifest, with_key=secrets.key is not None)
         terminal.say(f"error: {plain(error.message())}" + (f"\nHINT: {plain(hint)}" if hint else ""))
         return ExitCode.DAMAGED if drill.is_damage(error) else ExitCode.FAILED
     click.echo(

@@ -69,6 +69,18 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
 
 
+def engine_option(command: F) -> F:
+    """Add --engine."""
+    return click.option(
+        "--engine",
+        type=click.Choice(["profile", "own"]),
+        default="profile",
+        show_default=True,
+        help="The Prefect server: the one that your profile names, if any, or a server of our own. With own, a night"
+        " does not depend on yours.",
+    )(command)
+
+
 def existing_option(command: F) -> F:
     """Add --existing."""
     return click.option(

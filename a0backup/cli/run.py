@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from a0backup.cli.options import existing_option, fleet_option, json_option
+from a0backup.cli.options import engine_option, existing_option, fleet_option, json_option
 from a0backup.errors import CheckFailedError, RunFailedError
 from a0backup.exit_codes import ExitCode
 from a0backup.fleet.load import load_fleet
@@ -23,9 +23,12 @@ from a0backup.report.warnings import RunWarning
 @fleet_option
 @json_option
 @existing_option
+@engine_option
 @click.option("--dry-run", is_flag=True, help="Only print what a run would do on each node, like `a0backup check`.")
 @click.argument("nodes", nargs=-1)
-def run(fleet_path: Path, as_json: bool, existing: Existing | None, dry_run: bool, nodes: tuple[str, ...]) -> int:
+def run(
+    fleet_path: Path, as_json: bool, existing: Existing | None, engine: str, dry_run: bool, nodes: tuple[str, ...]
+) -> int:
     """Back up every node, or only the NODES named.
 
     For each node: makes the backup, retrieves it, verifies it, stores it in the vault and deletes it on the node.
@@ -46,15 +49,16 @@ def run(fleet_path: Path, as_json: bool, existing: Existing | None, dry_run: boo
       130  interrupted; the next run resumes
     """
     act = check_nodes if dry_run else back_up_nodes
-    return act(fleet_path, nodes, existing, as_json=as_json)
+    return act(fleet_path, nodes, existing, as_json=as_json, own_engine=engine == "own")
 
 
 @click.command()
 @fleet_option
 @json_option
 @existing_option
+@engine_option
 @click.argument("nodes", nargs=-1)
-def check(fleet_path: Path, as_json: bool, existing: Existing | None, nodes: tuple[str, ...]) -> int:
+def check(fleet_path: Path, as_json: bool, existing: Existing | None, engine: str, nodes: tuple[str, ...]) -> int:
     """Check every node, and show what a run would do.
 
     Asks every node, or only the NODES named, whether it answers and which backup it holds, and changes nothing. Also
@@ -72,10 +76,12 @@ def check(fleet_path: Path, as_json: bool, existing: Existing | None, nodes: tup
       3    some nodes are not ok
       130  interrupted
     """
-    return check_nodes(fleet_path, nodes, existing, as_json=as_json)
+    return check_nodes(fleet_path, nodes, existing, as_json=as_json, own_engine=engine == "own")
 
 
-def back_up_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool) -> int:
+def back_up_nodes(
+    fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool, own_engine: bool
+) -> int:
     """Back up the nodes, print the outcomes, and return the exit code."""
     # Errors in the file are reported before anything is started.
     fleet = load_fleet(fleet_path)
@@ -98,7 +104,7 @@ def back_up_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | N
     error: Exception | None = None
     try:
         with watched_by(collect), terminal.shown(quiet=as_json):
-            error = run_here("backup-fleet", fleet_path, nodes, existing)
+            error = run_here("backup-fleet", fleet_path, nodes, existing, own_engine=own_engine)
     except KeyboardInterrupt:
         ended = {(outcome.node, outcome.kind) for outcome in outcomes}
         rest = [(node.name, kind) for node in fleet.chosen(nodes) for kind in fleet.kinds_of(node)]
@@ -113,7 +119,9 @@ def back_up_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | N
     return _code(exit_code(outcomes), error)
 
 
-def check_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool) -> int:
+def check_nodes(
+    fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool, own_engine: bool
+) -> int:
     """Check the nodes, print the findings, and return the exit code. Nothing is started or changed."""
     fleet = load_fleet(fleet_path)
     order = [node.name for node in fleet.chosen(nodes)]
@@ -131,7 +139,7 @@ def check_nodes(fleet_path: Path, nodes: Sequence[str], existing: Existing | Non
     from deployments.local_run import run_here
 
     with watched_by(collect), terminal.shown(quiet=as_json):
-        error = run_here("check-fleet", fleet_path, nodes, existing)
+        error = run_here("check-fleet", fleet_path, nodes, existing, own_engine=own_engine)
     findings.sort(key=lambda finding: order.index(finding.node))
     if as_json:
         terminal.report(json.dumps(check_json(findings, warnings), indent=2))

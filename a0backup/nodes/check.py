@@ -20,8 +20,10 @@ from a0backup.backup.facts import is_recent, stored_manifest
 from a0backup.backup.reconcile import Facts, reconcile
 from a0backup.errors import (
     A0BackupError,
+    A0cliTimeoutError,
     PasswordError,
     RecoveryKeyError,
+    RefusedError,
     UnknownVaultError,
     UnreachableError,
     VaultFullError,
@@ -58,7 +60,7 @@ async def check_node(
     """
     problems, warnings = list(known), list[str]()
     status, would, lesson, room = "not asked", "nothing", "", ""
-    reachable, splits = False, bool(node.splits)
+    reachable, splits = True, bool(node.splits)
     vault, kinds = Vault(fleet.vault), fleet.kinds_of(node)
     try:
         node.require_build()
@@ -72,11 +74,11 @@ async def check_node(
                 if shared is not None and (text := await shared(fleet.password)) is not None:
                     a0cli.know(text)
             await a0cli.update_commands()
-            reachable = True
             await a0cli.ping()
             offered = (await a0cli.commands()).stdout
             splits = splits or offers_sensitive(offered)
-            problems += [Problem(f"{kind} is not offered by the node") for kind in missing_commands(offered, kinds)]
+            hint = RefusedError(node.name, "", "").hint()
+            problems += [Problem(f"{k} is not offered by the node", hint) for k in missing_commands(offered, kinds)]
             seen, plans = [], []
             for kind in kinds:
                 printed = await a0cli.call(f"{kind}-status")
@@ -86,7 +88,7 @@ async def check_node(
                 plans.append(await in_thread(_would, fleet, node, kind, found, existing or fleet.existing))
             status, would = "; ".join(seen), "; ".join(plans)
     except A0BackupError as error:
-        reachable = reachable and not isinstance(error, UnreachableError)
+        reachable = not isinstance(error, UnreachableError | A0cliTimeoutError)
         problems.append(Problem.of(error))
     if half := halves(node.name, kinds, splits=splits):
         warnings.append(half)
@@ -188,7 +190,9 @@ def fleet_warnings(fleet: Fleet) -> tuple[str, ...]:
                 f"others can replace {path} (mode {stat.S_IMODE(_mode(path)):04o}), and later passwords"
                 f" would be sealed to their key; chmod go-w {_quoted(path)}"
             )
-    beside = dict.fromkeys([path.parent for path in fleet.password.sealed_to or ()] + [fleet.vault])
+    beside = dict.fromkeys(
+        [*(path.parent for path in fleet.password.sealed_to or ()), fleet.vault, fleet.a0cli.key_dir]
+    )
     return (*warnings, *_private_key_warnings(fleet, beside))
 
 
@@ -249,7 +253,7 @@ def _private_key_warnings(fleet: Fleet, folders: Iterable[Path]) -> list[str]:
         return []
     known = {key.fingerprint for _, key in _recovery_keys(fleet)}
     return [
-        f"{path} is or may be the private part of a recovery key, which opens every backup: it must not be on a machine"
+        f"{path} looks like the private part of a recovery key, which opens every backup: it must not be on a machine"
         " that makes them; keep it offline, in two places"
         for folder in folders
         for path in sorted(_entries(folder))

@@ -77,7 +77,7 @@ def load_public(path: Path) -> RecoveryKey:
         raise RecoveryKeyError(
             str(path),
             "this is a PRIVATE key, which opens every backup: it must not be on the machine that makes them",
-            f"TAKE IT OFF THIS MACHINE NOW; put here what `openssl pkey -in {path.name} -pubout` prints elsewhere."
+            f"TAKE IT OFF THIS MACHINE NOW; there, run `openssl pkey -in {path.name} -pubout` and put its output here."
             " If others could read it, make a new pair",
         )
     blocks = _PEM.findall(content)
@@ -173,8 +173,10 @@ def make_pair(private: Path, public: Path, passphrase: str) -> RecoveryKey:
     if len(passphrase) < SHORTEST_PASSPHRASE:
         reason = f"the passphrase has {len(passphrase)} characters, {SHORTEST_PASSPHRASE} are the least"
         raise RecoveryKeyError(str(private), reason, "choose a longer one: several random words are easy to write down")
-    if len(passphrase.encode("utf-8", "surrogateescape")) > LONGEST_PASSPHRASE or not passphrase.isprintable():
-        reason = f"the passphrase has over {LONGEST_PASSPHRASE} bytes, or a character that nobody sees"
+    too_long = len(passphrase.encode("utf-8", "surrogateescape")) > LONGEST_PASSPHRASE
+    if too_long or not passphrase.isprintable():
+        reason = f"has over {LONGEST_PASSPHRASE} bytes" if too_long else "has a character that nobody sees"
+        reason = f"the passphrase {reason}"
         raise RecoveryKeyError(str(private), reason, "choose one that can be read off a paper and typed")
     key = rsa.generate_private_key(public_exponent=65537, key_size=BITS)
     der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, serialization.NoEncryption())

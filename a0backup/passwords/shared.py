@@ -3,6 +3,7 @@
 The step that uses the password loads it. No error ever quotes it, not even in part.
 """
 
+import codecs
 import os
 import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
@@ -93,6 +94,10 @@ def _read(path: Path, where: str) -> str:
         raise PasswordError(where, "it has Windows line ends (CR LF)", f"remove them: sed -i 's/\\r$//' {path}")
     if len(octets) > LONGEST:
         raise PasswordError(where, "it is longer than 4 KiB", remedy)
+    if octets.startswith(codecs.BOM_UTF8):
+        raise PasswordError(
+            where, "it begins with a byte order mark", f"remove it: sed -i '1s/^\\xEF\\xBB\\xBF//' {path}"
+        )
     text = octets.decode(errors="replace")
     if text.encode() != octets:
         raise PasswordError(where, "it is not UTF-8", remedy)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from a0backup.errors import A0BackupError, A0cliError, UnreachableError
 from a0backup.exit_codes import ExitCode
+from a0backup.fleet.fields import FIRST_SPLIT_BUILD
 
 if TYPE_CHECKING:
     from a0backup.vault.manifest import Manifest
@@ -132,7 +133,7 @@ def outcome_of(
 def interrupted(node: str, kind: str, step: str = "") -> Outcome:
     """Return the outcome of a node backup whose run was interrupted in *step*, or before its first one."""
     reason = "interrupted" if step else "interrupted before it began"
-    hint = "run again: it resumes from what the node and the vault show" if step else "run again"
+    hint = "run again: it continues from what the node and the vault show" if step else "run again"
     return Outcome(node, kind, Ending.INTERRUPTED, 0.0, step=step, reason=reason, hint=hint)
 
 
@@ -156,7 +157,7 @@ def halves(node: str, kinds: Sequence[str], *, splits: bool, outcomes: Iterable[
     if len(wanted) == 1:
         [missing] = set(_HALVES) - set(wanted)
         why = "the node's build keeps the encryption keys out of backup"
-        remedy = f"have {missing} made too (kinds in fleet.yaml, and the node's build where it is declared)"
+        remedy = f"add {missing} to `kinds` in fleet.yaml; a `build` there must be {FIRST_SPLIT_BUILD} or later"
         return f"{wanted[0]} is made without {missing}, and {why}: {_NOT_FULLY}; {remedy}"
     stored = {outcome.kind for outcome in outcomes or () if outcome.node == node and outcome.id}
     kept = [half for half in _HALVES if half in stored]

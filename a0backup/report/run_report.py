@@ -99,6 +99,10 @@ def lines(outcomes: Sequence[Outcome], warnings: Sequence[RunWarning] = ()) -> l
 def headline(outcomes: Sequence[Outcome]) -> str:
     """Return the counts in one sentence; a backup stored but not deleted on its node counts as failed."""
     endings = [outcome.ending for outcome in outcomes]
+    nodes = len({outcome.node for outcome in outcomes})
+    what = counted(len(endings), "node backup")
+    if nodes != len(endings):
+        what = f"{counted(len(endings), 'backup')} of {counted(nodes, 'node')}"
     failed = len(endings) - endings.count(Ending.STORED)
     among = [
         f"{endings.count(ending)} {words}"
@@ -109,7 +113,7 @@ def headline(outcomes: Sequence[Outcome]) -> str:
         )
         if ending in endings
     ]
-    text = f"{counted(len(endings), 'node backup')}: {endings.count(Ending.STORED)} stored"
+    text = f"{what}: {endings.count(Ending.STORED)} stored"
     if failed:
         text += f", {failed} failed"
     return text + (f" ({', '.join(among)})" if among else "")
@@ -153,7 +157,9 @@ def name_of(outcome: Outcome) -> str:
 
 
 def in_step(outcome: Outcome) -> str:
-    return f" ({plain(outcome.step)})" if outcome.step and not outcome.ok else ""
+    # An unreachable node is unreachable in whatever step.
+    told = not outcome.ok and outcome.ending is not Ending.UNREACHABLE
+    return f" ({plain(outcome.step)})" if outcome.step and told else ""
 
 
 def _plain_reason(outcome: Outcome) -> str:

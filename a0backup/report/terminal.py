@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -30,7 +31,7 @@ def report(text: str) -> None:
         click.echo(text)
     except OSError as error:
         discard_output()
-        say(f"error: standard output cannot be written ({error.strerror}); it should say:")
+        say(f"error: standard output cannot be written ({error.strerror}); the report follows here:")
         say(text)
 
 
@@ -63,7 +64,7 @@ _LONG = {"await": "waiting for the node to make the backup", "retrieve": "retrie
 
 
 class _Lines:
-    """One line for each action, and for the start of each step that may take hours."""
+    """One line for each action, and for the start of each step that may take hours, with its time for log files."""
 
     def __init__(self) -> None:
         self._at: dict[str, str] = {}
@@ -77,11 +78,14 @@ class _Lines:
                     text = _LONG.get(news.name, "")
                 self._at[name] = news.name
                 if text:
-                    say(f"{name}  {news.name}: {plain(text)}")
+                    self._say(f"{name}  {news.name}: {plain(text)}")
             case Ended():
-                say(_ending(news.outcome))
+                self._say(_ending(news.outcome))
             case Checked():
-                say(_checked(news.finding))
+                self._say(_checked(news.finding))
+
+    def _say(self, text: str) -> None:
+        say(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}  {text}")
 
 
 def _checked(finding: Finding) -> str:

@@ -104,12 +104,14 @@ def is_damage(error: A0BackupError) -> bool:
     return isinstance(error, ArtifactDamagedError | ContentsError)
 
 
-def remedy(error: A0BackupError, manifest: Manifest) -> str:
-    """Return what to do next after a drill of *manifest* ended with *error*."""
+def remedy(error: A0BackupError, manifest: Manifest, *, with_key: bool) -> str:
+    """Return what to do next after a drill of *manifest*, with or without a private key, ended with *error*."""
     if not isinstance(error, WrongPasswordError):
         return error.hint()
     if manifest.encryption.password.mode == "unknown":
         return "this vault did not start that backup: ask who did for its password, and give it with --password-file"
+    if manifest.encryption.password.sealed and not with_key:
+        return "its password is sealed: give the private part of the recovery key with --key"
     if manifest.encryption.password.sealed:
         return "what the recovery key opened is not the password of this artifact; `a0backup show` tells what is known"
     return "give the password of that time with --password-file; letters, case and blanks count"

@@ -566,3 +566,57 @@ def test_the_printed_next_steps_lead_to_a_fleet_file_that_finds_its_key(
     assert made.returncode == 0, made.stdout
     [public] = load_fleet(tmp_path / "fleets" / "prod.yaml").password.sealed_to or ()
     assert public.exists(), (printed, sorted(tmp_path.rglob("*.pem")))
+
+
+# -- the engine --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "variable"),
+    [
+        ("prefect.toml", "[broken", ""),
+        ("pyproject.toml", "[tool.prefect\n", ""),
+        ("", "", "PREFECT_SERVER_API_PORT"),
+    ],
+)
+def test_settings_that_prefect_cannot_read_are_an_error_that_says_so(
+    copied: Path, name: str, content: str, variable: str
+) -> None:
+    if name:
+        copied.with_name(name).write_text(content)
+    environment = {**os.environ, "A0_BACKUP_PASSWORD": PASSWORD, **({variable: "many"} if variable else {})}
+    ended = subprocess.run(
+        [str(A0BACKUP), "run"],
+        cwd=copied.parent,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "error: Prefect's settings cannot be read" in ended.stderr
+    assert "HINT: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_commands_that_need_no_home_work_without_one_and_the_others_say_what_to_set(copied: Path) -> None:
+    def homeless(*arguments: str) -> subprocess.CompletedProcess[str]:
+        # No entry in passwd either.
+        return subprocess.run(
+            ["unshare", "--user", "--map-user=54321", str(A0BACKUP), *arguments],
+            cwd=copied.parent,
+            env={"PATH": os.environ["PATH"], "A0_BACKUP_PASSWORD": PASSWORD},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=patience(60),
+        )
+
+    if homeless("--version").returncode != 0:
+        pytest.skip("user namespaces are not available")
+    assert homeless("list").returncode == 0
+    ended = homeless("run")
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "HOME" in ended.stderr

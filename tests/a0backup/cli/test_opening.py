@@ -609,3 +609,63 @@ def test_a_new_key_pair_can_be_opened_again(tmp_path: Path, written: bytes) -> N
     # A person who reads it from paper types no CR.
     seen = written.decode().rstrip("\r")
     recovery_keys.load_private(private, seen)
+
+
+# -- names in place of ids ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "nights"),
+    [
+        (["latest"], {("a0-1", "backup", 1), ("a0-1", "user-export", 0), ("a0-2", "backup", 0)}),
+        (["a0-1"], {("a0-1", "backup", 1), ("a0-1", "user-export", 0)}),
+        (["a0-1/backup"], {("a0-1", "backup", 1)}),
+        (["a0-2", "latest"], {("a0-1", "backup", 1), ("a0-1", "user-export", 0), ("a0-2", "backup", 0)}),
+    ],
+)
+def test_nodes_kinds_and_latest_name_the_newest_artifacts(
+    place: Path, words: list[str], nights: set[tuple[str, str, int]]
+) -> None:
+    made = {}
+    for of in (("a0-1", "backup", 0), ("a0-1", "backup", 1), ("a0-1", "user-export", 0), ("a0-2", "backup", 0)):
+        node, kind, number = of
+        made[store(place / "vault", "abc123", node=node, kind=kind, nights=number).id] = of
+    ended = a0backup("verify", "--json", *words, cwd=place)
+    assert ended.returncode == 0, ended.stderr
+    rows = json.loads(ended.stdout)
+    assert {made[row["id"]] for row in rows} == nights
+    assert {row["result"] for row in rows} == {"ok"}
+
+
+def test_a_command_for_one_artifact_needs_a_name_for_one(place: Path) -> None:
+    only = store(place / "vault", "abc123")
+    assert only.id in a0backup("show", "a0-1", cwd=place).stdout
+    other = store(place / "vault", "abc123", kind="user-export")
+    ended = a0backup("show", "a0-1", cwd=place)
+    assert ended.returncode == 2
+    assert only.id in ended.stderr
+    assert other.id in ended.stderr
+    assert other.id in a0backup("show", "a0-1/user-export", cwd=place).stdout
+
+
+def test_show_tells_that_the_artifact_is_missing(place: Path) -> None:
+    manifest = store(place / "vault", "abc123")
+    (place / "vault" / manifest.id / "backup.tar.gz.enc").unlink()
+    ended = a0backup("show", manifest.id, cwd=place)
+    assert ended.returncode == 4
+    assert "the artifact cannot be found" in ended.stderr
+
+
+def test_nothing_is_decrypted_to_standard_output(place: Path, keys: Keys) -> None:
+    store(place / "vault", "abc123")
+    ended = a0backup("decrypt", "a0-1", "-o", "-", *keys.password, cwd=place)
+    assert ended.returncode == 2
+    assert not (place / "-").exists()
+    assert "name a file" in ended.stderr
+
+
+def test_a_sealed_artifact_that_was_tried_without_its_key_asks_for_the_key(place: Path, keys: Keys) -> None:
+    store(place / "vault", "abc123", sealed=keys.seal("abc123", "recovery"))
+    ended = a0backup("drill", "--password-file", keys.folder / "wrong", cwd=place)
+    assert ended.returncode == 1
+    assert "--key" in ended.stdout

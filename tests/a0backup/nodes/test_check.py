@@ -39,8 +39,8 @@ LOOKS = {"update-commands", "ping", "backup-status", "backup-sensitive-status", 
 BOTH = ["backup", "backup-sensitive"]
 ONE_HALF = (
     "backup is made without backup-sensitive, and the node's build keeps the encryption keys out of backup: an"
-    " installation cannot be fully recovered from it; have backup-sensitive made too (kinds in fleet.yaml, and the"
-    " node's build where it is declared)"
+    " installation cannot be fully recovered from it; add backup-sensitive to `kinds` in fleet.yaml; a `build` there"
+    " must be 11638 or later"
 )
 
 
@@ -447,7 +447,7 @@ async def test_a_private_key_next_to_the_public_one_or_in_the_vault_causes_a_war
     finding = await sealed.check()
     assert finding.ok
     [warning] = finding.warnings
-    assert warning.startswith(f"{sealed.folder}/recovery.key.pem is or may be the private part of a recovery key")
+    assert warning.startswith(f"{sealed.folder}/recovery.key.pem looks like the private part of a recovery key")
 
 
 def test_other_private_keys_and_odd_files_are_not_taken_for_a_recovery_key(sealed: Desk) -> None:

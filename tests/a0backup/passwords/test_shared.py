@@ -157,7 +157,7 @@ async def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
         (b"S3c\0ret", "NUL"),
         (b"-S3cret", "starts with '-'"),
         (b"S3c\xffret", "not UTF-8"),
-        (b"\xef\xbb\xbfS3cret", "character 1 of 7 is invisible (U+FEFF ZERO WIDTH NO-BREAK SPACE)"),
+        ("S3c\ufeffret".encode(), "character 4 of 7 is invisible (U+FEFF ZERO WIDTH NO-BREAK SPACE)"),
         ("S3cret\u200b".encode(), "character 7 of 7 is invisible (U+200B ZERO WIDTH SPACE)"),
         ("S3c\u00a0ret".encode(), "character 4 of 7 is invisible (U+00A0 NO-BREAK SPACE)"),
         ("S3c\u2060ret".encode(), "U+2060"),
@@ -184,9 +184,15 @@ async def test_a_password_that_a0cli_cannot_take_is_refused_from_every_source(
         assert "yyyy" not in shown
 
 
-async def test_a_file_with_windows_line_ends_is_refused_as_such(tmp_path: Path) -> None:
-    error = await refused(written(tmp_path / "password", b"S3cret\r\n"))
-    assert "Windows line ends" in str(error)
+@pytest.mark.parametrize(
+    ("octets", "reason"),
+    [(b"S3cret\r\n", "Windows line ends"), (b"\xef\xbb\xbfS3cret\n", "begins with a byte order mark")],
+)
+async def test_a_file_as_windows_writes_it_is_refused_and_the_remedy_works(
+    tmp_path: Path, octets: bytes, reason: str
+) -> None:
+    error = await refused(written(tmp_path / "password", octets))
+    assert reason in str(error)
     remedy = await asyncio.create_subprocess_shell(error.hint().partition(": ")[2])
     assert await remedy.wait() == 0
     assert await load(Source(file=tmp_path / "password"), block=no_block) == "S3cret"

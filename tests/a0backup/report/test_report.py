@@ -140,7 +140,10 @@ def rendered(page: str) -> list[Token]:
 
 def test_the_headline_counts_the_stored_and_the_failed_node_backups() -> None:
     many = [GOOD] * 17 + [MISMATCH] * 2 + [AWAY]
+    many = [replace(outcome, node=f"node-{number}") for number, outcome in enumerate(many)]
     assert lines(many)[0] == "20 node backups: 17 stored, 3 failed (1 unreachable)"
+    both = [replace(outcome, kind=kind) for outcome in many for kind in ("backup", "backup-sensitive")]
+    assert lines(both)[0] == "40 backups of 20 nodes: 34 stored, 6 failed (2 unreachable)"
     assert lines([GOOD])[0] == "1 node backup: 1 stored"
     assert lines(MIXED)[0] == (
         "4 node backups: 1 stored, 3 failed (1 unreachable, 1 stored but not deleted on the node)"
@@ -159,7 +162,7 @@ def test_the_exit_code_shows_whether_all_some_or_none_succeeded(outcomes: list[O
 def test_the_summary_has_one_line_for_each_failure() -> None:
     assert summary(MIXED) == [
         "a0-2 (verify): md5 mismatch: the node says aa, the retrieved bytes have bb",
-        "a0-3 (check): ping: connection refused",
+        "a0-3: ping: connection refused",
         "a0-4 backup-sensitive (delete): still there",
     ]
     assert summary([Outcome("a", "backup", Ending.FAILED, 0)]) == ["a: failed"]
@@ -174,14 +177,14 @@ def test_the_page_is_readable() -> None:
 | --- | --- | --- | --- | --- |
 | a0-1 | stored | 734.0 MB | 2 min 05 s | contents: 12 members, 2.9 GB unpacked |
 | a0-2 | **failed (verify)** |  | 1 min 01 s |  |
-| a0-3 | **unreachable (check)** |  | 5.0 s |  |
+| a0-3 | **unreachable** |  | 5.0 s |  |
 | a0-4 backup-sensitive | **stored, not deleted on the node (delete)** | 10 B | 30 s | md5 only, password not proven |
 
 **a0-2 (verify)**: md5 mismatch: the node says aa, the retrieved bytes have bb
 
 HINT: the node keeps its backup
 
-**a0-3 (check)**: ping: connection refused
+**a0-3**: ping: connection refused
 
 **a0-4 backup-sensitive (delete)**: still there
 
@@ -202,7 +205,7 @@ def test_the_terminal_lines_are_readable_and_keep_ids_whole() -> None:
         "a0-2                   failed (verify)  1 min 01 s",
         "  md5 mismatch: the node says aa, the retrieved bytes have bb",
         "  HINT: the node keeps its backup",
-        "a0-3                   unreachable (check)  5.0 s",
+        "a0-3                   unreachable  5.0 s",
         "  ping: connection refused",
         f"a0-4 backup-sensitive  stored, not deleted on the node (delete)  10 B  {MD5}  md5 only, password not proven"
         "  30 s  a0-4/20261123T020000Z-backup-sensitive",

@@ -52,7 +52,8 @@ def test_a_custom_run_of_one_node_is_started_watched_and_leaves_its_report(
     run = ui.submit()
     ui.sees_state("Completed")
     expect(ui.main.get_by_role("navigation", name="breadcrumb").first).to_contain_text("backup-a0-1")
-    assert deployed.get(f"flow_runs/{run}")["parameters"] == {"node": "a0-1", "fleet": "fleet.yaml", "existing": "fail"}
+    chosen = {"node": "a0-1", "fleet": "fleet.yaml", "existing": "fail", "fleet_run": ""}
+    assert deployed.get(f"flow_runs/{run}")["parameters"] == chosen
     assert len(appliances.calls("a0-1", "backup")) == before + 1
 
     ui.open_run(run)

@@ -375,7 +375,7 @@ class Nights(RuleBasedStateMachine):
         place.mkdir(mode=0o700, exist_ok=True)
         match how:
             case "directory":
-                dead = place / f"dead-{time.monotonic_ns()}"
+                dead = place / f"dead-{time.monotonic_ns():x}-01234567"
                 dead.mkdir(mode=0o700)
                 self.write(dead / f"{kind}-retrieve.tar.gz.enc", b"part of it")
             case "partial":

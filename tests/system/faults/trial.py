@@ -88,6 +88,7 @@ class Trial:
         self._settings = {"nodes": chosen, "polling": quick, "a0cli": {"call_timeout": "3s"}, **overrides}
         self.fleet_yaml = self.appliances.fleet_yaml(self.room / "fleet.yaml", **self._settings)
         self.disk = Disk(self.vault, self.room / "disk")
+        self.sealed = False
         self.cut = False  # whether the power was cut once: the disk's log starts anew with that
         self.spoilt = False  # whether a new retrieval is due: verified bytes were destroyed, or another backup came
 
@@ -98,6 +99,7 @@ class Trial:
 
     def seal(self) -> None:
         """From now on, give each backup its own password, sealed to the arena's recovery key."""
+        self.sealed = True
         public = self.arena.recovery_key.public_key()
         spki = serialization.PublicFormat.SubjectPublicKeyInfo
         (self.room / "recovery.pub.pem").write_bytes(public.public_bytes(serialization.Encoding.PEM, spki))
@@ -131,6 +133,10 @@ class Trial:
 
     def manifests(self) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in sorted(self.vault.glob("*/*/manifest.json"))]
+
+    def saw_it_come(self) -> bool:
+        """Return whether a run has written down that it saw the backup of its start come."""
+        return any(json.loads(path.read_bytes()).get("effect") == "seen" for path in self.journals())
 
     # -- the promises ------------------------------------------------------------------------------------------
 
@@ -288,8 +294,15 @@ class Trial:
 
     def _leftovers(self) -> list[Path]:
         patterns = ["*/journal-*.json", "*/.*.partial", "*/*/.*.partial", "*/quarantine/*/.*.partial"]
-        patterns += [f"*/{folder}/*" for folder in ("work", "passwords")]
+        patterns += ["*/work/*", "*/passwords/.*"]
         found = [path for pattern in patterns for path in self.vault.glob(pattern)]
+        listed = [
+            entry["box"] for manifest in self.manifests() for entry in manifest["encryption"]["password"]["sealed"]
+        ]
+        # The password of a start that left nothing stays: its backup may be in another vault.
+        for path in self.vault.glob("*/passwords/*.json"):
+            if any(entry["box"] in listed for entry in json.loads(path.read_bytes())["sealed"]):
+                found.append(path)
         folders = (path for path in self.vault.glob("*/*Z-*") if path.is_dir())
         return found + [path for path in folders if not (path / "manifest.json").exists()]
 
