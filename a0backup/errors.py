@@ -174,17 +174,20 @@ class NoHomeError(A0BackupError):
 
 
 class UnknownVaultError(A0BackupError):
-    """The vault is not there, or is another one than the one used last. *root* is its folder."""
+    """The vault is not there, is another one than the one used last, or is on a disk that cannot keep it.
 
-    def __init__(self, root: str, reason: str) -> None:
-        super().__init__(root, reason)
-        self.root, self.reason = root, reason
+    *root* is its folder.
+    """
+
+    def __init__(self, root: str, reason: str, remedy: str = "") -> None:
+        super().__init__(root, reason, remedy)
+        self.root, self.reason, self.remedy = root, reason, remedy
 
     def text(self) -> str:
         return f"the vault {self.root} {self.reason}"
 
     def hint(self) -> str:
-        return (
+        return self.remedy or (
             "mount its disk, or correct fleet.yaml; a first run makes the vault, and `a0backup vault use` says that"
             " this is the vault from now on"
         )

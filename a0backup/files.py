@@ -176,6 +176,18 @@ def _drop_cached_pages(fd: int) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def make_private(file: Path | int, mode: int) -> None:
+    """Set the mode of a file or directory, by its path or descriptor, to *mode*, which is for the owner alone.
+
+    A file system without modes refuses that; it is accepted if nobody else has access anyway. Raise OSError.
+    """
+    try:
+        os.chmod(file, mode)  # noqa: PTH101 - also of a descriptor
+    except OSError:
+        if os.stat(file).st_mode & 0o077:  # noqa: PTH116 - also of a descriptor
+            raise
+
+
 def make_private_directory(path: Path) -> None:
     """Make *path* and its missing parents with mode 0700, whatever the umask; existing ones stay unchanged."""
     if path.is_dir():
@@ -185,14 +197,14 @@ def make_private_directory(path: Path) -> None:
         path.mkdir(0o700)
     except FileExistsError:
         return
-    path.chmod(0o700)
+    make_private(path, 0o700)
     fsync_directory(path.parent)
 
 
 def make_new_directory(path: Path) -> None:
     """Make the new directory *path* with mode 0700. Raise FileExistsError if it already exists."""
     path.mkdir(0o700)
-    path.chmod(0o700)
+    make_private(path, 0o700)
     fsync_directory(path.parent)
 
 
@@ -271,7 +283,7 @@ def _write_and_rename(
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         try:
-            os.fchmod(fd, 0o600)
+            make_private(fd, 0o600)
             for chunk in chunks:
                 view = memoryview(chunk)
                 while view:

@@ -1,6 +1,7 @@
 """The private directory in which every a0cli call of one node's run takes place."""
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -12,7 +13,7 @@ from a0backup.errors import (
     RetrieveFailedError,
     VaultUnusableError,
 )
-from a0backup.files import open_regular, remove_tree
+from a0backup.files import make_private, open_regular, remove_tree
 
 RETRIEVED = "*.tar.gz.enc"
 
@@ -42,7 +43,7 @@ class PrivateDirectory:
         try:
             _make_private(made.path)
             for key in keys:
-                (made.path / key.name).symlink_to(key)
+                _link(key, made.path / key.name)
         except OSError as error:
             raise VaultUnusableError(node, f"private directory {made.path}: {error.strerror}") from error
         return made
@@ -80,7 +81,7 @@ class PrivateDirectory:
             try:
                 regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
                 if regular:
-                    os.fchmod(descriptor, 0o600)
+                    make_private(descriptor, 0o600)
             finally:
                 os.close(descriptor)
         except OSError:
@@ -104,9 +105,21 @@ def _key_files(key_dir: Path, node: str) -> list[Path]:
     return files
 
 
+def _link(key: Path, link: Path) -> None:
+    try:
+        link.symlink_to(key)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        # This file system has no links. The copy is as private as the directory, and goes with it.
+        descriptor = os.open(link, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as copy:
+            copy.write(key.read_bytes())
+
+
 def _make_private(path: Path) -> None:
     if not path.parent.is_dir():
         _make_private(path.parent)
     with contextlib.suppress(FileExistsError):
         path.mkdir(0o700)
-        path.chmod(0o700)
+        make_private(path, 0o700)

@@ -24,7 +24,6 @@ from a0backup.errors import (
     PasswordError,
     RecoveryKeyError,
     RefusedError,
-    UnknownVaultError,
     UnreachableError,
     VaultFullError,
     VaultUnusableError,
@@ -36,7 +35,7 @@ from a0backup.passwords.shared import LoadShared
 from a0backup.report.outcomes import Finding, Problem, halves
 from a0backup.report.words import human_size
 from a0backup.vault.journal import Journal, JournalFile
-from a0backup.vault.known_vault import expected
+from a0backup.vault.known_vault import refusal
 from a0backup.vault.lock import is_held, read_holder
 from a0backup.vault.space import nearest, space_for
 from a0backup.vault.vault import Vault
@@ -125,15 +124,16 @@ def _check_room(vault: Vault, node: str, kinds: Sequence[str], problems: list[Pr
         if not space.enough:
             problems.append(Problem.of(VaultFullError(node, kind, space.needed, space.free)))
     free = min(space.free for space in spaces.values())
+    known = f"{human_size(free)} free" if all(space.known for space in spaces.values()) else "free space unknown"
     lasts = [f"the last {kind} took {human_size(space.last)}" for kind, space in spaces.items() if space.last]
-    return ", ".join([f"{human_size(free)} free", *lasts])
+    return ", ".join([known, *lasts])
 
 
 def fleet_room(fleet: Fleet, nodes: Sequence[Node]) -> tuple[Problem, ...]:
     """Return a problem if the vault is not the known one, or has space for each artifact but not for all of them."""
     vault = Vault(fleet.vault)
-    if reason := expected(fleet):
-        return (Problem(reason, UnknownVaultError("", "").hint()),)
+    if error := refusal(fleet):
+        return (Problem.of(error),)
     try:
         spaces = [space_for(vault, node.name, kind) for node in nodes for kind in fleet.kinds_of(node)]
     except OSError:

@@ -20,6 +20,7 @@ from a0backup.errors import NoHomeError, UnknownVaultError
 from a0backup.files import UnsuitableFileError, make_private_directory, publish, publish_new, read_whole
 from a0backup.fleet.models import Fleet
 from a0backup.state_folder import state_folder
+from a0backup.vault.filesystem import require_able
 from a0backup.vault.journal import later_schema
 from a0backup.vault.manifest import Time
 from a0backup.vault.vault import VAULT, Vault
@@ -79,18 +80,20 @@ def recognise(fleet: Fleet) -> None:
     if known is None:
         create(vault)
         _remember(fleet, require_vault(vault))
-        return
     require_known(fleet)
+    require_able(fleet.vault)
 
 
-def expected(fleet: Fleet) -> str:
-    """Return why a run would refuse the vault of *fleet*; empty if it would not."""
+def refusal(fleet: Fleet) -> UnknownVaultError | None:
+    """Return why a run would refuse the vault of *fleet*; None if it would not."""
     try:
         if _remembered(fleet) is not None:
             require_known(fleet)
+        if (fleet.vault / VAULT).exists():
+            require_able(fleet.vault)
     except UnknownVaultError as error:
-        return error.text()
-    return ""
+        return error
+    return None
 
 
 def adopt(fleet: Fleet) -> str:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from a0backup.errors import LockDeadlineError, VaultUnusableError
-from a0backup.files import make_private_directory
+from a0backup.files import make_private, make_private_directory
 
 FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0  # seconds between two attempts
 
@@ -99,6 +99,8 @@ def is_held(lock_file: Path) -> bool:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:
+        return False  # a file system without locks: a run refuses it
     else:
         return False
     finally:
@@ -128,7 +130,7 @@ async def node_lock(
             make_private_directory(folder)
             fd = await _acquire(path, node, deadline, patience, waiting)
             held.callback(os.close, fd)
-            os.fchmod(fd, 0o600)
+            make_private(fd, 0o600)
             _write(fd, json.dumps(asdict(Holder.myself(run))).encode())
         except OSError as error:
             raise VaultUnusableError(node, f"the lock {path} cannot be taken: {error.strerror}") from error

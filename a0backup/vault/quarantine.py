@@ -7,6 +7,7 @@ from pathlib import Path
 
 from a0backup.files import (
     make_new_directory,
+    make_private,
     make_private_directory,
     publish,
     remove_tree,
@@ -27,7 +28,7 @@ def quarantine(
     make_private_directory(folder)
     # The bytes come last: a folder without them comes from a killed run.
     publish(folder / "reason.json", json.dumps(reason, indent=2).encode() + b"\n")
-    retrieved.chmod(0o600)
+    make_private(retrieved, 0o600)
     retrieved.replace(folder / f"{kind}.tar.gz.enc")
     for path in former:
         if path != folder:

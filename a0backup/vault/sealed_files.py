@@ -91,6 +91,13 @@ class SealedFiles:
                 os.link(aside, path, follow_symlinks=False)
             except FileExistsError:
                 second += timedelta(seconds=1)
+            except OSError:
+                # This file system has no links: take the name first. All calls are made under the node's lock.
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+                    aside.replace(path)
+                    return path
+                second += timedelta(seconds=1)
             else:
                 return path
 

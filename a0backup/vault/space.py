@@ -15,6 +15,8 @@ from a0backup.vault.vault import Vault
 
 MARGIN = 1.25  # installations grow, and their artifacts with them
 
+UNKNOWN = 1 << 60
+
 _lock = threading.Lock()
 _claims: dict[tuple[Path, str], "_Claim"] = {}
 
@@ -26,6 +28,7 @@ class Space:
     needed: int
     last: int | None
     free: int
+    known: bool = True  # whether the file system says how much is free
 
     @property
     def enough(self) -> bool:
@@ -50,8 +53,10 @@ def space_for(vault: Vault, node: str, kind: str) -> Space:
     """Return the space that the next artifact of *node* needs and has. Raise OSError if the disk cannot be queried."""
     last = vault.newest(node, kind)
     size = last.artifact.size if last else None
-    free = shutil.disk_usage(nearest(vault.folder(node))).free
-    return Space(needed=int((size or 0) * MARGIN), last=size, free=free)
+    usage = shutil.disk_usage(nearest(vault.folder(node)))
+    # Some file systems do not say how large they are, and then report zeros.
+    known = usage.total > 0
+    return Space(needed=int((size or 0) * MARGIN), last=size, free=usage.free if known else UNKNOWN, known=known)
 
 
 def nearest(place: Path) -> Path:

@@ -11,6 +11,7 @@ from a0backup.files import (
     fsync_directory,
     make_durable,
     make_new_directory,
+    make_private,
     publish,
     read_past_cache,
 )
@@ -102,7 +103,7 @@ def store(
 
 
 def _settle_bytes(vault: Vault, source: Path, target: Path) -> None:
-    source.chmod(0o600)
+    make_private(source, 0o600)
     source.replace(target)
     make_durable(target)
 

@@ -1,5 +1,6 @@
 """docs/restore.md: its commands, run as printed, recover every byte with only what it says is needed."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -172,4 +173,29 @@ def test_a_damaged_artifact_fails_its_checksums(tmp_path: Path, place: Path, too
 
 
 def test_every_block_of_commands_is_run() -> None:
-    assert PAGE.read_text(encoding="utf-8").count("```sh") == len(blocks(but="3a. Sealed")) + 2
+    # The other way to take a password, and the derivation of the key without openssl, which needs Python.
+    assert PAGE.read_text(encoding="utf-8").count("```sh") == len(blocks(but="3a. Sealed")) + 3
+
+
+def test_the_key_can_be_derived_where_openssl_cannot_do_it(tmp_path: Path, place: Path) -> None:
+    manifest = store(tmp_path / "vault", "Canary7Password")
+    text = PAGE.read_text(encoding="utf-8").partition("disabled for fips")[2]
+    [block] = re.findall(r"```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[:1]
+    (place / "password-1").write_text("Canary7Password\n")
+    ended = subprocess.run(
+        ["bash", "-e", "-c", block],
+        cwd=place,
+        env=os.environ | {"ARTIFACT": str(Vault(tmp_path / "vault").artifact(manifest))},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout.split()) == (0, ["1f", "8b"]), ended.stderr
+
+
+def test_a_mistyped_passphrase_is_not_taken_for_a_wrong_key(
+    tmp_path: Path, place: Path, tools: Path, keys: Keys
+) -> None:
+    manifest = store(tmp_path / "vault", "abc123", sealed=keys.seal("abc123", "recovery"))
+    key = keys.folder / "recovery.key.pem"
+    ended = follow(place, tools, tmp_path / "vault", manifest, key, but="3b. Shared", typed="mistyped")
+    assert "yours is" not in ended.stdout

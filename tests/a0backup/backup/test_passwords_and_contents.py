@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -33,6 +35,7 @@ from a0backup.vault.manifest import Manifest, SealedPassword, UnreadableManifest
 from a0backup.vault.sealed_files import SealedFiles
 from tests.support.desk import Desk
 from tests.support.nights import PASSWORD
+from tests.support.paths import REPOSITORY
 from tests.support.sealed import Sealed
 
 
@@ -552,3 +555,24 @@ async def test_the_password_of_quarantined_bytes_is_kept_as_long_as_the_bytes(se
     found = candidates([SealedPassword(**box) for box in boxes], load_private(sealed.private, None))
     # Most of the dump is in these bytes: all but its end.
     assert any(decryptor(each).update(kept.read_bytes()).startswith(b"\x1f\x8b\x08") for each in found)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+async def test_a_night_is_stored_on_a_file_system_without_links_and_modes(sealed: Sealed) -> None:
+    """As exFAT by FUSE, mounted for this user alone: neither a link can be made nor a mode changed."""
+    desk = sealed.desk
+    program = (
+        "import asyncio, sys; from a0backup.fleet.load import load_fleet; from tests.support.nights import night;"
+        "ended = asyncio.run(night(load_fleet(sys.argv[1]))); sys.exit(str(ended.error) if ended.error else 0)"
+    )
+    calls = "symlink,symlinkat,link,linkat,chmod,fchmod,fchmodat"
+    deny = ["strace", "-f", "-qq", "-e", f"trace={calls}", "-e", f"inject={calls}:error=EPERM", "-o", "/dev/null"]
+    process = await asyncio.create_subprocess_exec(
+        *(*deny, sys.executable, "-c", program, str(desk.file)), cwd=REPOSITORY, stderr=asyncio.subprocess.PIPE
+    )
+    _, shown = await process.communicate()
+    assert process.returncode == 0, shown.decode()
+    [manifest] = desk.stored
+    assert said_of_password(manifest) == ("sealed", True)
+    assert sealed.files == []
+    desk.is_settled()

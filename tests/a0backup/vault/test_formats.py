@@ -8,6 +8,7 @@ new schema. The passphrase of formats/recovery.key.pem is below. The key was mad
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from a0backup.fleet.load import load_fleet
 from a0backup.passwords import recovery_keys
 from a0backup.upkeep.drill import Secrets, drill, is_damage
 from a0backup.vault.journal import Journal, JournalFile
+from a0backup.vault.known_vault import require_vault
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.sealed_files import SealedFiles
+from a0backup.vault.unverified import UnverifiedFile
 from a0backup.vault.vault import Vault
 from simulator.fleet import SimulatedFleet
 from tests.support.nights import Night, night
@@ -68,6 +71,9 @@ def test_each_file_is_readable(left: Left) -> None:
     assert journal.pinned.md5 == manifest.artifact.md5
     assert left.sealed.all() == manifest.encryption.password.sealed
     assert left.mark.is_there()
+    assert require_vault(left.vault) == "5f0c2f7e-2b1d-4f0e-9f5b-3f8f4a0f6b11"
+    second_night = datetime(2026, 11, 23, 2, tzinfo=UTC)
+    assert UnverifiedFile(left.folder, "backup").count(journal.pinned, second_night, within=60) == 2
 
 
 def test_each_file_is_still_written_in_the_same_format(left: Left) -> None:
@@ -132,7 +138,8 @@ def test_a_journal_or_sealed_password_of_a_later_schema_is_reported_as_such(from
 async def test_a_run_preserves_all_files_of_a_later_version(from_the_future: Left) -> None:
     left = from_the_future
     files = [path for path in left.folder.rglob("*") if path.is_file() and path != left.journal.path]
-    before = {path: path.read_bytes() for path in files if path != left.mark.path}
+    done_with = (left.mark.path, left.folder / "unverified-backup.json")
+    before = {path: path.read_bytes() for path in files if path not in done_with}
     journal = left.journal.path.read_bytes()
     ended = await left.night()
     assert ended.outcome.ok

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ import pytest
 from a0backup.errors import UnknownVaultError
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Fleet
-from a0backup.vault.known_vault import adopt, expected, recognise, require_known, require_vault
+from a0backup.vault.known_vault import adopt, recognise, refusal, require_known, require_vault
 from a0backup.vault.vault import Vault
+from tests.support.paths import REPOSITORY
+from tests.support.patience import patience
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ def memory(fleet: Fleet) -> Path:
 
 
 def test_the_first_run_makes_the_vault_and_later_runs_recognise_it(fleet: Fleet) -> None:
-    assert expected(fleet) == ""
+    assert refusal(fleet) is None
     recognise(fleet)
     identity = require_vault(Vault(fleet.vault))
     recognise(fleet)
@@ -50,7 +54,7 @@ def test_a_vault_that_is_not_there_is_refused_and_not_made_anew(fleet: Fleet, le
         with pytest.raises(UnknownVaultError, match=str(fleet.vault)) as caught:
             use(fleet)
         assert "a0backup vault use" in caught.value.hint()
-    assert "does not exist" in expected(fleet) or "has no vault.json" in expected(fleet)
+    assert "it has no vault.json" in str(refusal(fleet))
     assert sorted(fleet.vault.parent.rglob("*")) == before
 
 
@@ -100,3 +104,38 @@ def test_an_identity_of_a_later_schema_is_refused_as_such(fleet: Fleet) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 2, "more": 1}))
     with pytest.raises(UnknownVaultError, match="a later version wrote it"):
         recognise(fleet)
+
+
+# -- file systems that do less -----------------------------------------------------------------------------------------
+
+
+def looked_at(fleet: Fleet, *faults: str) -> str:
+    """Return why a run would refuse the vault if the system calls of the process have these *faults*."""
+    program = (
+        "from a0backup.fleet.load import load_fleet; from a0backup.vault.known_vault import refusal;"
+        f"error = refusal(load_fleet({str(fleet.path)!r})); print(error or 'able')"
+    )
+    named = ",".join(fault.partition(":")[0] for fault in faults)
+    inject = [part for fault in faults for part in ("-e", f"inject={fault}")]
+    call = ["strace", "-f", "-qq", "-e", f"trace={named}", *inject, "-o", "/dev/null", sys.executable, "-c", program]
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=patience(60))
+    return ended.stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("flock:error=ENOSYS", "without locks (flock: Function not implemented)"),
+        ("flock:retval=0", "whose locks lock nothing"),
+        ("fsync:error=EINVAL", "cannot make names durable (fsync of a folder: Invalid argument)"),
+    ],
+)
+def test_a_file_system_that_cannot_keep_a_vault_is_refused_with_the_call_and_its_meaning(
+    fleet: Fleet, fault: str, says: str
+) -> None:
+    recognise(fleet)
+    assert looked_at(fleet, "getppid:error=EPERM") == "able"
+    said = looked_at(fleet, fault)
+    assert says in said
+    assert "HINT: move the vault to a file system of Linux" in said
