@@ -104,23 +104,25 @@ def _quiet_prefect() -> None:
 def _engine(*, own: bool) -> Iterator[str]:
     api = None if own else operators_api()
     if api is not None:
-        terminal.say(f"engine: {api} (your Prefect profile's)")
+        terminal.say(f"engine: {api} (your Prefect profile's)", chatter=True)
         asyncio.run(_require_answer(api))
         yield api
         return
     home = default_home()
     if (api := served_api(home)) is not None:
-        terminal.say(f"engine: {api.removesuffix('/api')} (of the `a0backup serve` that runs on {home})")
+        terminal.say(f"engine: {api.removesuffix('/api')} (of the `a0backup serve` that runs on {home})", chatter=True)
         with use_api(api, home):
             asyncio.run(_require_answer(api))
             yield api
         return
     # Each retry doubles the wait: 62 s with the default of five. On loopback a server that does not answer is gone.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
-    terminal.say("engine: starting one of our own for this run ...")
+    terminal.say("engine: starting one of our own for this run ...", chatter=True)
     with own_server(home) as api, use_api(api, home):
-        terminal.say(f"engine: {api.removesuffix('/api')} (our own; ends with this run, history kept in {home})")
-        terminal.say(f"        log in to its pages with the credentials in {home / CREDENTIALS}")
+        terminal.say(
+            f"engine: {api.removesuffix('/api')} (our own; ends with this run, history kept in {home})", chatter=True
+        )
+        terminal.say(f"        log in to its pages with the credentials in {home / CREDENTIALS}", chatter=True)
         yield api
 
 

@@ -17,12 +17,12 @@ from a0backup.errors import CheckFailedError, PasswordError
 from a0backup.files import in_thread
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Existing, Fleet, Node
-from a0backup.nodes.check import check_node, fleet_notes, fleet_room, recovery_key_problems
+from a0backup.nodes.check import alias_warnings, check_node, fleet_notes, fleet_room, recovery_key_problems
 from a0backup.passwords import shared as password
 from a0backup.report.outcomes import Finding, Problem
 from a0backup.report.progress import Checked, tell
 from a0backup.report.warnings import RunWarning
-from flows.ending import ExistingChoice, chosen_policy, now, warned_of
+from flows.ending import ExistingChoice, chosen_policy, now, warn, warned_of
 from flows.fan_out import for_each
 from tasks.engine_task import engine_task
 from tasks.publish import publish_findings
@@ -52,6 +52,8 @@ async def check_fleet(
 
     problems, doubts = await password_doubts(settings)
     problems += await in_thread(fleet_room, settings, chosen)
+    doubts += tuple(map(RunWarning, await in_thread(alias_warnings, chosen)))
+    warn(doubts)
     notes, warnings = await in_thread(fleet_notes, settings), [*await warned_of(settings), *doubts]
     look = partial(finding_of, fleet=settings, existing=chosen_policy(existing), problems=problems)
     findings = await for_each(chosen, look, at_most=settings.max_parallel)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from a0backup.cli.options import json_option, say_ahead, vault_at, vault_options
+from a0backup.cli.options import complete_ids, complete_nodes, json_option, say_ahead, vault_at, vault_options
 from a0backup.errors import ArtifactDamagedError, LaterVersionError, NotReadableError
 from a0backup.exit_codes import ExitCode
 from a0backup.report import terminal
@@ -20,7 +20,7 @@ from a0backup.vault.vault import Vault, is_ahead
 @click.command("list")
 @vault_options
 @json_option
-@click.argument("nodes", nargs=-1)
+@click.argument("nodes", nargs=-1, shell_complete=complete_nodes)
 def list_artifacts(fleet_path: Path, vault_path: Path | None, as_json: bool, nodes: tuple[str, ...]) -> int:
     """List the artifacts in the vault, oldest first.
 
@@ -87,7 +87,7 @@ def _visible_flaw(vault: Vault, manifest: Manifest) -> str:
 @click.command()
 @vault_options
 @json_option
-@click.argument("artifact_ids", metavar="[ID]...", nargs=-1)
+@click.argument("artifact_ids", metavar="[ID]...", nargs=-1, shell_complete=complete_ids)
 def verify(fleet_path: Path, vault_path: Path | None, as_json: bool, artifact_ids: tuple[str, ...]) -> int:
     """Read artifacts again and compare them with their manifests.
 
@@ -198,7 +198,7 @@ def _verified(vault: Vault, entry: Manifest | UnreadableManifest) -> tuple[ExitC
 @click.command()
 @vault_options
 @json_option
-@click.argument("artifact_id", metavar="ID")
+@click.argument("artifact_id", metavar="ID", shell_complete=complete_ids)
 def show(fleet_path: Path, vault_path: Path | None, as_json: bool, artifact_id: str) -> int:
     """Show the manifest of an artifact, and how to open it.
 

@@ -16,7 +16,7 @@ import click
 
 from a0backup.cli.artifacts import find_all, get, newest_of_each
 from a0backup.cli.asking import ask
-from a0backup.cli.options import json_option, vault_at, vault_of, vault_options
+from a0backup.cli.options import complete_ids, json_option, vault_at, vault_of, vault_options
 from a0backup.errors import A0BackupError, ArtifactDamagedError
 from a0backup.exit_codes import ExitCode
 from a0backup.fleet.load import load_fleet
@@ -136,7 +136,7 @@ def _tidy_when_cancelled() -> None:
 @vault_options
 @opening_options
 @json_option
-@click.argument("artifact_ids", metavar="[ID]...", nargs=-1)
+@click.argument("artifact_ids", metavar="[ID]...", nargs=-1, shell_complete=complete_ids)
 def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Prove that artifacts can be restored; write nothing.
 
@@ -226,7 +226,7 @@ def _lines(row: Mapping[str, Any]) -> Iterator[str]:
     required=True,
     help="The new file; an existing file is never overwritten.",
 )
-@click.argument("artifact_id", metavar="ID")
+@click.argument("artifact_id", metavar="ID", shell_complete=complete_ids)
 def decrypt(artifact_id: str, target: Path, **options: Any) -> int:
     """Decrypt an artifact into a new tar.gz file.
 
@@ -288,7 +288,7 @@ next:
     required=True,
     help="The new folder; an existing folder is left unchanged.",
 )
-@click.argument("artifact_id", metavar="ID")
+@click.argument("artifact_id", metavar="ID", shell_complete=complete_ids)
 def hand_off(fleet_path: Path, vault_path: Path | None, artifact_id: str, target: Path) -> int:
     """Gather what support needs to restore an artifact.
 

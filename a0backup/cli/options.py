@@ -1,11 +1,13 @@
 """Options that several commands share."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 
+from a0backup.errors import A0BackupError
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Existing, Fleet
 from a0backup.report import terminal
@@ -13,6 +15,24 @@ from a0backup.vault.known_vault import require_known, require_vault
 from a0backup.vault.vault import Vault
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def complete_nodes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of nodes that begin with *incomplete*, for the completion of a shell."""
+    # Nothing can be said at a prompt: an unusable file completes nothing.
+    with contextlib.suppress(A0BackupError):
+        fleet = load_fleet(ctx.params.get("fleet_path") or Path("fleet.yaml"))
+        return [node.name for node in fleet.nodes if node.name.startswith(incomplete)]
+    return []
+
+
+def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the ids of artifacts that begin with *incomplete*, and the names that stand for ids."""
+    with contextlib.suppress(A0BackupError, OSError):
+        vault = vault_at(ctx.params.get("fleet_path") or Path("fleet.yaml"), ctx.params.get("vault_path"))
+        ids = [f"{node}/{folder.name}" for node in vault.nodes() for folder in vault.folders(node)]
+        return [name for name in ("latest", *vault.nodes(), *ids) if name.startswith(incomplete)]
+    return []
 
 
 def fleet_option(command: F) -> F:
@@ -67,6 +87,11 @@ def say_ahead(artifact_ids: Iterable[str]) -> None:
 def json_option(command: F) -> F:
     """Add --json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+def quiet_option(command: F) -> F:
+    """Add --quiet."""
+    return click.option("-q", "--quiet", is_flag=True, help="Print nothing if all is well, for cron.")(command)
 
 
 def engine_option(command: F) -> F:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from a0backup.cli.options import engine_option, existing_option, fleet_option, json_option
+from a0backup.cli.options import (
+    complete_nodes,
+    engine_option,
+    existing_option,
+    fleet_option,
+    json_option,
+    quiet_option,
+)
 from a0backup.errors import CheckFailedError, RunFailedError
 from a0backup.exit_codes import ExitCode
 from a0backup.fleet.load import load_fleet
@@ -22,12 +29,19 @@ from a0backup.report.warnings import RunWarning
 @click.command()
 @fleet_option
 @json_option
+@quiet_option
 @existing_option
 @engine_option
 @click.option("--dry-run", is_flag=True, help="Only print what a run would do on each node, like `a0backup check`.")
-@click.argument("nodes", nargs=-1)
+@click.argument("nodes", nargs=-1, shell_complete=complete_nodes)
 def run(
-    fleet_path: Path, as_json: bool, existing: Existing | None, engine: str, dry_run: bool, nodes: tuple[str, ...]
+    fleet_path: Path,
+    as_json: bool,
+    quiet: bool,
+    existing: Existing | None,
+    engine: str,
+    dry_run: bool,
+    nodes: tuple[str, ...],
 ) -> int:
     """Back up every node, or only the NODES named.
 
@@ -49,16 +63,19 @@ def run(
       130  interrupted; the next run resumes
     """
     act = check_nodes if dry_run else back_up_nodes
-    return act(fleet_path, nodes, existing, as_json=as_json, own_engine=engine == "own")
+    return act(fleet_path, nodes, existing, as_json=as_json, quiet=quiet, own_engine=engine == "own")
 
 
 @click.command()
 @fleet_option
 @json_option
+@quiet_option
 @existing_option
 @engine_option
-@click.argument("nodes", nargs=-1)
-def check(fleet_path: Path, as_json: bool, existing: Existing | None, engine: str, nodes: tuple[str, ...]) -> int:
+@click.argument("nodes", nargs=-1, shell_complete=complete_nodes)
+def check(
+    fleet_path: Path, as_json: bool, quiet: bool, existing: Existing | None, engine: str, nodes: tuple[str, ...]
+) -> int:
     """Check every node, and show what a run would do.
 
     Asks every node, or only the NODES named, whether it answers and which backup it holds, and changes nothing. Also
@@ -76,11 +93,11 @@ def check(fleet_path: Path, as_json: bool, existing: Existing | None, engine: st
       3    some nodes are not ok
       130  interrupted
     """
-    return check_nodes(fleet_path, nodes, existing, as_json=as_json, own_engine=engine == "own")
+    return check_nodes(fleet_path, nodes, existing, as_json=as_json, quiet=quiet, own_engine=engine == "own")
 
 
 def back_up_nodes(
-    fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool, own_engine: bool
+    fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool, quiet: bool, own_engine: bool
 ) -> int:
     """Back up the nodes, print the outcomes, and return the exit code."""
     # Errors in the file are reported before anything is started.
@@ -103,7 +120,7 @@ def back_up_nodes(
 
     error: Exception | None = None
     try:
-        with watched_by(collect), terminal.shown(quiet=as_json):
+        with watched_by(collect), terminal.shown(quiet=as_json or quiet):
             error = run_here("backup-fleet", fleet_path, nodes, existing, own_engine=own_engine)
     except KeyboardInterrupt:
         ended = {(outcome.node, outcome.kind) for outcome in outcomes}
@@ -114,13 +131,13 @@ def back_up_nodes(
         outcomes.sort(key=lambda outcome: order.index(outcome.node))
         if as_json:
             terminal.report(json.dumps(to_json(outcomes, warnings), indent=2))
-        elif outcomes:
+        elif outcomes and not (quiet and exit_code(outcomes) == ExitCode.OK):
             terminal.report("\n".join(lines(outcomes, warnings)))
     return _code(exit_code(outcomes), error)
 
 
 def check_nodes(
-    fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool, own_engine: bool
+    fleet_path: Path, nodes: Sequence[str], existing: Existing | None, *, as_json: bool, quiet: bool, own_engine: bool
 ) -> int:
     """Check the nodes, print the findings, and return the exit code. Nothing is started or changed."""
     fleet = load_fleet(fleet_path)
@@ -138,12 +155,12 @@ def check_nodes(
     from a0backup.nodes.check import fleet_notes
     from deployments.local_run import run_here
 
-    with watched_by(collect), terminal.shown(quiet=as_json):
+    with watched_by(collect), terminal.shown(quiet=as_json or quiet):
         error = run_here("check-fleet", fleet_path, nodes, existing, own_engine=own_engine)
     findings.sort(key=lambda finding: order.index(finding.node))
     if as_json:
         terminal.report(json.dumps(check_json(findings, warnings), indent=2))
-    elif findings:
+    elif findings and not (quiet and check_exit_code(findings) == ExitCode.OK):
         terminal.report("\n".join(check_lines(findings, warnings, fleet_notes(fleet))))
     return _code(check_exit_code(findings), error)
 

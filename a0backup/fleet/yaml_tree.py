@@ -1,6 +1,7 @@
 """Read the YAML of a fleet file as plain values, with the line of each."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,11 +200,21 @@ def at_place(place: Place, text: str, given: object = None) -> str:
         else:
             # A key that is not a plain word may be a misplaced value, e.g. `password=…`.
             plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,39}", part, re.ASCII)
-            dotted += "." * bool(dotted) + (part if plain else "(odd key)")
+            dotted += "." * bool(dotted) + (part if plain else _odd_key(part))
     secret = any("passw" in str(part).casefold() for part in place)
     if secret or not isinstance(given, str | int) or given == "":
         return f"{dotted}: {text}" if dotted else text
     return f"{dotted} is {quoted_value(given)}: {text}"
+
+
+def _odd_key(part: str) -> str:
+    """Return what stands for a key that is not repeated, with the invisible character that makes it odd, if any."""
+    for char in part:
+        if char != " " and unicodedata.category(char) in ("Zs", "Cf"):
+            return f"(a key with the invisible character U+{ord(char):04X} {unicodedata.name(char, '')})".replace(
+                " )", ")"
+            )
+    return "(odd key)"
 
 
 def _is_known(place: Place) -> bool:

@@ -3,9 +3,11 @@
 import contextlib
 import os
 import shlex
+import socket
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
@@ -41,6 +43,7 @@ from a0backup.vault.space import nearest, space_for
 from a0backup.vault.vault import Vault
 
 _MAX_LOOKED_AT = 1000  # entries of a directory: a check must be quick, however large the vault
+_RESOLVERS = 16
 _NEWEST = 10  # artifact folders of a node whose files are checked
 
 
@@ -143,6 +146,28 @@ def fleet_room(fleet: Fleet, nodes: Sequence[Node]) -> tuple[Problem, ...]:
         return ()
     text = f"no room for the artifacts of all {len(nodes)} nodes: they may take {needed:,} bytes, {free:,} are free"
     return (Problem(text, "free space on the vault's disk, or give the vault a larger one"),)
+
+
+def alias_warnings(nodes: Sequence[Node]) -> tuple[str, ...]:
+    """Return a warning for nodes that are one appliance under several names; each host name is resolved."""
+    named: dict[tuple[str, int], list[str]] = {}
+    with ThreadPoolExecutor(_RESOLVERS) as threads:
+        for node, addresses in zip(nodes, threads.map(_addresses, nodes), strict=True):
+            for address in addresses:
+                named.setdefault((address, node.port), []).append(node.name)
+    same = {tuple(names): place for place, names in named.items() if len(names) > 1}
+    return tuple(
+        f"{', '.join(names)} are one appliance ({address} port {port}): it is backed up for each name; keep one of them"
+        for names, (address, port) in same.items()
+    )
+
+
+def _addresses(node: Node) -> set[str]:
+    """Return the addresses of the node's host; none if it cannot be resolved, which its own check reports."""
+    try:
+        return {str(found[4][0]) for found in socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return set()
 
 
 def recovery_key_problems(fleet: Fleet) -> tuple[Problem, ...]:

@@ -18,8 +18,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def say(text: str) -> None:
-    """Print a line for the user to standard error; standard output is reserved for results."""
+_quiet = False
+
+
+def say(text: str, *, chatter: bool = False) -> None:
+    """Print a line for the user to standard error; standard output is reserved for results.
+
+    *chatter* is left out of a quiet run.
+    """
+    if chatter and _quiet:
+        return
     # The reader may be gone, or the disk of the log full: the backup continues.
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
@@ -50,6 +58,8 @@ def restore() -> None:
 @contextmanager
 def shown(*, quiet: bool = False) -> Iterator[None]:
     """Show the progress of the run in this process until the block ends: live on a tty, as lines otherwise."""
+    global _quiet
+    _quiet = quiet
     if quiet:
         yield
     elif sys.stderr.isatty():

@@ -568,6 +568,21 @@ def test_the_printed_next_steps_lead_to_a_fleet_file_that_finds_its_key(
     assert public.exists(), (printed, sorted(tmp_path.rglob("*.pem")))
 
 
+@pytest.mark.engine
+def test_a_quiet_run_prints_nothing_if_all_is_well_and_the_failures_otherwise(
+    engine_server: str, tmp_path: Path
+) -> None:
+    with SimulatedFleet(tmp_path / "sim", nodes=2) as appliances:
+        fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml")
+        ended = a0backup("run", "--quiet", "--fleet", fleet_yaml, api=engine_server)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+        appliances.tell("a0-2", None, "unreachable")
+        ended = a0backup("run", "-q", "--fleet", fleet_yaml, api=engine_server)
+        assert ended.returncode == 3
+        assert ended.stdout.startswith("2 node backups: 1 stored, 1 failed (1 unreachable)\n")
+        assert ended.stderr == ""
+
+
 # -- the engine --------------------------------------------------------------------------------------------------------
 
 

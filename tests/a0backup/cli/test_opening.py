@@ -669,3 +669,20 @@ def test_a_sealed_artifact_that_was_tried_without_its_key_asks_for_the_key(place
     ended = a0backup("drill", "--password-file", keys.folder / "wrong", cwd=place)
     assert ended.returncode == 1
     assert "--key" in ended.stdout
+
+
+def test_the_shell_completes_ids_and_nodes(place: Path) -> None:
+    manifest = store(place / "vault", "abc123")
+
+    def completed(*words: str) -> list[str]:
+        environment = {"_A0BACKUP_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": "2"}
+        ended = subprocess.run(
+            [A0BACKUP], cwd=place, env=os.environ | environment, capture_output=True, text=True, check=True
+        )
+        return [line.partition(",")[2] for line in ended.stdout.splitlines()]
+
+    assert completed("a0backup", "show", "") == ["latest", "a0-1", manifest.id]
+    assert completed("a0backup", "verify", "a0-1/") == [manifest.id]
+    assert "a0-1" in completed("a0backup", "run", "a0")
+    (place / "fleet.yaml").write_text("broken: [")
+    assert "a0-1" not in completed("a0backup", "run", "a0")

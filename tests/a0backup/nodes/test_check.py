@@ -23,9 +23,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from a0backup.files import digests, make_private_directory
 from a0backup.fleet.fields import FIRST_SPLIT_BUILD
 from a0backup.fleet.load import load_fleet
-from a0backup.fleet.models import KEYSTREAM_REUSE, Existing
+from a0backup.fleet.models import KEYSTREAM_REUSE, Existing, Node
 from a0backup.identity import BackupIdentity
-from a0backup.nodes.check import check_node, fleet_notes, fleet_room, fleet_warnings, recovery_key_problems
+from a0backup.nodes.check import (
+    alias_warnings,
+    check_node,
+    fleet_notes,
+    fleet_room,
+    fleet_warnings,
+    recovery_key_problems,
+)
 from a0backup.report.outcomes import Finding, Problem
 from a0backup.vault.journal import Effect, Journal, JournalFile
 from a0backup.vault.leftovers import verified_file
@@ -521,3 +528,10 @@ async def test_a_vault_with_thousands_of_artifacts_is_checked_quickly(desk: Desk
 def test_a_public_key_that_others_can_replace_causes_a_warning(sealed: Desk) -> None:
     (sealed.room / "keys/recovery.pub.pem").chmod(0o666)
     assert "0666" in "\n".join(fleet_warnings(sealed.fleet))
+
+
+def test_one_appliance_under_two_names_is_named() -> None:
+    nodes = [Node(name="a", host="127.0.0.1", port=1), Node(name="b", host="localhost", port=1)]
+    nodes += [Node(name="c", host="localhost", port=2), Node(name="d", host="no-such-host.invalid", port=1)]
+    [warning] = alias_warnings(nodes)
+    assert warning.startswith("a, b are one appliance (127.0.0.1 port 1): it is backed up for each name")
