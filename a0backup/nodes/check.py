@@ -86,8 +86,10 @@ async def check_node(
                 printed = await a0cli.call(f"{kind}-status")
                 lesson = lesson or teach(printed, a0cli.wordings)
                 found = read_status(printed, node=node.name, command=f"{kind}-status", wordings=a0cli.wordings)
-                seen.append(shown(found))
-                plans.append(await in_thread(_would, fleet, node, kind, found, existing or fleet.existing))
+                of_kind = f"{kind}: " if len(kinds) > 1 else ""
+                plan = await in_thread(_would, fleet, node, kind, found, existing or fleet.existing)
+                seen.append(f"{of_kind}{shown(found)}")
+                plans.append(f"{of_kind}{plan}")
             status, would = "; ".join(seen), "; ".join(plans)
     except A0BackupError as error:
         reachable = not isinstance(error, UnreachableError | A0cliTimeoutError)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from a0backup.report.outcomes import Finding
-from a0backup.report.warnings import RunWarning, warning_lines, warning_paragraphs
+from a0backup.report.warnings import RunWarning, warning_lines, warning_paragraphs, warnings_json
 from a0backup.report.words import cell, counted, emphasised, escaped, markdown_page, markdown_table, plain
 
 
@@ -23,8 +23,12 @@ def check_rows(findings: Iterable[Finding]) -> list[dict[str, object]]:
     ]
 
 
-def check_json(findings: Iterable[Finding], warnings: Sequence[RunWarning] = ()) -> list[dict[str, object]]:
-    """Return the findings as JSON values, always with the same keys; each includes the fleet's *warnings*."""
+def check_json(findings: Iterable[Finding], warnings: Sequence[RunWarning] = ()) -> dict[str, object]:
+    """Return the check as JSON values: its `nodes`, each with the same keys, and the `warnings` about the fleet."""
+    return {"nodes": _nodes(findings), "warnings": warnings_json(warnings)}
+
+
+def _nodes(findings: Iterable[Finding]) -> list[dict[str, object]]:
     return [
         {
             "node": plain(finding.node),
@@ -34,7 +38,7 @@ def check_json(findings: Iterable[Finding], warnings: Sequence[RunWarning] = ())
             "would": plain(finding.would),
             "room": plain(finding.room),
             "problems": [plain(line) for problem in finding.problems for line in problem.lines()],
-            "warnings": [plain(str(warning)) for warning in (*finding.warnings, *warnings)],
+            "warnings": [plain(warning) for warning in finding.warnings],
             "teach": plain(finding.teach),
         }
         for finding in findings

@@ -7,7 +7,7 @@ table rows the text is also escaped. The plain lines may contain `[`: print them
 from collections.abc import Iterable, Sequence
 
 from a0backup.report.outcomes import Ending, Outcome
-from a0backup.report.warnings import RunWarning, warning_lines, warning_paragraphs
+from a0backup.report.warnings import RunWarning, warning_lines, warning_paragraphs, warnings_json
 from a0backup.report.words import (
     cell,
     code,
@@ -45,11 +45,15 @@ def rows(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
     ]
 
 
-def to_json(outcomes: Iterable[Outcome], warnings: Sequence[RunWarning] = ()) -> list[dict[str, object]]:
-    """Return the outcomes as JSON values, always with the same keys; sizes in bytes, durations in seconds.
+def to_json(outcomes: Iterable[Outcome], warnings: Sequence[RunWarning] = ()) -> dict[str, object]:
+    """Return the run as JSON values: its `backups` and its `warnings`; sizes in bytes, durations in seconds.
 
-    Each includes the *warnings* of the run, which concern the whole fleet.
+    Each backup has always the same keys.
     """
+    return {"backups": _backups(outcomes), "warnings": warnings_json(warnings)}
+
+
+def _backups(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
     return [
         {
             "node": plain(outcome.node),
@@ -69,7 +73,6 @@ def to_json(outcomes: Iterable[Outcome], warnings: Sequence[RunWarning] = ()) ->
             "unpacked_size": outcome.unpacked_size,
             "password": plain(outcome.password),
             "confirmed": outcome.confirmed,
-            "warnings": [plain(str(warning)) for warning in warnings],
         }
         for outcome in outcomes
     ]

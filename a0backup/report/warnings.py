@@ -28,6 +28,14 @@ def warning_paragraphs(warnings: Iterable[RunWarning], nodes: Sequence[str]) -> 
     return [": ".join(("**warning**", *map(escaped, parts))) for parts in _merged(warnings, nodes)]
 
 
+def warnings_json(warnings: Iterable[RunWarning]) -> list[dict[str, object]]:
+    """Return the warnings as JSON values, each text once: `nodes` is empty for one about the fleet."""
+    about: dict[str, list[str]] = {}
+    for warning in warnings:
+        about.setdefault(warning.text, []).extend([plain(warning.node)] if warning.node else [])
+    return [{"nodes": nodes, "text": plain(text)} for text, nodes in about.items()]
+
+
 def _merged(warnings: Iterable[RunWarning], nodes: Sequence[str]) -> list[tuple[str, ...]]:
     """Return each warning once: the names of its nodes, if it concerns any of *nodes*, and its text.
 

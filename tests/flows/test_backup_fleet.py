@@ -231,7 +231,7 @@ def test_the_cores_log_lines_are_on_the_runs_page(engine: str, appliances: Simul
     environment = environment_for(engine)
     ended = subprocess.run(command, env=environment, capture_output=True, timeout=patience(120), text=True)
     assert ended.returncode == 0, ended.stderr
-    [outcome] = json.loads(ended.stdout)
+    [outcome] = json.loads(ended.stdout)["backups"]
     assert re.fullmatch(r"a0-1/\d{8}T\d{6}Z-backup", outcome["id"])
 
     async def lines() -> list[str]:

@@ -356,7 +356,7 @@ async def test_a_node_that_makes_both_halves_passes_without_a_warning(desk: Desk
     desk.configure(kinds=[*BOTH, {"user-export": ["_id"]}])
     finding = await desk.check()
     assert (finding.ok, finding.warnings) == (True, ())
-    assert finding.status == "nothing there; nothing there; nothing there"
+    assert finding.status == "backup: nothing there; backup-sensitive: nothing there; user-export: nothing there"
 
 
 async def test_with_a_declared_build_the_missing_half_is_reported_even_if_the_node_is_unreachable(desk: Desk) -> None:

@@ -3,6 +3,7 @@
 import json
 import unicodedata
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -138,6 +139,10 @@ def rendered(page: str) -> list[Token]:
     return flat(MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(page))
 
 
+def backups(outcomes: Any) -> Any:
+    return to_json(outcomes)["backups"]
+
+
 def test_the_headline_counts_the_stored_and_the_failed_node_backups() -> None:
     many = [GOOD] * 17 + [MISMATCH] * 2 + [AWAY]
     many = [replace(outcome, node=f"node-{number}") for number, outcome in enumerate(many)]
@@ -218,11 +223,11 @@ def test_rows_and_json_have_the_same_keys_for_every_outcome() -> None:
     assert {tuple(row) for row in rows(MIXED)} == {
         ("node", "kind", "outcome", "size", "duration", "verified", "id", "md5")
     }
-    assert len({tuple(row) for row in to_json(MIXED)}) == 1
+    assert len({tuple(row) for row in backups(MIXED)}) == 1
     assert rows(MIXED)[0]["verified"] == "contents: 12 members, 2.9 GB unpacked"
-    read = {key: to_json([GOOD])[0][key] for key in ("verified", "members", "unpacked_size", "password", "confirmed")}
+    read = {key: backups([GOOD])[0][key] for key in ("verified", "members", "unpacked_size", "password", "confirmed")}
     assert list(read.values()) == ["contents", 12, 2936012800, "sealed", True]
-    assert json.loads(json.dumps(to_json([MISMATCH]))) == [
+    assert json.loads(json.dumps(backups([MISMATCH]))) == [
         {
             "node": "a0-2",
             "kind": "backup",
@@ -241,7 +246,6 @@ def test_rows_and_json_have_the_same_keys_for_every_outcome() -> None:
             "unpacked_size": None,
             "password": "",
             "confirmed": False,
-            "warnings": [],
         }
     ]
 
@@ -249,7 +253,11 @@ def test_rows_and_json_have_the_same_keys_for_every_outcome() -> None:
 def test_the_warnings_of_a_run_are_in_every_format_of_its_report() -> None:
     assert lines([GOOD], [HALF])[-1] == "warning: one | half"
     assert "still there\n\n**warning**: one \\| half\n\n- **a0-4" in markdown(MIXED, fleet="f", warnings=[HALF])
-    assert [row["warnings"] for row in to_json(MIXED, [HALF])] == [["one | half"]] * 4
+    twice = [HALF, RunWarning("one half", "a0-1"), RunWarning("one half", "a0-2")]
+    assert to_json(MIXED, twice)["warnings"] == [
+        {"nodes": [], "text": "one | half"},
+        {"nodes": ["a0-1", "a0-2"], "text": "one half"},
+    ]
     assert "warning" not in markdown(MIXED, fleet="f") + "".join(lines(MIXED))
 
 
@@ -505,10 +513,10 @@ def test_a_check_report_includes_the_line_that_teaches_a_wording() -> None:
     assert page.startswith("**3 nodes checked: 1 ok, 2 not ok (1 unreachable)**, fleet fleet.yaml\n\n| node | check |")
     assert r"| a0-1 | ok | nothing there | start a backup | 52\.0 GB free, the last backup took 1.0 GB |" in page
     assert "| a0-3 | **unreachable** |  | fail |  |" in page
-    assert {tuple(row) for row in check_json([WELL, UNKNOWN])} == {
+    assert {tuple(row) for row in check_json([WELL, UNKNOWN])["nodes"]} == {
         ("node", "ok", "reachable", "status", "would", "room", "problems", "warnings", "teach")
     }
-    assert check_json([UNKNOWN])[0]["teach"] == 'a0cli: {replies: {absent: ["Nix da"]}}'
+    assert check_json([UNKNOWN])["nodes"][0]["teach"] == 'a0cli: {replies: {absent: ["Nix da"]}}'
 
 
 def test_the_hint_follows_its_problem() -> None:
@@ -529,7 +537,9 @@ def test_a_node_with_a_warning_is_still_well_and_the_warning_is_shown() -> None:
     page = check_markdown([warned], fleet="f", warnings=[RunWarning("the same password")], notes=["sealed to k.pem"])
     assert page.endswith("\n\n**warning**: the same password\n\n**warning**: a0-1: one \\| half\n\n- sealed to k.pem\n")
     assert check_rows([warned])[0]["warnings"] == "one \\| half"
-    assert check_json([warned], [RunWarning("the same password")])[0]["warnings"] == ["one | half", "the same password"]
+    told = check_json([warned], [RunWarning("the same password")])
+    assert told["nodes"][0]["warnings"] == ["one | half"]
+    assert told["warnings"] == [{"nodes": [], "text": "the same password"}]
     assert check_exit_code([warned]) == 0
 
 
