@@ -288,12 +288,13 @@ next:
     required=True,
     help="The new folder; an existing folder is left unchanged.",
 )
-@click.argument("artifact_id", metavar="ID", shell_complete=complete_ids)
-def hand_off(fleet_path: Path, vault_path: Path | None, artifact_id: str, target: Path) -> int:
-    """Gather what support needs to restore an artifact.
+@click.argument("artifact_ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete_ids)
+def hand_off(fleet_path: Path, vault_path: Path | None, artifact_ids: tuple[str, ...], target: Path) -> int:
+    """Gather what support needs to restore artifacts.
 
     Creates the folder that --output names, with the artifact, its checksums, its manifest, and RESTORE.md on how to
-    check and open it. The folder contains no password: send that separately. Needs no password. Prints the next steps.
+    check and open it. Several artifacts, such as both kinds of a NODE, get a folder each in it. The folder contains no
+    password: send that separately. Needs no password. Prints the next steps.
 
     \b
     Exit codes:
@@ -305,12 +306,13 @@ def hand_off(fleet_path: Path, vault_path: Path | None, artifact_id: str, target
     from a0backup.upkeep.handoff import handoff
 
     vault = vault_at(fleet_path, vault_path)
-    manifest = get(vault, artifact_id)
-    size = human_size(manifest.artifact.size)
+    manifests = [get(vault, entry.id) for entry in find_all(vault, artifact_ids)]
+    size = human_size(sum(manifest.artifact.size for manifest in manifests))
+    files = ", ".join(manifest.artifact.file for manifest in manifests)
     _tidy_when_cancelled()
     try:
-        with _at_work(f"copies {manifest.id} ({size})"):
-            handoff(vault, manifest, target)
+        with _at_work(f"copies {', '.join(manifest.id for manifest in manifests)} ({size})"):
+            handoff(vault, manifests, target)
     except FileExistsError:
         raise click.UsageError(f"{target} exists already, and nothing is overwritten; name another folder") from None
     except ArtifactDamagedError as error:
@@ -318,14 +320,14 @@ def hand_off(fleet_path: Path, vault_path: Path | None, artifact_id: str, target
         return ExitCode.DAMAGED
     of_it = (
         "it was made for this artifact alone, docs/restore.md says how to take it out"
-        if manifest.encryption.password.sealed
+        if any(manifest.encryption.password.sealed for manifest in manifests)
         else "if it is the one of all your backups, choose another for the next"
     )
     click.echo(
         f"""\
-wrote {target}: {manifest.artifact.file} ({size}), verified, with RESTORE.md
+wrote {target}: {files} ({size}), verified, with RESTORE.md
 
 next:
-  Send the folder to the support engineer, and the password by another way: {of_it}."""
+  Send the folder to the support engineer, and the password by a separate channel: {of_it}."""
     )
     return ExitCode.OK

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from a0backup.files import CHUNK, Hasher, fsync_directory, make_new_directory, open_private, open_regular
@@ -19,13 +19,13 @@ from a0backup.vault.vault import Vault, reading, require_same
 MD5SUMS, SHA256SUMS, PAGE = "MD5SUMS", "SHA256SUMS", "RESTORE.md"
 
 
-def handoff(vault: Vault, manifest: Manifest, target: Path) -> None:
-    """Make the folder *target*, mode 0700, with all that opens the artifact of *manifest* except its password.
+def handoff(vault: Vault, manifests: Sequence[Manifest], target: Path) -> None:
+    """Make the folder *target*, mode 0700, with all that opens the artifacts of *manifests* except their passwords.
 
-    Its manifest omits the sealed passwords: anyone who later obtains the private recovery key could
-    use them to open what was handed out.
+    Several artifacts get a folder each in it, named by their ids. The manifests omit the sealed passwords:
+    anyone who later obtains the private recovery key could use them to open what was handed out.
 
-    Raise ArtifactDamagedError if the artifact does not match its manifest, FileExistsError if
+    Raise ArtifactDamagedError if an artifact does not match its manifest, FileExistsError if
     *target* already exists, OSError; then nothing is left.
     """
     if os.path.lexists(target):
@@ -33,27 +33,36 @@ def handoff(vault: Vault, manifest: Manifest, target: Path) -> None:
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     make_new_directory(aside)
     try:
-        _copy(vault, manifest, aside / manifest.artifact.file)
-        artifact = manifest.artifact
-        texts = {
-            MANIFEST: json.dumps(without_sealed(manifest).to_json(), indent=2) + "\n",
-            PAGE: page(manifest),
-            MD5SUMS: f"{artifact.md5}  {artifact.file}\n",
-        }
-        sums = {artifact.file: artifact.sha256}
-        sums |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-        texts[SHA256SUMS] = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
-        for name, text in texts.items():
-            with open(aside / name, "xb", opener=open_private) as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        fsync_directory(aside)
+        for manifest in manifests:
+            folder = aside
+            if len(manifests) > 1:
+                folder = aside / manifest.id.replace("/", "-")
+                make_new_directory(folder)
+            _fill(vault, manifest, folder)
         aside.rename(target)
     except BaseException:
         shutil.rmtree(aside)
         raise
     fsync_directory(target.parent)
+
+
+def _fill(vault: Vault, manifest: Manifest, folder: Path) -> None:
+    _copy(vault, manifest, folder / manifest.artifact.file)
+    artifact = manifest.artifact
+    texts = {
+        MANIFEST: json.dumps(without_sealed(manifest).to_json(), indent=2) + "\n",
+        PAGE: page(manifest),
+        MD5SUMS: f"{artifact.md5}  {artifact.file}\n",
+    }
+    sums = {artifact.file: artifact.sha256}
+    sums |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    texts[SHA256SUMS] = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+    for name, text in texts.items():
+        with open(folder / name, "xb", opener=open_private) as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    fsync_directory(folder)
 
 
 def without_sealed(manifest: Manifest) -> Manifest:

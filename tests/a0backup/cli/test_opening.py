@@ -686,3 +686,13 @@ def test_the_shell_completes_ids_and_nodes(place: Path) -> None:
     assert "a0-1" in completed("a0backup", "run", "a0")
     (place / "fleet.yaml").write_text("broken: [")
     assert "a0-1" not in completed("a0backup", "run", "a0")
+
+
+def test_both_kinds_of_a_node_are_handed_off_in_one_folder(place: Path) -> None:
+    made = [store(place / "vault", "abc123", kind=kind) for kind in ("backup", "backup-sensitive")]
+    ended = a0backup("handoff", "a0-1", "-o", "case", cwd=place)
+    assert ended.returncode == 0, ended.stderr
+    for manifest in made:
+        folder = place / "case" / manifest.id.replace("/", "-")
+        subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=folder, check=True)
+        assert (folder / manifest.artifact.file).stat().st_mode & 0o777 == 0o600
