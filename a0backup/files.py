@@ -310,8 +310,10 @@ def publish_new(path: Path, content: bytes) -> None:
         except FileExistsError:
             pass
         except OSError:
-            # This file system has no links.
-            aside.replace(path)
+            # This file system has no links: take the name first.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+                aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     fsync_directory(path.parent)

@@ -113,7 +113,9 @@ REFUSED_WORDS = re.compile(
 
 # The reply to a start if a backup exists. It is undocumented, and counts with any exit code.
 _THERE = r"(?:in progress|under ?way|exists?|running|started|present|stored|there)"
-ALREADY_THERE = re.compile(rf"\balready\b[^.;]*\b{_THERE}\b|\b{_THERE}\b[^.;]*\balready\b")
+ALREADY_THERE = re.compile(
+    rf"\balready\b[^.;]*\b{_THERE}\b|\b{_THERE}\b[^.;]*\balready\b|\bexists\b.*\b(?:delete|remove)\b"
+)
 
 
 # The reply of set-as-backup to a bad device or a folder in its way. Undocumented as well; counts only with an exit

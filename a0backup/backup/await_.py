@@ -125,7 +125,7 @@ class Await:
     def _look(self, status: Status, now: float) -> Look:
         journal, sent = self.context.journal, self._sent
         unpinned = journal is not None and journal.pinned is None
-        ours = unpinned and journal is not None and journal.effect is not Effect.REFUSED
+        ours = journal is not None and journal.may_claim_unpinned(self.context.node.host, self.context.node.port)
         # Also after a refused start: deleting the former backup, if it is gone by then, would hit the current one.
         before = sent.before if sent else None
         if journal is not None:
@@ -161,7 +161,7 @@ class Await:
                 raise StartFailedError(node, self.kind, gone + (sent.reply if sent else "none in this run"))
             case Verdict.FOUND if look.ours and isinstance(status, Found):
                 # Pin it: a later backup in its place is then known to be another one.
-                effect = Effect.SEEN if sent is not None else None
+                effect = Effect.SEEN if sent is not None and sent.accepted else None
                 await self.context.note_journal(shown(status), effect=effect, pinned=status.identity)
         return status
 

@@ -57,6 +57,11 @@ class Deletion:
         self._earlier = False  # whether a killed run sent a deletion that may still arrive after ours
         self._sent: float | None = None  # seconds of the monotonic clock; None if nothing was sent
 
+    @property
+    def is_sent(self) -> bool:
+        """Whether a deletion was sent and is not confirmed yet."""
+        return self._sent is not None
+
     async def look(self) -> None:
         """Check whether an earlier run left its mark. Raise VaultUnusableError."""
         self._earlier = await self.context.on_disk(self.mark.is_there)
@@ -70,6 +75,7 @@ class Deletion:
         if self.context.journal is not None:
             await self.context.note_journal(f"deletion intended: {shown(found)}")
         at = datetime.now(UTC)
+        await self.context.on_disk(self.session.run.require_same_vault)
         await self.context.on_disk(self.mark.put, found, flow_run=self.session.run.id, at=at)
         status = await self.context.ask()
         if status != found:
@@ -122,6 +128,6 @@ class Deletion:
         wait = 2 * self.context.fleet.a0cli.call_timeout
         self.context.tell(StepName.START, f"waiting {wait:.0f} s for an earlier deletion to take effect")
         await asyncio.sleep(wait)
-        await self.context.on_disk(self.mark.remove)
+        await self.context.clean_up("the mark of an earlier deletion", self.mark.remove)
         self._earlier = False
         return wait

@@ -72,7 +72,7 @@ class Evidence:
         """Whether it may be kept although `existing` is `fail` and no password opens it."""
         # A sealed password of ours may open it later.
         sealed = self.journal is not None and self.journal.sealed
-        return self.claim is Claim.SEEN or (self.claim is Claim.GUESS and sealed)
+        return self.claim in (Claim.SEEN, Claim.OPENED) or (self.claim is Claim.GUESS and sealed)
 
 
 def judge(evidence: Evidence) -> Judgement:
@@ -91,7 +91,7 @@ def judge(evidence: Evidence) -> Judgement:
     if evidence.existing == "fail" and not fits and not evidence.may_be_kept:
         return Judgement(Verdict.FOREIGN, ours=False, why=why)
     if why is None:
-        return Judgement(Verdict.NOT_READ, ours=claim is Claim.SEEN)
+        return Judgement(Verdict.NOT_READ, ours=claim is Claim.OPENED)
     return Judgement(Verdict.NOT_OPENED, ours=False, why=why)
 
 

@@ -1,13 +1,15 @@
 """Collect the facts from the vault that `reconcile` decides on."""
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from a0backup.a0cli.status import Absent, Found, Status
 from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.leftovers import salvage
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
+
+AHEAD = timedelta(minutes=5)  # between the clocks of two machines
 
 
 def stored_manifest(vault: Vault, node: str, kind: str, status: Status, journal: Journal | None) -> Manifest | None:
@@ -36,7 +38,7 @@ def journals_manifest(vault: Vault, node: str, kind: str, journal: Journal | Non
 
 def _of_journal(vault: Vault, node: str, kind: str, md5: str, journal: Journal) -> Manifest | None:
     ours = vault.with_md5(node, kind, md5, started_at=journal.started_at)
-    if ours is not None or journal.effect is Effect.SEEN:
+    if ours is not None or journal.effect is Effect.OPENED:
         return ours
     # A run may have kept it as foreign, and have been killed before it removed the journal.
     return vault.with_md5(node, kind, md5, foreign_since=journal.started_at)
@@ -61,5 +63,10 @@ def is_lost_by_node(
 
 
 def is_recent(started_at: datetime, began: datetime, within: float) -> bool:
-    """Return whether a backup was started less than *within* seconds before a run *began*, or after it."""
+    """Return whether a backup was started less than *within* seconds before a run *began*, or since.
+
+    One that was started later than now was started by a clock that ran ahead: nobody knows when.
+    """
+    if started_at > datetime.now(UTC) + AHEAD:
+        return False
     return (began - started_at).total_seconds() < within

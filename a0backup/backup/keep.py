@@ -47,7 +47,7 @@ class Storing:
             self.stored = already
         self.ours = journal is not None
         if journal is not None:
-            await context.note_journal(f"stored {self.stored.id}", effect=Effect.SEEN, pinned=retrieval.found.identity)
+            await context.note_journal(f"stored {self.stored.id}", pinned=retrieval.found.identity)
         else:
             if already is None:
                 self._report_foreign(self.stored)

@@ -18,6 +18,7 @@ from a0backup.errors import A0BackupError, ArtifactDamagedError, Md5MismatchErro
 from a0backup.report.outcomes import Outcome, outcome_of
 from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.manifest import Manifest
+from a0backup.vault.quarantine import keep_given_up
 from a0backup.vault.storing import confirm
 
 log = logging.getLogger(__name__)
@@ -52,14 +53,20 @@ class NodeBackup:
         context, run, node = self.context, self.session.run, self.session.node.name
         context.read_journal()
         last = context.vault.newest(node, self.kind)
-        if last is not None and last.flow_run == run.id and last.started_at is not None:
+        if last is not None and last.flow_run == run.id and self._counts(last):
             self.so_far.outcome = last
             return
         before = run.stored_before.get(node)
         if before is not None:
-            last = self.so_far.outcome = context.vault.stored_since(node, self.kind, before)
-            if last is not None:
+            last = context.vault.stored_since(node, self.kind, before)
+            if last is not None and self._counts(last):
+                self.so_far.outcome = last
                 context.note(f"run {last.flow_run} stored {last.id} while this run waited for the lock")
+
+    def _counts(self, stored: Manifest) -> bool:
+        """Return whether what a run has stored may be this run's outcome: a run may have finished an older backup."""
+        run = self.session.run
+        return stored.started_at is not None and is_recent(stored.started_at, run.began, run.fleet.reuse_within)
 
     @step(StepName.STATUS)
     async def status(self) -> Status:
@@ -76,8 +83,7 @@ class NodeBackup:
             found = action.found.identity
             if journal.pinned != found:
                 # Pin it: a later backup in its place is then known to be another one.
-                effect = Effect.SEEN if self._start.sent is not None else Effect.UNKNOWN
-                await self.context.note_journal(shown(action.found), effect=effect, pinned=found)
+                await self.context.note_journal(shown(action.found), effect=Effect.UNKNOWN, pinned=found)
         return action
 
     def _facts(self, status: Status) -> Facts:
@@ -171,6 +177,11 @@ class NodeBackup:
         if following is Next.FAIL and possible and kept is not None and nights >= self.session.fleet.give_up_after:
             following = Next.GIVE_UP
         if following is Next.GIVE_UP:
+            if kept is not None:
+                aside = await self.context.on_disk(keep_given_up, kept)
+                self.context.note(
+                    f"the bytes of the backup that was given up are kept in {aside} until you remove them"
+                )
             after = f" after {nights} nights" if nights > 1 else ""
             self.context.note(f"given up{after} and replaced by a new one: {error.text()}")
             self.so_far.given_up, self.so_far.outcome = retrieval.found.identity, None
@@ -191,9 +202,12 @@ class NodeBackup:
     async def delete(self, found: Found) -> Status:
         """Delete *found* on the node; return the status that no longer shows it. Raise A0BackupError."""
         await self.deletion.send(found)
+        sent = self.deletion.is_sent
         status = await self.deletion.confirm(found)
-        if found.identity == self.so_far.given_up:
+        if found.identity == self.so_far.given_up and sent:
             await self.context.forget_journal()
+        elif found.identity == self.so_far.given_up:
+            self.so_far.given_up = None  # the node shows something else now
         return status
 
     async def settle(self, outcome: Manifest) -> None:
@@ -232,8 +246,10 @@ class NodeBackup:
 
     @property
     def is_in_progress(self) -> bool:
-        """Whether the node was last seen making this backup."""
-        return isinstance(self.context.last_status, InProgress)
+        """Whether the node was last seen making this backup, or may be: nothing came of a start of this run yet."""
+        journal, sent = self.context.journal, self._start.sent
+        unclear = journal is not None and journal.pinned is None and journal.effect is Effect.UNKNOWN
+        return isinstance(self.context.last_status, InProgress) or (sent is not None and unclear)
 
     def outcome(self, seconds: float, error: BaseException | None) -> Outcome:
         """Return the outcome: *error* or, without one, the artifact that is stored and off the node."""

@@ -19,7 +19,8 @@ class Claim(Enum):
 
     NONE = "nothing shows that it is ours"
     GUESS = "a start of ours may have made it"
-    SEEN = "the run that started it saw it come"
+    SEEN = "the run that sent the start saw it come"
+    OPENED = "the run that sent the start opened it with its password"
 
 
 @dataclass
@@ -125,7 +126,8 @@ class Keep(Action):
         more = {
             Claim.NONE: ", then start a backup",
             Claim.GUESS: ", then start a backup unless the contents prove that it is ours",
-            Claim.SEEN: "",
+            Claim.SEEN: ", then start a backup unless the contents prove that it is ours",
+            Claim.OPENED: "",
         }
         return f"{how}, delete it on the node{more[self.claim]}"
 
@@ -218,7 +220,7 @@ def _nothing_there(facts: Facts) -> Action:
         return Start(because="nothing is on the node")
     if facts.stored is not None and facts.stored.id in facts.run.damaged:
         return Start(because=f"{facts.stored.id} is damaged and the node holds nothing")
-    if facts.stored is not None and facts.recent:
+    if facts.stored is not None and (facts.recent or facts.stored.id not in facts.run.read_back):
         return _settle(facts, facts.stored)
     if facts.stored is not None:
         return Start(because=f"{facts.stored.id} is stored, and was started too long ago to be this run's backup")
@@ -232,7 +234,16 @@ def _nothing_there(facts: Facts) -> Action:
 def _may_be_in_progress(facts: Facts) -> bool:
     """Return whether the backup in progress may be the one of the journal."""
     journal = facts.journal
-    return journal is not None and journal.pinned is None and journal.effect is not Effect.REFUSED and not facts.moved
+    if journal is None:
+        return False
+    # Its md5 may have been shown before it was finished.
+    premature = journal.effect is Effect.SEEN and facts.stored is None and not facts.moved
+    return premature or _claims_unpinned(facts)
+
+
+def _claims_unpinned(facts: Facts) -> bool:
+    journal = facts.journal
+    return journal is not None and not facts.moved and journal.may_claim_unpinned(journal.host, journal.port)
 
 
 def _claim(found: Found, facts: Facts) -> Claim:
@@ -240,15 +251,12 @@ def _claim(found: Found, facts: Facts) -> Claim:
     journal, pinned = facts.journal, facts.pinned
     if journal is None or journal.effect is Effect.REFUSED:
         return Claim.NONE
-    if pinned is not None:
-        if found.identity.may_be(pinned):
-            return Claim.SEEN if journal.effect is Effect.SEEN else Claim.GUESS
-        # The md5 may have been shown too early, but the name alone proves little: it may always be the same.
-        return Claim.GUESS if found.name == pinned.name and not facts.moved else Claim.NONE
-    if facts.moved or found.identity == journal.seen_before:
-        return Claim.NONE
-    # Anybody who knows the shared password may have made it later. With a sealed one, the contents tell.
-    return Claim.NONE if journal.effect is Effect.NONE and not journal.sealed else Claim.GUESS
+    if pinned is None:
+        return Claim.GUESS if _claims_unpinned(facts) and found.identity != journal.seen_before else Claim.NONE
+    if found.identity.may_be(pinned):
+        return {Effect.OPENED: Claim.OPENED, Effect.SEEN: Claim.SEEN}.get(journal.effect, Claim.GUESS)
+    # The md5 may have been shown too early, but the name alone proves little: it may always be the same.
+    return Claim.GUESS if found.name == pinned.name and not facts.moved else Claim.NONE
 
 
 def _found(found: Found, facts: Facts) -> Action:
@@ -263,8 +271,8 @@ def _found(found: Found, facts: Facts) -> Action:
     if stored is not None:
         return Keep(found, claim, stored, because=f"it is in the vault as {stored.id} and must be read back first")
     if claim is not Claim.NONE:
-        ours = "the backup that we started is" if claim is Claim.SEEN else "a backup that we may have started is"
-        return Keep(found, claim, because=f"{ours} on the node")
+        ours = "we started is" if claim in (Claim.SEEN, Claim.OPENED) else "we may have started is"
+        return Keep(found, claim, because=f"the backup that {ours} on the node")
     return _foreign(found, facts)
 
 
@@ -273,10 +281,12 @@ def _foreign(found: Found, facts: Facts) -> Action:
     if facts.run.refusals and facts.run.own_password:
         # The refusal may have been wrong. If the password of that start opens it, it is ours.
         return Keep(found, Claim.NONE, because=f"{what}, unless the refused start made it")
-    if facts.existing == "fail":
+    journal = facts.journal
+    late = journal is not None and journal.effect is Effect.NONE and journal.pinned is None and not facts.moved
+    if facts.existing == "fail" and not late and not facts.hidden:
         return Refuse(because=what)
-    # It may be ours after all: under another name or md5 than first seen, in spite of a refusal, or stored under a
-    # manifest that cannot be read.
+    # It may be ours after all: of a start that took effect late, under another name or md5 than first seen, in spite
+    # of a refusal, or stored under a manifest that cannot be read.
     if facts.existing == "replace" and facts.journal is None and not facts.run.refusals and not facts.hidden:
         return Replace(found, because=f"{what} and will be replaced")
     return Keep(found, Claim.NONE, because=f"{what}; it is kept first")

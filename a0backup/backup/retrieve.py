@@ -34,7 +34,7 @@ from a0backup.errors import (
 )
 from a0backup.files import Digests, digests
 from a0backup.report.words import human_size
-from a0backup.vault.journal import NotOpened
+from a0backup.vault.journal import Effect, NotOpened
 from a0backup.vault.leftovers import salvage, sweep_private, verified_file
 from a0backup.vault.manifest import Manifest, Verified
 from a0backup.vault.quarantine import quarantine
@@ -214,6 +214,9 @@ class Retrieval:
         self.bytes.ours = judged.ours
         if inspection is None or inspection.contents is None:
             return await self._not_opened(known, judged)
+        if judged.ours and self.context.journal is not None:
+            # The next run may not have the password to find this out again.
+            await self.context.note_journal("opened", effect=Effect.OPENED, pinned=self.found.identity)
         for oddity in inspection.contents.odd:
             self.context.note(f"in the artifact: {oddity}")
         unpacked = human_size(inspection.contents.unpacked_size)
@@ -229,7 +232,8 @@ class Retrieval:
             accepted=self._start.sent is not None and self._start.sent.accepted,
             starts=self._start.count,
             journal=self.context.journal,
-            existing=self.context.existing,
+            # What the node no longer shows cannot be left alone there.
+            existing=self.context.existing if self.context.last_status == self.found else "preserve",
         )
 
     async def _not_opened(self, known: Evidence, judged: Judgement) -> Done:
@@ -241,7 +245,8 @@ class Retrieval:
                 await context.note_journal("not opened", not_opened=why)
                 raise error
             case Verdict.FOREIGN:
-                await context.forget_journal()
+                if context.journal is not None and why is not None:
+                    await context.note_journal("not opened", not_opened=why)
                 raise ForeignBackupError(context.node.name, self.kind, shown(self.found))
         if known.sealed_elsewhere:
             self.bytes.inspection = None
@@ -273,13 +278,16 @@ class Retrieval:
 
     async def count_night(self, error: A0BackupError) -> int:
         """Return in how many nights the backup arrived whole and did not match its md5, this one included."""
-        # Bytes that differ from one attempt to the next are spoilt on their way, not on the node.
-        spoilt = not self.always_whole or len(self._mismatches) != 1
+        # Bytes that differ from one attempt to the next are spoilt on their way, not on the node. So are those that our
+        # password opens and that end early.
+        failure = self.bytes.inspection.error if self.bytes.inspection else None
+        cut = failure is not None and failure.password_fits
+        spoilt = not self.always_whole or len(self._mismatches) != 1 or cut
         if not isinstance(error, Md5MismatchError) or spoilt:
             return 0
         run, unverified = self.session.run, self.context.unverified
         within = run.fleet.reuse_within
-        return await self.context.on_disk(unverified.count, self.found.identity, run.began, within=within)
+        return await self.context.on_disk(unverified.count, self.found.identity, error.actual, run.began, within=within)
 
     async def keep_aside(self, error: A0BackupError) -> Path | None:
         """Quarantine bytes that never matched or could not be read; return where they are, if they could be kept.

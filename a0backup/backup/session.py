@@ -16,7 +16,7 @@ from a0backup.files import in_thread
 from a0backup.fleet.models import Existing, Fleet, Node
 from a0backup.passwords.shared import LoadShared
 from a0backup.report.progress import Step, tell
-from a0backup.vault.known_vault import recognise
+from a0backup.vault.known_vault import recognise, require_same
 from a0backup.vault.leftovers import private_name
 from a0backup.vault.lock import node_lock
 from a0backup.vault.space import release
@@ -36,7 +36,7 @@ class Run:
     *id* is the id of the flow run that this work belongs to; what that flow run has stored is not
     made again. *existing* is the operator's choice for this run only. *stored_before* maps each
     node to the artifacts that existed when the run *began*; what another run stores later counts as
-    this run's outcome.
+    this run's outcome. *vault_id*: the identity of the vault then.
     """
 
     id: str
@@ -44,6 +44,12 @@ class Run:
     existing: Existing | None = None
     stored_before: Mapping[str, VaultSnapshot] = field(default_factory=dict)
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
+    vault_id: str = ""
+
+    def require_same_vault(self) -> None:
+        """Raise UnknownVaultError if the vault is not the one of the beginning: its disk may have gone since."""
+        if self.vault_id:
+            require_same(Vault(self.fleet.vault), self.vault_id)
 
     @classmethod
     def begin(cls, fleet: Fleet, nodes: Sequence[Node], *, id: str, existing: Existing | None = None) -> "Run":
@@ -51,14 +57,14 @@ class Run:
 
         Raise UnknownVaultError if the vault is not the one that was used last.
         """
-        recognise(fleet)
+        identity = recognise(fleet)
         vault, began = Vault(fleet.vault), datetime.now(UTC)
         stored = {}
         for node in nodes:
             with contextlib.suppress(OSError, VaultUnusableError):
                 vault.make(node.name)  # a new vault can then be recognised later
                 stored[node.name] = vault.snapshot(node.name)
-        return cls(id, fleet, existing, stored, began)
+        return cls(id, fleet, existing, stored, began, identity)
 
 
 class NodeSession:
@@ -169,6 +175,7 @@ async def open_node(run: Run, node: Node, *, take: TakeStep, shared: LoadShared)
         patience=fleet.a0cli.call_timeout,
         waiting=waiting,
     ) as lock:
+        await in_thread(run.require_same_vault)
         name = private_name(run.id)
         directory = PrivateDirectory.make(vault.work(node.name), name, key_dir=fleet.a0cli.key_dir, node=node.name)
         try:

@@ -65,7 +65,6 @@ class Start:
         context, name = self.context, self.context.node.name
         secret = await self._shared_or_new()
         await context.sweep()
-        await self._drop_refused_password()
         await context.on_disk(claim, context.vault, name, self.kind, arriving=self.session.directory.path)
         waited = await self._deletion.let_earlier_arrive()
         if waited:
@@ -130,12 +129,6 @@ class Start:
         keys = await self.context.on_disk(recovery_keys.load_all, source.sealed_to)
         text = random_password()
         return KnownPassword(text, tuple(key.seal(text) for key in keys))
-
-    async def _drop_refused_password(self) -> None:
-        """Remove the sealed password of an earlier start that was refused; the node shows nothing of it."""
-        journal = self.context.journal
-        if journal is not None and journal.sealed and journal.effect is Effect.REFUSED:
-            await self.context.on_disk(self.context.sealed_files.remove_made_at, journal.started_at)
 
     def _last_stored(self) -> BackupIdentity | None:
         last = self.context.vault.newest(self.context.node.name, self.kind)

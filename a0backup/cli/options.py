@@ -65,7 +65,9 @@ def vault_at(fleet_path: Path, vault_path: Path | None) -> Vault:
     if vault_path is None:
         return vault_of(load_fleet(fleet_path))
     vault = Vault(vault_path)
-    require_vault(vault)
+    # A copy, perhaps on a disk that cannot be written: its artifacts are enough.
+    if next(vault.entries(), None) is None:
+        require_vault(vault)
     return vault
 
 

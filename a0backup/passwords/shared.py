@@ -17,8 +17,16 @@ LONGEST = 4096
 
 # Unicode's categories of characters without a shape: formats, spaces, separators, and code points without a meaning.
 _INVISIBLE = ("Cf", "Zs", "Zl", "Zp", "Co", "Cn", "Cs")
-# Characters with other categories that look like nothing: Hangul fillers, the Braille blank, selectors of variants.
-_BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | set(map(chr, range(0xFE00, 0xFE10)))
+# Unicode's characters that are to be ignored in display (DerivedCoreProperties), and some that look like nothing.
+_BLANKS = frozenset(
+    chr(code)
+    for first, last in (
+        *((0x00AD, 0x00AD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F)),
+        *((0x2065, 0x2065), (0x2800, 0x2800), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8)),
+        *((0x16FE4, 0x16FE4), (0x1BCA0, 0x1BCA3), (0x1D159, 0x1D159), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF)),
+    )
+    for code in range(first, last + 1)
+)
 
 
 class Source(Protocol):

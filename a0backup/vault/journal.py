@@ -47,7 +47,8 @@ class Effect(StrEnum):
     UNKNOWN = "unknown"  # it was stopped before it could tell
     REFUSED = "refused"  # the reply said that nothing was started
     NONE = "none"  # the node showed nothing of it within `call_timeout`
-    SEEN = "seen"  # the run saw the pinned backup come
+    SEEN = "seen"  # the run saw the pinned backup come; nothing proves that its start made it
+    OPENED = "opened"  # the run opened the pinned backup with the password of its start
 
 
 class NotOpened(BaseModel):
@@ -90,6 +91,13 @@ class Journal(BaseModel):
         # Another night's backup may have the same bytes.
         same_bytes = self.pinned is not None and self.pinned.md5 == manifest.artifact.md5
         return same_bytes and self.started_at == manifest.started_at
+
+    def may_claim_unpinned(self, host: str, port: int) -> bool:
+        """Return whether a backup at that address that is not pinned may be the one that was started."""
+        if self.pinned is not None or self.effect is Effect.REFUSED or not self.is_for(host, port):
+            return False
+        # After a start without effect, anybody who knows the shared password may have made it.
+        return self.sealed or self.effect is not Effect.NONE
 
     def is_for(self, host: str, port: int) -> bool:
         """Return whether the start was sent to that address: another one may be another appliance."""

@@ -71,8 +71,8 @@ def require_known(fleet: Fleet) -> None:
         raise UnknownVaultError(str(fleet.vault), _another(known))
 
 
-def recognise(fleet: Fleet) -> None:
-    """Return if the vault of *fleet* may be written: it is the one that was used last, or none was used yet.
+def recognise(fleet: Fleet) -> str:
+    """Return the identity of the vault of *fleet* if it may be written: it was used last, or none was used yet.
 
     A first vault is made. Raise UnknownVaultError, OSError.
     """
@@ -82,6 +82,13 @@ def recognise(fleet: Fleet) -> None:
         _remember(fleet, require_vault(vault))
     require_known(fleet)
     require_able(fleet.vault)
+    return require_vault(vault)
+
+
+def require_same(vault: Vault, identity: str) -> None:
+    """Raise UnknownVaultError unless *vault* still has this identity: its disk may have gone since."""
+    if require_vault(vault) != identity:
+        raise UnknownVaultError(str(vault.root), "is another vault now than at the beginning of this run")
 
 
 def refusal(fleet: Fleet) -> UnknownVaultError | None:
@@ -100,8 +107,17 @@ def adopt(fleet: Fleet) -> str:
     """Make the vault of *fleet* the known one and return its identity. Raise UnknownVaultError, OSError."""
     vault = Vault(fleet.vault)
     create(vault)
-    identity = require_vault(vault)
+    try:
+        identity = require_vault(vault)
+    except UnknownVaultError:
+        # Torn, or of a later version: keep it for a person to read.
+        file = vault.root / VAULT
+        file.replace(file.with_name(f"{VAULT}.unreadable-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"))
+        create(vault)
+        identity = require_vault(vault)
     _remember(fleet, identity)
+    if (known := _remembered(fleet)) is not None and known.id != identity:
+        raise UnknownVaultError(str(fleet.vault), "cannot be remembered", f"make {_places(fleet)[0]} writable")
     return identity
 
 
@@ -138,11 +154,23 @@ def _places(fleet: Fleet) -> list[Path]:
 
 
 def _remembered(fleet: Fleet) -> _Memory | None:
+    """Return which vault was used last; None if none was. Raise UnknownVaultError if that cannot be read."""
     for place in _places(fleet):
         try:
             return _Memory.model_validate_json(read_whole(place, MAX_BYTES))
-        except (OSError, UnsuitableFileError, ValidationError):
+        except (FileNotFoundError, NotADirectoryError):
             continue
+        except UnsuitableFileError as error:
+            reason = error.reason
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+        except ValidationError as error:
+            reason = later_schema(error) or "cannot be read"
+        raise UnknownVaultError(
+            str(fleet.vault),
+            f"cannot be recognised: {place}, which says which one was used last, {reason}",
+            f"remove {place}, then `a0backup vault use` if this is the vault",
+        )
     return None
 
 

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from a0backup.files import (
+    fsync_directory,
+    make_durable,
     make_new_directory,
     make_private,
     make_private_directory,
@@ -34,6 +36,18 @@ def quarantine(
         if path != folder:
             remove_tree(path)
     return folder
+
+
+def keep_given_up(folder: Path) -> Path:
+    """Rename a quarantined retrieval so that no run removes it: its backup is about to be deleted on the node.
+
+    Return its new path, which survives a power cut. Raise OSError.
+    """
+    kept = folder.with_name(f"{folder.name}.given-up")
+    folder.replace(kept)
+    make_durable(next(kept.glob("*.tar.gz.enc")))
+    fsync_directory(kept.parent)
+    return kept
 
 
 def drop_quarantine(vault: Vault, node: str, kind: str) -> None:

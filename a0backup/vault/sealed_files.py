@@ -119,30 +119,19 @@ class SealedFiles:
     def needed(self, newest_first: Iterable[Manifest]) -> tuple[SealedPassword, ...]:
         """Return the passwords that a backup may still need. *newest_first*: the manifests of this node and kind.
 
-        A password is needed if no manifest lists it: its backup may still appear, or be in another
-        vault. It is also needed if an artifact whose password is not proven was stored while the
-        file could not be read. A password that is proven to open an artifact opens no other.
+        A password is needed until it has been proven to open an artifact: then it opens no other.
+        Until then its backup may still appear, be in another vault, or be stored without a list of
+        candidates.
         """
         made = [content for content in self._contents().values() if content]
-        wanted: dict[SealedPassword, None] = {}
         if not made:
             return ()
         oldest = min(content.made_at for content in made)
         proven: set[SealedPassword] = set()
-        listed: set[SealedPassword] = set()
         for manifest in itertools.takewhile(lambda manifest: manifest.stored_at >= oldest, newest_first):
-            password = manifest.encryption.password
-            if password.confirmed:
-                proven |= set(password.sealed)
-                continue
-            known = set(password.sealed)
-            listed |= known
-            for content in made:
-                if manifest.stored_at >= content.made_at:
-                    wanted |= dict.fromkeys(entry for entry in content.sealed if entry not in known)
-        for content in made:
-            wanted |= dict.fromkeys(entry for entry in content.sealed if entry not in listed)
-        return tuple(entry for entry in wanted if entry not in proven)
+            if manifest.encryption.password.confirmed:
+                proven |= set(manifest.encryption.password.sealed)
+        return tuple(entry for content in made for entry in content.sealed if entry not in proven)
 
     def remove(self, but: Sequence[SealedPassword] = ()) -> None:
         """Remove the readable files durably, except those that hold one of *but*. Raise OSError.
@@ -157,14 +146,6 @@ class SealedFiles:
         for path in self.folder.glob(".*.partial"):
             path.unlink(missing_ok=True)
         fsync_directory(self.folder)
-
-    def remove_made_at(self, made_at: datetime) -> None:
-        """Remove the files that were written for a start at *made_at*. Raise OSError."""
-        made = [path for path, content in self._contents().items() if content and content.made_at == made_at]
-        for path in made:
-            path.unlink(missing_ok=True)
-        if made:
-            fsync_directory(self.folder)
 
     def _contents(self) -> dict[Path, _Content | None]:
         """Return every file of this kind with its content, oldest first; None for a file that cannot be read as one."""

@@ -3,7 +3,7 @@
 vault/NODE/unverified-KIND.json
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from a0backup.files import UnsuitableFileError, publish, read_whole, remove_durably
 from a0backup.identity import BackupIdentity
-from a0backup.vault.manifest import Time
+from a0backup.vault.manifest import HexMd5, Time
 
 MAX_BYTES = 64 << 10
 
@@ -23,6 +23,7 @@ class _Content(BaseModel):
 
     version: Literal[1] = Field(default=1, alias="schema")
     backup: BackupIdentity
+    arrived: HexMd5
     nights: tuple[Time, ...]
 
 
@@ -32,15 +33,17 @@ class UnverifiedFile:
     def __init__(self, node_folder: Path, kind: str) -> None:
         self.path = node_folder / f"unverified-{kind}.json"
 
-    def count(self, backup: BackupIdentity, at: datetime, *, within: float) -> int:
+    def count(self, backup: BackupIdentity, arrived: str, at: datetime, *, within: float) -> int:
         """Count a night that began *at* for *backup*, and return how many there were. Raise OSError.
 
-        Runs within *within* seconds are one night. Another backup than the last one begins anew.
+        Runs within *within* seconds are one night. Another backup than the last one, or bytes with
+        another md5 than those that *arrived* then, begin anew.
         """
-        nights = self._nights(backup)
-        if not nights or not 0 <= (at - nights[-1]).total_seconds() < within:
+        # Times that a wrong clock has put into the future would count a night twice.
+        nights = tuple(night for night in self._nights(backup, arrived) if night <= at + timedelta(seconds=within))
+        if not nights or abs((at - nights[-1]).total_seconds()) >= within:
             nights = (*nights, at)
-        content = _Content(backup=backup, nights=nights)
+        content = _Content(backup=backup, arrived=arrived, nights=nights)
         publish(self.path, content.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
         return len(nights)
 
@@ -49,9 +52,9 @@ class UnverifiedFile:
         if self.path.exists():
             remove_durably(self.path)
 
-    def _nights(self, backup: BackupIdentity) -> tuple[datetime, ...]:
+    def _nights(self, backup: BackupIdentity, arrived: str) -> tuple[datetime, ...]:
         try:
             content = _Content.model_validate_json(read_whole(self.path, MAX_BYTES))
         except (FileNotFoundError, UnsuitableFileError, ValidationError):
             return ()
-        return content.nights if content.backup == backup else ()
+        return content.nights if (content.backup, content.arrived) == (backup, arrived) else ()

@@ -18,14 +18,14 @@ from tests.support.nights import REPOSITORY, Night, night
 from tests.support.patience import patience
 
 
-def killed_after(stage: str, fleet_file: str) -> None:
+def killed_after(stage: str, fleet_file: str, flow_run: str) -> None:
     """Run a night in this process, and kill the process with SIGKILL after *stage*."""
 
     def kill(reached: str) -> None:
         if reached == stage:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    asyncio.run(night(load_fleet(fleet_file), flow_run="run-1", after=kill))
+    asyncio.run(night(load_fleet(fleet_file), flow_run=flow_run, after=kill))
 
 
 class Desk:
@@ -103,10 +103,10 @@ class Desk:
     async def night(self, **said: Any) -> Night:
         return await night(self.fleet, **said)
 
-    async def killed_after(self, stage: str) -> None:
+    async def killed_after(self, stage: str, flow_run: str = "run-1") -> None:
         program = "import sys; from tests.support.desk import killed_after; killed_after(*sys.argv[1:])"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", program, stage, str(self.file)), cwd=REPOSITORY
+            *(sys.executable, "-c", program, stage, str(self.file), flow_run), cwd=REPOSITORY
         )
         assert await process.wait() == -signal.SIGKILL
 

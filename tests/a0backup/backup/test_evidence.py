@@ -41,9 +41,10 @@ FOREIGN = Evidence(
     journal=None,
     existing="preserve",
 )
-EARLIER = replace(FOREIGN, claim=Claim.SEEN, journal=journal())
+EARLIER = replace(FOREIGN, claim=Claim.OPENED, journal=journal())
 SEALED = replace(EARLIER, journal=journal(sealed=True))
 GUESS, SEALED_GUESS = (replace(each, claim=Claim.GUESS) for each in (EARLIER, SEALED))
+SEEN, SEALED_SEEN = (replace(each, claim=Claim.SEEN) for each in (EARLIER, SEALED))
 HERE = replace(EARLIER, started_here=True, accepted=True, starts=1)
 LOST_REPLY = replace(HERE, accepted=False)
 FAIL = {"existing": "fail"}
@@ -67,6 +68,12 @@ ROWS: list[tuple[str, Evidence, Verdict, str]] = [
     ("the same with the policy to fail", replace(EARLIER, error=NOISE, **FAIL), Verdict.NOT_OPENED, "noise"),
     ("perhaps of an earlier run, shared, noise, fail", replace(GUESS, error=NOISE, **FAIL), Verdict.FOREIGN, "noise"),
     ("perhaps of an earlier run, shared, not at hand, fail", replace(GUESS, **FAIL), Verdict.FOREIGN, ""),
+    (
+        "seen by the run that started it, shared, noise, fail",
+        replace(SEEN, error=NOISE, **FAIL),
+        Verdict.NOT_OPENED,
+        "noise",
+    ),
     ("perhaps of an earlier run, sealed, fail", replace(SEALED_GUESS, **FAIL), Verdict.NOT_READ, ""),
     ("foreign, opened", replace(FOREIGN, opened="shared"), Verdict.OPENED, ""),
     ("of an earlier run, shared, cut, fail", replace(EARLIER, error=CUT, **FAIL), Verdict.NOT_OPENED, "cut"),
@@ -112,6 +119,9 @@ def test_judge_decides_as_the_table_says(known: Evidence, verdict: Verdict, why:
         (replace(EARLIER, opened="shared"), True),
         (GUESS, False),
         (SEALED_GUESS, False),
+        (SEEN, False),
+        (SEALED_SEEN, False),
+        (replace(SEEN, opened="shared"), True),
         (EARLIER, True),
         (SEALED, True),
         (replace(SEALED, error=NOISE), True),
@@ -119,9 +129,7 @@ def test_judge_decides_as_the_table_says(known: Evidence, verdict: Verdict, why:
         (replace(SEALED, error=CUT), False),
     ],
 )
-def test_a_backup_is_ours_if_the_run_that_started_it_saw_it_come_or_its_contents_prove_it(
-    known: Evidence, ours: bool
-) -> None:
+def test_a_backup_is_ours_only_if_a_password_of_ours_has_opened_it(known: Evidence, ours: bool) -> None:
     assert judge(known).ours is ours
 
 

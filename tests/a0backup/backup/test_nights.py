@@ -27,6 +27,7 @@ from a0backup.errors import (
     RetrieveFailedError,
     StartFailedError,
     UnknownReplyError,
+    UnknownVaultError,
     VaultFullError,
 )
 from a0backup.fleet.models import Existing
@@ -182,7 +183,9 @@ async def test_without_space_an_existing_backup_is_not_retrieved_and_stays_on_th
 async def test_a_backup_that_is_already_stored_needs_no_space(desk: Desk) -> None:
     await desk.killed_after("store")
     [manifest] = desk.stored
-    newest = desk.vault.folder(desk.name) / "29990101T000000Z-backup"
+    assert manifest.started_at is not None
+    later = manifest.started_at + timedelta(hours=1)
+    newest = desk.vault.folder(desk.name) / f"{later:%Y%m%dT%H%M%SZ}-backup"
     shutil.copytree(desk.vault.root / manifest.id, newest)
     file = newest / "manifest.json"
     other = file.read_text().replace(manifest.id, f"{desk.name}/{newest.name}").replace(manifest.artifact.md5, "0" * 32)
@@ -768,15 +771,27 @@ async def continued(desk: Desk, run: Run) -> Night:
     return await night(desk.fleet, run=run)
 
 
-async def test_artifacts_in_a_vault_mounted_after_the_run_began_do_not_count_as_stored_meanwhile(desk: Desk) -> None:
+async def test_a_run_stops_if_another_vault_is_mounted_after_it_began(desk: Desk) -> None:
     await desk.night(flow_run="last-year")
     desk.fleet.vault.rename(desk.room / "disk")
     (desk.room / ".fleet.yaml.vault").unlink()  # as on a machine that has not used this vault yet
     run = beginning(desk)
     desk.fleet.vault.rename(desk.room / "below")
     (desk.room / "disk").rename(desk.fleet.vault)
-    assert (await continued(desk, run)).outcome.ending is Ending.STORED
-    assert desk.counted("backup") == 2
+    assert isinstance((await continued(desk, run)).error, UnknownVaultError)
+    assert desk.counted("backup") == 1
+
+
+@pytest.mark.parametrize("stage", ["retrieve", "store"])
+async def test_nothing_is_deleted_on_the_node_once_the_vault_is_gone(desk: Desk, stage: str) -> None:
+    def vanish(reached: str) -> None:
+        if reached == stage:
+            desk.fleet.vault.rename(desk.room / "disk")
+            (desk.fleet.vault / desk.name / "work").mkdir(parents=True)  # the bare mount point
+
+    ended = await desk.night(after=vanish)
+    assert not ended.outcome.ok
+    assert desk.counted("backup-delete") == 0
 
 
 async def test_the_artifact_of_another_run_is_found_despite_a_later_foreign_one(desk: Desk) -> None:

@@ -59,7 +59,7 @@ def ours(
     *,
     sealed: bool = False,
 ) -> Journal:
-    """Return our journal; what it pins, the run that started it has seen come unless *effect* says otherwise."""
+    """Return our journal; what it pins, the run that started it has opened unless *effect* says otherwise."""
     return Journal(
         node="a0-1",
         kind="backup",
@@ -68,7 +68,7 @@ def ours(
         flow_run="run",
         started_at=NOW,
         sealed=sealed,
-        effect=effect or (Effect.SEEN if pinned else Effect.UNKNOWN),
+        effect=effect or (Effect.OPENED if pinned else Effect.UNKNOWN),
         pinned=pinned,
         seen_before=seen_before,
     )
@@ -84,8 +84,8 @@ NOTHING = Absent()
 MOVED = {"moved": True}
 RENAMED = BackupIdentity(name=X.name, md5="c" * 32)
 READ_BACK = {"read_back": frozenset({stored(X).id})}
-KEEP_OURS, KEEP_GUESS, KEEP_FOREIGN = (
-    Keep(FOUND_X, claim, because="") for claim in (Claim.SEEN, Claim.GUESS, Claim.NONE)
+KEEP_OURS, KEEP_SEEN, KEEP_GUESS, KEEP_FOREIGN = (
+    Keep(FOUND_X, claim, because="") for claim in (Claim.OPENED, Claim.SEEN, Claim.GUESS, Claim.NONE)
 )
 ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
     ("nothing, no journal", NOTHING, {}, Start(because="")),
@@ -117,8 +117,14 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
     (
         "nothing, ours, stored, started long ago",
         NOTHING,
-        {"journal": ours(X), "stored": stored(X), "recent": False},
+        {"journal": ours(X), "stored": stored(X), "recent": False, **READ_BACK},
         Start(because=""),
+    ),
+    (
+        "the same, not read back",
+        NOTHING,
+        {"journal": ours(X), "stored": stored(X), "recent": False},
+        ReadBack(stored(X), because=""),
     ),
     ("nothing, our start was refused", NOTHING, {"journal": ours(effect=Effect.REFUSED)}, Start(because="")),
     ("nothing, ours, not stored", NOTHING, {"journal": ours()}, AskAgain(because="")),
@@ -166,11 +172,31 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
         "found without md5, may be this run's outcome",
         NO_MD5,
         {"outcome": stored(X), "journal": ours(X)},
-        Keep(NO_MD5, Claim.SEEN, because=""),
+        Keep(NO_MD5, Claim.OPENED, because=""),
     ),
     ("found, may be ours, not stored", FOUND_X, {"journal": ours()}, KEEP_GUESS),
     ("found, may be ours, fail", FOUND_X, {"journal": ours(), "existing": "fail"}, KEEP_GUESS),
     ("found, pinned by a run that did not start it", FOUND_X, {"journal": ours(X, effect=Effect.UNKNOWN)}, KEEP_GUESS),
+    ("found, seen to come", FOUND_X, {"journal": ours(X, effect=Effect.SEEN)}, KEEP_SEEN),
+    (
+        "in progress, its md5 may have been shown too early",
+        InProgress(),
+        {"journal": ours(X, effect=Effect.SEEN), "existing": "fail"},
+        Await(True, because=""),
+    ),
+    (
+        "found, our start had no effect, fail",
+        FOUND_X,
+        {"journal": ours(effect=Effect.NONE), "existing": "fail"},
+        KEEP_FOREIGN,
+    ),
+    ("found, a manifest is hidden, fail", FOUND_X, {"hidden": True, "existing": "fail"}, KEEP_FOREIGN),
+    (
+        "in progress, our start had no effect",
+        InProgress(),
+        {"journal": ours(effect=Effect.NONE)},
+        Await(False, because=""),
+    ),
     ("found, pinned with another md5", FOUND_X, {"journal": ours(RENAMED)}, KEEP_GUESS),
     ("found, pinned with another md5, the node has moved", FOUND_X, {"journal": ours(RENAMED), **MOVED}, KEEP_FOREIGN),
     ("found, the node has moved", FOUND_X, {"journal": ours(), **MOVED}, KEEP_FOREIGN),
@@ -237,7 +263,7 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
         "found, ours, in the vault, not read back",
         FOUND_X,
         {"journal": ours(X), "stored": stored(X)},
-        Keep(FOUND_X, Claim.SEEN, stored(X), because=""),
+        Keep(FOUND_X, Claim.OPENED, stored(X), because=""),
     ),
     (
         "found, ours, in the vault, read back",
@@ -259,7 +285,7 @@ ROWS: list[tuple[str, Status, dict[str, Any], Action]] = [
         "found without md5, ours and pinned",
         NO_MD5,
         {"journal": ours(X), "existing": "replace"},
-        Keep(NO_MD5, Claim.SEEN, because=""),
+        Keep(NO_MD5, Claim.OPENED, because=""),
     ),
     ("found, ours, given up", FOUND_X, {"journal": ours(X), "given_up": X}, Replace(FOUND_X, because="")),
     (
@@ -383,7 +409,7 @@ def test_no_backup_is_deleted_unstored_while_one_of_ours_is_unfinished(facts: Fa
 @given(situations())
 def test_existing_fail_never_touches_a_backup_that_is_not_ours(facts: Facts) -> None:
     run = replace(facts.run, outcome=None, own_password=False)
-    facts = replace(facts, existing="fail", journal=None, stored=None, lost_by_node=False, run=run)
+    facts = replace(facts, existing="fail", journal=None, stored=None, hidden=False, lost_by_node=False, run=run)
     assert isinstance(reconcile(facts), Start | Refuse)
 
 

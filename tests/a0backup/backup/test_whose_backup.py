@@ -1,5 +1,6 @@
 """Whose backup is on the node: what journal, reply, vault and contents prove, and what follows from it."""
 
+import asyncio
 import os
 import time
 from dataclasses import replace
@@ -19,6 +20,7 @@ from a0backup.errors import (
 from a0backup.files import digests
 from a0backup.report.outcomes import Ending
 from a0backup.vault.journal import Effect
+from a0backup.vault.manifest import Manifest
 from tests.support.desk import Desk
 from tests.support.nights import PASSWORD, Night, run_of, whole_night
 from tests.support.patience import until
@@ -167,7 +169,7 @@ async def test_a_second_refusal_ends_the_run_and_nothing_is_replaced_after_the_f
     assert desk.counted("backup-delete") == 1
 
 
-async def test_no_sealed_password_is_removed_until_an_artifact_lists_it(sealed: Sealed) -> None:
+async def test_no_sealed_password_is_removed_until_it_is_proven_to_open_an_artifact(sealed: Sealed) -> None:
     desk = sealed.desk
     sealed.configure(a0cli={"call_timeout": "0.5s"})
     await desk.killed_after("start")
@@ -181,16 +183,7 @@ async def test_no_sealed_password_is_removed_until_an_artifact_lists_it(sealed: 
     await desk.night(flow_run="run-3")
     theirs = next(manifest for manifest in desk.stored if manifest.started_at is None)
     assert len(sealed.passwords(theirs)) == 1
-    assert sealed.files == []
-
-
-async def test_the_password_of_a_refused_start_is_removed_once_the_node_shows_nothing(sealed: Sealed) -> None:
-    desk = sealed.desk
-    desk.tell("backup", "refuse", times=1)
-    assert isinstance((await desk.night(flow_run="run-1")).error, RefusedError)
-    assert len(sealed.files) == 1
-    assert (await desk.night(flow_run="run-2")).error is None
-    assert sealed.files == []
+    assert sealed.files == [password]
 
 
 # -- a guess is not a success ------------------------------------------------------------------------------------------
@@ -393,3 +386,89 @@ async def test_without_room_for_its_bytes_a_backup_is_not_given_up(desk: Desk) -
 
     assert isinstance((await later(desk, 2, after=full)).error, Md5MismatchError)
     assert desk.holds is not None
+
+
+# -- what an attacker of the logic found -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["store", "delete", "confirm-delete"])
+async def test_a_second_try_of_a_night_does_not_take_the_backup_of_the_night_before_for_its_own(
+    desk: Desk, stage: str
+) -> None:
+    await desk.killed_after("await")
+    desk.configure(reuse_within="0.2s")
+    await asyncio.sleep(1.2)  # now it was started long ago
+    await desk.killed_after(stage, flow_run="run-2")
+    ended = await desk.night(flow_run="run-2")
+    assert ended.error is None
+    assert desk.counted("backup") == 2
+    assert len(desk.stored) == 2
+
+
+async def test_what_is_in_progress_after_a_start_without_effect_is_not_ours(desk: Desk) -> None:
+    desk.configure(a0cli={"call_timeout": "0.5s"})
+    desk.tell("backup", "refuse", message="Fine.\n", exit=0, times=1)
+    assert isinstance((await desk.night(flow_run="run-1")).error, StartFailedError)
+    desk.tell("backup", "duration", seconds=0.5, times=1)
+    desk.simulated.hand_start(desk.name, password=PASSWORD)
+    second = await desk.night(flow_run="run-2")
+    assert second.error is None
+    theirs, ours = sorted(desk.stored, key=lambda manifest: manifest.started_at is not None)
+    assert theirs.started_at is None
+    assert second.outcome.id == ours.id
+
+
+async def test_a_pinned_pair_that_nothing_has_opened_is_not_a_success(sealed: Sealed) -> None:
+    desk = sealed.desk
+    desk.tell("backup", "kill_client", when="before", times=1)
+    desk.tell("backup-retrieve", "drop")
+
+    def theirs(stage: str) -> None:
+        if stage == "start":
+            desk.put()
+
+    assert (await desk.night(flow_run="run-1", after=theirs)).error is not None
+    desk.forget()
+    ended = await desk.night(flow_run="run-2")
+    assert ended.error is None
+    stored = desk.vault.get(ended.outcome.id)
+    assert isinstance(stored, Manifest)
+    assert sealed.can_be_opened(stored)
+
+
+async def test_what_was_given_up_is_removed_by_no_run(desk: Desk) -> None:
+    theirs = desk.put()
+    desk.tell("backup-status", "wrong_md5")
+    await later(desk, 1)
+    await later(desk, 2)  # gives it up; the new one does not match either
+    await later(desk, 3)
+    kept = list((desk.vault.folder(desk.name) / "quarantine").glob("*.given-up/backup.tar.gz.enc"))
+    assert theirs["md5"] in [digests(path).md5 for path in kept]
+
+
+async def test_two_runs_of_one_night_count_once_in_whatever_order_they_began(desk: Desk) -> None:
+    desk.tell("backup-status", "wrong_md5")
+    now = datetime.now(UTC)
+    for name, began in (("run-1", now), ("run-2", now - timedelta(seconds=1))):
+        ended = await desk.night(run=replace(run_of(desk.fleet, name), began=began))
+        assert isinstance(ended.error, Md5MismatchError)
+    assert desk.counted("backup-delete") == 0
+
+
+async def test_a_password_that_cannot_be_read_for_one_night_blocks_no_later_one(desk: Desk) -> None:
+    await desk.killed_after("start")
+    desk.configure(existing="fail")
+    assert isinstance((await desk.night(flow_run="run-2", password="rotated")).error, ForeignBackupError)
+    third = await desk.night(flow_run="run-3")
+    assert third.error is None
+    assert desk.counted("backup") == 1
+
+
+async def test_a_start_from_a_clock_that_ran_ahead_is_not_recent(desk: Desk) -> None:
+    await desk.killed_after("await")
+    journal = desk.journal.read()
+    assert journal is not None
+    desk.journal.write(journal.model_copy(update={"started_at": journal.started_at + timedelta(days=400)}))
+    ended = await desk.night()
+    assert ended.error is None
+    assert desk.counted("backup") == 2

@@ -96,7 +96,7 @@ class Desk:
             flow_run="run-1",
             started_at=NOW,
             sealed=False,
-            effect=Effect.SEEN if pinned else Effect.UNKNOWN,
+            effect=Effect.OPENED if pinned else Effect.UNKNOWN,
             pinned=pinned,
         )
         JournalFile(self.folder, "backup").write(journal)

@@ -73,7 +73,7 @@ def test_each_file_is_readable(left: Left) -> None:
     assert left.mark.is_there()
     assert require_vault(left.vault) == "5f0c2f7e-2b1d-4f0e-9f5b-3f8f4a0f6b11"
     second_night = datetime(2026, 11, 23, 2, tzinfo=UTC)
-    assert UnverifiedFile(left.folder, "backup").count(journal.pinned, second_night, within=60) == 2
+    assert UnverifiedFile(left.folder, "backup").count(journal.pinned, "0" * 32, second_night, within=60) == 2
 
 
 def test_each_file_is_still_written_in_the_same_format(left: Left) -> None:

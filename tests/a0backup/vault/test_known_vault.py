@@ -83,12 +83,45 @@ def test_a_vault_that_was_moved_with_all_that_is_in_it_is_the_same(fleet: Fleet)
 def test_the_vault_is_remembered_in_the_state_folder_where_nothing_can_be_written_beside_the_fleet_file(
     fleet: Fleet, tmp_path: Path
 ) -> None:
-    memory(fleet).mkdir()  # even root cannot replace a folder by a file
-    recognise(fleet)
+    script = (
+        f"mount --bind {fleet.path.parent} {fleet.path.parent} && mount -o remount,ro,bind {fleet.path.parent} && exec"
+        f" {sys.executable} -c 'import sys; from a0backup.fleet.load import load_fleet; from"
+        " a0backup.vault.known_vault import recognise; recognise(load_fleet(sys.argv[1]))'"
+    )
+    ended = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", f"{script} {fleet.path}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+    )
+    if "unshare" in ended.stderr or "mount:" in ended.stderr:
+        pytest.skip(f"no mount namespaces: {ended.stderr}")
+    assert ended.returncode == 0, ended.stderr
+    assert not memory(fleet).exists()
     assert list((tmp_path / "state" / "a0backup" / "vaults").iterdir())
     shutil.rmtree(fleet.vault)
     with pytest.raises(UnknownVaultError, match="does not exist"):
         recognise(fleet)
+
+
+@pytest.mark.parametrize("content", ["", "{torn"])
+def test_a_memory_that_cannot_be_read_makes_no_new_vault(fleet: Fleet, content: str) -> None:
+    recognise(fleet)
+    shutil.rmtree(fleet.vault)
+    memory(fleet).write_text(content)
+    with pytest.raises(UnknownVaultError, match="cannot be recognised"):
+        recognise(fleet)
+    assert not fleet.vault.exists()
+
+
+def test_a_torn_identity_is_set_aside_when_the_operator_says_that_this_is_the_vault(fleet: Fleet) -> None:
+    recognise(fleet)
+    (fleet.vault / "vault.json").write_text("{torn")
+    identity = adopt(fleet)
+    assert recognise(fleet) == identity
+    [aside] = fleet.vault.glob("vault.json.unreadable-*")
+    assert aside.read_text() == "{torn"
 
 
 def test_an_unreadable_identity_is_refused(fleet: Fleet) -> None:

@@ -62,11 +62,11 @@ def strike(
         trial.disk.cut_power(names)
         trial.cut = True
         broken += [f"after the cut: {each}" for each in trial.broken()]
-    seen = trial.sealed and trial.saw_it_come()
+    opened = trial.sealed and trial.has_opened_it()
     broken += trial.finish()
     starts = len(trial.events("started"))
-    # With a sealed password, a backup that nobody saw come is a guess: it is kept, and another one is made.
-    if trial.sealed and not seen:
+    # With a sealed password, a backup that its run has not opened is a guess: it is kept, and another one is made.
+    if trial.sealed and not opened:
         expected += sum(manifest["started_at"] is None for manifest in trial.manifests())
     # A power cut may take the journal with it. In a fleet, the nodes are at different points.
     if starts != expected and not names and len(trial.nodes) == 1:

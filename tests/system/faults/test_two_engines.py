@@ -64,10 +64,10 @@ def hold_until(appliances: SimulatedFleet, nodes: tuple[str, ...], condition: Ca
     appliances.forget()
 
 
-def assert_each_ended_well(runs: list[Running], place: Place, nodes: int) -> None:
+def assert_each_ended_well(runs: list[Running], place: Place, stored: str) -> None:
     for run in runs:
         assert run.exit_code() == 0, run.err
-        assert run.out.startswith(f"{nodes} node backups: {nodes} stored\n")
+        assert run.out.startswith(f"{stored} stored\n")
     for number, run in enumerate(runs, 1):
         assert f"our own; ends with this run, history kept in {place.root}/state-{number}/" in run.err
 
@@ -85,7 +85,7 @@ def test_simultaneous_runs_on_separate_engines_make_one_backup_of_each_node_and_
         lambda: sum(len(run.waits()) for run in runs) == others,
         "each node is held by one run and waited for by all others",
     )
-    assert_each_ended_well(runs, place, 2)
+    assert_each_ended_well(runs, place, "2 node backups: 2")
     assert made(appliances) == {"a0-1": 1, "a0-2": 1}
     assert place.stored() == ["a0-1", "a0-2"]
     pids = {str(run.process.pid) for run in runs}
@@ -117,7 +117,7 @@ def test_runs_that_name_the_nodes_in_opposite_order_do_not_deadlock(
         lambda: sum(len(run.waits()) for run in runs) == 1,
         "each node is held, and the third run waits",
     )
-    assert_each_ended_well(runs, place, 4)
+    assert_each_ended_well(runs, place, "4 backups of 2 nodes: 4")
     for kind in kinds:
         assert [len(appliances.calls(node, kind)) for node in appliances.names] == [1, 1]
     stored = [json.loads(path.read_text()) for path in place.manifests()]

@@ -134,9 +134,9 @@ class Trial:
     def manifests(self) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in sorted(self.vault.glob("*/*/manifest.json"))]
 
-    def saw_it_come(self) -> bool:
-        """Return whether a run has written down that it saw the backup of its start come."""
-        return any(json.loads(path.read_bytes()).get("effect") == "seen" for path in self.journals())
+    def has_opened_it(self) -> bool:
+        """Return whether a run has written down that it opened the backup of its start."""
+        return any(json.loads(path.read_bytes()).get("effect") == "opened" for path in self.journals())
 
     # -- the promises ------------------------------------------------------------------------------------------
 
@@ -296,10 +296,9 @@ class Trial:
         patterns = ["*/journal-*.json", "*/.*.partial", "*/*/.*.partial", "*/quarantine/*/.*.partial"]
         patterns += ["*/work/*", "*/passwords/.*"]
         found = [path for pattern in patterns for path in self.vault.glob(pattern)]
-        listed = [
-            entry["box"] for manifest in self.manifests() for entry in manifest["encryption"]["password"]["sealed"]
-        ]
-        # The password of a start that left nothing stays: its backup may be in another vault.
+        passwords = [manifest["encryption"]["password"] for manifest in self.manifests()]
+        listed = [entry["box"] for password in passwords if password["confirmed"] for entry in password["sealed"]]
+        # A password that is not proven to open an artifact stays: its backup may be in another vault.
         for path in self.vault.glob("*/passwords/*.json"):
             if any(entry["box"] in listed for entry in json.loads(path.read_bytes())["sealed"]):
                 found.append(path)
