@@ -34,7 +34,7 @@ def test_expected_errors_are_logged_in_plain_words_with_what_comes_next(
         r"a0-3: update-commands: the node does not answer \(.*\); retrying in \d\.\d s \(1 of 3\)",
         r"a0-2: md5 mismatch in 3 attempts: .*",
         r"a0-2: md5 mismatch in 3 attempts: .*\nHINT: .*",
-        r"2 of 3 node backups failed: a0-2 .*; a0-3 .*",
+        r"2 of 3 node backups failed: a0-2 .*; a0-3: .*",
     ):
         assert any(re.fullmatch(pattern, line) for line in said), (pattern, said)
     whole = "\n".join(said)
