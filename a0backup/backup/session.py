@@ -104,19 +104,19 @@ class NodeSession:
 
         The report says so while the disk does not answer.
         """
-        work = asyncio.create_task(in_thread(function, *args, **kwargs))
-        since, waited = datetime.now(UTC), 0
+        work, since = asyncio.create_task(in_thread(function, *args, **kwargs)), datetime.now(UTC)
         try:
-            while not work.done():
-                await asyncio.wait({work}, timeout=SLOW)
-                waited += 1
-                if not work.done() and self.step not in READING:
-                    text = f"waiting for the vault's disk since {since:%H:%M:%S UTC}"
-                    tell(Step(self.node.name, "", self.step, text if waited == 1 else ""))
-            return work.result()
+            await asyncio.wait({work}, timeout=SLOW)
+            if not work.done() and self.step not in READING:
+                text = f"waiting for the vault's disk since {since:%H:%M:%S UTC}"
+                tell(Step(self.node.name, "", self.step, text))
+            return await work
         except asyncio.CancelledError:
             work.cancel()
-            await asyncio.wait({work})
+            # Wait to the end, however often this is cancelled: the thread may still write.
+            while not work.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({work})
             raise
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""

@@ -23,9 +23,9 @@ _MAX_REASON = 4 << 20  # with the sealed passwords of many starts
 @fleet_option
 @json_option
 def status(fleet_path: Path, as_json: bool) -> int:
-    """Show the last artifact, unfinished backup, lock holder and quarantine.
+    """Show each node's last artifact, open backup and lock.
 
-    Prints these for every node and kind. Reads only the vault and contacts no node.
+    Prints these, and what is in quarantine, for every node and kind. Reads only the vault and contacts no node.
 
     \b
     Exit codes:

@@ -81,6 +81,14 @@ def test_missing_changed_and_disabled_objects_are_found_until_all_are_fixed(desk
             "the work queue default of the pool appliance is paused",
             "no run of nightly is scheduled, so none will start by itself",
         }
+        desk.client.patch("/work_pools/appliance", json={"is_paused": False, "concurrency_limit": 0}).raise_for_status()
+        queue = {"is_paused": False, "concurrency_limit": 0}
+        desk.client.patch("/work_pools/appliance/queues/default", json=queue).raise_for_status()
+        nothing = "has a concurrency limit of 0: it runs nothing"
+        assert {
+            f"the work pool appliance {nothing}",
+            f"the work queue default of the pool appliance {nothing}",
+        } < set(remarks(desk, "problem"))
         warned = remarks(desk, "warning")
         assert "the schedule of hourly-check is paused" in warned
         assert "the automation 'a0backup: end zombie runs' is off" in warned

@@ -1,17 +1,20 @@
 """A kind or node that fails, for whatever reason, is reported and stops no other."""
 
+import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
 
+from a0backup.backup import session
 from a0backup.backup.loop import NodeOutcomes, back_up_node
-from a0backup.backup.session import NodeSession
+from a0backup.backup.session import NodeSession, Run, open_node
 from a0backup.backup.steps import StepName
 from a0backup.errors import A0cliError, UnreachableError, VaultUnusableError
 from a0backup.report.outcomes import Ending
 from a0backup.report.progress import News, Step, watched_by
 from tests.support.desk import Desk
-from tests.support.nights import PASSWORD, Failures, Plainly, run_of, sharing
+from tests.support.nights import PASSWORD, Failures, Plainly, nothing_shared, run_of, sharing
 
 BOTH = ["backup", "backup-sensitive"]
 
@@ -133,3 +136,27 @@ async def test_a_failure_is_attributed_to_a_step_until_the_next_step_begins(desk
     take = Watching()
     await backed_up(desk, take)
     assert seen == take.taken
+
+
+async def test_the_run_says_that_the_vaults_disk_does_not_answer(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "SLOW", 0.1)
+    news: list[News] = []
+    run = Run.begin(desk.fleet, desk.fleet.nodes, id="run-1")
+    with watched_by(news.append):
+        async with open_node(run, desk.fleet.nodes[0], take=Plainly(), shared=nothing_shared) as opened:
+            assert await opened.on_disk(lambda: time.sleep(0.3) or "done") == "done"
+    told = [each.text for each in news if isinstance(each, Step)]
+    assert [text for text in told if text.startswith("waiting for the vault's disk since ")]
+
+
+async def test_what_is_cancelled_twice_still_waits_for_its_thread(desk: Desk) -> None:
+    ended: list[bool] = []
+    run = Run.begin(desk.fleet, desk.fleet.nodes, id="run-1")
+    async with open_node(run, desk.fleet.nodes[0], take=Plainly(), shared=nothing_shared) as opened:
+        work = asyncio.create_task(opened.on_disk(lambda: (time.sleep(0.5), ended.append(True))))
+        for _ in range(3):
+            await asyncio.sleep(0.05)
+            work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+    assert ended == [True]
