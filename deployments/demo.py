@@ -3,7 +3,6 @@
 import json
 import secrets
 import shlex
-import string
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import yaml
 
 from a0backup.errors import EngineError
 from a0backup.fleet.load import load_fleet
+from a0backup.passwords import recovery_keys
 from a0backup.report import terminal
 from a0backup.report.outcomes import Outcome, exit_code
 from a0backup.report.progress import Ended, News, watched_by
@@ -26,6 +26,7 @@ from deployments.local_run import run_here
 
 NODES = ("a0-1", "a0-2", "a0-3")
 ARTIFACT_BYTES = 3_000_000
+PUBLIC, PRIVATE, PASSPHRASE = "recovery.pub.pem", "offline/recovery.key.pem", "offline/passphrase"
 
 
 def run_demo(directory: Path | None) -> int:
@@ -71,15 +72,17 @@ def _simulated_fleet(place: Path) -> Iterator[Path]:
 
 
 def _write_fleet_file(place: Path, ready: dict[str, Any]) -> Path:
-    password_file = place / "password"
-    if not password_file.exists():
-        password_file.touch(0o600)
-        letters = string.ascii_letters + string.digits
-        password_file.write_text("".join(secrets.choice(letters) for _ in range(24)) + "\n")
+    if not (place / PUBLIC).exists():
+        passphrase = secrets.token_hex(12)
+        # Away from the public part: for real, on another machine.
+        (place / PRIVATE).parent.mkdir(mode=0o700, exist_ok=True)
+        (place / PASSPHRASE).touch(0o600)
+        (place / PASSPHRASE).write_text(f"{passphrase}\n")
+        recovery_keys.make_pair(place / PRIVATE, place / PUBLIC, passphrase)
     content = {
         "vault": "./vault",
         "a0cli": {"path": ready["a0cli"], "key_dir": ready["key_dir"]},
-        "password": {"file": "./password"},
+        "password": {"sealed_to": PUBLIC},
         "polling": {"interval": "1s", "max_interval": "2s", "deadline": "5m"},
         "nodes": ready["nodes"],
     }
@@ -98,18 +101,19 @@ def _explain(fleet_file: Path) -> None:
         print(f"  {manifest.id}  {human_size(manifest.artifact.size)}  md5 {manifest.artifact.md5}")
     if manifests:
         last = manifests[-1]
-        password = shlex.quote(str(fleet.password.file))
-        artifact = shlex.quote(str(vault.artifact(last)))
+        place = fleet_file.parent
+        key = shlex.join(["--key", str(place / PRIVATE), "--passphrase-file", str(place / PASSPHRASE)])
         print(
             f"""
 look at it:
   a0backup list {at}
   a0backup show {at} {last.id}
   a0backup verify {at}
-  openssl enc -d -aes-256-ctr -md md5 -nosalt -pass file:{password} -in {artifact} | tar tz
+  a0backup drill {at} {key}
 
 with your own nodes:
-  a0backup init            # a commented fleet.yaml: name your nodes, a0cli's key pair and the password's place
+  a0backup init            # a commented fleet.yaml: name your nodes and a0cli's key pair
+  a0backup key create      # the recovery key pair, whose private part opens the backups
   a0backup check           # looks at every node, changes nothing
   a0backup run
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -139,6 +139,7 @@ async def _workers(client: "PrefectClient", now: datetime) -> AsyncIterator[Rema
 async def _coming(client: "PrefectClient", things: "Sequence[EngineObject]", now: datetime) -> AsyncIterator[Remark]:
     """Check that each deployment with a schedule in prefect.yaml has a next run, whatever may prevent one."""
     from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.sorting import FlowRunSort
     from prefect.exceptions import ObjectNotFound
 
     from deployments.engine_objects import Deployment
@@ -165,7 +166,10 @@ async def _coming(client: "PrefectClient", things: "Sequence[EngineObject]", now
         on = [] if found.paused else [schedule for schedule in found.schedules if schedule.active]
         changed = any(each.updated and now - each.updated < _SCHEDULED_WITHIN for each in (found, *on))
         name = thing.entry.name
-        if await client.read_flow_runs(flow_run_filter=to_come, limit=1):
+        coming = await client.read_flow_runs(flow_run_filter=to_come, limit=1, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+        if coming:
+            begins = coming[0].next_scheduled_start_time or now
+            yield Remark(Verdict.OK, f"the next run of {name}: {begins.astimezone(UTC):%Y-%m-%d %H:%M UTC}")
             if len(on) < sum(schedule.active for schedule in thing.entry.schedules):
                 yield Remark(Verdict.WARNING, f"a schedule of {name} is paused", _SWITCH_ON)
         elif not on and thing.flow.name not in _BACKUPS:

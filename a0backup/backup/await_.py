@@ -27,7 +27,7 @@ class Verdict(Enum):
 
     FOUND = "it is finished"
     NO_MD5 = "it is finished, and its md5 is not shown"
-    GONE = "it is not ours, and the node shows nothing any more"
+    GONE = "this run did not start it, and the node shows nothing any more"
     WAIT = "it may still come"
     NOT_OURS = "another is in progress, and is to be left alone"
     REFUSED = "our start was refused, and nothing came of it"
@@ -38,13 +38,14 @@ class Verdict(Enum):
 class Look:
     """One look at the node during the wait for a backup; *since_start* is in seconds.
 
-    *ours*: the journal says that we started it. *before*: what the node last showed before our
-    start. *refused*: our start was refused. *sealed*: only we know the password of that start.
-    *seen_in_progress*: an earlier look saw a backup in progress.
+    *ours*: the journal says that we started it. *started_here*: in this run. *before*: what the
+    node last showed before our start. *refused*: our start was refused. *sealed*: only we know the
+    password of that start. *seen_in_progress*: an earlier look saw a backup in progress.
     """
 
     status: Status
     ours: bool
+    started_here: bool
     before: BackupIdentity | None
     refused: bool
     sealed: bool
@@ -80,6 +81,8 @@ def judge(look: Look) -> Verdict:
             return Verdict.REFUSED if too_late else Verdict.WAIT
         case _ if not look.ours:
             return Verdict.FOUND
+        case Absent() if not look.started_here and (look.seen_in_progress or too_late):
+            return Verdict.GONE
         case _:
             return Verdict.NO_EFFECT if look.seen_in_progress or too_late else Verdict.WAIT
 
@@ -133,6 +136,7 @@ class Await:
         return Look(
             status,
             ours=ours,
+            started_here=sent is not None,
             before=before,
             refused=sent is not None and sent.refused is not None,
             sealed=sent is not None and sent.sealed,

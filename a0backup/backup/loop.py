@@ -84,6 +84,7 @@ async def back_up_node(run: Run, outcomes: NodeOutcomes, *, take: TakeStep, shar
             outcomes.kinds = await unfinished_first(session, outcomes.kinds)
             for kind in outcomes.kinds:
                 await back_up_kind(session, kind, outcomes)
+            outcomes.warnings += await forgotten_kinds(session, outcomes.kinds)
             if half := halves(node.name, outcomes.kinds, splits=session.splits, outcomes=outcomes.all):
                 outcomes.warnings.append(RunWarning(half, node.name))
     if ended.error is not None and len(outcomes.all) == len(outcomes.kinds):
@@ -98,6 +99,15 @@ async def unfinished_first(session: NodeSession, kinds: Sequence[str]) -> tuple[
     folder = session.vault.folder(session.node.name)
     unfinished = await session.on_disk(lambda: [kind for kind in kinds if JournalFile(folder, kind).path.exists()])
     return tuple(sorted(kinds, key=lambda kind: kind not in unfinished))
+
+
+async def forgotten_kinds(session: NodeSession, kinds: Sequence[str]) -> list[RunWarning]:
+    """Return a warning for each unfinished backup of a kind that is not among *kinds* any more."""
+    folder, node = session.vault.folder(session.node.name), session.node.name
+    journals = await session.on_disk(lambda: sorted(folder.glob("journal-*.json")))
+    names = (path.stem.removeprefix("journal-") for path in journals)
+    text = "an unfinished {} of an earlier run is not in `kinds` any more: no run finishes it"
+    return [RunWarning(text.format(kind), node) for kind in names if kind not in kinds]
 
 
 async def back_up_kind(session: NodeSession, kind: str, outcomes: NodeOutcomes) -> None:

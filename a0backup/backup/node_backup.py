@@ -177,14 +177,13 @@ class NodeBackup:
         if following is Next.FAIL and possible and kept is not None and nights >= self.session.fleet.give_up_after:
             following = Next.GIVE_UP
         if following is Next.GIVE_UP:
-            if kept is not None:
-                aside = await self.context.on_disk(keep_given_up, kept)
-                self.context.note(
-                    f"the bytes of the backup that was given up are kept in {aside} until you remove them"
-                )
+            kept = kept and await self.context.on_disk(keep_given_up, kept)
             after = f" after {nights} nights" if nights > 1 else ""
             self.context.note(f"given up{after} and replaced by a new one: {error.text()}")
             self.so_far.given_up, self.so_far.outcome = retrieval.found.identity, None
+        if kept is not None:
+            removed = "; no run removes them" if following is Next.GIVE_UP else ""
+            self.context.note(f"the bytes that could not be verified are kept in {kept}{removed}")
         return following
 
     async def store(self, retrieval: Retrieval) -> None:
@@ -254,6 +253,8 @@ class NodeBackup:
     def outcome(self, seconds: float, error: BaseException | None) -> Outcome:
         """Return the outcome: *error* or, without one, the artifact that is stored and off the node."""
         stored = self.so_far.outcome if error is None or self._is_what_failed() else None
+        if stored is not None and stored.id not in self.so_far.read_back:
+            stored = None  # nothing is known about its bytes in this run
         status = self.context.last_status
         match status:
             case Absent():

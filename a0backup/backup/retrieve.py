@@ -328,7 +328,6 @@ class Retrieval:
         except VaultUnusableError as full:
             context.note(f"the bytes that failed verification could not be kept in quarantine: {full.reason}")
             return None
-        context.note(f"the bytes that failed verification are kept in {kept}")
         return kept
 
 

@@ -13,6 +13,7 @@ from a0backup.fleet.load import load_fleet
 from a0backup.report.words import plain
 from a0backup.vault.journal import JournalFile
 from a0backup.vault.lock import is_held, read_holder
+from a0backup.vault.manifest import Manifest
 from a0backup.vault.quarantine import quarantined
 from a0backup.vault.vault import Vault, is_ahead
 
@@ -56,6 +57,7 @@ def _row(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
     from a0backup.backup.deletion import DeletionMark
 
     last = vault.newest(node, kind)
+    ours = next((each for each in vault.newest_first(node, kind) if each.started_at is not None), None)
     lock = vault.folder(node) / "lock"
     holder = str(read_holder(lock) or "a process that has not written its name yet") if is_held(lock) else None
     unfinished = _unfinished(vault, node, kind)
@@ -65,11 +67,18 @@ def _row(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
     return {
         "node": node,
         "kind": kind,
-        "last": last.id if last else None,
+        "last": _last(last, ours),
         "journal": unfinished,
         "holder": holder,
         "quarantine": _quarantine(vault, node, kind),
     }
+
+
+def _last(last: Manifest | None, ours: Manifest | None) -> str | None:
+    """Return the last artifact; one that this vault is not known to have started is marked, with the last that is."""
+    if last is None or last.started_at is not None:
+        return last.id if last else None
+    return f"{last.id} (not known to be started by this vault; the last that is: {ours.id if ours else 'none'})"
 
 
 def _quarantine(vault: Vault, node: str, kind: str) -> str | None:

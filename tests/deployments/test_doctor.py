@@ -1,6 +1,7 @@
 """`a0backup engine check` from the outside: what an engine lacks for the coming night."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -63,6 +64,9 @@ def test_missing_changed_and_disabled_objects_are_found_until_all_are_fixed(desk
     try:
         assert eventually(lambda: check(desk).returncode == 0, 120)
         assert "ok       workers of the pool appliance: one\n" in check(desk).stdout
+        assert re.search(
+            r"^ok       the next run of nightly: \d{4}-\d\d-\d\d \d\d:\d\d UTC$", check(desk).stdout, re.MULTILINE
+        )
 
         limits = desk.client.post("/v2/concurrency_limits/filter", json={}).json()
         [of_all] = [limit["id"] for limit in limits if limit["name"] == "a0backup"]

@@ -18,6 +18,7 @@ NO_MD5 = Found("05-06-2016-15-04-30.tar.gz", None, "no md5")
 OURS = Look(
     InProgress(),
     ours=True,
+    started_here=True,
     before=BEFORE,
     refused=False,
     sealed=False,
@@ -39,6 +40,12 @@ ROWS: list[tuple[str, Look, Status, Verdict]] = [
     ("nothing is shown yet", OURS, Absent(), Verdict.WAIT),
     ("nothing is shown after call_timeout", replace(OURS, since_start=60), Absent(), Verdict.NO_EFFECT),
     ("ours was in progress and is gone", replace(OURS, seen_in_progress=True), Absent(), Verdict.NO_EFFECT),
+    (
+        "that of an earlier run was in progress and is gone",
+        replace(OURS, seen_in_progress=True, started_here=False),
+        Absent(),
+        Verdict.GONE,
+    ),
     ("theirs is in progress", THEIRS, InProgress(), Verdict.WAIT),
     ("theirs is there", THEIRS, NEW, Verdict.FOUND),
     ("theirs is gone", THEIRS, Absent(), Verdict.GONE),
@@ -71,6 +78,7 @@ looks = st.builds(
     Look,
     st.sampled_from([InProgress(), Absent(), OLD, NEW, NO_MD5]),
     ours=st.booleans(),
+    started_here=st.booleans(),
     before=st.sampled_from([None, BEFORE]),
     refused=st.booleans(),
     sealed=st.booleans(),

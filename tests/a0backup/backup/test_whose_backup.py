@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from a0backup.backup.loop import NodeOutcomes, back_up_node
 from a0backup.errors import (
     AwaitDeadlineError,
     ForeignBackupError,
@@ -22,7 +23,7 @@ from a0backup.report.outcomes import Ending
 from a0backup.vault.journal import Effect
 from a0backup.vault.manifest import Manifest
 from tests.support.desk import Desk
-from tests.support.nights import PASSWORD, Night, run_of, whole_night
+from tests.support.nights import PASSWORD, Night, Plainly, run_of, sharing, whole_night
 from tests.support.patience import until
 from tests.support.sealed import Sealed
 
@@ -472,3 +473,41 @@ async def test_a_start_from_a_clock_that_ran_ahead_is_not_recent(desk: Desk) -> 
     ended = await desk.night()
     assert ended.error is None
     assert desk.counted("backup") == 2
+
+
+async def test_a_backup_in_progress_that_is_gone_when_an_earlier_run_resumes_is_made_anew(desk: Desk) -> None:
+    desk.tell("backup", "duration", seconds=1.5, times=1)
+    await desk.killed_after("start")
+    desk.tell("backup-status", "in_progress", times=2)
+    removed: list[bool] = []
+
+    def remove(stage: str) -> None:
+        if stage == "status" and not removed:
+            until(lambda: desk.holds is not None, "the backup is there")
+            desk.remove()
+            removed.append(True)
+
+    ended = await desk.night(after=remove)
+    assert ended.error is None
+    assert desk.counted("backup") == 2
+
+
+async def test_an_unfinished_kind_that_fleet_yaml_names_no_more_is_reported(desk: Desk) -> None:
+    desk.configure(kinds=["backup", "backup-sensitive"])
+    desk.tell("backup-sensitive", "kill_parent", when="after", times=1)
+    await desk.killed_after("never that far")
+    desk.configure(kinds=["backup"])
+    run = run_of(desk.fleet, "run-2")
+    outcomes = NodeOutcomes(desk.fleet.nodes[0], desk.fleet)
+    await back_up_node(run, outcomes, take=Plainly(), shared=sharing(PASSWORD))
+    told = "an unfinished backup-sensitive of an earlier run is not in `kinds` any more: no run finishes it"
+    assert told in [warning.text for warning in outcomes.warnings]
+
+
+async def test_what_was_not_read_back_is_not_reported_as_stored(desk: Desk) -> None:
+    await desk.killed_after("confirm-delete")
+    [lost] = desk.stored
+    desk.vault.artifact(lost).unlink()
+    desk.tell(None, "unreachable")
+    ended = await desk.night(flow_run="run-1")
+    assert (ended.outcome.ending, ended.outcome.id) == (Ending.UNREACHABLE, "")
