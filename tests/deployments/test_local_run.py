@@ -73,7 +73,7 @@ def test_a_run_starts_its_own_engine_records_every_step_there_and_leaves_nothing
     assert not [path for path in own.home.rglob("*") if path.is_file()]
     # Plain lines, for a log file, and the report on standard output.
     assert "\x1b" not in ended.stdout + ended.stderr
-    assert "a0-1  ping: PONG" in ended.stderr.splitlines()
+    assert re.search(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ  a0-1  ping: PONG$", ended.stderr, re.MULTILINE)
     assert ended.stdout.startswith("2 node backups: 2 stored\n")
 
 
