@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from a0backup.a0cli.status import Status, shown
+from a0backup.a0cli.status import Found, Status, shown
 from a0backup.backup.node_backup import NodeBackup
 from a0backup.backup.reconcile import AskAgain, Await, Delete, Keep, ReadBack, Refuse, Replace, Settle, Start
 from a0backup.backup.retrieve import Next
@@ -159,8 +159,8 @@ async def make_and_keep(backup: NodeBackup) -> None:
 async def retrieve_and_store(backup: NodeBackup, action: Keep, status: Status) -> Status:
     """Retrieve the backup of *action* until its md5 matches, at most `retrieve_attempts` times, then store it.
 
-    Nothing is stored if the backup is given up, or if the node shows another *status* between two
-    attempts. Return the last status.
+    Nothing is stored if the backup is given up, or if the node shows another md5 for it between two
+    attempts: the first one was shown too early. Return the last status.
     """
     retrieval = backup.retrieval(action)
     while True:
@@ -172,7 +172,7 @@ async def retrieve_and_store(backup: NodeBackup, action: Keep, status: Status) -
             match await backup.after_failure(retrieval, error):
                 case Next.RETRY:
                     now = await backup.status()
-                    if now != status:
+                    if isinstance(now, Found) and now.name == action.found.name and now != status:
                         return now
                     continue
                 case Next.GIVE_UP:

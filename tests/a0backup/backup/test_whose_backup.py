@@ -276,6 +276,13 @@ async def test_the_status_is_asked_again_between_two_retrievals(desk: Desk) -> N
     desk.is_settled()
 
 
+async def test_a_run_whose_backups_are_taken_away_does_not_make_one_after_another(desk: Desk) -> None:
+    desk.tell("backup-status", "taken", times=3)
+    ended = await desk.night()
+    assert ended.error is not None
+    assert desk.counted("backup") == 1
+
+
 async def test_with_existing_fail_a_backup_that_was_pinned_with_a_premature_md5_blocks_no_night(desk: Desk) -> None:
     desk.configure(existing="fail", retrieve_attempts=1)
     first = await desk.night(flow_run="run-1", after=lambda stage: shows_a_premature_md5(desk, stage))
