@@ -97,8 +97,9 @@ def test_an_interrupted_run_ends_in_time_and_the_next_one_finishes_its_backups(
         out, err = process.communicate(timeout=patience(10))
         assert process.returncode == 130, err
         assert "interrupted" in err
-        assert out.startswith("4 node backups: 1 stored, 3 failed (3 interrupted)\n")
-        for row in ("a0-1  interrupted (await)", "a0-2  interrupted (retrieve)", "a0-4  stored"):
+        # The signal may come before the end of a0-4 is reported.
+        assert re.match(r"4 node backups: [01] stored, [34] failed \([34] interrupted\)\n", out)
+        for row in ("a0-1  interrupted (await)", "a0-2  interrupted (retrieve)", "a0-3  interrupted", "a0-4  "):
             assert row in out
         assert "Traceback" not in err
         assert own.left() == []
