@@ -293,9 +293,8 @@ class Trial:
         return found + [f"a process is left: {words}" for words in self.processes()]
 
     def _leftovers(self) -> list[Path]:
-        patterns = ["*/journal-*.json", "*/.*.partial", "*/*/.*.partial", "*/quarantine/*/.*.partial"]
-        patterns += ["*/work/*", "*/passwords/.*"]
-        found = [path for pattern in patterns for path in self.vault.glob(pattern)]
+        patterns = ["journal-*.json", ".*.partial", "*/.*.partial", "quarantine/*/.*.partial", "work/*", "passwords/.*"]
+        found = [path for pattern in patterns for path in self.vault.glob(f"*/{pattern}")]
         passwords = [manifest["encryption"]["password"] for manifest in self.manifests()]
         listed = [entry["box"] for password in passwords if password["confirmed"] for entry in password["sealed"]]
         # A password that is not proven to open an artifact stays: its backup may be in another vault.
