@@ -31,7 +31,7 @@ def list_artifacts(fleet_path: Path, vault_path: Path | None, as_json: bool, nod
     \b
     Exit codes:
       0  success
-      1  a manifest was not read: a later version wrote it, or another user keeps it to himself
+      1  a manifest was not read: a later version wrote it, or it belongs to another user
       2  usage or fleet.yaml wrong, or no such node in the vault
       4  a manifest is unreadable, or an artifact is missing or has the wrong size
     """
@@ -92,13 +92,12 @@ def verify(fleet_path: Path, vault_path: Path | None, as_json: bool, artifact_id
     """Read artifacts again and compare them with their manifests.
 
     Reads every artifact in the vault from the disk; give IDs to read only these, or NODE, NODE/KIND or latest for the
-    newest. Needs no password. Prints one line
-    per artifact: ok, DAMAGED, or NOT READ if a later version wrote it.
+    newest. Needs no password. Prints one line per artifact: ok, DAMAGED, or NOT READ if a later version wrote it.
 
     \b
     Exit codes:
       0  success
-      1  there is no artifact, or one was not read: a later version wrote it, or another user keeps it to himself
+      1  there is no artifact, or one was not read: a later version wrote it, or it belongs to another user
       2  usage or fleet.yaml wrong, or no such artifact
       4  an artifact is damaged or missing
     """

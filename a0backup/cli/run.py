@@ -60,7 +60,7 @@ def run(
       1    every node failed, or the run itself
       2    usage or fleet.yaml wrong; nothing was touched
       3    some nodes failed; a backup stored but not deleted on its node counts as failed
-      130  interrupted; the next run resumes
+      130  interrupted; the next run continues from what the nodes and the vault show
     """
     act = check_nodes if dry_run else back_up_nodes
     return act(fleet_path, nodes, existing, as_json=as_json, quiet=quiet, own_engine=engine == "own")
