@@ -128,7 +128,8 @@ class Await:
     def _look(self, status: Status, now: float) -> Look:
         journal, sent = self.context.journal, self._sent
         unpinned = journal is not None and journal.pinned is None
-        ours = journal is not None and journal.may_claim_unpinned(self.context.node.host, self.context.node.port)
+        node = self.context.node
+        ours = journal is not None and journal.is_for(node.host, node.port) and journal.may_claim_unpinned()
         # Also after a refused start: deleting the former backup, if it is gone by then, would hit the current one.
         before = sent.before if sent else None
         if journal is not None:

@@ -243,7 +243,7 @@ def _may_be_in_progress(facts: Facts) -> bool:
 
 def _claims_unpinned(facts: Facts) -> bool:
     journal = facts.journal
-    return journal is not None and not facts.moved and journal.may_claim_unpinned(journal.host, journal.port)
+    return journal is not None and not facts.moved and journal.may_claim_unpinned()
 
 
 def _claim(found: Found, facts: Facts) -> Claim:

@@ -8,6 +8,8 @@ from a0backup.errors import UnknownVaultError
 from a0backup.files import fsync_directory
 from a0backup.vault.vault import VAULT
 
+REMEDY = "move the vault to a file system of Linux, such as ext4 or XFS, or to NFS with locks"
+
 
 def require_able(root: Path) -> None:
     """Return if locks work on the file system of the vault at *root*, and names can be made durable.
@@ -32,9 +34,6 @@ def require_able(root: Path) -> None:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-
-
-REMEDY = "move the vault to a file system of Linux, such as ext4 or XFS, or to NFS with locks"
 
 
 def _require_locks(root: Path, one: int, other: int) -> None:

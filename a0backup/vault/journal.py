@@ -92,9 +92,9 @@ class Journal(BaseModel):
         same_bytes = self.pinned is not None and self.pinned.md5 == manifest.artifact.md5
         return same_bytes and self.started_at == manifest.started_at
 
-    def may_claim_unpinned(self, host: str, port: int) -> bool:
-        """Return whether a backup at that address that is not pinned may be the one that was started."""
-        if self.pinned is not None or self.effect is Effect.REFUSED or not self.is_for(host, port):
+    def may_claim_unpinned(self) -> bool:
+        """Return whether a backup that is not pinned, at the address of the start, may be the one that was started."""
+        if self.pinned is not None or self.effect is Effect.REFUSED:
             return False
         # After a start without effect, anybody who knows the shared password may have made it.
         return self.sealed or self.effect is not Effect.NONE

@@ -64,11 +64,15 @@ def require_vault(vault: Vault) -> str:
         raise UnknownVaultError(str(vault.root), f"cannot be identified: {VAULT} {reason}") from None
 
 
-def require_known(fleet: Fleet) -> None:
-    """Raise UnknownVaultError unless the vault of *fleet* is there, and is the one that was used last, if any was."""
+def require_known(fleet: Fleet) -> str:
+    """Return the identity of the vault of *fleet*.
+
+    Raise UnknownVaultError unless it is there, and is the one that was used last, if any was.
+    """
     identity, known = require_vault(Vault(fleet.vault)), _remembered(fleet)
     if known is not None and known.id != identity:
         raise UnknownVaultError(str(fleet.vault), _another(known))
+    return identity
 
 
 def recognise(fleet: Fleet) -> str:
@@ -80,9 +84,9 @@ def recognise(fleet: Fleet) -> str:
     if known is None:
         create(vault)
         _remember(fleet, require_vault(vault))
-    require_known(fleet)
+    identity = require_known(fleet)
     require_able(fleet.vault)
-    return require_vault(vault)
+    return identity
 
 
 def require_same(vault: Vault, identity: str) -> None:
