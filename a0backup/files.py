@@ -305,18 +305,29 @@ def publish_new(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         publish(aside, content)
-        try:
-            os.link(aside, path, follow_symlinks=False)
-        except FileExistsError:
-            pass
-        except OSError:
-            # This file system has no links: take the name first.
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-                aside.replace(path)
+        with contextlib.suppress(FileExistsError):
+            take_name(aside, path)
     finally:
         aside.unlink(missing_ok=True)
     fsync_directory(path.parent)
+
+
+def take_name(aside: Path, path: Path) -> None:
+    """Rename *aside* to the new name *path*. Raise FileExistsError if *path* exists, OSError."""
+    try:
+        os.link(aside, path, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:
+        # This file system has no links (a USB stick, for example): take the name first, then replace it.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        try:
+            aside.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
+    else:
+        aside.unlink(missing_ok=True)
 
 
 def remove_durably(path: Path) -> None:

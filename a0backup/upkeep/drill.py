@@ -3,7 +3,6 @@
 contents = drill(vault, manifest, Secrets(key=load_private(path, passphrase)).passwords(manifest), limits)
 """
 
-import contextlib
 import os
 import uuid
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from a0backup.errors import (
     TooLargeUnpackedError,
     WrongPasswordError,
 )
-from a0backup.files import fsync_directory, open_private
+from a0backup.files import fsync_directory, open_private, take_name
 from a0backup.passwords.recovery_keys import PrivateKey
 from a0backup.passwords.sealed import candidates
 from a0backup.vault.manifest import Manifest
@@ -89,7 +88,7 @@ def decrypt(vault: Vault, manifest: Manifest, passwords: Sequence[str], limits: 
             require_same(manifest, decrypt_file(vault.artifact(manifest), file, passwords[contents.opened_by]))
             file.flush()
             os.fsync(file.fileno())
-            _take(aside, target)
+            take_name(aside, target)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -115,22 +114,3 @@ def remedy(error: A0BackupError, manifest: Manifest, *, with_key: bool) -> str:
     if manifest.encryption.password.sealed:
         return "what the recovery key opened is not the password of this artifact; `a0backup show` tells what is known"
     return "give the password of that time with --password-file; letters, case and blanks count"
-
-
-def _take(aside: Path, target: Path) -> None:
-    """Rename *aside* to *target*. Raise FileExistsError if *target* exists."""
-    try:
-        os.link(aside, target, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError:
-        # This file system has no links (a USB stick, for example): take the name first, then replace it.
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        try:
-            aside.replace(target)
-        except BaseException:
-            target.unlink()
-            raise
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            aside.unlink()

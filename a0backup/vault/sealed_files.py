@@ -27,6 +27,7 @@ from a0backup.files import (
     publish,
     read_past_cache,
     read_whole,
+    take_name,
 )
 from a0backup.vault.journal import later_schema
 from a0backup.vault.manifest import Manifest, SealedPassword, Time
@@ -88,15 +89,8 @@ class SealedFiles:
         while True:
             path = self.folder / f"{second:%Y%m%dT%H%M%SZ}-{self.kind}.json"
             try:
-                os.link(aside, path, follow_symlinks=False)
+                take_name(aside, path)
             except FileExistsError:
-                second += timedelta(seconds=1)
-            except OSError:
-                # This file system has no links: take the name first. All calls are made under the node's lock.
-                with contextlib.suppress(FileExistsError):
-                    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-                    aside.replace(path)
-                    return path
                 second += timedelta(seconds=1)
             else:
                 return path
