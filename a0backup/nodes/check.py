@@ -37,7 +37,7 @@ from a0backup.passwords.shared import LoadShared
 from a0backup.report.outcomes import Finding, Problem, halves
 from a0backup.report.words import human_size
 from a0backup.vault.journal import Journal, JournalFile
-from a0backup.vault.known_vault import refusal
+from a0backup.vault.known_vault import memory_warning, refusal
 from a0backup.vault.lock import is_held, read_holder
 from a0backup.vault.space import nearest, space_for
 from a0backup.vault.vault import Vault
@@ -201,7 +201,8 @@ def fleet_warnings(fleet: Fleet) -> tuple[str, ...]:
     The warnings about a node's folder in the vault are in the node's Finding.
     """
     warnings = [] if fleet.password.sealed_to else [KEYSTREAM_REUSE]
-    warnings += filter(None, [limits.warning(min(fleet.max_parallel, len(fleet.nodes))), _root_warning(fleet.vault)])
+    too_many = limits.warning(min(fleet.max_parallel, len(fleet.nodes)))
+    warnings += filter(None, [too_many, _root_warning(fleet.vault), memory_warning(fleet)])
     # `.pub` is the usual name of the public half of a key pair, which others may read.
     keys = {path: _mode(path) for path in _entries(fleet.a0cli.key_dir) if path.suffix != ".pub"}
     if exposed := _open_to_others({path: mode for path, mode in keys.items() if stat.S_ISREG(mode)}):

@@ -23,6 +23,7 @@ from a0backup.state_folder import state_folder
 from a0backup.vault.filesystem import require_able
 from a0backup.vault.journal import later_schema
 from a0backup.vault.manifest import Time
+from a0backup.vault.space import nearest
 from a0backup.vault.vault import VAULT, Vault
 
 MAX_BYTES = 4096
@@ -123,6 +124,17 @@ def adopt(fleet: Fleet) -> str:
     if (known := _remembered(fleet)) is not None and known.id != identity:
         raise UnknownVaultError(str(fleet.vault), "cannot be remembered", f"make {_places(fleet)[0]} writable")
     return identity
+
+
+def memory_warning(fleet: Fleet) -> str:
+    """Return a warning if nothing can remember the vault of *fleet*; otherwise an empty text."""
+    places = _places(fleet)
+    if any(place.exists() or os.access(nearest(place.parent), os.W_OK) for place in places):
+        return ""
+    return (
+        f"nothing remembers which vault was used, as {' and '.join(map(str, places))} cannot be written: if the"
+        " vault's disk is missing one day, a run makes a new vault in its place"
+    )
 
 
 def _another(known: _Memory) -> str:

@@ -28,6 +28,14 @@ def register(engine: Engine, folder: Path) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def start_run(engine: Engine, deployment: str, **parameters: str) -> str:
+    """Return the id of a new run of the deployment."""
+    found = engine.client.get(f"deployments/name/{deployment}").raise_for_status().json()["id"]
+    answer = engine.client.post(f"deployments/{found}/create_flow_run", json={"parameters": parameters})
+    run_id: str = answer.raise_for_status().json()["id"]
+    return run_id
+
+
 def end_zombies_sooner(engine: Engine) -> None:
     """Make it take as little as three heartbeats of the runs allow, instead of nine minutes."""
     [zombies] = engine.client.post("automations/filter", json={}).raise_for_status().json()
@@ -49,9 +57,14 @@ def processes_of(worker: Part) -> list[psutil.Process]:
     return psutil.Process(worker.process.pid).children(recursive=True)
 
 
-def session_of(call: dict[str, str]) -> str:
-    """Return which run of the node made an a0cli call. Each run has its own private directory."""
-    return Path(call["cwd"]).name
+def sessions(appliances: SimulatedFleet, node: str, vault: Path) -> list[str]:
+    """Return the backup runs that called the node, in the order of their calls, by the names of their directories.
+
+    A check calls the node from a directory outside of the vault, at the same time as a run if need be.
+    """
+    directories = [Path(call["cwd"]) for call in appliances.calls(node)]
+    made_by_runs = [path.name for path in directories if path.is_relative_to(vault)]
+    return [name for name, _ in itertools.groupby(made_by_runs)]
 
 
 @pytest.mark.engine
@@ -75,13 +88,13 @@ def test_each_of_16_nodes_is_stored_once_although_one_of_two_workers_dies_midway
         end_zombies_sooner(engine)
 
         first = engine.start_worker("one", operator, **settings)
-        nightly = engine.client.get("deployments/name/backup-fleet/nightly").raise_for_status().json()["id"]
-        body = {"parameters": {"fan_out": "workers"}}
-        night = engine.client.post(f"deployments/{nightly}/create_flow_run", json=body).raise_for_status().json()["id"]
+        night = start_run(engine, "backup-fleet/nightly", fan_out="workers")
         # The night runs on the first worker, so the second is the one to die. A night that died too could not start
         # again the runs that died with it.
         assert eventually(lambda: night in runs_of(first), 60), first.tail()
         second = engine.start_worker("two", operator, **settings)
+        # The hourly check may come at any time.
+        start_run(engine, "check-fleet/hourly-check")
 
         def flow_run(run: str) -> dict[str, Any]:
             found: dict[str, Any] = engine.client.get(f"flow_runs/{run}").raise_for_status().json()
@@ -130,14 +143,15 @@ def test_each_of_16_nodes_is_stored_once_although_one_of_two_workers_dies_midway
         assert manifests == {f"a0-{number}": 1 for number in range(1, NODES + 1)}
         assert Counter(call["node"] for call in appliances.calls(command="backup")) == manifests
         for node in manifests:
-            # The runs that called the node, in the order of their calls. Each appears once, so no two overlapped.
-            runs = [run for run, _ in itertools.groupby(map(session_of, appliances.calls(node)))]
+            # Each run appears once, so no two overlapped.
+            runs = sessions(appliances, node, vault)
             assert len(runs) == len(set(runs)), node
             assert appliances.holds(node) is None
         # The interrupted nodes were taken over, and the dead runs are known as dead.
         assert left_behind
         for node in left_behind:
-            assert len({session_of(call) for call in appliances.calls(node)}) == 2, node
+            assert len(sessions(appliances, node, vault)) == 2, node
+        assert any(not Path(call["cwd"]).is_relative_to(vault) for call in appliances.calls())
         for run in died:
             assert state_of(run)["type"] == "CRASHED"
         [page] = engine.client.post(

@@ -11,7 +11,7 @@ import pytest
 from a0backup.errors import UnknownVaultError
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Fleet
-from a0backup.vault.known_vault import adopt, recognise, refusal, require_known, require_vault
+from a0backup.vault.known_vault import adopt, memory_warning, recognise, refusal, require_known, require_vault
 from a0backup.vault.vault import Vault
 from tests.support.paths import REPOSITORY
 from tests.support.patience import patience
@@ -80,13 +80,12 @@ def test_a_vault_that_was_moved_with_all_that_is_in_it_is_the_same(fleet: Fleet)
     require_known(load_fleet(fleet.path))
 
 
-def test_the_vault_is_remembered_in_the_state_folder_where_nothing_can_be_written_beside_the_fleet_file(
-    fleet: Fleet, tmp_path: Path
-) -> None:
+def with_read_only(folder: Path, code: str, fleet: Fleet) -> str:
+    """Run Python *code*, which has the fleet as `fleet`, where *folder* is a read-only mount; return what it prints."""
     script = (
-        f"mount --bind {fleet.path.parent} {fleet.path.parent} && mount -o remount,ro,bind {fleet.path.parent} && exec"
-        f" {sys.executable} -c 'import sys; from a0backup.fleet.load import load_fleet; from"
-        " a0backup.vault.known_vault import recognise; recognise(load_fleet(sys.argv[1]))'"
+        f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && exec {sys.executable} -c 'import sys;"
+        " from a0backup.fleet.load import load_fleet; from a0backup.vault.known_vault import memory_warning, recognise;"
+        f" fleet = load_fleet(sys.argv[1]); {code}'"
     )
     ended = subprocess.run(
         ["unshare", "--mount", "--map-root-user", "sh", "-c", f"{script} {fleet.path}"],
@@ -98,11 +97,27 @@ def test_the_vault_is_remembered_in_the_state_folder_where_nothing_can_be_writte
     if "unshare" in ended.stderr or "mount:" in ended.stderr:
         pytest.skip(f"no mount namespaces: {ended.stderr}")
     assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_the_vault_is_remembered_in_the_state_folder_where_nothing_can_be_written_beside_the_fleet_file(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    assert with_read_only(fleet.path.parent, "recognise(fleet); print(memory_warning(fleet))", fleet) == "\n"
     assert not memory(fleet).exists()
     assert list((tmp_path / "state" / "a0backup" / "vaults").iterdir())
     shutil.rmtree(fleet.vault)
     with pytest.raises(UnknownVaultError, match="does not exist"):
         recognise(fleet)
+
+
+def test_a_vault_that_nothing_can_remember_is_warned_of(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(fleet.path.parent / "state"))
+    assert memory_warning(fleet) == ""
+    said = with_read_only(fleet.path.parent, "recognise(fleet); print(memory_warning(fleet))", fleet)
+    assert said.startswith(f"nothing remembers which vault was used, as {memory(fleet)} and {fleet.path.parent}/state/")
 
 
 @pytest.mark.parametrize("content", ["", "{torn"])
