@@ -29,6 +29,7 @@ from a0backup.errors import (
     UnknownReplyError,
     UnreachableError,
 )
+from a0backup.files import in_thread
 
 Answer = TypeVar("Answer")
 
@@ -154,7 +155,8 @@ class A0cli:
     async def _asked(self, command: str, read: Callable[[Printed], Answer]) -> Answer:
         """Make a read-only call; raise UnreachableError for its failure if the port accepts no connection."""
         try:
-            return read(await self.call(command))
+            printed = await self.call(command)
+            return await in_thread(read, printed)
         except (UnknownReplyError, A0cliTimeoutError, UnreachableError) as error:
             explained = await self._explained(error)
             if explained is error:

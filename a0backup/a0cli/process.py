@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-from a0backup.a0cli.text import clean, longest_form, redact
+from a0backup.a0cli.redaction import longest_form, redact
+from a0backup.a0cli.text import clean
+from a0backup.files import in_thread
 
 # The rest of the environment is not passed on: it may hold the password, and a0cli needs none of it.
 _ENVIRONMENT = (
@@ -110,7 +112,9 @@ async def run_program(
         if cancelled is not None:
             raise cancelled
         left = process.pid if process.returncode is None else None
-        return Ended(exit_code, stdout.text(secrets), stderr.text(secrets), loop.time() - began, left)
+        # In threads: the other nodes must not wait while a large output is searched for secrets.
+        out, err = [await in_thread(stream.text, secrets) for stream in (stdout, stderr)]
+        return Ended(exit_code, out, err, loop.time() - began, left)
 
 
 def kill_running() -> None:

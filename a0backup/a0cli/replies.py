@@ -13,9 +13,7 @@ from a0backup.a0cli.statements import judge
 from a0backup.a0cli.status import Absent, InProgress, Status
 from a0backup.a0cli.text import normalised, quote
 from a0backup.a0cli.wordings import (
-    ALREADY_THERE,
     FAILURE_WORD,
-    IN_THE_WAY,
     LONGEST_MESSAGE,
     NEGATION,
     PROGRESS_WORD,
@@ -24,6 +22,8 @@ from a0backup.a0cli.wordings import (
     Meaning,
     Wordings,
     meaning,
+    says_already_there,
+    says_in_the_way,
 )
 from a0backup.errors import A0cliError, RefusedError, UnknownReplyError, UnreachableError
 
@@ -86,14 +86,14 @@ def made_nothing(printed: "Printed", said: A0cliError) -> bool:
         return False
     if printed.exit_code != 0 and isinstance(said, RefusedError):
         return True
-    return bool(ALREADY_THERE.search(normalised(f"{printed.stdout}\n{printed.stderr}")))
+    return says_already_there(normalised(f"{printed.stdout}\n{printed.stderr}"))
 
 
 def gave_no_role(printed: "Printed", said: A0cliError) -> bool:
     """Return whether a set-as-backup, whose `refusal` is *said*, reports a failure: refused, a folder, no device."""
     if printed.exit_code == 0 or isinstance(said, UnreachableError):
         return False
-    return made_nothing(printed, said) or bool(IN_THE_WAY.search(normalised(f"{printed.stdout}\n{printed.stderr}")))
+    return made_nothing(printed, said) or says_in_the_way(normalised(f"{printed.stdout}\n{printed.stderr}"))
 
 
 def teach(printed: "Printed", wordings: Wordings | None = None) -> str:

@@ -1,11 +1,8 @@
-"""Clean, normalise, redact and quote the text that a0cli prints."""
+"""Clean, normalise and quote the text that a0cli prints."""
 
-import base64
-import html
-import json
 import re
-import shlex
-import urllib.parse
+
+from a0backup.a0cli.redaction import redact
 
 # Each alternative matches a whole sequence, closed or not, which keeps the work linear.
 _ANSI = re.compile(
@@ -26,34 +23,6 @@ def normalised(text: str) -> str:
     text = re.sub(r"\bcan't\b", "cannot", text)
     text = re.sub(r"n't\b", " not", text)
     return text.rstrip(" .!\N{HORIZONTAL ELLIPSIS}")
-
-
-def _secret_forms(secret: str) -> list[str]:
-    """Return the forms that *secret* may take in the output of a program, longest first."""
-    octets = secret.encode("utf-8", "surrogatepass")
-    forms = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], shlex.quote(secret)}
-    forms |= {repr(secret)[1:-1], html.escape(secret), secret.replace("'", "'\\''"), octets.hex()}
-    forms.add(secret.replace("/", "\\/"))
-    forms |= {urllib.parse.quote(octets, safe=""), urllib.parse.quote(octets), urllib.parse.quote_plus(octets)}
-    # Base64 of a text with the secret at each of the three alignments: the digits that depend only on the secret.
-    for offset in range(3):
-        whole = base64.b64encode(bytes(offset) + octets).decode()
-        first, last = (0, 2, 3)[offset], (offset + len(octets)) * 8 // 6
-        if last - first >= 6:
-            forms |= {whole[first:last], whole[first:last].translate(str.maketrans("+/", "-_"))}
-    return sorted(forms - {""}, key=len, reverse=True)
-
-
-def longest_form(secret: str | None) -> int:
-    """Return the length in bytes of the longest form in which *secret* is recognised; 0 without a secret."""
-    return max(len(form.encode("utf-8", "surrogatepass")) for form in _secret_forms(secret)) if secret else 0
-
-
-def redact(text: str, secret: str | None) -> str:
-    """Return *text* with *secret* replaced by ``***``, also if JSON-escaped, URL-encoded, in hex or in base64."""
-    if not secret:
-        return text
-    return re.sub("|".join(map(re.escape, _secret_forms(secret))), "***", text, flags=re.IGNORECASE)
 
 
 def quote(text: str, *, secret: str | None = None, limit: int = 200) -> str:

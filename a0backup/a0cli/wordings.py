@@ -111,20 +111,37 @@ REFUSED_WORDS = re.compile(
 )
 
 
-# The reply to a start if a backup exists. It is undocumented, and counts with any exit code.
-_THERE = r"(?:in progress|under ?way|exists?|running|started|present|stored|there)"
-ALREADY_THERE = re.compile(
-    rf"\balready\b[^.;]*\b{_THERE}\b|\b{_THERE}\b[^.;]*\balready\b|\bexists\b.*\b(?:delete|remove)\b"
-)
-
-
-# The reply of set-as-backup to a bad device or a folder in its way. Undocumented as well; counts only with an exit
-# code other than 0.
-IN_THE_WAY = re.compile(
+_SENTENCE_END = re.compile("[.;]")
+_ALREADY = re.compile(r"\balready\b")
+_THERE = re.compile(r"\b(?:in progress|under ?way|exists?|running|started|present|stored|there)\b")
+_EXISTS = re.compile(r"\bexists\b")
+_TAKE_AWAY = re.compile(r"\b(?:delete|remove)\b")
+_IN_THE_WAY = re.compile(
     r"\b(?:no|invalid|unknown|bad|wrong) (?:such )?(?:block )?device\b|\bno such file\b"
-    r"|\bdevice\b[^.;]* (?:not (?:found|exist|there|available|valid|usable)|does not exist|busy|in use|mounted)\b"
     r"|\bfolder exists\b|\buse (?:the )?force\b"
 )
+_DEVICE = re.compile(r"\bdevice\b")
+_UNFIT = re.compile(r" (?:not (?:found|exist|there|available|valid|usable)|does not exist|busy|in use|mounted)\b")
+
+
+# These look for two things in one sentence with one search each. One pattern with a gap between the two would take
+# quadratic time on a hostile reply.
+
+
+def says_already_there(normal: str) -> bool:
+    """Return whether the reply to a start says that there is a backup; undocumented, with any exit code."""
+    if any(_ALREADY.search(sentence) and _THERE.search(sentence) for sentence in _SENTENCE_END.split(normal)):
+        return True
+    exists = _EXISTS.search(normal)
+    return exists is not None and _TAKE_AWAY.search(normal, exists.end()) is not None
+
+
+def says_in_the_way(normal: str) -> bool:
+    """Return whether the reply of set-as-backup is about a bad device or a folder in its way; undocumented as well."""
+    if _IN_THE_WAY.search(normal):
+        return True
+    sentences = ((sentence, _DEVICE.search(sentence)) for sentence in _SENTENCE_END.split(normal))
+    return any(device is not None and _UNFIT.search(sentence, device.end()) for sentence, device in sentences)
 
 
 # How a line begins that reports an error, or only a warning, of any program.
