@@ -170,6 +170,8 @@ def make(
     encryptor = Cipher(algorithms.AES(key), modes.CTR(iv)).encryptor()
     md5, written = hashlib.md5(usedforsecurity=False), 0
     name = time.strftime("%d-%m-%Y-%H-%M-%S.tar.gz", time.gmtime())
+    if spoilt == "unchanged":
+        seed, name = kind, f"{kind}.tar.gz"
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:

@@ -26,7 +26,7 @@ ONLY_TRANSFERS = {"during": ("retrieve",)}
 
 # How a node may spoil a backup whose md5 is right: encrypted with another password, not compressed, a gzip with a
 # flipped bit, a truncated gzip, a whole gzip of a truncated tar.
-SPOILT = ("noise", "uncompressed", "flipped", "cut", "cut_tar")
+SPOILT = ("noise", "uncompressed", "flipped", "cut", "cut_tar", "unchanged")
 
 FAULTS = {
     # time

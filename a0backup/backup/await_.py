@@ -39,14 +39,16 @@ class Look:
     """One look at the node during the wait for a backup; *since_start* is in seconds.
 
     *ours*: the journal says that we started it. *started_here*: in this run. *before*: what the
-    node last showed before our start. *refused*: our start was refused. *sealed*: only we know the
-    password of that start. *seen_in_progress*: an earlier look saw a backup in progress.
+    node last showed before our start. *accepted*, *refused*: the reply to our start said so.
+    *sealed*: only we know the password of that start. *seen_in_progress*: an earlier look saw a
+    backup in progress.
     """
 
     status: Status
     ours: bool
     started_here: bool
     before: BackupIdentity | None
+    accepted: bool
     refused: bool
     sealed: bool
     seen_in_progress: bool
@@ -79,7 +81,8 @@ def judge(look: Look) -> Verdict:
             return Verdict.GONE
         case _ if look.refused:
             return Verdict.REFUSED if too_late else Verdict.WAIT
-        case _ if not look.ours:
+        case Found() if not look.ours or (too_late and look.accepted):
+            # Two backups in a row may have the same name and bytes, such as exports with nothing in them.
             return Verdict.FOUND
         case Absent() if not look.started_here and (look.seen_in_progress or too_late):
             return Verdict.GONE
@@ -139,6 +142,7 @@ class Await:
             ours=ours,
             started_here=sent is not None,
             before=before,
+            accepted=sent is not None and sent.accepted,
             refused=sent is not None and sent.refused is not None,
             sealed=sent is not None and sent.sealed,
             seen_in_progress=self._seen_in_progress,
@@ -165,6 +169,8 @@ class Await:
                 gone = "the backup was in progress and then gone; " if look.seen_in_progress else ""
                 raise StartFailedError(node, self.kind, gone + (sent.reply if sent else "none in this run"))
             case Verdict.FOUND if look.ours and isinstance(status, Found):
+                if look.from_before:
+                    self.context.note("it has the name and the md5 of the backup before it: nothing in it has changed")
                 # Pin it: a later backup in its place is then known to be another one.
                 effect = Effect.SEEN if sent is not None and sent.accepted else None
                 await self.context.note_journal(shown(status), effect=effect, pinned=status.identity)

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 from a0backup.a0cli.status import Absent, Found, Status
+from a0backup.identity import BackupIdentity
 from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.leftovers import salvage
 from a0backup.vault.manifest import Manifest
@@ -15,15 +16,15 @@ AHEAD = timedelta(minutes=5)  # between the clocks of two machines
 def stored_manifest(vault: Vault, node: str, kind: str, status: Status, journal: Journal | None) -> Manifest | None:
     """Return the manifest of the backup that *status* shows, or of the journal's backup if it shows none.
 
-    For our own backup, only the manifest of this very backup counts: another night's backup may
-    have the same bytes.
+    For our own backup, only the manifest of this very backup counts: another night's backup may be
+    equal.
     """
     pinned = journal.pinned if journal else None
     if isinstance(status, Found) and status.md5 is not None:
         shown = status.identity
         if journal is not None and (pinned == shown or (pinned is None and journal.seen_before != shown)):
-            return _of_journal(vault, node, kind, status.md5, journal)
-        return vault.with_md5(node, kind, status.md5)
+            return _of_journal(vault, node, kind, shown, journal)
+        return vault.holding(node, kind, shown)
     if isinstance(status, Absent):
         return journals_manifest(vault, node, kind, journal)
     return None
@@ -33,15 +34,15 @@ def journals_manifest(vault: Vault, node: str, kind: str, journal: Journal | Non
     """Return the manifest of the very backup of *journal*, if it was pinned and is stored."""
     if journal is None or journal.pinned is None or journal.pinned.md5 is None:
         return None
-    return vault.with_md5(node, kind, journal.pinned.md5, started_at=journal.started_at)
+    return vault.holding(node, kind, journal.pinned, started_at=journal.started_at)
 
 
-def _of_journal(vault: Vault, node: str, kind: str, md5: str, journal: Journal) -> Manifest | None:
-    ours = vault.with_md5(node, kind, md5, started_at=journal.started_at)
+def _of_journal(vault: Vault, node: str, kind: str, shown: BackupIdentity, journal: Journal) -> Manifest | None:
+    ours = vault.holding(node, kind, shown, started_at=journal.started_at)
     if ours is not None or journal.effect is Effect.OPENED:
         return ours
     # A run may have kept it as foreign, and have been killed before it removed the journal.
-    return vault.with_md5(node, kind, md5, foreign_since=journal.started_at)
+    return vault.holding(node, kind, shown, foreign_since=journal.started_at)
 
 
 def is_lost_by_node(

@@ -15,6 +15,7 @@ from a0backup.files import (
     publish,
     read_past_cache,
 )
+from a0backup.identity import BackupIdentity
 from a0backup.vault.leftovers import verified_file
 from a0backup.vault.manifest import (
     _MD5_ONLY,
@@ -67,7 +68,8 @@ def store(
     """
     source = verified_file(vault, node.name, kind)
     try:
-        damaged = vault.with_md5(node.name, kind, expected.md5, started_at=started_at)
+        identity = BackupIdentity(name=name_on_node, md5=expected.md5)
+        damaged = vault.holding(node.name, kind, identity, started_at=started_at)
         if damaged is not None and damaged.artifact.sha256 == expected.sha256:
             # Its manifest describes these very bytes: put them back in its place.
             _settle_bytes(vault, source, vault.artifact(damaged))

@@ -31,6 +31,7 @@ from a0backup.files import (
     owner_of,
     read_whole,
 )
+from a0backup.identity import BackupIdentity
 from a0backup.vault.journal import later_schema
 from a0backup.vault.manifest import (
     _ID,
@@ -212,19 +213,19 @@ class Vault:
             return UnreadableManifest(id=place, reason=f"{MANIFEST} is that of another artifact")
         return manifest
 
-    def with_md5(
+    def holding(
         self,
         node: str,
         kind: str,
-        md5: str,
+        identity: BackupIdentity,
         *,
         started_at: datetime | None = None,
         foreign_since: datetime | None = None,
     ) -> Manifest | None:
-        """Return the newest manifest of *node* and *kind* whose artifact has this md5.
+        """Return the newest manifest of *node* and *kind* of a backup with this name and md5.
 
-        With *started_at*, only the backup that was started then counts: another night's may have
-        the same bytes. With *foreign_since*, only one that was stored as foreign after that time.
+        With *started_at*, only the backup that was started then counts: another night's may be
+        equal. With *foreign_since*, only one that was stored as foreign after that time.
         """
 
         def counts(manifest: Manifest) -> bool:
@@ -232,7 +233,7 @@ class Vault:
                 return manifest.started_at is None and manifest.stored_at >= foreign_since
             return started_at in (None, manifest.started_at)
 
-        same = [entry for entry in self.manifests(node, kind) if entry.artifact.md5 == md5 and counts(entry)]
+        same = [entry for entry in self.manifests(node, kind) if entry.identity == identity and counts(entry)]
         return same[-1] if same else None
 
     def hides_manifest(self, node: str, kind: str) -> bool:

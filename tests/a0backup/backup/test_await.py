@@ -20,6 +20,7 @@ OURS = Look(
     ours=True,
     started_here=True,
     before=BEFORE,
+    accepted=True,
     refused=False,
     sealed=False,
     seen_in_progress=False,
@@ -28,14 +29,20 @@ OURS = Look(
     existing="preserve",
 )
 THEIRS = replace(OURS, ours=False, before=None)
-REFUSED = replace(OURS, ours=False, refused=True)
+REFUSED = replace(OURS, ours=False, accepted=False, refused=True)
 
 ROWS: list[tuple[str, Look, Status, Verdict]] = [
     ("ours is in progress", OURS, InProgress(), Verdict.WAIT),
     ("ours is there", OURS, NEW, Verdict.FOUND),
     ("ours is there without its md5", OURS, NO_MD5, Verdict.NO_MD5),
     ("the one from before is still shown", OURS, OLD, Verdict.WAIT),
-    ("the one from before is still shown after call_timeout", replace(OURS, since_start=60), OLD, Verdict.NO_EFFECT),
+    ("the one from before is still shown after call_timeout", replace(OURS, since_start=60), OLD, Verdict.FOUND),
+    (
+        "the same after a start whose reply was lost",
+        replace(OURS, since_start=60, accepted=False),
+        OLD,
+        Verdict.NO_EFFECT,
+    ),
     ("the one from before, after one in progress", replace(OURS, seen_in_progress=True), OLD, Verdict.FOUND),
     ("nothing is shown yet", OURS, Absent(), Verdict.WAIT),
     ("nothing is shown after call_timeout", replace(OURS, since_start=60), Absent(), Verdict.NO_EFFECT),
@@ -90,8 +97,8 @@ looks = st.builds(
 
 
 @given(looks)
-def test_a_backup_shown_before_the_start_is_never_taken_for_ours(look: Look) -> None:
-    if look.ours and look.from_before:
+def test_a_backup_shown_before_the_start_is_taken_for_ours_only_if_it_stays_after_an_accepted_start(look: Look) -> None:
+    if look.ours and look.from_before and not (look.accepted and look.since_start >= look.call_timeout):
         assert judge(look) is not Verdict.FOUND
 
 

@@ -1,6 +1,7 @@
 """Whose backup is on the node: what journal, reply, vault and contents prove, and what follows from it."""
 
 import asyncio
+import json
 import os
 import time
 from dataclasses import replace
@@ -103,6 +104,48 @@ async def test_a_later_try_of_the_same_run_finishes_its_backup_however_long_ago_
     ended = await desk.night(flow_run="run-1")
     assert ended.error is None
     assert desk.counts == (1, 1, 1)
+
+
+async def test_backups_with_the_same_name_and_bytes_are_each_kept(desk: Desk) -> None:
+    desk.configure(a0cli={"call_timeout": "1.2s"})
+    desk.tell("backup", "contents", are="unchanged")
+    desk.tell("backup", "duration", seconds=0)
+    for night in range(1, 4):
+        ended = await desk.night(flow_run=f"run-{night}")
+        assert ended.error is None
+        assert ended.outcome.members == 5
+        this_second = datetime.now(UTC).replace(microsecond=0)
+        # Starts are told apart by their second.
+        until(lambda second=this_second: datetime.now(UTC).replace(microsecond=0) > second)  # type: ignore[misc]
+    assert len({manifest.id for manifest in desk.stored}) == 3
+    assert len({manifest.identity for manifest in desk.stored}) == 1
+    assert "nothing in it has changed" in ended.notes
+    assert desk.counts == (3, 3, 3)
+    desk.is_settled()
+
+
+async def test_a_stored_md5_under_another_name_is_no_reason_to_delete_what_is_on_the_node(desk: Desk) -> None:
+    await desk.night(flow_run="run-1")
+    [stored] = desk.stored
+    theirs = desk.put()
+    status = json.dumps({"message": "Backup found", "arguments": {"name": "theirs.tar.gz", "md5": stored.artifact.md5}})
+    desk.tell("backup-status", "say", stdout=status, when="found")
+    ended = await desk.night(flow_run="run-2")
+    assert isinstance(ended.error, Md5MismatchError)
+    assert desk.holds == theirs
+    assert desk.counted("backup-delete") == 1
+
+
+async def test_a_stored_name_with_another_md5_is_no_reason_to_delete_what_is_on_the_node(desk: Desk) -> None:
+    await desk.night(flow_run="run-1")
+    [stored] = desk.stored
+    theirs = desk.put()
+    status = json.dumps({"message": "Backup found", "arguments": {"name": stored.name_on_node, "md5": theirs["md5"]}})
+    desk.tell("backup-status", "say", stdout=status, when="found", times=2)
+    ended = await desk.night(flow_run="run-2")
+    assert ended.error is None
+    assert theirs["md5"] in {manifest.artifact.md5 for manifest in desk.stored}
+    assert len(desk.stored) == 3
 
 
 # -- a refused start ---------------------------------------------------------------------------------------------------

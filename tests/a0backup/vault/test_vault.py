@@ -317,8 +317,15 @@ def test_the_same_bytes_from_another_night_are_a_separate_artifact(room: Room) -
     first = room.store()
     second = room.store(started_at=STARTED + timedelta(days=1))
     assert room.vault.manifests() == [first, second]
-    assert room.vault.with_md5("a0-1", "backup", digests_of(BYTES).md5) == second
-    assert room.vault.with_md5("a0-1", "backup", digests_of(BYTES).md5, started_at=STARTED) == first
+    assert first.identity == second.identity
+    assert room.vault.holding("a0-1", "backup", first.identity) == second
+    assert room.vault.holding("a0-1", "backup", first.identity, started_at=STARTED) == first
+
+
+def test_the_same_bytes_under_another_name_are_another_backup(room: Room) -> None:
+    identity = room.store().identity
+    assert room.vault.holding("a0-1", "backup", identity) is not None
+    assert room.vault.holding("a0-1", "backup", identity.model_copy(update={"name": "another.tar.gz"})) is None
 
 
 # -- listing -----------------------------------------------------------------------------------------------------------
@@ -336,7 +343,6 @@ def test_a_folder_without_a_manifest_is_not_an_artifact(room: Room) -> None:
     (room.vault.root / ID / "backup.tar.gz.enc").write_bytes(BYTES)
     assert list(room.vault.entries()) == []
     assert room.vault.get(ID) is None
-    assert room.vault.with_md5("a0-1", "backup", digests_of(BYTES).md5) is None
 
 
 def test_folders_that_are_not_artifact_folders_are_ignored(room: Room) -> None:
