@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from a0backup.files import CHUNK, Hasher, fsync_directory, make_new_directory, open_private, open_regular
-from a0backup.report.words import human_size, plain
+from a0backup.report.words import code, human_size
 from a0backup.vault.manifest import MANIFEST, Manifest
 from a0backup.vault.vault import Vault, reading, require_same
 
@@ -112,7 +112,7 @@ def page(manifest: Manifest) -> str:
 | --- | --- |
 | node | {manifest.node.name} |
 | kind | {manifest.kind}, made by `a0cli {manifest.kind}` |
-| name on the node | {plain(manifest.name_on_node).replace("|", "/").replace("`", "'")} |
+| name on the node | {code(manifest.name_on_node)} |
 | started | {started} |
 | stored | {manifest.stored_at:%Y-%m-%d %H:%M:%S} UTC |
 | file | {artifact.file}, {artifact.size} bytes ({human_size(artifact.size)}) |
