@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 from a0backup.a0cli.text import quote
@@ -13,9 +15,10 @@ from a0backup.errors import (
     RetrieveFailedError,
     VaultUnusableError,
 )
-from a0backup.files import make_private, open_regular, remove_tree
+from a0backup.files import make_private, open_private, open_regular, remove_tree
 
 RETRIEVED = "*.tar.gz.enc"
+_LARGEST = 16 << 20  # bytes of one file of `key_dir`
 
 
 class PrivateDirectory:
@@ -27,13 +30,18 @@ class PrivateDirectory:
 
     def __init__(self, path: Path, *, node: str) -> None:
         self.path, self.node = path, node
+        self._keys: Path | None = None
 
     @classmethod
     def make(cls, parent: Path, name: str, *, key_dir: Path, node: str) -> "PrivateDirectory":
-        """Create *parent*/*name* with mode 0700, whatever the umask, and a link to each file of *key_dir*.
+        """Create *parent*/*name* with mode 0700, whatever the umask, and with the files of *key_dir*.
 
-        Anything that an earlier run left under this name is deleted first. Raise A0cliMissingError if
-        there is no key to link, VaultUnusableError if the directory cannot be created.
+        Each is a link to a copy: what a call writes must reach neither *key_dir* nor another node. The
+        copies are on this machine, in its folder for temporary files, as the vault may be on another.
+
+        Anything that an earlier run left under this name is deleted first, and so are copies of the
+        keys that a killed run left for *parent*. Raise A0cliMissingError if there is no key to link,
+        VaultUnusableError if the directory cannot be created.
         """
         if not name or name in (".", "..") or "/" in name or "\0" in name:
             raise VaultUnusableError(node, f"{quote(name)!r} cannot name a private directory")
@@ -42,18 +50,21 @@ class PrivateDirectory:
         made.remove()
         try:
             _make_private(made.path)
+            made._keys = _new_place_for_keys(made.path.parent)
             for key in keys:
-                _link(key, made.path / key.name)
+                _give(key, made._keys / key.name, made.path / key.name)
         except OSError as error:
             raise VaultUnusableError(node, f"private directory {made.path}: {error.strerror}") from error
         return made
 
     def remove(self) -> None:
-        """Delete the directory and its contents, but not the key files themselves.
+        """Delete the directory and its contents, and the copies of the keys.
 
         What cannot be removed stays: the next run's sweep tries again, and names it.
         """
         remove_tree(self.path)
+        if self._keys is not None:
+            remove_tree(self._keys)
 
     def clear_retrieved(self) -> None:
         """Delete everything that could be mistaken for a retrieved file. Raise VaultUnusableError."""
@@ -105,16 +116,32 @@ def _key_files(key_dir: Path, node: str) -> list[Path]:
     return files
 
 
-def _link(key: Path, link: Path) -> None:
+def _new_place_for_keys(parent: Path) -> Path:
+    """Return a new folder, mode 0700, for copies of keys; former ones for *parent* are from killed runs."""
+    prefix = f"a0backup-keys-{hashlib.sha256(os.fsencode(parent)).hexdigest()[:16]}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        remove_tree(left)
+    made = Path(tempfile.mkdtemp(prefix=prefix))
+    make_private(made, 0o700)
+    return made
+
+
+def _give(file: Path, copy: Path, name: Path) -> None:
+    """Make *file* available as *name*, a link to *copy*."""
+    with file.open("rb") as source:
+        content = source.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        return  # neither a key nor a setting
     try:
-        link.symlink_to(key)
+        name.symlink_to(copy)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
             raise
-        # This file system has no links. The copy is as private as the directory, and goes with it.
-        descriptor = os.open(link, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as copy:
-            copy.write(key.read_bytes())
+        # This file system has no links. The copy in it is as private as the directory, and goes with it.
+        copy = name
+    with open(copy, "xb", opener=open_private) as target:
+        make_private(target.fileno(), 0o600)
+        target.write(content)
 
 
 def _make_private(path: Path) -> None:

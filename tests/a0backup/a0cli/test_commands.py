@@ -621,7 +621,7 @@ def make(tmp_path: Path, keys: Path, name: str = "run-1") -> PrivateDirectory:
     return PrivateDirectory.make(tmp_path / "vault" / "work", name, key_dir=keys, node="a0-1")
 
 
-def test_a_private_directory_holds_links_to_the_keys(tmp_path: Path, keys: Path) -> None:
+def test_a_private_directory_holds_the_keys_as_links_to_copies_that_go_with_it(tmp_path: Path, keys: Path) -> None:
     (keys / "backup-retrieve.tar.gz.enc").write_text("old")
     (keys / "folder").mkdir()
     before = os.umask(0o777)
@@ -632,12 +632,17 @@ def test_a_private_directory_holds_links_to_the_keys(tmp_path: Path, keys: Path)
     assert made.path == tmp_path / "vault" / "work" / "run-1"
     assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
     assert stat.S_IMODE(made.path.parent.stat().st_mode) == 0o700
-    assert {path.name: path.readlink() for path in made.path.iterdir()} == {
-        "id_rsa": keys / "id_rsa",
-        "id_rsa.pub": keys / "id_rsa.pub",
+    assert {path.name: path.read_text() for path in made.path.iterdir()} == {
+        "id_rsa": "private",
+        "id_rsa.pub": "public",
     }
+    copies = [path.readlink() for path in made.path.iterdir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in copies} == {0o600}
+    [place] = {path.parent for path in copies}
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
     made.remove()
     assert not made.path.exists()
+    assert not place.exists()
     assert (keys / "id_rsa").read_text() == "private"
     made.remove()
 
@@ -650,6 +655,23 @@ def test_keys_that_are_symlinks_are_linked(tmp_path: Path, keys: Path) -> None:
     made = make(tmp_path, keys)
     assert (made.path / "id_rsa").read_text() == "private"
     assert {path.name for path in made.path.iterdir()} == {"id_rsa", "id_rsa.pub"}
+
+
+def test_what_a_call_writes_reaches_neither_the_key_folder_nor_another_node(tmp_path: Path, keys: Path) -> None:
+    (keys / "commands.json").write_text("[]")
+    one, other = make(tmp_path, keys), PrivateDirectory.make(tmp_path / "vault" / "b", "run-1", key_dir=keys, node="b")
+    before = {path.name: path.read_bytes() for path in keys.iterdir()}
+    for path in one.path.iterdir():
+        path.write_text("written by a call")
+    assert {path.name: path.read_bytes() for path in keys.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in other.path.iterdir()} == before
+
+
+def test_copies_of_keys_that_a_killed_run_left_are_removed_by_the_next(tmp_path: Path, keys: Path) -> None:
+    left = (make(tmp_path, keys, "run-1").path / "id_rsa").readlink()
+    now = (make(tmp_path, keys, "run-2").path / "id_rsa").readlink()
+    assert now.exists()
+    assert not left.parent.exists()
 
 
 def test_files_of_a_killed_run_are_not_reused(tmp_path: Path, keys: Path) -> None:
