@@ -14,11 +14,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from a0backup.a0cli.text import quote
 from a0backup.errors import LockDeadlineError, VaultUnusableError
 from a0backup.files import make_private, make_private_directory
 
@@ -155,8 +156,10 @@ async def _acquire(path: Path, node: str, deadline: float, patience: float, wait
         if ends_orphans is not None and waited >= ends_orphans:
             end_orphans(path)
         name = str(holder) if holder else "a run that has not written its name yet"
+        if gone and (not told or waited >= deadline):
+            name = f"{left_over(path) or 'a process'}; {name} is gone"
         if not told:
-            waiting(f"processes left over from {name}" if gone else name)
+            waiting(name)
             told = True
         if waited >= deadline:
             raise LockDeadlineError(node, name, waited)
@@ -183,38 +186,76 @@ def _try(path: Path) -> int | None:
 
 
 def end_orphans(lock_file: Path) -> list[int]:
-    """Kill the process groups that a dead run left and that still hold *lock_file*; return the pids found holding it.
+    """Kill the process groups that a dead run left and that still hold *lock_file*; return the pids of such processes.
 
-    None is killed while the run that the lock file names may be alive. Only processes that work
-    below the node's own folder are killed: every a0cli of a run works there, and nothing else
-    should. They are found through Linux's /proc; without it, the caller just waits.
+    None is killed while the run that the lock file names may be alive. Only a process that inherited
+    the lock from that run, or that works below the node's own folder, is killed: somebody else may
+    hold the lock by hand. They are found through Linux's /proc; without it, the caller just waits.
+    """
+    ended: list[int] = []
+    work = lock_file.parent.resolve() / "work"
+    for pid, locked_by in _lock_holders(lock_file):
+        # Read again for each process: another run may have taken over the node, and a run writes its name into the lock
+        # file before it starts an a0cli.
+        holder = read_holder(lock_file)
+        if holder is None or not holder.is_gone():
+            return ended
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
+            group = os.getpgid(pid)
+            if group == os.getpgrp() or not (holder.pid in locked_by or _works_below(pid, work)):
+                continue
+            os.killpg(group, signal.SIGKILL)
+            ended.append(pid)
+    return ended
+
+
+def _lock_holders(lock_file: Path) -> Iterator[tuple[int, set[int]]]:
+    """Yield each other process that has *lock_file* open, and the pids that locked it through its descriptors.
+
+    Only processes whose descriptors this user may see.
     """
     try:
         wanted = lock_file.stat()
     except OSError:
-        return []
-    work = lock_file.parent.resolve() / "work"
-    ended: list[int] = []
+        return
     for process in Path("/proc").glob("[0-9]*"):
         pid = int(process.name)
-        try:
-            if pid == os.getpid() or not (process / "cwd").readlink().is_relative_to(work):
-                continue
-            if not any(_same_file(fd, wanted) for fd in (process / "fd").iterdir()):
-                continue
-            group = os.getpgid(pid)
-            if group == os.getpgrp():
-                continue
-            # Read again for each process: another run may have taken over the node, and a run writes its name into
-            # the lock file before it starts an a0cli.
-            holder = read_holder(lock_file)
-            if holder is None or not holder.is_gone():
-                return ended
-            os.killpg(group, signal.SIGKILL)
-        except (OSError, ValueError):
-            continue  # it has ended, or belongs to another user
-        ended.append(pid)
-    return ended
+        if pid == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            open_here = [fd.name for fd in (process / "fd").iterdir() if _same_file(fd, wanted)]
+            if open_here:
+                yield pid, {by for fd in open_here for by in _locked_by(process / "fdinfo" / fd)}
+
+
+def _locked_by(info: Path) -> Iterator[int]:
+    """Yield the pids that locked an open file: `lock: 1: FLOCK  ADVISORY  WRITE 1234 08:01:99 0 EOF` (proc(5))."""
+    with contextlib.suppress(OSError):
+        for line in info.read_text().splitlines():
+            words = line.split()
+            if words[:1] == ["lock:"] and "FLOCK" in words and words[5].isdigit():
+                yield int(words[5])
+
+
+def _works_below(pid: int, folder: Path) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink().is_relative_to(folder)
+    except OSError:
+        return False
+
+
+def left_over(lock_file: Path) -> str:
+    """Return which other processes hold *lock_file*, as text for a message: "pid 12 (node), pid 13 (sh)"."""
+    found = [pid for pid, locked_by in _lock_holders(lock_file) if locked_by]
+    return ", ".join(f"pid {pid} ({_name(pid)})" for pid in found)
+
+
+def _name(pid: int) -> str:
+    """Return the name of a process's program; never its arguments, which may hold a password."""
+    try:
+        return quote(Path(f"/proc/{pid}/comm").read_text(errors="replace"), limit=40)
+    except OSError:
+        return "ended"
 
 
 def _same_file(fd: Path, wanted: os.stat_result) -> bool:

@@ -259,7 +259,7 @@ async def test_the_a0cli_of_a_killed_run_gets_time_to_end_by_itself(folder: Path
                 await taken(folder, patience=10, heard=heard)
         assert alive(first.child)
         [told] = heard
-        assert told.startswith("processes left over from run run-1 ")
+        assert told.startswith(f"pid {first.child} (sleep); run run-1 ")
         # The patience never uses up the whole deadline.
         assert await taken(folder, deadline=1, patience=10)
         assert not alive(first.child)
@@ -288,22 +288,32 @@ async def test_the_a0cli_of_a_killed_run_is_found_even_if_its_directory_is_gone(
         assert not alive(first.child)
 
 
-async def test_a_process_in_another_directory_is_waited_for_and_left_alone(folder: Path, tmp_path: Path) -> None:
+async def test_a_process_that_inherited_the_lock_of_a_killed_run_is_ended_wherever_it_works(
+    folder: Path, tmp_path: Path
+) -> None:
+    """A descendant of a0cli may have changed its directory, and would hold the lock for ever."""
     with held_by(folder, "run-1", tmp_path) as first:
         first.kill()
-        with pytest.raises(LockDeadlineError, match="run-1"):
-            await taken(folder, deadline=0.3)
-        assert alive(first.child)
+        assert await taken(folder)
+        assert not alive(first.child)
 
 
-async def test_a_folder_that_only_shares_a_name_prefix_counts_as_another_directory(folder: Path) -> None:
-    alike = folder / "work-of-mine"
-    alike.mkdir(parents=True)
-    with held_by(folder, "run-1", alike) as first:
-        first.kill()
-        with pytest.raises(LockDeadlineError):
-            await taken(folder, deadline=0.3)
-        assert alive(first.child)
+async def test_a_process_that_took_the_lock_itself_is_waited_for_named_and_left_alone(folder: Path) -> None:
+    await taken(folder)
+    holder = read_holder(folder / "lock")
+    assert holder is not None
+    (folder / "lock").write_text(json.dumps(asdict(holder) | {"born": f"{BOOT}/1"}))  # that run is gone
+    by_hand = ["flock", "--no-fork", str(folder / "lock"), "sleep", "60"]
+    with subprocess.Popen(by_hand, start_new_session=True) as process:
+        try:
+            until(lambda: is_held(folder / "lock"))
+            heard: list[str] = []
+            with pytest.raises(LockDeadlineError, match=rf"pid {process.pid} \(sleep\); run run-2 .* is gone"):
+                await taken(folder, deadline=0.3, heard=heard)
+            assert f"pid {process.pid} (" in heard[0]
+            assert process.poll() is None
+        finally:
+            process.kill()
 
 
 async def test_a_process_in_the_work_folder_without_the_lock_is_left_alone(folder: Path, work: Path) -> None:
