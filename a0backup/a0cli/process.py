@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
+from a0backup.a0cli.ownership import MARK
 from a0backup.a0cli.redaction import longest_form, redact
 from a0backup.a0cli.text import clean
 from a0backup.files import in_thread
@@ -79,7 +80,10 @@ async def run_program(
                 stdout=stdout_end,
                 stderr=stderr_end,
                 cwd=directory,
-                env={name: os.environ[name] for name in (*_ENVIRONMENT, *environment) if name in os.environ},
+                env={
+                    **{name: os.environ[name] for name in (*_ENVIRONMENT, *environment) if name in os.environ},
+                    MARK: str(directory),
+                },
                 start_new_session=True,
                 umask=0o077,
                 pass_fds=inherit,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from a0backup.a0cli.ownership import take_over
 from a0backup.a0cli.replies import quoted, refusal
 from a0backup.a0cli.status import shown
 from a0backup.artifact.inspection import Inspection, inspect
@@ -152,6 +153,7 @@ class Retrieval:
         except RetrieveFailedError as error:
             reason = f"{error.reason}; a0cli said {quoted(printed)!r}"
             raise RetrieveFailedError(node, self.kind, self.attempts, reason) from error
+        await context.on_disk(take_over, self.bytes.arrived)
         self.always_whole = whole and not self.bytes.reply
         return Done(f"retrieved {human_size(self.bytes.arrived.stat().st_size)}")
 

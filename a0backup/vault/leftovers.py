@@ -6,6 +6,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from a0backup.a0cli.ownership import take_over
 from a0backup.files import Digests, digests, remove_tree
 from a0backup.vault.journal import Journal, JournalFile
 from a0backup.vault.manifest import MANIFEST
@@ -33,6 +34,8 @@ def salvage(vault: Vault, node: str, kind: str, md5: str) -> Digests | None:
         if candidate.is_symlink() or not candidate.is_file():
             continue
         try:
+            if candidate != place:
+                take_over(candidate)
             found = digests(candidate, past_cache=True)
         except OSError:
             continue  # unreadable bytes do not count

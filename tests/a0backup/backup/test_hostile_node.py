@@ -1,5 +1,7 @@
 """A node that sends what it should not: the keys, the other nodes and the vault stay as they are."""
 
+import asyncio
+
 from a0backup.errors import A0BackupError
 from tests.support.desk import Desk
 
@@ -15,3 +17,28 @@ async def test_a_node_that_names_its_backup_like_a_key_changes_no_key(desk: Desk
     assert desk.stored == []
     desk.forget()
     assert (await desk.night(flow_run="run-2")).error is None
+
+
+async def test_what_a_process_that_a0cli_left_writes_later_is_not_stored(desk: Desk) -> None:
+    """It left the process group and closed every descriptor; it would write after the artifact was verified."""
+    wrapper = desk.room / "a0cli-that-leaves-one"
+    wrapper.write_text(
+        f"""#!/bin/sh
+{desk.fleet.a0cli.path} "$@" || exit $?
+node=$(cd ../.. && pwd)
+case "$*" in
+*backup-retrieve*)
+    exec >/dev/null 2>&1
+    setsid sh -c 'exec 3>&-; sleep 0.5; for f in $0/*/*.enc $0/*/*/*.enc; do echo x >>$f; done; touch $0/wrote' $node &
+    sleep 0.2
+esac
+"""
+    )
+    wrapper.chmod(0o700)
+    desk.configure(a0cli={"path": str(wrapper), "key_dir": str(desk.simulated.key_dir)})
+    ended = await desk.night()
+    assert ended.error is None
+    await asyncio.sleep(1)
+    assert not (desk.vault.folder(desk.name) / "wrote").exists()
+    [stored] = desk.stored
+    desk.vault.reread(stored)

@@ -1,0 +1,98 @@
+"""Take over what a0cli has written: from then on, nobody else can change the bytes.
+
+What is hashed must be what is stored. A descendant of a0cli that left its process group may write on,
+and another name of the file would let it be changed at any time.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from a0backup.files import CHUNK, open_private, open_regular, raise_if_stopped
+
+# Set for each a0cli, and inherited by all that it starts.
+MARK = "A0BACKUP_DIRECTORY"
+
+_ENDS = 5.0  # seconds for killed processes to end
+
+
+def take_over(path: Path) -> None:
+    """End every process that a0cli left in the directory of *path*, and make sure that no other can write the file.
+
+    Where that is not certain, the file is replaced by a copy of its bytes: where another name or an
+    open writer is left, or the file system cannot tell (it grants no lease). Raise OSError.
+    """
+    end_descendants(path.parent)
+    if not _is_ours_alone(path):
+        _replace_by_copy(path)
+
+
+def end_descendants(directory: Path) -> list[int]:
+    """Kill all processes that a0cli started in *directory* and that outlived it; return their pids.
+
+    They are found through Linux's /proc, by the mark in their environment.
+    """
+    ended: list[int] = []
+    until = time.monotonic() + _ENDS
+    while found := list(_descendants(directory)):
+        for pid in found:
+            with contextlib.suppress(OSError):  # it has ended, or belongs to another user
+                os.kill(pid, signal.SIGKILL)
+        ended += [pid for pid in found if pid not in ended]
+        if time.monotonic() > until:
+            break
+        time.sleep(0.01)
+    return ended
+
+
+def _descendants(directory: Path) -> Iterator[int]:
+    mark = os.fsencode(f"{MARK}={directory}")
+    for process in Path("/proc").glob("[0-9]*"):
+        pid = int(process.name)
+        if pid == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
+            if mark in (process / "environ").read_bytes().split(b"\0") and not _is_dead(process):
+                yield pid
+
+
+def _is_dead(process: Path) -> bool:
+    return (process / "stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+
+
+def _is_ours_alone(path: Path) -> bool:
+    """Return whether the file has this one name and no process has it open for writing."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if os.fstat(descriptor).st_nlink != 1 or not hasattr(fcntl, "F_SETLEASE"):
+            return False
+        # The kernel grants a read lease only while nobody has the file open for writing (fcntl(2)).
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            return False
+        raise
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _replace_by_copy(path: Path) -> None:
+    copy = path.with_name(f".{path.name}.partial")
+    with (
+        open(path, "rb", buffering=0, opener=open_regular) as source,
+        open(copy, "xb", buffering=0, opener=open_private) as target,
+    ):
+        while chunk := source.read(CHUNK):
+            view = memoryview(chunk)
+            while view:
+                view = view[target.write(view) :]
+            raise_if_stopped()
+    copy.replace(path)

@@ -1,0 +1,117 @@
+"""What a0cli has written cannot change after it was taken over."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from a0backup.a0cli.ownership import MARK, end_descendants, take_over
+from tests.support.patience import until
+
+# Opens the file for writing, says so, and writes when it is told to.
+WRITER = """
+import sys
+with open(sys.argv[1], "r+b", buffering=0) as file:
+    print("open", flush=True)
+    sys.stdin.readline()
+    file.write(b"changed")
+    print("written", flush=True)
+"""
+
+
+@pytest.fixture
+def arrived(tmp_path: Path) -> Path:
+    file = tmp_path / "work" / "run-1" / "backup.tar.gz.enc"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"as retrieved")
+    return file
+
+
+@contextmanager
+def writing(file: Path, mark: str) -> Iterator["subprocess.Popen[str]"]:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, file],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={MARK: mark},
+        start_new_session=True,
+    ) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "open\n"
+            yield writer
+        finally:
+            writer.kill()
+
+
+def test_a_file_that_nobody_else_can_write_is_taken_over_as_it_is(arrived: Path) -> None:
+    inode = arrived.stat().st_ino
+    take_over(arrived)
+    assert arrived.stat().st_ino == inode
+    assert arrived.read_bytes() == b"as retrieved"
+
+
+def test_a_process_that_a0cli_left_is_ended(arrived: Path) -> None:
+    with writing(arrived, str(arrived.parent)) as left:
+        take_over(arrived)
+        assert left.wait() == -signal.SIGKILL
+    assert arrived.read_bytes() == b"as retrieved"
+
+
+def test_a_process_of_another_node_or_run_is_left_alone(arrived: Path) -> None:
+    with writing(arrived, f"{arrived.parent}-2") as other:
+        assert end_descendants(arrived.parent) == []
+        assert psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_file_that_another_process_can_still_write_is_replaced_by_a_copy(arrived: Path) -> None:
+    with writing(arrived, "elsewhere") as writer:
+        take_over(arrived)
+        print(file=writer.stdin, flush=True)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "written\n"
+    assert arrived.read_bytes() == b"as retrieved"
+    assert list(arrived.parent.iterdir()) == [arrived]
+
+
+def test_a_file_with_a_second_name_is_replaced_by_a_copy(arrived: Path) -> None:
+    os.link(arrived, arrived.with_name("second"))
+    take_over(arrived)
+    arrived.with_name("second").write_bytes(b"changed")
+    assert arrived.read_bytes() == b"as retrieved"
+    assert arrived.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_is_not_followed(arrived: Path) -> None:
+    elsewhere = arrived.with_name("elsewhere")
+    arrived.rename(elsewhere)
+    arrived.symlink_to(elsewhere)
+    with pytest.raises(OSError, match="symbolic links"):
+        take_over(arrived)
+
+
+def test_descendants_that_start_further_ones_are_all_ended(arrived: Path) -> None:
+    script = "for i in 1 2 3 4 5; do setsid sh -c 'sleep 60 & setsid sleep 60' & done; wait"
+    with subprocess.Popen(["sh", "-c", script], env={MARK: str(arrived.parent), "PATH": os.defpath}) as shell:
+        mark = f"{MARK}={arrived.parent}".encode()
+
+        def count() -> int:
+            found = 0
+            for process in psutil.process_iter():
+                try:
+                    found += mark in Path(f"/proc/{process.pid}/environ").read_bytes()
+                except OSError:
+                    continue
+            return found
+
+        until(lambda: count() >= 16)
+        end_descendants(arrived.parent)
+        assert count() == 0
+        shell.wait()
