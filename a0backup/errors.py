@@ -28,6 +28,7 @@ A0BackupError
     ├── UnsettledError        the node's backup changes faster than it can be kept
     ├── Md5MissingError       the status names no usable md5
     ├── RetrieveFailedError   no file came
+    ├── ArtifactTooLargeError more came than an artifact may take
     ├── Md5MismatchError      the retrieved bytes are not the node's
     ├── ContentsError         the artifact cannot be opened and read to its end
     │   ├── WrongPasswordError    what the password makes of it is noise
@@ -419,6 +420,23 @@ class RetrieveFailedError(NodeError):
 
     def hint(self) -> str:
         return "the node keeps its backup and the next run retrieves it"
+
+
+class ArtifactTooLargeError(NodeError):
+    """More arrived from the node than an artifact may take, so the retrieval was stopped."""
+
+    def __init__(self, node: str, kind: str, reason: str) -> None:
+        super().__init__(node, kind, reason)
+        self.kind, self.reason = kind, reason
+
+    def text(self) -> str:
+        return f"the retrieval of the {self.kind} was stopped: {self.reason}"
+
+    def hint(self) -> str:
+        return (
+            "the node keeps its backup; if it may be that large, set contents.max_size in fleet.yaml, and see that the"
+            " vault's disk has room for it"
+        )
 
 
 class Md5MismatchError(NodeError):

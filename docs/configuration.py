@@ -5,13 +5,14 @@ python docs/configuration.py > docs/configuration.md
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from a0backup.fleet.example import EXAMPLE
+from a0backup.fleet.fields import Between, SizeBetween
 from a0backup.fleet.kinds import EXPORT_FIELDS
 from a0backup.fleet.models import (
     FIRST_SPLIT_BUILD,
@@ -139,9 +140,10 @@ def table(model: type[BaseModel]) -> Iterator[str]:
 
 def values(field: FieldInfo, shape: dict[str, Any]) -> str:
     """Return a description of the valid values of *field*, whose JSON Schema is *shape*."""
-    for mark in field.metadata:
-        if hasattr(mark, "least"):
-            return f"{'size' if field.annotation is int else 'duration'}, {mark.least} to {mark.most}"
+    # The marks of an optional value are on its first alternative.
+    for mark in (*field.metadata, *getattr(next(iter(get_args(field.annotation)), None), "__metadata__", ())):
+        if isinstance(mark, Between | SizeBetween):
+            return f"{'size' if isinstance(mark, SizeBetween) else 'duration'}, {mark.least} to {mark.most}"
     forms = [form for form in shape.get("anyOf", []) if form.get("type") != "null"]
     if len(forms) == 1:
         return values(field, forms[0])

@@ -16,6 +16,7 @@ from a0backup.a0cli.replies import quoted, refusal
 from a0backup.a0cli.status import shown
 from a0backup.artifact.inspection import Inspection, inspect
 from a0backup.backup import evidence
+from a0backup.backup.bounded import bounded
 from a0backup.backup.context import Context, now
 from a0backup.backup.evidence import Evidence, Judgement, Verdict
 from a0backup.backup.reconcile import Claim, Keep
@@ -38,7 +39,7 @@ from a0backup.report.words import human_size
 from a0backup.vault.journal import Effect, NotOpened
 from a0backup.vault.leftovers import salvage, sweep_private, verified_file
 from a0backup.vault.manifest import Manifest, Verified
-from a0backup.vault.quarantine import quarantine
+from a0backup.vault.quarantine import make_room, quarantine
 from a0backup.vault.space import claim, release, space_for
 from a0backup.vault.storing import confirm
 
@@ -137,7 +138,7 @@ class Retrieval:
         space = await context.on_disk(claim, vault, node, self.kind, arriving=directory.path)
         context.tell(StepName.RETRIEVE, watch=directory.path, size=space.last)
         whole, self.always_whole = self.always_whole, False
-        printed = await a0cli.retrieve(self.kind)
+        printed = await bounded(context, space, a0cli.retrieve(self.kind))
         if printed.exit_code != 0:
             # a0cli says it in its own words, or not at all.
             free = (await context.on_disk(shutil.disk_usage, directory.path)).free
@@ -304,14 +305,17 @@ class Retrieval:
         return None
 
     async def _quarantine(self, path: Path | None, error: A0BackupError, more: Mapping[str, str]) -> Path | None:
-        """Quarantine the bytes at *path*, unless they would take the next artifact's space."""
+        """Quarantine the bytes at *path*, unless they would take the next artifact's space, or too much of the disk."""
         context, node = self.context, self.context.node.name
         if path is None:
             return None
+        why = ""
         if not (await context.on_disk(space_for, context.vault, node, self.kind)).enough:
-            context.note(
-                "the bytes that failed verification were not kept in quarantine: the vault's disk is nearly full"
-            )
+            why = "the vault's disk is nearly full"
+        elif not await context.on_disk(lambda: make_room(context.vault, path.stat().st_size)):
+            why = "the quarantines would take more than a tenth of the vault's disk"
+        if why:
+            context.note(f"the bytes that failed verification were not kept in quarantine: {why}")
             return None
         at = now()
         sealed = await context.on_disk(context.sealed_files.all)

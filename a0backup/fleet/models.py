@@ -249,6 +249,11 @@ class Polling(_Strict):
 class ContentsLimits(_Strict):
     """The limits for reading an artifact's contents; one that exceeds them is refused as a decompression bomb."""
 
+    max_size: Annotated[int, SizeBetween("1MB", "1PB")] | None = Field(
+        default=None,
+        description="The maximum size of an artifact: a retrieval that writes more is stopped. Without it, the maximum "
+        "is ten times the last artifact plus 1 GB.",
+    )
     max_unpacked: Annotated[int, SizeBetween("1MB", "1PB")] = Field(
         default="10TB",  # type: ignore[assignment]  # text, which the JSON Schema shows as it is written
         description="The maximum unpacked size of an artifact; the default stops only a read that would hardly end.",

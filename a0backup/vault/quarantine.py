@@ -1,7 +1,13 @@
-"""The quarantine: retrievals that failed verification, only the newest of each kind, with the reason."""
+"""The quarantine: retrievals that failed verification, only the newest of each kind, with the reason.
+
+The quarantines of all nodes are bounded together, and give way to artifacts.
+"""
 
 import contextlib
 import json
+import os
+import shutil
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +21,9 @@ from a0backup.files import (
     remove_tree,
 )
 from a0backup.vault.vault import Vault
+
+_GIVEN_UP = ".given-up"
+_SHARE = 10  # the part of the disk that all quarantines may take: one in so many
 
 
 def quarantine(
@@ -43,7 +52,7 @@ def keep_given_up(folder: Path) -> Path:
 
     Return its new path, which survives a power cut. Raise OSError.
     """
-    kept = folder.with_name(f"{folder.name}.given-up")
+    kept = folder.with_name(folder.name + _GIVEN_UP)
     folder.replace(kept)
     make_durable(next(kept.glob("*.tar.gz.enc")))
     fsync_directory(kept.parent)
@@ -54,6 +63,51 @@ def drop_quarantine(vault: Vault, node: str, kind: str) -> None:
     """Remove the quarantined retrievals of *kind*."""
     for path in quarantined(vault, node, kind):
         remove_tree(path)
+
+
+def drop_all_quarantines(vault: Vault) -> None:
+    """Remove the quarantined retrievals of all nodes, except those whose backup was given up."""
+    for path in _all_quarantined(vault):
+        if not path.name.endswith(_GIVEN_UP):
+            remove_tree(path)
+
+
+def make_room(vault: Vault, size: int) -> bool:
+    """Return whether *size* more bytes fit into the quarantines, which together may take a tenth of the disk.
+
+    The oldest retrievals are removed for it, of whichever node; those that were given up stay.
+    """
+    most = shutil.disk_usage(vault.root).total // _SHARE or sys.maxsize  # some file systems report zeros
+    sizes = {path: _size(path) for path in _all_quarantined(vault)}
+    kept = {path: taken for path, taken in sizes.items() if path.name.endswith(_GIVEN_UP)}
+    if sum(kept.values()) + size > most:
+        return False
+    total = sum(sizes.values())
+    for path in sorted(sizes.keys() - kept.keys(), key=lambda path: path.name):
+        if total + size <= most:
+            break
+        remove_tree(path)
+        total -= sizes[path]
+    return True
+
+
+def _all_quarantined(vault: Vault) -> list[Path]:
+    """Return the folders of all quarantined retrievals, of every node and kind."""
+    return [path for node in vault.nodes() for path in _entries(_quarantine(vault, node))]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _size(folder: Path) -> int:
+    try:
+        return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder))
+    except OSError:
+        return 0  # a run of its node has just removed it
 
 
 def outdated_quarantine(vault: Vault, node: str, kind: str) -> list[Path]:

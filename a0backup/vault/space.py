@@ -1,21 +1,25 @@
 """Space on the vault's disk for the next artifacts: the size of the last one, plus a quarter.
 
-Within one process, what concurrent nodes are about to write is taken into account. A first artifact
-has no known size and may take all free space.
+Within one process, what concurrent nodes are about to write is taken into account. A retrieval is
+stopped where it writes far more than the last artifact, or into the space of others.
 """
 
+import contextlib
+import os
 import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from a0backup.errors import VaultFullError
-from a0backup.vault.quarantine import drop_quarantine
+from a0backup.vault.quarantine import drop_all_quarantines, drop_quarantine
 from a0backup.vault.vault import Vault
 
 MARGIN = 1.25  # installations grow, and their artifacts with them
 
 UNKNOWN = 1 << 60
+_GROWTH, _GROWTH_BYTES = 10, 10**9  # an artifact may be this many times as large as the last one, and this much more
+_KEPT_FREE = 100  # one part in so many of the disk, for what others write
 
 _lock = threading.Lock()
 _claims: dict[tuple[Path, str], "_Claim"] = {}
@@ -40,13 +44,16 @@ class _Claim:
     needed: int
     arriving: Path
 
+    def written(self) -> int:
+        """Return the number of bytes that have arrived."""
+        try:
+            return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self.arriving))
+        except OSError:
+            return 0
+
     def outstanding(self) -> int:
         """Return the number of bytes that have not been written yet."""
-        try:
-            written = sum(path.stat().st_size for path in self.arriving.glob("*.tar.gz.enc"))
-        except OSError:
-            written = 0
-        return max(0, self.needed - written)
+        return max(0, self.needed - self.written())
 
 
 def space_for(vault: Vault, node: str, kind: str) -> Space:
@@ -69,25 +76,49 @@ def nearest(place: Path) -> Path:
 def claim(vault: Vault, node: str, kind: str, *, arriving: Path) -> Space:
     """Claim and return space for the next artifact, which arrives in the directory *arriving*, until `release`.
 
-    If too little remains beside the claims of other nodes, the node's quarantine is deleted first.
-    Raise VaultFullError if that is not enough, OSError.
+    If too little remains beside the claims of other nodes, quarantines are emptied first: that of
+    the node, then all. Raise VaultFullError if that is not enough, OSError.
     """
-    try:
-        return _claimed(vault, node, kind, arriving)
-    except VaultFullError:
-        drop_quarantine(vault, node, kind)
-        return _claimed(vault, node, kind, arriving)
+    for drop in (drop_quarantine, lambda *_: drop_all_quarantines(vault)):
+        with contextlib.suppress(VaultFullError):
+            return _claimed(vault, node, kind, arriving)
+        drop(vault, node, kind)
+    return _claimed(vault, node, kind, arriving)
 
 
 def _claimed(vault: Vault, node: str, kind: str, arriving: Path) -> Space:
     with _lock:
         space = space_for(vault, node, kind)
-        others = [claim for (root, name), claim in _claims.items() if root == vault.root and name != node]
-        free = space.free - sum(claim.outstanding() for claim in others)
+        free = space.free - _outstanding(vault, besides=node)
         if free < space.needed:
             raise VaultFullError(node, kind, space.needed, max(0, free))
         _claims[vault.root, node] = _Claim(space.needed, arriving)
         return space
+
+
+def _outstanding(vault: Vault, *, besides: str) -> int:
+    """Return how much all other nodes are about to write."""
+    return sum(claim.outstanding() for (root, name), claim in _claims.items() if root == vault.root and name != besides)
+
+
+def excess(vault: Vault, node: str, space: Space, most: int | None) -> str:
+    """Return why the retrieval of *node*, which has claimed *space*, must end now; an empty text if it may go on.
+
+    *most*: the maximum size of an artifact in bytes, if the operator set one. Raise OSError if the
+    disk cannot be queried.
+    """
+    with _lock:
+        claim = _claims.get((vault.root, node))
+        written = claim.written() if claim else 0
+        others = _outstanding(vault, besides=node)
+    if most is not None and written > most:
+        return f"more than {most:,} bytes arrived, the maximum that contents.max_size allows"
+    if most is None and space.last is not None and written > space.last * _GROWTH + _GROWTH_BYTES:
+        return f"{written:,} bytes arrived, and the last artifact had {space.last:,}"
+    usage = shutil.disk_usage(nearest(vault.folder(node)))
+    if usage.total and written > space.needed and usage.free < others + usage.total // _KEPT_FREE:
+        return f"{written:,} bytes arrived, and the rest of the vault's disk is kept free for other nodes"
+    return ""
 
 
 def release(vault: Vault, node: str) -> None:

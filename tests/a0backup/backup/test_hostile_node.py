@@ -2,8 +2,9 @@
 
 import asyncio
 
-from a0backup.errors import A0BackupError
+from a0backup.errors import A0BackupError, ArtifactTooLargeError
 from tests.support.desk import Desk
+from tests.support.patience import until
 
 
 async def test_a_node_that_names_its_backup_like_a_key_changes_no_key(desk: Desk) -> None:
@@ -42,3 +43,19 @@ esac
     assert not (desk.vault.folder(desk.name) / "wrote").exists()
     [stored] = desk.stored
     desk.vault.reread(stored)
+
+
+async def test_a_retrieval_without_end_is_stopped_and_leaves_the_disk_to_others(desk: Desk) -> None:
+    desk.configure(contents={"max_size": "1MB"})
+    desk.tell("backup", "size", bytes=50_000_000)
+    desk.tell("backup-retrieve", "drip", bytes_per_second=2_000_000)
+    ended = await desk.night()
+    assert isinstance(ended.error, ArtifactTooLargeError)
+    assert "contents.max_size" in ended.outcome.hint
+    until(lambda: desk.counted("backup-retrieve"), "the node has noticed that the call has ended")
+    assert desk.counted("backup-retrieve") == 1, "it is not tried again"
+    assert not [path for path in desk.vault.folder(desk.name).rglob("*.enc") if path.stat().st_size]
+    assert desk.holds is not None
+    desk.forget()
+    desk.configure(contents={"max_size": "60MB"})
+    assert (await desk.night(flow_run="run-2")).error is None

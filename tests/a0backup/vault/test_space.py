@@ -1,5 +1,6 @@
 """Space for the next artifacts: the last one plus a quarter, in addition to what others are about to write."""
 
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,8 @@ from a0backup.errors import VaultFullError
 from a0backup.files import digests
 from a0backup.vault.leftovers import verified_file
 from a0backup.vault.manifest import ManifestNode, ManifestPassword
-from a0backup.vault.space import claim, release, space_for
+from a0backup.vault.quarantine import keep_given_up, make_room, quarantine
+from a0backup.vault.space import claim, excess, release, space_for
 from a0backup.vault.storing import store
 from a0backup.vault.vault import Vault
 
@@ -21,7 +23,7 @@ STARTED = datetime(2026, 11, 23, 2, tzinfo=UTC)
 def vault(tmp_path: Path) -> Iterator[Vault]:
     made = Vault(tmp_path / "vault")
     yield made
-    for node in ("a0-1", "a0-2"):
+    for node in ("a0-1", "a0-2", "a0-3"):
         release(made, node)
 
 
@@ -91,3 +93,71 @@ def test_bytes_that_have_already_arrived_are_counted_once(vault: Vault, tmp_path
     with (arriving / "backup-retrieve.tar.gz.enc").open("wb") as file:
         file.truncate(int(half * 1.25))  # sparse: has the size without taking the space
     claim(vault, "a0-2", "backup", arriving=vault.work("a0-2"))
+
+
+def arriving(vault: Vault, node: str, size: int) -> Path:
+    """Return a directory in which *size* bytes of the next artifact have arrived, all of them zeros."""
+    place = vault.work(node) / "run-1"
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "backup-retrieve.tar.gz.enc").open("wb") as file:
+        file.truncate(size)
+    return place
+
+
+@pytest.mark.parametrize(("last", "arrived", "stopped"), [(10**8, 19 * 10**8, False), (10**8, 21 * 10**8, True)])
+def test_a_retrieval_ends_where_it_is_far_larger_than_the_last_artifact(
+    vault: Vault, last: int, arrived: int, stopped: bool
+) -> None:
+    stored(vault, "a0-1", last)
+    space = claim(vault, "a0-1", "backup", arriving=arriving(vault, "a0-1", arrived))
+    why = excess(vault, "a0-1", space, None)
+    assert ("2,100,000,000 bytes arrived, and the last artifact had 100,000,000" in why) == stopped
+    assert excess(vault, "a0-1", space, 3 * 10**9) == "", "what the operator allows decides"
+
+
+def test_a_retrieval_ends_at_the_maximum_size_that_the_operator_set(vault: Vault) -> None:
+    space = claim(vault, "a0-1", "backup", arriving=arriving(vault, "a0-1", 1001))
+    assert excess(vault, "a0-1", space, 1001) == ""
+    assert "contents.max_size" in excess(vault, "a0-1", space, 1000)
+
+
+def test_a_retrieval_ends_before_it_takes_the_space_of_another_node(vault: Vault) -> None:
+    free = space_for(vault, "a0-1", "backup").free
+    first = claim(vault, "a0-1", "backup", arriving=arriving(vault, "a0-1", 5000))
+    assert excess(vault, "a0-1", first, None) == ""
+    stored(vault, "a0-2", int(free * 0.995 / 1.25))
+    other = claim(vault, "a0-2", "backup", arriving=arriving(vault, "a0-2", 5000))
+    assert "kept free for other nodes" in excess(vault, "a0-1", first, None)
+    assert excess(vault, "a0-2", other, None) == "", "it has not written more than it claimed"
+    release(vault, "a0-2")
+    assert excess(vault, "a0-1", first, None) == ""
+
+
+def quarantined(vault: Vault, node: str, day: int, size: int) -> Path:
+    vault.folder(node).mkdir(parents=True, exist_ok=True)
+    bytes_ = vault.folder(node) / "arrived"
+    with bytes_.open("wb") as file:
+        file.truncate(size)
+    return quarantine(vault, node, "backup", bytes_, reason={}, now=STARTED + timedelta(days=day))
+
+
+def test_quarantines_of_all_nodes_give_way_to_an_artifact(vault: Vault) -> None:
+    theirs, given_up = quarantined(vault, "a0-2", 1, 100), keep_given_up(quarantined(vault, "a0-3", 1, 100))
+    stored(vault, "a0-1", 8 * 10**18)
+    with pytest.raises(VaultFullError):
+        claim(vault, "a0-1", "backup", arriving=vault.work("a0-1"))
+    assert not theirs.exists()
+    assert given_up.exists(), "its backup is no longer on the node"
+
+
+def test_all_quarantines_together_are_bounded_and_the_oldest_goes_first(vault: Vault) -> None:
+    disk = shutil.disk_usage(vault.root.parent).total
+    oldest, newest = (quarantined(vault, node, day, int(disk * 0.04)) for node, day in (("a0-2", 1), ("a0-1", 2)))
+    assert make_room(vault, int(disk * 0.01))
+    assert oldest.exists()
+    assert make_room(vault, int(disk * 0.05))
+    assert newest.exists()
+    assert not oldest.exists()
+    assert not make_room(vault, int(disk * 0.11))
+    keep_given_up(newest)
+    assert not make_room(vault, int(disk * 0.07)), "what was given up is never removed"

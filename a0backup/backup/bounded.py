@@ -1,0 +1,32 @@
+"""Stop a retrieval that writes more than it should: a node must not fill the vault's disk for all others."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from a0backup.a0cli.printed import Printed
+from a0backup.backup.context import Context
+from a0backup.errors import ArtifactTooLargeError
+from a0backup.vault.space import Space, excess
+
+LOOK = 0.5  # seconds between two looks at what has arrived
+
+
+async def bounded(context: Context, space: Space, retrieving: Coroutine[Any, Any, Printed]) -> Printed:
+    """Return the result of *retrieving*, the call of a0cli that retrieves a backup into the claimed *space*.
+
+    Raise ArtifactTooLargeError as soon as more has arrived than may; the call has ended then, and
+    what it wrote is removed. Raise what the call raises, VaultUnusableError.
+    """
+    node, most = context.node.name, context.fleet.contents.max_size
+    call = asyncio.ensure_future(retrieving)
+    try:
+        while not (await asyncio.wait({call}, timeout=LOOK))[0]:
+            if why := await context.on_disk(excess, context.vault, node, space, most):
+                raise ArtifactTooLargeError(node, context.kind, why)
+        return call.result()
+    finally:
+        if not call.done():
+            call.cancel()
+            await asyncio.wait({call})
+            await context.on_disk(context.session.directory.clear_retrieved)
