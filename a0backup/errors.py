@@ -35,7 +35,8 @@ A0BackupError
     │   ├── UnexpectedFormatError it is something else than an encrypted tar.gz
     │   ├── GzipDamagedError      the compressed stream is broken or cut
     │   ├── TarTruncatedError     the tar in it is broken or cut
-    │   └── TooLargeUnpackedError it unpacks to more than fleet.yaml allows
+    │   ├── TooLargeUnpackedError it unpacks to more than fleet.yaml allows
+    │   └── TooManyPartsError     it consists of too many tiny parts
     ├── DeleteNotConfirmedError  still shown after its deletion         (transient)
     └── VaultError            the vault cannot keep or give back an artifact
         ├── VaultUnusableError    it cannot be written
@@ -510,6 +511,13 @@ class TooLargeUnpackedError(ContentsError):
 
     def hint(self) -> str:
         return "if the backup may be that large, raise contents.max_unpacked or contents.max_ratio in fleet.yaml"
+
+
+class TooManyPartsError(ContentsError):
+    """It consists of so many tiny parts that the reading would hardly end."""
+
+    def hint(self) -> str:
+        return "no backup is made like this: look at the node, and report it to the vendor's support"
 
 
 class DeleteNotConfirmedError(NodeError):

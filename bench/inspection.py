@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from a0backup.artifact.byte_stream import CHUNK, ByteStream
+from a0backup.artifact.byte_stream import CHUNK, ByteStream, Work
 from a0backup.artifact.encryption import decryptor
 from a0backup.artifact.gunzip import gunzip
 from a0backup.artifact.inspection import inspect
@@ -142,7 +142,7 @@ def measure(place: Path, rounds: int) -> dict[str, Any]:
     with packed.open("wb") as file:
         file.writelines(map(cipher.update, chunks(encrypted)))
     with tar.open("wb") as file:
-        file.writelines(gunzip(ByteStream(chunks(packed))))
+        file.writelines(gunzip(ByteStream(chunks(packed)), [], Work(packed.stat().st_size)))
 
     def shell(script: str) -> None:
         command = ["bash", "-o", "pipefail", "-c", script]
@@ -156,8 +156,8 @@ def measure(place: Path, rounds: int) -> dict[str, Any]:
         "md5": lambda: hash_all(encrypted, "md5"),
         "sha256": lambda: hash_all(encrypted, "sha256"),
         "AES-CTR": lambda: decrypt_all(encrypted),
-        "inflate": lambda: exhaust(gunzip(ByteStream(chunks(packed)))),
-        "tar walk": lambda: walk(ByteStream(chunks(tar))),
+        "inflate": lambda: exhaust(gunzip(ByteStream(chunks(packed)), [], Work(packed.stat().st_size))),
+        "tar walk": lambda: walk(ByteStream(chunks(tar)), Work(tar.stat().st_size)),
     }
     reads = {"read tar": lambda: exhaust(chunks(tar))}
     inspection = {"inspect": lambda: inspect_all(encrypted)}

@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Iterator
 
-from a0backup.errors import ContentsError
+from a0backup.errors import ContentsError, TooManyPartsError
 
 # Larger chunks do not make an inspection faster.
 CHUNK = 256 << 10
+_PARTS = 1_000_000  # allowed in any artifact
+_BYTES_PER_PART = 128  # one more part is allowed for each so many bytes
 LONGEST_HEADER = 1 << 20  # maximum of a long name, a pax header or a gzip header's text
 
 
@@ -20,6 +22,23 @@ class Fault(Exception):
     def error(self, node: str, kind: str) -> ContentsError:
         """Return the error that reports this fault for the *kind* of file that *node* made."""
         return self.kind_of_error(node, kind, self.reason)
+
+
+class Work:
+    """Bounds the work of reading an artifact of *size* bytes.
+
+    A part is a gzip member, a tar header or a pax record. Each takes some 10 microseconds however small
+    it is, so an artifact of nothing else would be read for hours per gigabyte.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._most = self._left = _PARTS + size // _BYTES_PER_PART
+
+    def part(self) -> None:
+        """Count one part. Raise Fault if there are too many."""
+        self._left -= 1
+        if self._left < 0:
+            raise Fault(TooManyPartsError, f"it consists of more than {self._most:,} parts; the reading ended there")
 
 
 class ByteStream:

@@ -9,7 +9,7 @@ from typing import cast
 
 from isal import isal_zlib
 
-from a0backup.artifact.byte_stream import CHUNK, LONGEST_HEADER, ByteStream, Fault
+from a0backup.artifact.byte_stream import CHUNK, LONGEST_HEADER, ByteStream, Fault, Work
 from a0backup.errors import GzipDamagedError
 
 _GZIP = b"\x1f\x8b\x08"
@@ -35,12 +35,14 @@ def inflated(plain: bytes) -> int:
         return -1
 
 
-def gunzip(packed: ByteStream, noise: list[str]) -> Iterator[bytes]:
+def gunzip(packed: ByteStream, noise: list[str], work: Work) -> Iterator[bytes]:
     """Yield the contents of the gzip members of *packed*, at most 1 MiB at a time. Raise Fault if one is damaged.
 
     Line breaks or blanks after the last member, which some programs add, are described in *noise*.
+    *work* bounds the number of members.
     """
     while True:
+        work.part()
         _read_gzip_header(packed)
         inflater = isal_zlib.decompressobj(wbits=-15)
         crc, size, step = 0, 0, _FIRST_BYTES

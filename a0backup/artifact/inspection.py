@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from a0backup.artifact.byte_stream import CHUNK, ByteStream, Fault
+from a0backup.artifact.byte_stream import CHUNK, ByteStream, Fault, Work
 from a0backup.artifact.encryption import decryptor
 from a0backup.artifact.formats import looks_like
 from a0backup.artifact.gunzip import gunzip, inflated, may_begin_gzip
@@ -97,9 +97,10 @@ def inspect(path: Path, passwords: Sequence[str], *, node: str, kind: str, limit
 
 
 class _Most:
-    """The maximum number of bytes that an artifact of *size* bytes may unpack to."""
+    """The maximum number of bytes that an artifact of *size* bytes may unpack to, and of parts in it."""
 
     def __init__(self, limits: Limits, size: int) -> None:
+        self.work = Work(size)
         by_ratio = max(RATIO_FROM, int(limits.max_ratio * size))
         self.unpacked = min(limits.max_unpacked, by_ratio)
         if by_ratio < limits.max_unpacked:
@@ -239,9 +240,9 @@ def _hashed_and_opened(
 def _read(chunks: Iterator[bytes], most: _Most) -> Walked:
     """Read the packed *chunks* to their end. Raise Fault."""
     noise: list[str] = []
-    unpacked = _bounded(gunzip(ByteStream(chunks), noise), most)
+    unpacked = _bounded(gunzip(ByteStream(chunks), noise, most.work), most)
     try:
-        read = walk(ByteStream(unpacked))
+        read = walk(ByteStream(unpacked), most.work)
     except Fault as fault:
         if fault.kind_of_error in (TarTruncatedError, UnexpectedFormatError):
             # Read on: a damaged compressed stream explains a broken tar, and is reported instead.

@@ -7,7 +7,7 @@ import tarfile
 from dataclasses import dataclass
 
 from a0backup.a0cli.text import quote
-from a0backup.artifact.byte_stream import LONGEST_HEADER, ByteStream, Fault
+from a0backup.artifact.byte_stream import LONGEST_HEADER, ByteStream, Fault, Work
 from a0backup.artifact.formats import looks_like
 from a0backup.errors import TarTruncatedError, UnexpectedFormatError
 
@@ -85,8 +85,11 @@ class Walked:
             self.odd.append(sentence)
 
 
-def walk(tar: ByteStream) -> Walked:
-    """Walk every member of *tar* and what follows them. Raise Fault if it is no tar, broken or cut off."""
+def walk(tar: ByteStream, work: Work) -> Walked:
+    """Walk every member of *tar* and what follows them. Raise Fault if it is no tar, broken or cut off.
+
+    *work* bounds the number of headers and of the records in them.
+    """
     walked = Walked()
     everywhere: dict[str, str] = {}  # the records of global pax headers
     ahead: dict[str, str] = {}  # what extended headers say about the next member
@@ -99,6 +102,7 @@ def walk(tar: ByteStream) -> Walked:
             if tar.take(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise _broken(f"zeros at byte {at:,}, where the header of a member is due")
             break
+        work.part()
         header = _header(block, at)
         announced = header.type in _EXTENDED
         if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
@@ -106,11 +110,11 @@ def walk(tar: ByteStream) -> Walked:
             key = "name" if header.type == tarfile.GNUTYPE_LONGNAME else "linkname"
             ahead.setdefault(key, text.decode("utf-8", "surrogateescape"))
         elif header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-            ahead = _pax(_long_header(tar, header, at), at) | ahead
+            ahead = _pax(_long_header(tar, header, at), at, work) | ahead
         elif header.type == tarfile.XGLTYPE:
-            everywhere |= _pax(_long_header(tar, header, at), at)
+            everywhere |= _pax(_long_header(tar, header, at), at, work)
         else:
-            _pass_member(tar, header, block, everywhere | ahead, walked)
+            _pass_member(tar, header, block, everywhere | ahead, walked, work)
             ahead = {}
     if announced and walked.members:
         raise _broken(f"it ends at byte {at:,} where a header announced one more member")
@@ -150,11 +154,12 @@ def _long_header(tar: ByteStream, header: tarfile.TarInfo, at: int) -> bytes:
     return text
 
 
-def _pax(records: bytes, at: int) -> dict[str, str]:
+def _pax(records: bytes, at: int, work: Work) -> dict[str, str]:
     """Return the *records* of a pax header that give the names and the size of a member."""
     said: dict[str, str] = {}
     here = 0
     while here < len(records) and records[here]:
+        work.part()
         length = _PAX_RECORD.match(records, here)
         after = here + int(length[1]) if length else 0
         if length is None or not length.end() < after <= len(records) or records[after - 1] != ord("\n"):
@@ -168,7 +173,9 @@ def _pax(records: bytes, at: int) -> dict[str, str]:
     return said
 
 
-def _pass_member(tar: ByteStream, header: tarfile.TarInfo, block: bytes, said: dict[str, str], walked: Walked) -> None:
+def _pass_member(
+    tar: ByteStream, header: tarfile.TarInfo, block: bytes, said: dict[str, str], walked: Walked, work: Work
+) -> None:
     """Note the member and skip its bytes; *said*, from extended headers, overrides its own header."""
     # Not header.type: TarInfo treats a member with V7's file type as a directory if its name, perhaps cut off, ends
     # in '/'. GNU tar reads its bytes.
@@ -177,6 +184,7 @@ def _pass_member(tar: ByteStream, header: tarfile.TarInfo, block: bytes, said: d
     # GNU tar's old sparse format: the map of holes may continue in separate blocks.
     more = header.type == tarfile.GNUTYPE_SPARSE and block[482]
     while more:
+        work.part()
         extension = tar.take(tarfile.BLOCKSIZE)
         if len(extension) < tarfile.BLOCKSIZE:
             raise _broken(f"it is cut off at byte {tar.position:,}, within a header")

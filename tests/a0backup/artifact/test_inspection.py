@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from a0backup.a0cli.text import quote
+from a0backup.artifact import byte_stream
 from a0backup.artifact.byte_stream import CHUNK
 from a0backup.artifact.encryption import decryptor
 from a0backup.artifact.gunzip import may_begin_gzip
@@ -26,6 +27,7 @@ from a0backup.artifact.tar_walk import Member
 from a0backup.errors import (
     GzipDamagedError,
     TooLargeUnpackedError,
+    TooManyPartsError,
     UnexpectedFormatError,
     WrongPasswordError,
 )
@@ -178,6 +180,25 @@ def test_a_bomb_by_total_ends_the_unpacking_but_not_the_hashing(look: Look) -> N
     bomb = repeated(bytes(MIB), 50, before=header("dump/users.bson", 50 * MIB), after=END)
     refused(look(bomb, max_unpacked=50 * MIB), TooLargeUnpackedError, f"{50 * MIB:,} bytes", "max_unpacked")
     assert opened(look(bomb, max_unpacked=50 * MIB + BLOCK + len(END))).members == 1
+
+
+PAX = b"5 a=\n" * 20_000
+TINY = {
+    "gzip members": gzip.compress(TAR[:-1]) + gzip.compress(b"") * 9000 + gzip.compress(TAR[-1:]),
+    "tar headers": gzip.compress(b"".join(header(f"dump/{number}", 0) for number in range(9000)) + END),
+    "pax records": gzip.compress(
+        header("pax", len(PAX), tarfile.XHDTYPE) + PAX + bytes(-len(PAX) % BLOCK) + header("dump/a", 0) + END
+    ),
+}
+
+
+@pytest.mark.parametrize("plain", TINY.values(), ids=TINY)
+def test_an_artifact_of_too_many_tiny_parts_is_not_read_on(
+    plain: bytes, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert opened(look(plain, max_ratio=1000)).members
+    monkeypatch.setattr(byte_stream, "_PARTS", 1000)
+    refused(look(plain, max_ratio=1000), TooManyPartsError, "parts")
 
 
 def test_the_ratio_of_a_small_tar_is_not_limited(look: Look) -> None:
