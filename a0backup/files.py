@@ -223,6 +223,15 @@ def remove_tree(path: Path) -> list[Path]:
     return left
 
 
+def others_can_write(status: os.stat_result) -> bool:
+    """Return whether somebody else than this user and root can write what has this *status*, or owns it.
+
+    A group of the user's own, as many systems give to each user, is no one else.
+    """
+    own_group = status.st_gid == os.getegid() == os.geteuid()
+    return status.st_uid not in (0, os.geteuid()) or bool(status.st_mode & (0o002 if own_group else 0o022))
+
+
 def owner_of(path: Path) -> str:
     """Return the name of the user whom *path* belongs to, or the number if it has no name. Raise OSError."""
     try:

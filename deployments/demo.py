@@ -54,7 +54,7 @@ def run_demo(directory: Path | None) -> int:
 @contextmanager
 def _simulated_fleet(place: Path) -> Iterator[Path]:
     """Run the simulated appliance as a separate process; yield the fleet.yaml that names its nodes."""
-    command = [sys.executable, "-m", "simulator", "serve", "--until-stdin-closes"]
+    command = [sys.executable, "-P", "-m", "simulator", "serve", "--until-stdin-closes"]
     command += ["--state", str(place / "simulator"), "--nodes", ",".join(NODES)]
     command += ["--size", str(ARTIFACT_BYTES), "--backup-seconds", "2"]
     with subprocess.Popen(  # noqa: S603 - our own module, no shell

@@ -28,6 +28,7 @@ from a0backup.report.progress import Checked, Ended, News, watched_by
 from deployments.engine_runs import drained
 from deployments.home import CREDENTIALS, default_home, operators_api, use_api
 from deployments.server import own_server, served_api
+from deployments.working_directory import leave_untrusted_directory
 
 FLOWS = {
     "backup-fleet": "flows.backup_fleet.backup_fleet",
@@ -54,6 +55,8 @@ def run_here(
     without it. Raise KeyboardInterrupt when interrupted, EngineError where no engine is available,
     A0BackupError where the run ended before any node was tried.
     """
+    fleet = fleet.absolute()
+    leave_untrusted_directory()
     _quiet_prefect()
     untold = {node.name for node in load_fleet(fleet).chosen(nodes)}
     whole = len(untold)
@@ -66,7 +69,7 @@ def run_here(
                 untold.discard(news.finding.node)
 
     with interruptible() as interrupt, _engine(own=own_engine) as api, watched_by(tick_off):
-        parameters: dict[str, Any] = {"fleet": fleet.absolute(), "nodes": list(nodes)}
+        parameters: dict[str, Any] = {"fleet": fleet, "nodes": list(nodes)}
         if existing is not None:
             parameters["existing"] = existing
         error = run_in_thread(partial(_run_flow, flow_name, parameters), interrupt)

@@ -14,6 +14,7 @@ from a0backup.fleet.models import Fleet
 from deployments.home import default_home, operators_api, use_api
 from deployments.local_run import API_DEADLINE, NO_API
 from deployments.server import served_api
+from deployments.working_directory import leave_untrusted_directory
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -47,6 +48,7 @@ def engine_in_use() -> Iterator[str]:
 
     Raise EngineError where there is neither.
     """
+    leave_untrusted_directory()
     with ExitStack() as stack:
         api = operators_api()
         if api is None:

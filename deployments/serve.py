@@ -21,6 +21,7 @@ from deployments.home import CREDENTIALS, default_home, environment, operators_a
 from deployments.local_run import interruptible, run_in_thread
 from deployments.register import NO_NOTIFICATION, engine_client, lines, register
 from deployments.server import OwnServer, lasting_server, serving
+from deployments.working_directory import leave_untrusted_directory
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -44,6 +45,7 @@ def serve(fleet: Fleet, port: int, *, asked: Callable[[str], str] | None = None)
     server or the worker cannot run. If the server ends later, the process ends with an error and exit
     code 1.
     """
+    leave_untrusted_directory()
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "a0backup")
     # Prefect's lines about each run that it starts, and the runs' own lines, are on the runs' pages.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
