@@ -223,13 +223,17 @@ def remove_tree(path: Path) -> list[Path]:
     return left
 
 
-def others_can_write(status: os.stat_result) -> bool:
-    """Return whether somebody else than this user and root can write what has this *status*, or owns it.
+def others_can_write(path: Path) -> bool:
+    """Return whether somebody else than this user and root can write *path*, or owns it. Raise OSError.
 
     A group of the user's own, as many systems give to each user, is no one else.
     """
+    status = path.stat()
     own_group = status.st_gid == os.getegid() == os.geteuid()
-    return status.st_uid not in (0, os.geteuid()) or bool(status.st_mode & (0o002 if own_group else 0o022))
+    by_mode = bool(status.st_mode & (0o002 if own_group else 0o022))
+    if by_mode and os.statvfs(path).f_flag & os.ST_RDONLY:
+        by_mode = False
+    return by_mode or status.st_uid not in (0, os.geteuid())
 
 
 def owner_of(path: Path) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from a0backup.errors import EngineError
 from a0backup.exit_codes import ExitCode
 from a0backup.fleet.models import Fleet
+from a0backup.fleet.trusted import FOLDERS
 from a0backup.report import terminal
 from deployments.home import CREDENTIALS, default_home, environment, operators_api, use_api
 from deployments.local_run import interruptible, run_in_thread
@@ -46,6 +47,7 @@ def serve(fleet: Fleet, port: int, *, asked: Callable[[str], str] | None = None)
     code 1.
     """
     leave_untrusted_directory()
+    os.environ.setdefault(FOLDERS, str(fleet.path.parent))
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "a0backup")
     # Prefect's lines about each run that it starts, and the runs' own lines, are on the runs' pages.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")

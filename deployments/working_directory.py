@@ -21,7 +21,7 @@ def leave_untrusted_directory() -> None:
     """
     try:
         here = Path.cwd()
-        untrusted = others_can_write(here.stat())
+        untrusted = others_can_write(here)
         there = [here / name for name in _SETTINGS if os.path.lexists(here / name)]
     except FileNotFoundError:  # it was removed
         os.chdir("/")
@@ -35,6 +35,6 @@ def leave_untrusted_directory() -> None:
 
 def _is_untrusted(path: Path) -> bool:
     try:
-        return others_can_write(path.stat())
+        return others_can_write(path)
     except OSError:
         return True  # a link to nothing, for example

@@ -13,11 +13,11 @@ from prefect import flow, runtime
 
 from a0backup.backup.session import Run
 from a0backup.files import in_thread
-from a0backup.fleet.load import load_fleet
 from a0backup.report.outcomes import Outcome
 from flows.backup_node import backed_up
 from flows.ending import ExistingChoice, chosen_policy, conclude, now, warned_of
 from flows.fan_out import for_each
+from flows.fleet_file import fleet_of_run
 from flows.node_runs import NodeRuns
 from tasks.progress import progress_published
 
@@ -44,7 +44,7 @@ async def backup_fleet(
         fan_out: Where each node's backup runs. in this run: in the process of this run. workers: as a separate run,
             on whichever worker of the pool takes it.
     """
-    settings = load_fleet(fleet)
+    settings = fleet_of_run(fleet)
     chosen = settings.chosen(nodes)
     run_id = str(runtime.flow_run.id)
     run = await in_thread(Run.begin, settings, chosen, id=run_id, existing=chosen_policy(existing))

@@ -17,11 +17,11 @@ from a0backup.backup.loop import NodeOutcomes, back_up_node, error_kept
 from a0backup.backup.session import Run
 from a0backup.backup.steps import StepName
 from a0backup.files import in_thread
-from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Node
 from a0backup.report.outcomes import Outcome
 from a0backup.report.run_report import summary
 from flows.ending import ExistingChoice, chosen_policy, conclude, log_failure, tell_ended, warned_of
+from flows.fleet_file import fleet_of_run
 from tasks.engine_task import engine_task
 from tasks.hand_over import hand_over
 from tasks.progress import progress_published
@@ -51,7 +51,7 @@ async def backup_node(
             replace: delete it without a copy. fail: leave the node alone.
         fleet_run: The id of the backup-fleet run that this run is a part of. Only backup-fleet sets it.
     """
-    settings = load_fleet(fleet)
+    settings = fleet_of_run(fleet)
     [chosen] = settings.chosen([node])
     # All runs of a node work under the id of the fleet's run: what one has settled stays settled for the next.
     run_id = str(UUID(fleet_run or runtime.flow_run.id))

@@ -15,7 +15,6 @@ from prefect.states import Completed, Failed
 from a0backup.backup.loop import error_kept
 from a0backup.errors import CheckFailedError, PasswordError
 from a0backup.files import in_thread
-from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Existing, Fleet, Node
 from a0backup.nodes.check import alias_warnings, check_node, fleet_notes, fleet_room, recovery_key_problems
 from a0backup.passwords import shared as password
@@ -24,6 +23,7 @@ from a0backup.report.progress import Checked, tell
 from a0backup.report.warnings import RunWarning
 from flows.ending import ExistingChoice, chosen_policy, now, warn, warned_of
 from flows.fan_out import for_each
+from flows.fleet_file import fleet_of_run
 from tasks.engine_task import engine_task
 from tasks.publish import publish_findings
 from tasks.shared_password import secret_block, shared_password
@@ -47,7 +47,7 @@ async def check_fleet(
         nodes: Names of the nodes to check; an empty list means all of them.
         existing: The choice that the check assumes for the next run; see backup-fleet.
     """
-    settings = load_fleet(fleet)
+    settings = fleet_of_run(fleet)
     chosen = settings.chosen(nodes)
 
     problems, doubts = await password_doubts(settings)

@@ -23,12 +23,12 @@ from pydantic import Field
 from a0backup.backup.session import NodeSession, Run, open_node
 from a0backup.errors import EnrolmentError
 from a0backup.files import in_thread
-from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Fleet, Node
 from a0backup.nodes.enrolment import Device, Plan, Role, give_role, look
 from a0backup.report.outcomes import Outcome
 from flows.backup_node import backed_up
 from flows.ending import conclude, warned_of
+from flows.fleet_file import fleet_of_run
 from tasks.enrolment import prove_artifact, publish_plan
 from tasks.progress import progress_published
 from tasks.shared_password import shared_password
@@ -66,7 +66,7 @@ async def enrol_node(node: str, device: Device, fleet: Path = Path("fleet.yaml")
         fleet: The fleet file, as a path on the machine that runs this.
         force: Give the role even if a backup folder exists on the node; the contents of that folder are lost.
     """
-    settings = load_fleet(fleet)
+    settings = fleet_of_run(fleet)
     [chosen] = settings.chosen([node])
     role = Role(device, force)
 

@@ -2,14 +2,11 @@
 
 import contextlib
 import os
-import shlex
 import socket
-import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from itertools import chain, islice
 from pathlib import Path
 
 from a0backup import limits
@@ -30,8 +27,9 @@ from a0backup.errors import (
     VaultFullError,
     VaultUnusableError,
 )
-from a0backup.files import in_thread, owner_of
+from a0backup.files import in_thread
 from a0backup.fleet.models import KEYSTREAM_REUSE, Existing, Fleet, Node
+from a0backup.nodes import exposure
 from a0backup.passwords import recovery_keys
 from a0backup.passwords.shared import LoadShared
 from a0backup.report.outcomes import Finding, Problem, halves
@@ -42,9 +40,7 @@ from a0backup.vault.lock import is_held, read_holder
 from a0backup.vault.space import nearest, space_for
 from a0backup.vault.vault import Vault
 
-_MAX_LOOKED_AT = 1000  # entries of a directory: a check must be quick, however large the vault
 _RESOLVERS = 16
-_NEWEST = 10  # artifact folders of a node whose files are checked
 
 
 async def check_node(
@@ -67,7 +63,7 @@ async def check_node(
     try:
         node.require_build()
         room = await in_thread(_check_room, vault, node.name, kinds, problems)
-        warnings += await in_thread(_node_warnings, fleet, node.name)
+        warnings += await in_thread(exposure.of_node, fleet, node.name)
         # No lock and no file in the vault: a check must not disturb a run.
         with tempfile.TemporaryDirectory(prefix="a0backup-check-") as parent:
             directory = PrivateDirectory.make(Path(parent), node.name, key_dir=fleet.a0cli.key_dir, node=node.name)
@@ -185,118 +181,19 @@ def fleet_notes(fleet: Fleet) -> tuple[str, ...]:
     """Return the recovery keys that the passwords are sealed to, by file and fingerprint."""
     return tuple(
         f"the password of each backup is sealed to {path}, recovery key {key.fingerprint}"
-        for path, key in _recovery_keys(fleet)
+        for path, key in exposure.recovery_keys_of(fleet)
     )
-
-
-def _recovery_keys(fleet: Fleet) -> Iterator[tuple[Path, recovery_keys.RecoveryKey]]:
-    for path in fleet.password.sealed_to or ():
-        with contextlib.suppress(RecoveryKeyError):  # reported as a problem
-            yield path, recovery_keys.load_public(path)
 
 
 def fleet_warnings(fleet: Fleet) -> tuple[str, ...]:
-    """Return what does not stop a run but should be fixed: the password, and who can read keys and vault.
+    """Return what does not stop a run but should be fixed: the password, limits, and who can read or write what.
 
     The warnings about a node's folder in the vault are in the node's Finding.
     """
-    warnings = [] if fleet.password.sealed_to else [KEYSTREAM_REUSE]
+    shared = "" if fleet.password.sealed_to else KEYSTREAM_REUSE
     too_many = limits.warning(min(fleet.max_parallel, len(fleet.nodes)))
-    warnings += filter(None, [too_many, _root_warning(fleet.vault), memory_warning(fleet)])
-    # `.pub` is the usual name of the public half of a key pair, which others may read.
-    keys = {path: _mode(path) for path in _entries(fleet.a0cli.key_dir) if path.suffix != ".pub"}
-    if exposed := _open_to_others({path: mode for path, mode in keys.items() if stat.S_ISREG(mode)}):
-        warnings.append(
-            f"others can use a0cli's key, which has full rights on the nodes: {exposed};"
-            f" chmod go= {_quoted(fleet.a0cli.key_dir)}/*"
-        )
-    if exposed := _open_to_others({fleet.vault: _mode(fleet.vault)}):
-        warnings.append(f"others can read the vault: {exposed}; chmod go= {_quoted(fleet.vault)}")
-    for path in fleet.password.sealed_to or ():
-        if _mode(path) & 0o022:
-            warnings.append(
-                f"others can replace {path} (mode {stat.S_IMODE(_mode(path)):04o}), and later passwords"
-                f" would be sealed to their key; chmod go-w {_quoted(path)}"
-            )
-    beside = dict.fromkeys(
-        [*(path.parent for path in fleet.password.sealed_to or ()), fleet.vault, fleet.a0cli.key_dir]
-    )
-    return (*warnings, *_private_key_warnings(fleet, beside))
-
-
-def _root_warning(vault: Path) -> str:
-    """Return a warning if root is about to write into the vault of another user."""
-    place = nearest(vault)
-    if os.geteuid() != 0 or place.stat().st_uid == 0 or place != vault:
-        return ""
-    owner = owner_of(vault)
-    return f"this is root, and the vault belongs to {owner}, who cannot read what root writes: run this as {owner}"
-
-
-def _node_warnings(fleet: Fleet, node: str) -> list[str]:
-    """Return who else can read the node's folder in the vault, and which keys do not belong there."""
-    vault = Vault(fleet.vault)
-    folder, newest = vault.folder(node), list[Path]()
-    with contextlib.suppress(OSError):  # reported as a problem
-        newest = vault.folders(node)[-_NEWEST:]
-    entries = chain([folder], *map(_entries, [folder, folder / "passwords", *newest]))
-    exposed = _open_to_others({path: _mode(path, follow=False) for path in entries})
-    warnings = _private_key_warnings(fleet, [folder])
-    if exposed:
-        warnings.append(f"others can read the vault: {exposed}; chmod -R go= {_quoted(folder)}")
-    return warnings
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Return up to 1000 entries of *folder*; none if it is missing or unreadable."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        return [Path(entry.path) for entry in islice(entries, _MAX_LOOKED_AT)]
-    return []
-
-
-def _mode(path: Path, *, follow: bool = True) -> int:
-    """Return the mode of *path*; 0 if it cannot be seen, or is gone because a run has moved it."""
-    try:
-        return path.stat(follow_symlinks=follow).st_mode
-    except OSError:
-        return 0
-
-
-def _open_to_others(modes: Mapping[Path, int]) -> str:
-    """Return text that names the paths that group or others may read or write; empty if there are none."""
-    exposed = sorted(path for path, mode in modes.items() if mode & 0o077 and not stat.S_ISLNK(mode))
-    if not exposed:
-        return ""
-    more = f", and {len(exposed) - 1} more" if len(exposed) > 1 else ""
-    return f"{exposed[0]} has mode {stat.S_IMODE(modes[exposed[0]]):04o}{more}"
-
-
-def _private_key_warnings(fleet: Fleet, folders: Iterable[Path]) -> list[str]:
-    """Return a warning for each file directly in *folders* that is or may be the private part of a recovery key."""
-    if not fleet.password.sealed_to:
-        return []
-    known = {key.fingerprint for _, key in _recovery_keys(fleet)}
-    return [
-        f"{path} looks like the private part of a recovery key, which opens every backup: it must not be on a machine"
-        " that makes them; keep it offline, in two places"
-        for folder in folders
-        for path in sorted(_entries(folder))
-        if _may_open_backups(path, known)
-    ]
-
-
-def _may_open_backups(path: Path, known: set[str]) -> bool:
-    try:
-        if not path.is_file() or path.stat().st_size > recovery_keys.MAX_BYTES:
-            return False
-        # An encrypted key cannot be identified. It is not a0cli's own key: a0cli asks for no passphrase.
-        return recovery_keys.wants_passphrase(path) or recovery_keys.load_private(path, None).fingerprint in known
-    except (OSError, RecoveryKeyError):
-        return False
+    own = filter(None, [shared, too_many, memory_warning(fleet)])
+    return (*own, *exposure.of_fleet(fleet))
 
 
 def _would(fleet: Fleet, node: Node, kind: str, status: Status, existing: Existing) -> str:

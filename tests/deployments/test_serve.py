@@ -29,12 +29,12 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 class Served:
     """An `a0backup serve` with the state folder of *place*, on a port that it picks itself."""
 
-    def __init__(self, place: Place, *arguments: str, **environment: str) -> None:
+    def __init__(self, place: Place, *arguments: str, cwd: Path | None = None, **environment: str) -> None:
         self.place, self.log = place, place.root / "serve.log"
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [A0BACKUP, "serve", "--port", "0", *arguments],
-                cwd=place.root,
+                cwd=cwd or place.root,
                 env=place.environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"} | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -278,24 +278,31 @@ def test_when_its_server_dies_serve_ends_soon_and_says_so(
                 orphan.kill()
 
 
-def test_a_proxy_and_other_users_temporary_files_do_not_disturb_serve(place: Place, appliances: SimulatedFleet) -> None:
+def test_a_proxy_and_what_others_can_write_do_not_disturb_serve(place: Place, appliances: SimulatedFleet) -> None:
     folder = place.root / "of-all"
     folder.mkdir()
+    (folder / "prefect.toml").write_text('[api]\nurl = "http://127.0.0.1:9/api"\n')
+    theirs = appliances.fleet_yaml(folder / "fleet.yaml", a0cli={"path": "/bin/false"})
+    folder.chmod(0o777)
     # Stands for another user's: nobody else can use it.
     (folder / "runner_storage").touch()
     left = place.engine / "tmp" / "prefect-workspace-attempt-former"
     left.mkdir(parents=True)
     in_the_way = {"TMPDIR": str(folder), "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-    served = Served(place, **in_the_way)
+    served = Served(place, "--fleet", str(place.root / "fleet.yaml"), cwd=folder, **in_the_way)
     try:
         served.wait()
         assert not left.exists()
         run = served.start("backup-node/single-node", node="a0-1")
         assert eventually(lambda: served.state(run) in ("Completed", "Failed", "Crashed"), 180), served.said
         assert served.state(run) == "Completed", served.said
+        assert f"{folder / 'prefect.toml'} is ignored" in served.said
+        refused = served.start("check-fleet/hourly-check", fleet=str(theirs))
+        assert eventually(lambda: served.state(refused) in ("Completed", "Failed", "Crashed"), 180), served.said
+        assert "a fleet file there is not taken" in served.client.get(f"flow_runs/{refused}").json()["state"]["message"]
         assert (place.engine / "tmp").stat().st_mode & 0o777 == 0o700
         served.stop()
-        assert [path.name for path in folder.iterdir()] == ["runner_storage"]
+        assert sorted(path.name for path in folder.iterdir()) == ["fleet.yaml", "prefect.toml", "runner_storage"]
     finally:
         served.end()
 

@@ -1,0 +1,96 @@
+"""A worker takes no fleet file of others, and quotes nothing of it: anyone who can start a run in the UI names it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from a0backup.errors import FleetFileError
+from a0backup.fleet.trusted import FOLDERS, folders, load_trusted
+
+VALID = "vault: ./vault\npassword: {env: P}\nnodes: [{name: a0-1, host: a}]\n"
+
+
+@pytest.fixture
+def fleets(tmp_path: Path) -> Path:
+    made = tmp_path / "fleets"
+    made.mkdir(mode=0o755)
+    (made / "fleet.yaml").write_text(VALID)
+    (made / "fleet.yaml").chmod(0o644)
+    return made
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_fleet_file_that_only_the_worker_can_write_is_taken(fleets: Path, configured: bool) -> None:
+    assert load_trusted(fleets / "fleet.yaml", [fleets] if configured else []).path == fleets / "fleet.yaml"
+
+
+def writable_by_others(path: Path) -> None:
+    path.chmod(0o666)
+
+
+def in_a_folder_of_others(path: Path) -> None:
+    path.parent.chmod(0o777)
+
+
+def of_another_user(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(path, 65534, 65534)
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "make", [writable_by_others, in_a_folder_of_others, of_another_user, a_pipe, a_link_to_itself, gone]
+)
+def test_any_other_fleet_file_is_refused(fleets: Path, make: Callable[[Path], None]) -> None:
+    make(fleets / "fleet.yaml")
+    with pytest.raises(FleetFileError):
+        load_trusted(fleets / "fleet.yaml", [fleets])
+
+
+def test_a_folder_with_the_sticky_bit_is_no_folder_of_others(fleets: Path) -> None:
+    fleets.chmod(0o1777)
+    load_trusted(fleets / "fleet.yaml", [fleets])
+
+
+@pytest.mark.parametrize("named", ["elsewhere/fleet.yaml", "fleets/../elsewhere/fleet.yaml", "fleets/link.yaml"])
+def test_a_fleet_file_outside_of_the_configured_folders_is_refused_without_a_word_of_its_content(
+    fleets: Path, tmp_path: Path, named: str
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "fleet.yaml").write_text("root:$6$somebodyelses:secret\n")
+    (fleets / "link.yaml").symlink_to(tmp_path / "elsewhere" / "fleet.yaml")
+    with pytest.raises(FleetFileError, match=FOLDERS) as refused:
+        load_trusted(tmp_path / named, [fleets])
+    assert "somebody" not in str(refused.value)
+
+
+def test_without_configured_folders_an_error_quotes_nothing_of_the_file(fleets: Path) -> None:
+    (fleets / "fleet.yaml").write_text("A0_BACKUP_PASSWORD=somebodyelses\n")
+    with pytest.raises(FleetFileError, match="a0backup check --fleet") as refused:
+        load_trusted(fleets / "fleet.yaml", [])
+    assert "somebody" not in str(refused.value)
+    with pytest.raises(FleetFileError, match="line 1"):
+        load_trusted(fleets / "fleet.yaml", [fleets])
+
+
+def test_the_folders_are_written_as_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDERS, raising=False)
+    assert folders() == ()
+    monkeypatch.setenv(FOLDERS, "/etc/a0backup:/srv/a0backup")
+    assert folders() == (Path("/etc/a0backup"), Path("/srv/a0backup"))
