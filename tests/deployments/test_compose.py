@@ -136,7 +136,7 @@ def test_compose_overrides_only_addresses_of_the_settings_files() -> None:
         "PREFECT_SERVER_API_HOST",
     }
     assert over.keys() <= example_settings("engine.env.example").keys()
-    assert set(SERVICES["worker"]["environment"]) == {"PREFECT_API_URL"}
+    assert set(SERVICES["worker"]["environment"]) == {"PREFECT_API_URL", "A0BACKUP_FLEETS"}
 
 
 def test_no_command_needs_a_variable_that_was_set_for_an_earlier_one() -> None:

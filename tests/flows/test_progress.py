@@ -1,6 +1,7 @@
 """The progress on a run's page: it follows the run, and the run never waits for it."""
 
 import asyncio
+import logging
 import json
 import socket
 import threading
@@ -186,6 +187,17 @@ async def an_api_that_is_gone() -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{probe.getsockname()[1]}/api"
 
 
+class LogLines(logging.Handler):
+    """Keeps each line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 async def run_with_progress_on(api: str, nodes: list[Node], body: Callable[[], Awaitable[None]]) -> Any:
     """Run *body* in a flow whose progress goes to *api*. Return the flow's state."""
     from prefect import flow
@@ -207,7 +219,6 @@ async def test_an_api_that_does_not_accept_the_progress_fails_no_run_and_is_repo
     engine: str,
     fleet_yaml: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
     api_of: Callable[[], Any],
 ) -> None:
     from tasks import progress
@@ -215,14 +226,19 @@ async def test_an_api_that_does_not_accept_the_progress_fails_no_run_and_is_repo
     monkeypatch.setattr(progress, "PACE", 0.1)
     monkeypatch.setattr(progress, "PATIENCE", 0.2)
 
+    handler = LogLines()
+
     async def some_updates() -> None:
+        # Here, as the first run of a process sets up Prefect's logging anew.
+        logging.getLogger("prefect.flow_runs").addHandler(handler)
         await asyncio.sleep(1.5)
+        logging.getLogger("prefect.flow_runs").removeHandler(handler)
 
     at = time.monotonic()
     async with api_of() as api:
         assert (await run_with_progress_on(api, list(load_fleet(fleet_yaml).nodes), some_updates)).is_completed()
     assert time.monotonic() - at < min(patience(10), 50)  # not the minute for which Prefect's client retries
-    told = [record.getMessage() for record in caplog.records if "does not accept the progress" in record.getMessage()]
+    told = [line for line in handler.lines if "does not accept the progress" in line]
     assert told == ["the engine does not accept the progress of this run; retrying (no answer within 0.2 s)"]
     assert nothing_of_it_runs()
 

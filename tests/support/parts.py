@@ -355,7 +355,9 @@ class Engine:
         name = name or unit
         environment = self._environment(name)
         read = Unit.read(unit, Path(environment["PREFECT_HOME"]), H=name)
-        environment |= read.environment | dict(self._settings if settings is None else settings)
+        # Its WorkingDirectory is *folder* here.
+        own = {name: text.replace("/srv/a0backup", str(folder)) for name, text in read.environment.items()}
+        environment |= own | dict(self._settings if settings is None else settings)
         for command in read.commands:
             part = Part(command, self.room / f"{name}.log", folder=folder or self.room, environment=environment)
             if read.ends or command is not read.commands[-1]:
