@@ -1,8 +1,8 @@
 """The progress on a run's page: it follows the run, and the run never waits for it."""
 
 import asyncio
-import logging
 import json
+import logging
 import socket
 import threading
 import time
