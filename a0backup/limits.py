@@ -1,5 +1,7 @@
 """The limits that the system sets for this process, and how many nodes fit into them at once."""
 
+import contextlib
+import ctypes
 import resource
 from dataclasses import dataclass
 
@@ -8,6 +10,9 @@ DESCRIPTORS = 8
 # An a0cli of Node.js has about a dozen threads, and each counts.
 PROCESSES = 16
 RESERVED = 200  # for the process itself, and the engine's server below it
+
+
+_SET_DUMPABLE = 4  # PR_SET_DUMPABLE of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -54,3 +59,13 @@ def at_most(wanted: int) -> int:
     raise_limits()
     most, _ = nodes_that_fit()
     return wanted if most is None else min(wanted, most)
+
+
+def keep_memory_private() -> None:
+    """Make sure that no core dump of this process is written, and that no other process can read its memory.
+
+    It may hold passwords. Processes that it starts may be dumped again, but not into a core file.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
+        ctypes.CDLL(None, use_errno=True).prctl(_SET_DUMPABLE, 0, 0, 0, 0)

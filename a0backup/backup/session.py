@@ -14,6 +14,7 @@ from a0backup.backup.steps import Done, StepName, TakeStep, step
 from a0backup.errors import PasswordError, VaultUnusableError
 from a0backup.files import in_thread
 from a0backup.fleet.models import Existing, Fleet, Node
+from a0backup.limits import keep_memory_private
 from a0backup.passwords.shared import LoadShared
 from a0backup.report.progress import Step, tell
 from a0backup.vault.known_vault import recognise, require_same
@@ -57,6 +58,7 @@ class Run:
 
         Raise UnknownVaultError if the vault is not the one that was used last.
         """
+        keep_memory_private()
         identity = recognise(fleet)
         vault, began = Vault(fleet.vault), datetime.now(UTC)
         stored = {}

@@ -8,6 +8,7 @@ import click
 from a0backup.cli import artifacts, engine, opening, run, serve, setup, status
 from a0backup.errors import A0BackupError, FleetFileError
 from a0backup.exit_codes import MEANINGS, ExitCode
+from a0backup.limits import keep_memory_private
 from a0backup.report import terminal
 
 COMMANDS = (
@@ -46,6 +47,7 @@ for _command in COMMANDS:
 
 def main() -> NoReturn:
     """Run the command and exit with its code; print an error as a message with a hint, never as a traceback."""
+    keep_memory_private()
     sys.exit(_run(cli))
 
 

@@ -47,7 +47,7 @@ class Tree:
         return self.lines.get(place, 1)
 
     def spoils(self, place: Place) -> bool:
-        return any(place[: len(spoilt)] == spoilt for spoilt in self.spoilt)
+        return any(place[:depth] in self.spoilt for depth in range(len(place) + 1))
 
 
 def read_text(path: Path) -> str:

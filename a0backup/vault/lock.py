@@ -7,12 +7,14 @@ outlives its killed run keeps the node locked until it has ended, and the waitin
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import functools
 import json
 import os
 import signal
 import socket
+import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from a0backup.a0cli.text import quote
 from a0backup.errors import LockDeadlineError, VaultUnusableError
-from a0backup.files import make_private, make_private_directory
+from a0backup.files import UnsuitableFileError, make_private, make_private_directory, open_regular, read_whole
 
 FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0  # seconds between two attempts
 
@@ -83,9 +85,8 @@ def _born(pid: int) -> str:
 def read_holder(lock_file: Path) -> Holder | None:
     """Return the holder named in *lock_file*; None if none is named, or it cannot be read as a holder."""
     try:
-        with lock_file.open("rb") as file:
-            holder = Holder(**json.loads(file.read(4096)))
-    except (OSError, ValueError, TypeError, RecursionError):
+        holder = Holder(**json.loads(read_whole(lock_file, 4096)))
+    except (OSError, UnsuitableFileError, ValueError, TypeError, RecursionError):
         return None
     return holder if isinstance(holder.pid, int) else None
 
@@ -93,9 +94,9 @@ def read_holder(lock_file: Path) -> Holder | None:
 def is_held(lock_file: Path) -> bool:
     """Return whether a process holds the lock now."""
     try:
-        fd = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+        fd = open_regular(str(lock_file), os.O_RDONLY)
+    except OSError:
+        return False  # there is none, or it is none: a run says so
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -170,8 +171,10 @@ async def _acquire(path: Path, node: str, deadline: float, patience: float, wait
 
 def _try(path: Path) -> int | None:
     """Return a descriptor that holds the lock, or None if somebody else holds it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The file may have been removed since it was opened: the next run would not find this lock.
         if os.path.samestat(os.fstat(fd), path.lstat()):

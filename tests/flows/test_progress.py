@@ -100,7 +100,7 @@ async def end_of(run: "asyncio.Task[Any]") -> Recorded:
 async def test_the_page_shows_the_bytes_growing_during_a_retrieval_and_how_all_nodes_ended(
     engine: str, quick: None, appliances: SimulatedFleet, fleet_yaml: Path, page: Page
 ) -> None:
-    appliances.tell("a0-2", "backup-retrieve", "drip", bytes_per_second=150_000)
+    appliances.tell("a0-2", "backup-retrieve", "drip", bytes_per_second=40_000)
     appliances.tell("a0-3", None, "unreachable")
     run = begin(fleet_yaml)
     seen = [0]

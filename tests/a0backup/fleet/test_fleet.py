@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from a0backup.fleet.fields import seconds, size
 from a0backup.fleet.kinds import EXPORT_FIELDS, Kind
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import A0cliSettings, ContentsLimits, Fleet, Node, PasswordSource, Polling, schema
+from tests.support.patience import patience
 
 LEAST = """\
 vault: ./vault
@@ -132,7 +134,7 @@ WRONG: list[tuple[str, int, str, str]] = [
     (NODE + "name: a0-1\n", 4, "nodes[0].host", "is missing"),
     (LEAST + "exsting: fail\n", 5, "exsting", "did you mean existing?"),
     (LEAST + "retention: {}\n", 5, "retention", "write one of vault, a0cli, password"),
-    (LEAST + "contents: {max_size: 1TB}\n", 5, "contents.max_size", "max_"),
+    (LEAST + "contents: {max_unpack: 1TB}\n", 5, "contents.max_unpack", "max_"),
     (LEAST + "vault: other\n", 5, "vault", "written twice, first on line 1"),
     (LEAST + "a0cli:\n  path: a\n  Path: b\n", 7, "a0cli.Path", "did you mean path?"),
     (LEAST + "polling: {dedline: 1h}\n", 5, "polling.dedline", "did you mean deadline?"),
@@ -801,3 +803,12 @@ def test_files_are_read_the_same_without_libyaml(write: Write, monkeypatch: pyte
     monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     assert [problems(write(text)) for text in texts] == with_libyaml
     assert all("is not YAML" in problems(write(text))[0] for text, *_, remedy in WRONG if remedy == "is not YAML")
+
+
+def test_thousands_of_aliases_are_refused_quickly(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text("password: &p {env: P}\nvault: v\nnodes:\n" + "- *p\n" * 20_000)
+    began = time.process_time()
+    with pytest.raises(FleetFileError, match="aliases"):
+        load_fleet(path)
+    assert time.process_time() - began < patience(4)

@@ -207,16 +207,20 @@ async def test_an_error_inside_the_lock_releases_it(folder: Path) -> None:
     assert not is_held(folder / "lock")
 
 
-@pytest.mark.parametrize("obstacle", ["directory", "link"])
+@pytest.mark.parametrize("obstacle", ["directory", "link", "pipe"])
 async def test_a_lock_file_that_cannot_be_opened_makes_the_vault_unusable(folder: Path, obstacle: str) -> None:
     folder.mkdir(parents=True)
     if obstacle == "directory":
         (folder / "lock").mkdir()
+    elif obstacle == "pipe":
+        os.mkfifo(folder / "lock")
     else:
         (folder / "lock").symlink_to(folder / "elsewhere")
     with pytest.raises(VaultUnusableError, match="lock"):
         await taken(folder, deadline=0)
     assert not (folder / "elsewhere").exists()
+    assert not is_held(folder / "lock")
+    assert read_holder(folder / "lock") is None
 
 
 async def test_an_error_of_the_work_inside_the_lock_is_not_reported_as_an_error_of_the_lock(folder: Path) -> None:
