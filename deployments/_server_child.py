@@ -40,6 +40,12 @@ def main() -> None:
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
+    from a0backup.limits import raise_limits
+    from deployments.connections import Connections, bound_log, protocol, watching_websockets
+
+    raise_limits()
+    connections = Connections()
+
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: object) -> None:
             """Ignore the signal, as above."""
@@ -50,12 +56,16 @@ def main() -> None:
             gc.enable()
 
         async def on_tick(self, counter: int) -> bool:
+            if counter % 10 == 0:  # once a second
+                connections.close_old()
+                bound_log(sys.stderr.fileno())
             return parent_gone.is_set() or await super().on_tick(counter)
 
     # What `prefect server start` does in the foreground, on a socket that is already bound.
     api = get_current_settings().server.api
     config = uvicorn.Config(
-        create_app(final=True),
+        watching_websockets(create_app(final=True), connections),
+        http=protocol(connections, os.environ["PREFECT_SERVER_API_AUTH_STRING"]),
         log_level="warning",
         access_log=False,
         timeout_keep_alive=api.keepalive_timeout,

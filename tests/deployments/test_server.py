@@ -1,10 +1,13 @@
 import asyncio
+import contextlib
 import functools
 import http.client
 import http.server
+import json
 import os
 import select
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -19,8 +22,11 @@ from uuid import UUID, uuid4
 import httpx
 import psutil
 import pytest
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from a0backup.errors import EngineError
+from deployments.connections import MAX_LOG, bound_log
 from deployments.engine_runs import CRASHED, drained
 from deployments.home import credentials, default_home, operators_api, use_api
 from deployments.server import lasting_server, own_server, served_api, serving
@@ -333,3 +339,79 @@ async def test_a_lasting_server_has_new_credentials_unless_it_shares_its_home_an
         process.kill()
         error = await asyncio.wait_for(ended, patience(10))
         assert str(error).startswith(f"the engine's server has ended (SIGKILL); {own_home}/server.log ends:\n")
+
+
+# -- connections of other users ----------------------------------------------------------------------------------------
+
+
+def connected(api: str, sent: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", int(api.split(":")[2].split("/")[0])), timeout=patience(20))
+    with contextlib.suppress(OSError):
+        connection.sendall(sent)
+    return connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Return whether the other side has closed the connection, without waiting."""
+    connection.setblocking(False)
+    try:
+        while connection.recv(1024):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+WITHOUT_CREDENTIALS = {
+    "nothing": b"",
+    "half a request": b"GET /api/health HTTP/1.1\r\nHost: a\r\n",
+    "a websocket": b"GET /api/events/out HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    b"Sec-WebSocket-Protocol: prefect\r\n\r\n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", WITHOUT_CREDENTIALS.values(), ids=WITHOUT_CREDENTIALS)
+def test_a_thousand_connections_without_credentials_do_not_stop_the_server(own_home: Path, sent: bytes) -> None:
+    with own_server(own_home) as api, contextlib.ExitStack() as opened:
+        with httpx.Client(auth=logged_in(own_home), timeout=patience(20)) as client:
+            assert client.post(f"{api}/flow_runs/count", json={}).status_code == 200
+            pool = client._transport._pool  # type: ignore[attr-defined]
+            ours = list(pool.connections)
+            theirs = [opened.enter_context(contextlib.closing(connected(api, sent))) for _ in range(1000)]
+            assert client.post(f"{api}/flow_runs/count", json={}).status_code == 200
+            assert pool.connections == ours, "our connection was kept"
+        assert post(f"{api}/flow_runs/count", json={}, auth=logged_in(own_home)).status_code == 200
+        assert eventually(lambda: sum(map(is_closed, theirs)) >= 900, 10)
+        assert (own_home / "server.log").stat().st_size < 1 << 20
+
+
+@pytest.mark.slow
+def test_a_connection_is_closed_where_nobody_logs_in_and_a_websocket_stays_where_somebody_has(own_home: Path) -> None:
+    with own_server(own_home) as api, contextlib.ExitStack() as opened:
+        user_password = ":".join(logged_in(own_home))
+        websocket = opened.enter_context(connect(f"ws{api[4:]}/events/out", subprotocols=[Subprotocol("prefect")]))
+        websocket.send(json.dumps({"type": "auth", "token": user_password}))
+        assert json.loads(websocket.recv(patience(20)))["type"] == "auth_success"
+        theirs = [
+            opened.enter_context(contextlib.closing(connected(api, sent))) for sent in WITHOUT_CREDENTIALS.values()
+        ]
+        assert eventually(lambda: all(map(is_closed, theirs)), 40)
+        assert websocket.ping().wait(patience(20))
+
+
+def test_the_log_of_a_server_is_bounded(tmp_path: Path) -> None:
+    log = os.open(tmp_path / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        os.ftruncate(log, MAX_LOG)
+        bound_log(log)
+        assert os.fstat(log).st_size == MAX_LOG
+        os.write(log, b"one line more\n")
+        bound_log(log)
+        os.write(log, b"the next line\n")
+        assert (tmp_path / "server.log").read_text() == "the log had become too large and was emptied\nthe next line\n"
+    finally:
+        os.close(log)
