@@ -10,7 +10,7 @@ import shutil
 import stat
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -208,19 +208,51 @@ def make_new_directory(path: Path) -> None:
     fsync_directory(path.parent)
 
 
-def remove_tree(path: Path) -> list[Path]:
+@contextlib.contextmanager
+def folder_below(root: Path, folder: Path) -> Iterator[int]:
+    """Yield a descriptor of *folder*, which is *root* or lies below it; no link is followed on the way from *root*.
+
+    What is done with the descriptor happens in that very folder, whatever becomes of its name. Raise
+    OSError.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    descriptor = os.open(root, flags)
+    try:
+        for part in folder.relative_to(root).parts:
+            below = os.open(part, flags | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def remove_tree(path: Path, *, below: Path | None = None) -> list[Path]:
     """Remove the directory *path* with all that is in it; return what could not be removed, by whole paths.
 
-    A file server may put a folder of its own into each directory, which only its owner can remove.
+    No link is followed on the way from *below* (default: the parent) to it. A file server may put a
+    folder of its own into each directory, which only its owner can remove.
     """
     left: list[Path] = []
 
     def keep(function: Callable[..., object], name: str, error: object) -> None:
-        if os.path.lexists(name):
-            left.append(Path(name))
+        if os.path.lexists(path.parent / name):
+            left.append(path.parent / name)
 
-    shutil.rmtree(path, onerror=keep)
+    try:
+        with folder_below(below or path.parent, path.parent) as parent:
+            shutil.rmtree(path.name, dir_fd=parent, onerror=keep)
+    except FileNotFoundError:
+        return []
+    except OSError:
+        return [path]
     return left
+
+
+def remove_file(path: Path, *, below: Path) -> None:
+    """Remove the file *path* if it exists; no link is followed on the way from *below* to it. Raise OSError."""
+    with folder_below(below, path.parent) as parent, contextlib.suppress(FileNotFoundError):
+        os.unlink(path.name, dir_fd=parent)
 
 
 def others_can_write(path: Path) -> bool:

@@ -178,6 +178,7 @@ async def open_node(run: Run, node: Node, *, take: TakeStep, shared: LoadShared)
         waiting=waiting,
     ) as lock:
         await in_thread(run.require_same_vault)
+        await in_thread(vault.require_no_links, node.name)
         name = private_name(run.id)
         directory = PrivateDirectory.make(vault.work(node.name), name, key_dir=fleet.a0cli.key_dir, node=node.name)
         try:

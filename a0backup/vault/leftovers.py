@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from a0backup.a0cli.ownership import take_over
-from a0backup.files import Digests, digests, remove_tree
+from a0backup.files import Digests, digests, remove_file, remove_tree
 from a0backup.vault.journal import Journal, JournalFile
 from a0backup.vault.manifest import MANIFEST
 from a0backup.vault.quarantine import outdated_quarantine
@@ -56,6 +56,7 @@ def private_name(run_id: str) -> str:
 class Swept:
     """What a sweep left: folders with bytes but without a manifest, and what it did not make or cannot remove."""
 
+    root: Path
     without_manifest: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
 
@@ -63,12 +64,13 @@ class Swept:
         """Remove the file or directory *path*, or note what of it remains."""
         try:
             if path.is_dir() and not path.is_symlink():
-                left = remove_tree(path)
+                left = remove_tree(path, below=self.root)
                 self.others += [each for each in left if not any(each in other.parents for other in left)]
             else:
-                path.unlink(missing_ok=True)
+                remove_file(path, below=self.root)
         except OSError:
-            self.others.append(path)
+            if os.path.lexists(path):
+                self.others.append(path)
 
 
 def sweep(vault: Vault, node: str, *, kind: str, keep: Path) -> Swept:
@@ -103,7 +105,7 @@ def sweep_private(vault: Vault, node: str, *, kind: str, keep: Path) -> Swept:
         for other, md5 in _pinned(vault, node).items():
             if other != kind:
                 salvage(vault, node, other, md5)
-    swept = Swept()
+    swept = Swept(vault.root)
     for path in vault.work(node).iterdir():
         if path == keep or not path.is_dir() or path.is_symlink():
             continue

@@ -43,7 +43,7 @@ def quarantine(
     retrieved.replace(folder / f"{kind}.tar.gz.enc")
     for path in former:
         if path != folder:
-            remove_tree(path)
+            remove_tree(path, below=vault.root)
     return folder
 
 
@@ -62,14 +62,14 @@ def keep_given_up(folder: Path) -> Path:
 def drop_quarantine(vault: Vault, node: str, kind: str) -> None:
     """Remove the quarantined retrievals of *kind*."""
     for path in quarantined(vault, node, kind):
-        remove_tree(path)
+        remove_tree(path, below=vault.root)
 
 
 def drop_all_quarantines(vault: Vault) -> None:
     """Remove the quarantined retrievals of all nodes, except those whose backup was given up."""
     for path in _all_quarantined(vault):
         if not path.name.endswith(_GIVEN_UP):
-            remove_tree(path)
+            remove_tree(path, below=vault.root)
 
 
 def make_room(vault: Vault, size: int) -> bool:
@@ -86,7 +86,7 @@ def make_room(vault: Vault, size: int) -> bool:
     for path in sorted(sizes.keys() - kept.keys(), key=lambda path: path.name):
         if total + size <= most:
             break
-        remove_tree(path)
+        remove_tree(path, below=vault.root)
         total -= sizes[path]
     return True
 

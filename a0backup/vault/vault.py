@@ -7,6 +7,7 @@ Paths are built only from a node's validated name, a kind and a time, never from
 file says.
 """
 
+import contextlib
 import os
 import re
 import stat
@@ -45,6 +46,7 @@ from a0backup.vault.mounts import FSTAB, unmounted
 AHEAD = timedelta(hours=12)  # less does no harm: the next night's backup is newer
 VAULT = "vault.json"  # at the root of each vault: its identity
 _FOLDER = re.compile(r"(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z][a-z-]*)\Z")
+_FOLDERS = ("work", "passwords", "quarantine")  # of a node, besides those of its artifacts
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
@@ -89,7 +91,20 @@ class Vault:
         self.require_mounted(node)
         if not self.root.is_dir():
             raise VaultUnusableError(node, f"the vault {self.root} is gone")
+        self.require_no_links(node)
         make_private_directory(self.folder(node))
+
+    def require_no_links(self, node: str) -> None:
+        """Raise VaultUnusableError if the node's folder or one in it is a link, which would be followed; OSError."""
+        folder = self.folder(node)
+        links = [folder] if folder.is_symlink() else []
+        if not links and folder.exists():
+            names = (entry for entry in os.scandir(folder) if entry.name in _FOLDERS or _FOLDER.match(entry.name))
+            links = [Path(entry.path) for entry in names if entry.is_symlink()]
+        if links:
+            raise VaultUnusableError(
+                node, f"{links[0]} is a link, and no link is followed in a vault; put a folder there"
+            )
 
     def ensure_writable(self, node: str) -> None:
         """Raise VaultUnusableError unless a file can be written and made durable in the node's folder."""
@@ -121,7 +136,7 @@ class Vault:
     def folders(self, node: str) -> list[Path]:
         """Return the artifact folders of *node*, with or without a manifest, oldest first."""
         try:
-            entries = list(os.scandir(self.folder(node)))
+            entries = [] if self.folder(node).is_symlink() else list(os.scandir(self.folder(node)))
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(Path(e.path) for e in entries if _FOLDER.match(e.name) and e.is_dir(follow_symlinks=False))
@@ -133,6 +148,20 @@ class Vault:
                 manifest = self._read(folder)
                 if manifest is not None:
                     yield manifest
+        yield from self._links(node)
+
+    def _links(self, node: str | None) -> Iterator[UnreadableManifest]:
+        """Yield each link that stands where a node's or an artifact's folder should, as something that is damaged."""
+        reason = "a link is in the place of the folder, and no link is followed in a vault"
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for entry in os.scandir(self.root):
+                if entry.is_symlink() and _NODE.match(entry.name) and node in (None, entry.name):
+                    yield UnreadableManifest(id=entry.name, reason=reason)
+        for name in [node] if node is not None else self.nodes():
+            with contextlib.suppress(OSError):
+                for entry in [] if self.folder(name).is_symlink() else os.scandir(self.folder(name)):
+                    if entry.is_symlink() and _FOLDER.match(entry.name):
+                        yield UnreadableManifest(id=f"{name}/{entry.name}", reason=reason)
 
     def manifests(self, node: str | None = None, kind: str | None = None) -> list[Manifest]:
         """Return the readable manifests of one node and kind or of all, by node and oldest first."""

@@ -25,6 +25,8 @@ from a0backup.files import (
     make_private_directory,
     publish,
     remove_durably,
+    remove_file,
+    remove_tree,
 )
 from tests.support.environment import unwatched
 from tests.support.paths import REPOSITORY
@@ -302,3 +304,14 @@ async def test_a_stopped_thread_does_not_stop_the_next_one(room: Path) -> None:
 
 def test_a_stop_is_not_an_os_error() -> None:
     assert not issubclass(StoppedError, OSError)
+
+
+def test_a_tree_is_not_removed_through_a_link_on_the_way_to_it(room: Path) -> None:
+    (room / "elsewhere" / "run").mkdir(parents=True)
+    (room / "vault").mkdir()
+    (room / "vault" / "node").symlink_to(room / "elsewhere")
+    assert remove_tree(room / "vault" / "node" / "run", below=room / "vault") == [room / "vault" / "node" / "run"]
+    assert (room / "elsewhere" / "run").exists()
+    with pytest.raises(NotADirectoryError):
+        remove_file(room / "vault" / "node" / "run", below=room / "vault")
+    assert remove_tree(room / "vault" / "gone" / "run", below=room / "vault") == []

@@ -1,10 +1,18 @@
-"""A node that sends what it should not: the keys, the other nodes and the vault stay as they are."""
+"""A node that sends what it should not, and a vault with links in it: all else stays as it is."""
 
 import asyncio
+import re
+import shutil
+from pathlib import Path
 
-from a0backup.errors import A0BackupError, ArtifactTooLargeError
+import pytest
+
+from a0backup.errors import A0BackupError, ArtifactTooLargeError, VaultUnusableError
+from a0backup.vault.vault import Vault
+from tests.support.command import a0backup
 from tests.support.desk import Desk
 from tests.support.patience import until
+from tests.support.stored import store
 
 
 async def test_a_node_that_names_its_backup_like_a_key_changes_no_key(desk: Desk) -> None:
@@ -59,3 +67,37 @@ async def test_a_retrieval_without_end_is_stopped_and_leaves_the_disk_to_others(
     desk.forget()
     desk.configure(contents={"max_size": "60MB"})
     assert (await desk.night(flow_run="run-2")).error is None
+
+
+@pytest.mark.parametrize("place", ["", "work", "passwords", "quarantine", "20200101T000000Z-backup"])
+async def test_a_link_in_the_place_of_a_folder_is_refused_and_nothing_behind_it_changes(
+    desk: Desk, tmp_path_factory: pytest.TempPathFactory, place: str
+) -> None:
+    assert (await desk.night(flow_run="run-1")).error is None
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for name in ("backup.tar.gz.enc", "run-1-00000000", ".x.partial", "20200101T000000Z-backup"):
+        (elsewhere / name).mkdir()
+        (elsewhere / name / "precious").write_text("precious")
+    before = sorted(elsewhere.rglob("*"))
+    link = desk.vault.folder(desk.name) / place if place else desk.vault.folder(desk.name)
+    if link.exists():
+        shutil.rmtree(link)
+    link.symlink_to(elsewhere)
+    ended = await desk.night(flow_run="run-2")
+    assert isinstance(ended.error, VaultUnusableError)
+    assert f"{link} is a link" in ended.outcome.reason
+    assert desk.counted("backup") == 1, "nothing was started"
+    assert sorted(elsewhere.rglob("*")) == before
+
+
+def test_a_link_in_the_place_of_a_nodes_or_an_artifacts_folder_is_listed_as_damaged(tmp_path: Path) -> None:
+    vault = Vault(tmp_path / "vault")
+    stored = store(vault.root, "abc123")
+    (tmp_path / "elsewhere").mkdir()
+    (vault.root / "a0-9").symlink_to(tmp_path / "elsewhere")
+    (vault.folder(stored.node.name) / "20200101T000000Z-backup").symlink_to(vault.root / stored.id)
+    for command in ("list", "verify"):
+        ended = a0backup(command, "--vault", vault.root)
+        assert ended.returncode == 4
+        for name in ("a0-9", f"{stored.node.name}/20200101T000000Z-backup"):
+            assert re.search(rf"{name}\b.*link", ended.stdout + ended.stderr, re.DOTALL)
