@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import contextvars
 import errno
+import grp
 import hashlib
 import os
+import pwd
 import shutil
 import stat
 import threading
@@ -244,7 +246,7 @@ def remove_tree(path: Path, *, below: Path | None = None) -> list[Path]:
             shutil.rmtree(path.name, dir_fd=parent, onerror=keep)
     except FileNotFoundError:
         return []
-    except OSError:
+    except (OSError, RecursionError):  # the latter for thousands of nested folders
         return [path]
     return left
 
@@ -261,11 +263,33 @@ def others_can_write(path: Path) -> bool:
     A group of the user's own, as many systems give to each user, is no one else.
     """
     status = path.stat()
-    own_group = status.st_gid == os.getegid() == os.geteuid()
-    by_mode = bool(status.st_mode & (0o002 if own_group else 0o022))
-    if by_mode and os.statvfs(path).f_flag & os.ST_RDONLY:
-        by_mode = False
-    return by_mode or status.st_uid not in (0, os.geteuid())
+    others = 0o002 if _is_own_group(status.st_gid) else 0o022
+    if not status.st_mode & others and status.st_uid in (0, os.geteuid()):
+        return False
+    # As containers see what is mounted into them.
+    return not os.statvfs(path).f_flag & os.ST_RDONLY
+
+
+def others_can_replace(path: Path) -> bool:
+    """Return whether somebody else than this user and root can put another file in the place of *path*. Raise OSError.
+
+    That is who can write its folder or one above it. In a folder like /tmp, others cannot replace what is not theirs.
+    """
+    for folder in path.absolute().parents:
+        status = folder.stat()
+        sticky = bool(status.st_mode & stat.S_ISVTX) and status.st_uid in (0, os.geteuid())
+        if others_can_write(folder) and not sticky:
+            return True
+    return False
+
+
+def _is_own_group(gid: int) -> bool:
+    """Return whether *gid* is the group that many systems give to each user, and this user is its only member."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return gid == os.getegid() == os.geteuid()
+    return gid == user.pw_gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def owner_of(path: Path) -> str:

@@ -63,9 +63,10 @@ def protocol(connections: Connections, user_password: str) -> type[asyncio.Proto
 
         def data_received(self, data: bytes) -> None:
             if self.head is not None:
-                # The last bytes too: the header may come in pieces.
-                self.head = (self.head + data)[-_HEADERS:]
-                if credentials in self.head:
+                # With the bytes before them: the header may come in pieces.
+                seen = self.head + data
+                self.head = seen[-_HEADERS:]
+                if credentials in seen:
                     self.head = None
                     connections.logged_in(self.peer)
             super().data_received(data)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import ErrorDetails
 
 from a0backup.errors import EngineError
+from a0backup.files import others_can_write
 
 _HERE = Path(__file__).resolve().parent
 
@@ -90,11 +91,16 @@ class _PrefectYaml(_Strict):
 def prefect_yaml(folder: Path) -> Path:
     """Return the prefect.yaml to use: the one beside fleet.yaml in *folder*, else the one shipped with this package.
 
-    Raise EngineError where neither exists.
+    Raise EngineError where neither exists, or others can write it: it names the code that runs.
     """
     candidates = (folder / "prefect.yaml", _HERE.parent / "prefect.yaml", _HERE / "prefect.yaml")
     for candidate in candidates:
         if candidate.is_file():
+            if others_can_write(candidate.resolve()):
+                raise EngineError(
+                    f"{candidate} can be written by others, and it names the code that runs",
+                    "make it yours alone to write, or remove it: ours is then used",
+                )
             return candidate
     raise EngineError(f"there is no prefect.yaml in {folder}", "copy the one of the repository there")
 

@@ -47,7 +47,9 @@ def serve(fleet: Fleet, port: int, *, asked: Callable[[str], str] | None = None)
     code 1.
     """
     leave_untrusted_directory()
-    os.environ.setdefault(FOLDERS, str(fleet.path.parent))
+    # Both where it is a link: a worker compares the file itself.
+    own = dict.fromkeys(str(path.parent) for path in (fleet.path, fleet.path.resolve()))
+    os.environ.setdefault(FOLDERS, os.pathsep.join(own))
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "a0backup")
     # Prefect's lines about each run that it starts, and the runs' own lines, are on the runs' pages.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import shutil
 import stat
 import tempfile
 from pathlib import Path
@@ -12,10 +11,12 @@ from pathlib import Path
 from a0backup.a0cli.text import quote
 from a0backup.errors import (
     A0cliMissingError,
+    NoHomeError,
     RetrieveFailedError,
     VaultUnusableError,
 )
-from a0backup.files import make_private, open_private, open_regular, remove_tree
+from a0backup.files import make_private, make_private_directory, open_private, open_regular, remove_tree
+from a0backup.state_folder import state_folder
 
 RETRIEVED = "*.tar.gz.enc"
 _LARGEST = 16 << 20  # bytes of one file of `key_dir`
@@ -37,7 +38,7 @@ class PrivateDirectory:
         """Create *parent*/*name* with mode 0700, whatever the umask, and with the files of *key_dir*.
 
         Each is a link to a copy: what a call writes must reach neither *key_dir* nor another node. The
-        copies are on this machine, in its folder for temporary files, as the vault may be on another.
+        copies are on this machine, as the vault may be on another.
 
         Anything that an earlier run left under this name is deleted first, and so are copies of the
         keys that a killed run left for *parent*. Raise A0cliMissingError if there is no key to link,
@@ -54,7 +55,9 @@ class PrivateDirectory:
             for key in keys:
                 _give(key, made._keys / key.name, made.path / key.name)
         except OSError as error:
-            raise VaultUnusableError(node, f"private directory {made.path}: {error.strerror}") from error
+            made.remove()
+            place = error.filename or f"{made.path} or {tempfile.gettempdir()}"
+            raise VaultUnusableError(node, f"private directory {made.path}: {place}: {error.strerror}") from error
         return made
 
     def remove(self) -> None:
@@ -69,9 +72,10 @@ class PrivateDirectory:
     def clear_retrieved(self) -> None:
         """Delete everything that could be mistaken for a retrieved file. Raise VaultUnusableError."""
         try:
-            for path in self.path.glob(RETRIEVED):
+            for path in [*self.path.glob(RETRIEVED), *self.path.glob(".*.partial")]:
                 if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
+                    if remove_tree(path):
+                        raise OSError(errno.ENOTEMPTY, f"{path} cannot be removed")
                 else:
                     path.unlink()
         except OSError as error:
@@ -117,11 +121,25 @@ def _key_files(key_dir: Path, node: str) -> list[Path]:
 
 
 def _new_place_for_keys(parent: Path) -> Path:
-    """Return a new folder, mode 0700, for copies of keys; former ones for *parent* are from killed runs."""
+    """Return a new folder, mode 0700, for copies of keys; former ones for *parent* are from killed runs. Raise OSError.
+
+    It is in the user's state folder or, where that cannot be written, as for a service, in that for temporary files.
+    """
     prefix = f"a0backup-keys-{hashlib.sha256(os.fsencode(parent)).hexdigest()[:16]}-"
-    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        remove_tree(left)
-    made = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        base = state_folder() / "keys"
+        make_private_directory(base)
+        return _new_folder(base, prefix)
+    except (OSError, NoHomeError):
+        return _new_folder(Path(tempfile.gettempdir()), prefix)
+
+
+def _new_folder(base: Path, prefix: str) -> Path:
+    for left in base.glob(f"{prefix}*"):
+        # In a folder for temporary files, others can make such ones, too.
+        if left.lstat().st_uid == os.geteuid():
+            remove_tree(left)
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
     make_private(made, 0o700)
     return made
 

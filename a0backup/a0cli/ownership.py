@@ -24,8 +24,8 @@ _ENDS = 5.0  # seconds for killed processes to end
 def take_over(path: Path) -> None:
     """End every process that a0cli left in the directory of *path*, and make sure that no other can write the file.
 
-    Where that is not certain, the file is replaced by a copy of its bytes: where another name or an
-    open writer is left, or the file system cannot tell (it grants no lease). Raise OSError.
+    Where another name or an open writer is left, or that cannot be known, the file is replaced by a
+    copy of its bytes. Raise OSError.
     """
     end_descendants(path.parent)
     if not _is_ours_alone(path):
@@ -69,30 +69,61 @@ def _is_ours_alone(path: Path) -> bool:
     """Return whether the file has this one name and no process has it open for writing."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        if os.fstat(descriptor).st_nlink != 1 or not hasattr(fcntl, "F_SETLEASE"):
+        status = os.fstat(descriptor)
+        if status.st_nlink != 1 or not hasattr(fcntl, "F_SETLEASE"):
             return False
+        # Whoever opens the file meanwhile breaks the lease, and the default signal for that would end this process.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         # The kernel grants a read lease only while nobody has the file open for writing (fcntl(2)).
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        whole = fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            return False
+            # There is a writer, or this file system grants no leases (NFS).
+            return not _has_writer(status)
         raise
     else:
-        return True
+        return whole
     finally:
         os.close(descriptor)
 
 
+def _has_writer(file: os.stat_result) -> bool:
+    """Return whether a process has the file open or mapped for writing; True where Linux's /proc cannot tell."""
+    processes = list(Path("/proc").glob("[0-9]*"))
+    for process in processes:
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or belongs to another user
+            for descriptor in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(descriptor.stat(), file) and _writes(process / "fdinfo" / descriptor.name):
+                        return True
+            mapped = (line.split() for line in (process / "maps").read_text().splitlines())
+            if any(words[1][1] + words[1][3] == "ws" and int(words[4]) == file.st_ino for words in mapped):
+                return True
+    return not processes
+
+
+def _writes(info: Path) -> bool:
+    """Return whether an open file may be written: the octal `flags` of proc(5)."""
+    flags = next(line.split()[1] for line in info.read_text().splitlines() if line.startswith("flags:"))
+    return int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
+
+
 def _replace_by_copy(path: Path) -> None:
     copy = path.with_name(f".{path.name}.partial")
-    with (
-        open(path, "rb", buffering=0, opener=open_regular) as source,
-        open(copy, "xb", buffering=0, opener=open_private) as target,
-    ):
-        while chunk := source.read(CHUNK):
-            view = memoryview(chunk)
-            while view:
-                view = view[target.write(view) :]
-            raise_if_stopped()
-    copy.replace(path)
+    copy.unlink(missing_ok=True)
+    try:
+        with (
+            open(path, "rb", buffering=0, opener=open_regular) as source,
+            open(copy, "xb", buffering=0, opener=open_private) as target,
+        ):
+            while chunk := source.read(CHUNK):
+                view = memoryview(chunk)
+                while view:
+                    view = view[target.write(view) :]
+                raise_if_stopped()
+        copy.replace(path)
+    except BaseException:
+        copy.unlink(missing_ok=True)
+        raise

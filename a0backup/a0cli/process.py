@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-from a0backup.a0cli.ownership import MARK
+from a0backup.a0cli.ownership import MARK, end_descendants
 from a0backup.a0cli.redaction import longest_form, redact
 from a0backup.a0cli.text import clean
 from a0backup.files import in_thread
@@ -111,6 +111,10 @@ async def run_program(
             cancelled = await _to_the_end(ending)
             if ending.cancelled():  # the event loop itself is being closed
                 _signal_group(process.pid, signal.SIGKILL)
+            elif exit_code is None:
+                # What left the group would go on writing, and hold the node's lock.
+                rest = asyncio.ensure_future(in_thread(end_descendants, directory))
+                cancelled = (await _to_the_end(rest)) or cancelled
             if process.returncode is not None:
                 _running.discard(process.pid)
         if cancelled is not None:

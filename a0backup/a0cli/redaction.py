@@ -1,70 +1,104 @@
 """Remove a secret from text, in every form in which a program may print it.
 
-a0cli is a Node.js program: it prints a value as it is, escaped, encoded, as a Buffer or as a list of
-numbers, and breaks long lines.
+a0cli is a Node.js program: it prints a value as it is, escaped once or several times, encoded, as a
+Buffer or as a list of numbers, and breaks long lines.
+
+The text is not searched for all these forms. It is reduced, in several ways, to what they have in
+common, and the secret is searched for in that. So the work is linear in the size of the text.
 """
 
 import base64
 import functools
 import html
+import itertools
 import json
 import re
 import shlex
+import unicodedata
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
-# A line break within the secret: as a terminal or a mail breaks a line, as a shell continues one, and as Node.js
-# breaks a long string, which it closes and opens again.
-_BREAK = r"""(?:['"`]? ?\+?[ \t]*[\\=]?\r?\n[ \t>|#]*['"`]?)?"""
-_BETWEEN_HEX = r"[\s,:;|._-]{0,8}(?:0x|\\x)?"
-_BETWEEN_NUMBERS = r"[\s,]{1,8}"
-# A dump may show a column of text after its numbers, and an offset before those of the next line.
-_NEXT_LINE = r"[ \t]{0,4}[^\n]{0,24}\r?\n(?:[0-9a-f]{4,16}:?)?[ \t]{1,4}"
-_MORE = r"[\s,]{0,8}\.\.\. \d+ more"
-_SHOWN = 100  # bytes: a longer Buffer or list is printed only in part
-_LONGEST_PER_BYTE = 16  # characters, in any form below
-_NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&apos;", " ": "&nbsp;"}
+Span = tuple[int, int]
+
+_SHORTEST = 4  # characters of a secret before a mark that the rest was left out
+_MARKS = 1000  # such marks that are looked at
+_LONGEST_PER_BYTE = 16  # characters, in any form
+_DUMPED = 16  # bytes in a line of a dump
+
+_ESCAPES = (
+    r"(?<!\\)\\+(?:u\{(?P<point>[0-9a-f]{1,6})\}|u(?P<unit>[0-9a-f]{4})|x(?P<hex>[0-9a-f]{2})|(?P<octal>[0-3][0-7]{2}))"
+    r"|%(?:25)*(?P<percent>[0-9a-f]{2})"
+    r"|&(?:amp;)*(?:\#x0*(?P<hexref>[0-9a-f]{1,6})|\#0*(?P<ref>[0-9]{1,7})|(?P<name>[a-z]{2,6}));"
+)
+_ESCAPE = re.compile(_ESCAPES, re.IGNORECASE)
+_PRINTABLE = re.compile(rf"{_ESCAPES}|=(?P<quoted>[0-9a-f]{{2}})|=\r?\n", re.IGNORECASE)  # quoted-printable
+_OFFSET = re.compile(rf"(?m:^[0-9a-f]{{6,16}}:?(?=[ \t]))|{_ESCAPES}", re.IGNORECASE)
+# The key of an element: {"0": 67, "1": 97}, Map { 0 => 67 }.
+_KEY = re.compile(rf"""["']?(?<![0-9a-z])[0-9]{{1,6}}["']?[ \t]{{0,4}}(?::|=>)|{_ESCAPES}""", re.IGNORECASE)
+_BASES = {"point": 16, "unit": 16, "hex": 16, "octal": 8, "percent": 16, "hexref": 16, "ref": 10, "quoted": 16}
+
+_NUMBER = re.compile(r"(?<![0-9a-z])(?:0x|\\x)?([0-9a-f]+)(?![0-9a-z])", re.IGNORECASE)
+_LINE_OFFSET = re.compile(r"[0-9a-f]{6,16}:?[ \t]+", re.IGNORECASE)
+_COLUMN = re.compile(r"[ \t][|>]")
+_LEFT_OUT = re.compile(r"\.\.\.|\N{HORIZONTAL ELLIPSIS}")
 
 
 def longest_form(secret: str | None) -> int:
     """Return the maximum length in bytes of a form in which *secret* is recognised; 0 without a secret."""
-    return _LONGEST_PER_BYTE * len(_octets(secret)) if secret else 0
+    return _LONGEST_PER_BYTE * len(secret.encode("utf-8", "surrogatepass")) if secret else 0
 
 
 def redact(text: str, secret: str | None) -> str:
     """Return *text* with *secret* replaced by ``***``, also if it is encoded, escaped, dumped or broken into lines."""
-    return _pattern(secret).sub("***", text) if secret else text
+    if not secret or not text:
+        return text
+    return _without(text, sorted(_found(text, _forms(secret))))
 
 
-def _octets(secret: str) -> bytes:
-    return secret.encode("utf-8", "surrogatepass")
+def _without(text: str, spans: Iterable[Span]) -> str:
+    parts, at = [], 0
+    for start, end in spans:
+        if start >= at:
+            parts += [text[at:start], "***"]
+        at = max(at, end)
+    return "".join(parts) + text[at:]
 
 
-@functools.lru_cache(maxsize=256)
-def _pattern(secret: str) -> re.Pattern[str]:
-    octets = _octets(secret)
-    texts = sorted({secret, shlex.quote(secret), *_base64(octets)}, key=len, reverse=True)
-    parts = [_BREAK.join(map(re.escape, text)) for text in texts if text]
-    parts.append(_BREAK.join(map(_any_escape, secret)))
-    wide = (secret.encode(encoding, "surrogatepass") for encoding in ("utf-16-le", "utf-16-be"))
-    for each in dict.fromkeys((octets, *wide)):
-        parts += _dumps(each)
-    return re.compile("|".join(parts), re.IGNORECASE)
+# -- the forms of a secret ---------------------------------------------------------------------------------------------
 
 
-def _any_escape(character: str) -> str:
-    """Return a pattern for *character* in any escaped form: JSON, JavaScript, shell, URL, HTML, quoted-printable."""
-    octets = _octets(character)
-    forms = {character, json.dumps(character)[1:-1], repr(character)[1:-1], html.escape(character), f"\\{character}"}
-    forms |= {urllib.parse.quote(octets, safe=""), urllib.parse.quote_plus(octets), _NAMED.get(character, character)}
-    forms |= {"".join(f"{mark}{octet:02x}" for octet in octets) for mark in ("%", "=", "\\x")}
-    forms |= {"".join(f"\\{octet:03o}" for octet in octets), f"\\u{{{ord(character):x}}}"}
-    utf16 = character.encode("utf-16-be", "surrogatepass").hex()
-    forms.add("".join(f"\\u{utf16[at : at + 4]}" for at in range(0, len(utf16), 4)))
-    if character == "'":
-        forms.add("'\\''")
-    numbers = rf"&\#0{{0,4}}{ord(character)};|&\#x0{{0,4}}{ord(character):x};"
-    return f"(?:{'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))}|{numbers})"
+@dataclass(frozen=True)
+class _Forms:
+    """What is searched for: *exact* in the text itself, the others in what it is reduced to."""
+
+    exact: re.Pattern[str]
+    letters: tuple[str, ...]
+    encoded: tuple[str, ...]  # in base64
+    octets: tuple[str, ...]  # each character is a byte
+
+
+@functools.lru_cache(maxsize=64)
+def _forms(secret: str) -> _Forms:
+    octets = secret.encode("utf-8", "surrogatepass")
+    normal = [unicodedata.normalize(form, secret) for form in ("NFC", "NFD")]
+    # UTF-8 taken for Latin-1, and Latin-1 taken for UTF-8.
+    mistaken = [octets.decode("latin-1"), re.sub(r"[^\x00-\x7f]", "\N{REPLACEMENT CHARACTER}", secret)]
+    texts = dict.fromkeys([secret, *normal, *mistaken])
+    exact = {form for text in texts for form in (text, json.dumps(text)[1:-1], repr(text)[1:-1], shlex.quote(text))}
+    exact |= {urllib.parse.quote(octets, safe=""), urllib.parse.quote(octets), urllib.parse.quote_plus(octets)}
+    exact |= {html.escape(secret), secret.replace("/", "\\/"), octets.hex()}
+    letters = dict.fromkeys(_reduced(each) for text in texts for each in (text, _unescaped(text)))
+    bytes_ = [octets, *(secret.encode(name, "surrogatepass") for name in ("utf-16-le", "utf-16-be"))]
+    bytes_ += [normal[1].encode("utf-8", "surrogatepass"), secret.encode("latin-1", "ignore")]
+    enough = [each for each in dict.fromkeys(bytes_) if len(each) >= _SHORTEST]
+    return _Forms(
+        exact=re.compile("|".join(map(re.escape, sorted(exact, key=len, reverse=True))), re.IGNORECASE),
+        letters=tuple(each for each in letters if len(each) >= _SHORTEST),
+        encoded=tuple(form for each in enough for form in _base64(each)),
+        octets=tuple(each.decode("latin-1") for each in enough),
+    )
 
 
 def _base64(octets: bytes) -> Iterator[str]:
@@ -74,31 +108,156 @@ def _base64(octets: bytes) -> Iterator[str]:
         first, last = (0, 2, 3)[offset], (offset + len(octets)) * 8 // 6
         if last - first >= 6:
             yield whole[first:last]
-            yield whole[first:last].translate(str.maketrans("+/", "-_"))
 
 
-def _dumps(octets: bytes) -> Iterator[str]:
-    """Yield patterns for a dump of *octets*: hexadecimal, decimal, or as characters with blanks between."""
-    if len(octets) < 4:
-        yield octets.hex()
-        return
-    pairs = [f"{octet:02x}" for octet in octets]
-    # A dump over several lines shows the text beside the numbers: it is removed up to the end of the last line.
-    lines = f"(?:{_BETWEEN_HEX}|{_NEXT_LINE})"
-    yield _BETWEEN_HEX.join(pairs)
-    yield lines.join(pairs) + r"[^\n]*"
-    yield _part_of(pairs, _BETWEEN_HEX)
-    decimals = [str(octet) for octet in octets]
-    yield rf"(?<!\d){f'(?:{_BETWEEN_NUMBERS}|{_NEXT_LINE})'.join(decimals)}(?!\d)"
-    yield rf"(?<!\d){_part_of(decimals, _BETWEEN_NUMBERS)}"
-    characters = [re.escape(chr(octet)) if 32 < octet < 127 else rf"\\?{octet:03o}" for octet in octets]
-    yield rf"(?:[ ]{{1,4}}|{_NEXT_LINE})".join(characters)
+def _reduced(text: str) -> str:
+    return "".join(filter(_is_kept, text.casefold()))
 
 
-def _part_of(numbers: Sequence[str], between: str) -> str:
-    """Return a pattern for the first *numbers*, at least four, of a dump that ends there: "... 12 more bytes"."""
-    head, rest = numbers[:4], numbers[4:_SHOWN]
-    pattern = ""
-    for number in reversed(rest):
-        pattern = f"(?:{between}{number}{pattern})?"
-    return between.join(head) + pattern + _MORE
+def _is_kept(character: str) -> bool:
+    """Return whether *character* tells apart: not a blank, a quotation mark, or what joins the parts of a value."""
+    return not (character.isspace() or character in "\\'\"`,+>|#[]{}")
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPE.sub(lambda found: _character(found) or found[0], text)
+
+
+def _character(found: re.Match[str]) -> str:
+    """Return the character of an escape; bytes above 127 as Latin-1 has them. Empty if it is none."""
+    kind = found.lastgroup
+    if kind is None:
+        return ""
+    if kind == "name":
+        named = html.unescape(f"&{found['name']};")
+        return named if len(named) == 1 else found[0]
+    value = int(found[kind], _BASES[kind])
+    return chr(value) if value < 0x110000 else ""
+
+
+# -- what a text is reduced to -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _View:
+    """A reduced text, and for each of its characters the span of the original that it stands for."""
+
+    text: list[str] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+
+    def add(self, characters: str, start: int, end: int) -> None:
+        """Add *characters*, which all stand for the same span."""
+        for character in characters:
+            self.text.append(character)
+            self.spans.append((start, end))
+
+    def find(self, wanted: Iterable[str]) -> Iterator[Span]:
+        """Yield the span of each occurrence of one of the texts *wanted*."""
+        whole = "".join(self.text)
+        for form in wanted:
+            at = whole.find(form)
+            while at >= 0:
+                yield self.spans[at][0], self.spans[at + len(form) - 1][1]
+                at = whole.find(form, at + len(form))
+
+    def find_begun(self, wanted: Iterable[str], marks: Iterable[int]) -> Iterator[Span]:
+        """Yield the span of each beginning of one of the texts *wanted* that ends where a mark stands."""
+        whole, starts = "".join(self.text), [start for start, _ in self.spans]
+        for mark in marks:
+            end = bisect_right(starts, mark - 1)
+            before = whole[max(0, end - 400) : end]
+            for form in wanted:
+                longest = min(len(form), len(before))
+                for length in range(longest, _SHORTEST - 1, -1):
+                    if before.endswith(form[:length]):
+                        yield self.spans[end - length][0], self.spans[end - 1][1]
+                        break
+
+
+def _found(text: str, forms: _Forms) -> Iterator[Span]:
+    yield from (found.span() for found in forms.exact.finditer(text))
+    marks = [found.start() for found in itertools.islice(_LEFT_OUT.finditer(text), _MARKS)]
+    for pattern in (_ESCAPE, _KEY, _PRINTABLE, _OFFSET):
+        view = _letters(text, pattern, _is_kept, str.casefold)
+        yield from view.find(forms.letters)
+        if pattern is _ESCAPE:
+            yield from view.find_begun(forms.letters, marks)
+    yield from _letters(text, _ESCAPE, _is_base64, _standard).find(forms.encoded)
+    hexadecimal = [form.encode("latin-1").hex() for form in forms.octets]
+    for pattern in (_OFFSET, _ESCAPE):
+        yield from _letters(text, pattern, str.isalnum, str.casefold).find(hexadecimal)
+    for read in _READERS:
+        view = _octets(text, read)
+        yield from view.find(forms.octets)
+        yield from view.find_begun(forms.octets, marks)
+
+
+def _letters(text: str, special: re.Pattern[str], kept: Callable[[str], bool], form: Callable[[str], str]) -> _View:
+    """Return the *kept* characters of *text*, as *form* returns them; escapes that *special* finds are read."""
+    view, at = _View(), 0
+    for found in itertools.chain(special.finditer(text), [None]):
+        end = found.start() if found else len(text)
+        for index in range(at, end):
+            if kept(text[index]):
+                view.add(form(text[index]), index, index + 1)
+        if found is not None:
+            character = _character(found)
+            if character and kept(character):
+                view.add(form(character), found.start(), found.end())
+            at = found.end()
+    return view
+
+
+def _is_base64(character: str) -> bool:
+    return character.isascii() and (character.isalnum() or character in "+/-_")
+
+
+def _standard(character: str) -> str:
+    return {"-": "+", "_": "/"}.get(character, character)
+
+
+def _octets(text: str, read: "_Reader") -> _View:
+    """Return the bytes that *text* shows as numbers, each as one character. The lines of a dump are read as such."""
+    view, start = _View(), 0
+    for line in text.splitlines(keepends=True):
+        offset = _LINE_OFFSET.match(line)
+        column = _COLUMN.search(line, offset.end() if offset else 0)
+        dumped = bool(offset or column)
+        left, keys = _DUMPED if dumped else len(line), {found.start() for found in _KEY_OF_NUMBER.finditer(line)}
+        for found in _NUMBER.finditer(line, offset.end() if offset else 0, column.start() if column else len(line)):
+            values = read(found[1]) if found.start() not in keys else ""
+            if values and left >= len(values):
+                # What a dump shows beside the numbers goes with them.
+                end = len(line.rstrip("\r\n")) if dumped else found.end()
+                view.add(values, start + found.start(), start + end)
+                left -= len(values)
+        start += len(line)
+    return view
+
+
+_KEY_OF_NUMBER = re.compile(r"""(?<![0-9a-z])[0-9]{1,6}(?=["']?[ \t]{0,4}(?::|=>))""", re.IGNORECASE)
+_Reader = Callable[[str], str]
+
+
+def _decimal(digits: str) -> str:
+    return chr(int(digits)) if len(digits) <= 3 and digits.isdecimal() and int(digits) < 256 else ""
+
+
+def _octal(digits: str) -> str:
+    return chr(int(digits, 8)) if len(digits) == 3 and digits[0] in "0123" and set(digits) <= set("01234567") else ""
+
+
+def _binary(digits: str) -> str:
+    return chr(int(digits, 2)) if len(digits) == 8 and set(digits) <= set("01") else ""
+
+
+def _hexadecimal(digits: str) -> str:
+    return bytes.fromhex(digits).decode("latin-1") if len(digits) % 2 == 0 else ""
+
+
+def _swapped(digits: str) -> str:
+    """Return the bytes of a number of 16 bits as small machines store it, as `od -x` prints it."""
+    return _hexadecimal(digits[2:] + digits[:2]) if len(digits) == 4 else ""
+
+
+_READERS = (_decimal, _hexadecimal, _swapped, _octal, _binary)

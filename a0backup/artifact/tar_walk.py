@@ -102,9 +102,10 @@ def walk(tar: ByteStream, work: Work) -> Walked:
             if tar.take(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise _broken(f"zeros at byte {at:,}, where the header of a member is due")
             break
-        work.part()
         header = _header(block, at)
         announced = header.type in _EXTENDED
+        if announced:
+            work.part()
         if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
             text = _long_header(tar, header, at).partition(b"\0")[0]
             key = "name" if header.type == tarfile.GNUTYPE_LONGNAME else "linkname"
@@ -190,6 +191,7 @@ def _pass_member(
             raise _broken(f"it is cut off at byte {tar.position:,}, within a header")
         more = extension[504]
     name = said.get("name") or header.name
+    work.part(len(name) + len(said.get("linkname", "")))
     walked.see(name.rstrip("/") or name, size, header, said.get("linkname") or header.linkname)
     missing = size - tar.skip(size)
     if missing:

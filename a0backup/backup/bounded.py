@@ -24,6 +24,9 @@ async def bounded(context: Context, space: Space, retrieving: Coroutine[Any, Any
         while not (await asyncio.wait({call}, timeout=LOOK))[0]:
             if why := await context.on_disk(excess, context.vault, node, space, most):
                 raise ArtifactTooLargeError(node, context.kind, why)
+        if why := await context.on_disk(excess, context.vault, node, space, most):
+            await context.on_disk(context.session.directory.clear_retrieved)
+            raise ArtifactTooLargeError(node, context.kind, why)
         return call.result()
     finally:
         if not call.done():

@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 from a0backup.a0cli.commands import A0cli
 from a0backup.a0cli.directory import PrivateDirectory
 from a0backup.a0cli.listing import missing_commands, offered_commands, offers_backup, offers_sensitive
+from a0backup.a0cli.ownership import end_descendants
 from a0backup.backup.steps import Done, StepName, TakeStep, step
 from a0backup.errors import PasswordError, VaultUnusableError
 from a0backup.files import in_thread
@@ -180,9 +181,12 @@ async def open_node(run: Run, node: Node, *, take: TakeStep, shared: LoadShared)
         await in_thread(run.require_same_vault)
         await in_thread(vault.require_no_links, node.name)
         name = private_name(run.id)
-        directory = PrivateDirectory.make(vault.work(node.name), name, key_dir=fleet.a0cli.key_dir, node=node.name)
+        directory = await in_thread(
+            PrivateDirectory.make, vault.work(node.name), name, key_dir=fleet.a0cli.key_dir, node=node.name
+        )
         try:
             yield NodeSession(run, node, directory=directory, lock=lock, take=take, shared=shared)
         finally:
             release(vault, node.name)
-            directory.remove()
+            await in_thread(end_descendants, directory.path)
+            await in_thread(directory.remove)

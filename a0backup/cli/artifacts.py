@@ -226,7 +226,7 @@ def _rows(vault: Vault, manifest: Manifest) -> dict[str, str]:
     password = manifest.encryption.password
     rows = {
         "id": manifest.id,
-        "node": f"{manifest.node.name} ({manifest.node.host}:{manifest.node.port})",
+        "node": plain(f"{manifest.node.name} ({manifest.node.host}:{manifest.node.port})"),
         "kind": manifest.kind,
         "name on node": plain(manifest.name_on_node),
         "started": f"{manifest.started_at:%Y-%m-%dT%H:%M:%SZ}" if manifest.started_at else "not by this vault",

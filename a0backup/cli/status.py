@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from a0backup.cli.options import fleet_option, json_option, say_ahead, vault_of
+from a0backup.errors import VaultUnusableError
 from a0backup.exit_codes import ExitCode
 from a0backup.files import UnsuitableFileError, read_whole
 from a0backup.fleet.load import load_fleet
@@ -31,25 +32,41 @@ def status(fleet_path: Path, as_json: bool) -> int:
     \b
     Exit codes:
       0  shown
-      1  the vault cannot be read
+      1  the vault, or the folder of a node in it, cannot be read
       2  usage or fleet.yaml wrong
     """
     fleet = load_fleet(fleet_path)
     vault = vault_of(fleet)
-    rows = [_row(vault, node.name, kind) for node in fleet.nodes for kind in fleet.kinds]
+    rows = [_readable_row(vault, node.name, kind) for node in fleet.nodes for kind in fleet.kinds]
+    code = ExitCode.FAILED if any(row["error"] for row in rows) else ExitCode.OK
     now = datetime.now(UTC)
     say_ahead(entry.id for node in fleet.nodes for entry in vault.entries(node.name) if is_ahead(entry.id, now))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
-        return ExitCode.OK
+        return code
     for row in rows:
         click.echo(f"{row['node']} {row['kind']}")
+        if row["error"]:
+            click.echo(f"  not readable   {row['error']}")
+            continue
         click.echo(f"  last artifact  {row['last'] or 'none yet'}")
         click.echo(f"  unfinished     {row['journal'] or 'nothing'}")
         click.echo(f"  lock           {row['holder'] or 'free'}")
         if row["quarantine"]:
             click.echo(f"  quarantine     {row['quarantine']}")
-    return ExitCode.OK
+    return code
+
+
+def _readable_row(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
+    """Return what is known of one kind of a node; only an `error` where its folder cannot be read."""
+    empty = dict.fromkeys(("last", "journal", "holder", "quarantine"))
+    try:
+        vault.require_no_links(node)
+        return _row(vault, node, kind) | {"error": None}
+    except VaultUnusableError as error:
+        return {"node": node, "kind": kind, **empty, "error": error.text()}
+    except OSError as error:
+        return {"node": node, "kind": kind, **empty, "error": f"{error.filename}: {error.strerror}"}
 
 
 def _row(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
@@ -101,4 +118,4 @@ def _unfinished(vault: Vault, node: str, kind: str) -> str | None:
     if journal is None:
         return None
     last = f"; last: {plain(journal.history[-1].what)}" if journal.history else ""
-    return f"started {journal.started_at:%Y-%m-%dT%H:%M:%SZ} by run {journal.flow_run}{last}"
+    return f"started {journal.started_at:%Y-%m-%dT%H:%M:%SZ} by run {plain(journal.flow_run)}{last}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from a0backup.errors import FleetFileError
-from a0backup.files import others_can_write
+from a0backup.files import others_can_replace, others_can_write
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Fleet
 
@@ -44,10 +44,9 @@ def _distrust(path: Path, below: Sequence[Path]) -> str:
             return f"this worker takes only fleet files below {' and '.join(map(str, below))} ({FOLDERS})"
         if not stat.S_ISREG(real.stat().st_mode):
             return "is not a regular file"
-        if others_can_write(real):
-            return f"others than this worker's user can write {real}: it is not taken"
-        if others_can_write(real.parent) and not real.parent.stat().st_mode & stat.S_ISVTX:
-            return f"others than this worker's user can write {real.parent}: a fleet file there is not taken"
+        # The name that was given, too: with a link on the way, its owner decides which file is read.
+        if others_can_write(real) or others_can_replace(real) or others_can_replace(path):
+            return f"others than this worker's user can write {real} or a folder above it: it is not taken"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except RuntimeError:

@@ -45,7 +45,7 @@ def _writable(fleet: Fleet) -> Iterator[str]:
     """Yield a warning for each file and folder that others can write and that decides what a run does."""
     program = shutil.which(fleet.a0cli.path)
     decides = {
-        "what is run here and on which nodes": [fleet.path],
+        "what is run here and on which nodes": [fleet.path, fleet.path.with_name("prefect.yaml")],
         "which program is run": [Path(program).resolve()] if program else [],
         "which keys a0cli uses": [fleet.a0cli.key_dir / "any"],
         "to which key later passwords are sealed": list(fleet.password.sealed_to or ()),
@@ -59,7 +59,9 @@ def _writable(fleet: Fleet) -> Iterator[str]:
 def _others_decide(path: Path) -> bool:
     try:
         # In a folder like /tmp others can make files, but cannot replace those of this user.
-        return others_can_write(path) and not (path.is_dir() and path.stat().st_mode & stat.S_ISVTX)
+        status = path.stat()
+        sticky = path.is_dir() and status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid())
+        return others_can_write(path) and not sticky
     except OSError:
         return False  # reported as a problem, if it matters
 

@@ -8,15 +8,13 @@ artifact is stored.
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from a0backup.files import UnsuitableFileError, publish, read_whole, remove_durably
 from a0backup.identity import BackupIdentity
-
-if TYPE_CHECKING:
-    from a0backup.vault.manifest import Manifest
+from a0backup.vault.manifest import Manifest, Time
 
 MAX_BYTES = 256 * 1024
 
@@ -37,7 +35,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    at: datetime
+    at: Time
     what: str
 
 
@@ -71,7 +69,7 @@ class Journal(BaseModel):
     host: str
     port: int
     flow_run: str
-    started_at: datetime
+    started_at: Time
     sealed: bool  # whether it was started with a sealed password
     effect: Effect = Effect.UNKNOWN
     seen_before: BackupIdentity | None = None
@@ -86,7 +84,7 @@ class Journal(BaseModel):
             raise ValueError("an md5 is missing")
         return value
 
-    def is_of(self, manifest: "Manifest") -> bool:
+    def is_of(self, manifest: Manifest) -> bool:
         """Return whether *manifest* belongs to the very backup of this journal."""
         # Another night's backup may have the same bytes.
         same_bytes = self.pinned is not None and self.pinned.md5 == manifest.artifact.md5

@@ -28,7 +28,7 @@ def salvage(vault: Vault, node: str, kind: str, md5: str) -> Digests | None:
     """
     place = verified_file(vault, node, kind)
     without_manifest = [folder for folder in vault.folders(node) if not (folder / MANIFEST).exists()]
-    candidates = [place, *sorted(vault.work(node).glob("*/*.tar.gz.enc"))]
+    candidates = [place, *_arrived(vault, node)]
     candidates += [path for folder in without_manifest for path in sorted(folder.glob("*.tar.gz.enc"))]
     for candidate in candidates:
         if candidate.is_symlink() or not candidate.is_file():
@@ -44,6 +44,15 @@ def salvage(vault: Vault, node: str, kind: str, md5: str) -> Digests | None:
                 candidate.rename(place)
             return found
     return None
+
+
+def _arrived(vault: Vault, node: str) -> list[Path]:
+    """Return the files with bytes of artifacts in the private directories of *node*; no link is followed."""
+    try:
+        directories = [entry.path for entry in os.scandir(vault.work(node)) if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    return sorted(path for directory in directories for path in Path(directory).glob("*.tar.gz.enc"))
 
 
 def private_name(run_id: str) -> str:
@@ -101,7 +110,7 @@ def sweep(vault: Vault, node: str, *, kind: str, keep: Path) -> Swept:
 
 def sweep_private(vault: Vault, node: str, *, kind: str, keep: Path) -> Swept:
     """Remove the private directories of dead runs, all but *keep*; bytes that another kind than *kind* needs stay."""
-    if any(path.parent != keep for path in vault.work(node).glob("*/*.tar.gz.enc")):
+    if any(path.parent != keep for path in _arrived(vault, node)):
         for other, md5 in _pinned(vault, node).items():
             if other != kind:
                 salvage(vault, node, other, md5)

@@ -53,7 +53,7 @@ class Holder:
         return same_place and _born(self.pid) != self.born
 
     def __str__(self) -> str:
-        return f"run {self.run} on {self.host} (pid {self.pid}, since {self.since})"
+        return quote(f"run {self.run} on {self.host} (pid {self.pid}, since {self.since})")
 
 
 def _space() -> str:
@@ -88,7 +88,8 @@ def read_holder(lock_file: Path) -> Holder | None:
         holder = Holder(**json.loads(read_whole(lock_file, 4096)))
     except (OSError, UnsuitableFileError, ValueError, TypeError, RecursionError):
         return None
-    return holder if isinstance(holder.pid, int) else None
+    texts = (holder.run, holder.host, holder.born, holder.since, holder.space)
+    return holder if type(holder.pid) is int and all(isinstance(text, str) for text in texts) else None
 
 
 def is_held(lock_file: Path) -> bool:
@@ -196,6 +197,9 @@ def end_orphans(lock_file: Path) -> list[int]:
     hold the lock by hand. They are found through Linux's /proc; without it, the caller just waits.
     """
     ended: list[int] = []
+    with contextlib.suppress(OSError):
+        if lock_file.lstat().st_uid != os.geteuid():
+            return []  # who owns it can name anyone as its holder
     work = lock_file.parent.resolve() / "work"
     for pid, locked_by in _lock_holders(lock_file):
         # Read again for each process: another run may have taken over the node, and a run writes its name into the lock

@@ -25,6 +25,7 @@ def _utc(value: datetime) -> datetime:
 
 
 Time = Annotated[datetime, AfterValidator(_utc)]
+_MOST = 2**63 - 1  # bytes of a file
 HexMd5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 HexSha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -45,7 +46,7 @@ class ManifestArtifact(_Part):
     """The artifact file beside the manifest."""
 
     file: Annotated[str, Field(pattern=r"^[a-z][a-z-]*\.tar\.gz\.enc$")]
-    size: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=0, le=_MOST)]
     md5: HexMd5
     sha256: HexSha256
 
@@ -80,7 +81,7 @@ class VerifiedMember(_Part):
     """A member of the tar, with its size in bytes."""
 
     name: str
-    size: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=0, le=_MOST)]
 
 
 class Verified(_Part):

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from a0backup.files import (
@@ -16,7 +16,6 @@ from a0backup.files import (
     make_durable,
     make_new_directory,
     make_private,
-    make_private_directory,
     publish,
     remove_tree,
 )
@@ -35,8 +34,7 @@ def quarantine(
     with contextlib.suppress(FileExistsError):
         make_new_directory(place)
     former = quarantined(vault, node, kind)
-    folder = place / f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{kind}"
-    make_private_directory(folder)
+    folder = _new_folder(place, kind, now.astimezone(UTC))
     # The bytes come last: a folder without them comes from a killed run.
     publish(folder / "reason.json", json.dumps(reason, indent=2).encode() + b"\n")
     make_private(retrieved, 0o600)
@@ -45,6 +43,17 @@ def quarantine(
         if path != folder:
             remove_tree(path, below=vault.root)
     return folder
+
+
+def _new_folder(place: Path, kind: str, second: datetime) -> Path:
+    while True:
+        folder = place / f"{second:%Y%m%dT%H%M%SZ}-{kind}"
+        try:
+            make_new_directory(folder)
+        except FileExistsError:
+            second += timedelta(seconds=1)
+        else:
+            return folder
 
 
 def keep_given_up(folder: Path) -> Path:
@@ -125,5 +134,5 @@ def quarantined(vault: Vault, node: str, kind: str) -> list[Path]:
     """Return the folders of the quarantined retrievals of *kind*, oldest first. Raise OSError."""
     try:
         return sorted(path for path in _quarantine(vault, node).iterdir() if path.name.endswith(f"Z-{kind}"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []

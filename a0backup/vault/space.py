@@ -116,6 +116,8 @@ def excess(vault: Vault, node: str, space: Space, most: int | None) -> str:
     if most is None and space.last is not None and written > space.last * _GROWTH + _GROWTH_BYTES:
         return f"{written:,} bytes arrived, and the last artifact had {space.last:,}"
     usage = shutil.disk_usage(nearest(vault.folder(node)))
+    if usage.total and written > usage.total:
+        return f"{written:,} bytes arrived, more than the vault's disk has: most of them are not there"
     if usage.total and written > space.needed and usage.free < others + usage.total // _KEPT_FREE:
         return f"{written:,} bytes arrived, and the rest of the vault's disk is kept free for other nodes"
     return ""

@@ -7,7 +7,6 @@ Paths are built only from a node's validated name, a kind and a time, never from
 file says.
 """
 
-import contextlib
 import os
 import re
 import stat
@@ -47,6 +46,7 @@ AHEAD = timedelta(hours=12)  # less does no harm: the next night's backup is new
 VAULT = "vault.json"  # at the root of each vault: its identity
 _FOLDER = re.compile(r"(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z][a-z-]*)\Z")
 _FOLDERS = ("work", "passwords", "quarantine")  # of a node, besides those of its artifacts
+_LINK = "a link is in the place of the folder, and no link is followed in a vault"
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
@@ -143,25 +143,29 @@ class Vault:
 
     def entries(self, node: str | None = None) -> Iterator[Manifest | UnreadableManifest]:
         """Yield the manifests of one node or of all, by node and oldest first; unreadable ones are marked as such."""
-        for name in [node] if node is not None else self.nodes():
-            for folder in self.folders(name):
-                manifest = self._read(folder)
-                if manifest is not None:
+        for name in [node] if node is not None else self._names():
+            if self.folder(name).is_symlink():
+                yield UnreadableManifest(id=name, reason=_LINK)
+                continue
+            try:
+                found = sorted(e.name for e in os.scandir(self.folder(name)) if _FOLDER.match(e.name))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                reason = f"its folder cannot be read: {error.strerror}"
+                yield UnreadableManifest(id=name, reason=reason, denied_by=owner_of(self.folder(name)))
+                continue
+            for each in found:
+                if (manifest := self.get(f"{name}/{each}")) is not None:
                     yield manifest
-        yield from self._links(node)
 
-    def _links(self, node: str | None) -> Iterator[UnreadableManifest]:
-        """Yield each link that stands where a node's or an artifact's folder should, as something that is damaged."""
-        reason = "a link is in the place of the folder, and no link is followed in a vault"
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for entry in os.scandir(self.root):
-                if entry.is_symlink() and _NODE.match(entry.name) and node in (None, entry.name):
-                    yield UnreadableManifest(id=entry.name, reason=reason)
-        for name in [node] if node is not None else self.nodes():
-            with contextlib.suppress(OSError):
-                for entry in [] if self.folder(name).is_symlink() else os.scandir(self.folder(name)):
-                    if entry.is_symlink() and _FOLDER.match(entry.name):
-                        yield UnreadableManifest(id=f"{name}/{entry.name}", reason=reason)
+    def _names(self) -> list[str]:
+        """Return the names that a node can have and that have a folder here, or a link in its place, sorted."""
+        try:
+            entries = [entry for entry in os.scandir(self.root) if _NODE.match(entry.name)]
+            return sorted(e.name for e in entries if e.is_symlink() or e.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
 
     def manifests(self, node: str | None = None, kind: str | None = None) -> list[Manifest]:
         """Return the readable manifests of one node and kind or of all, by node and oldest first."""
@@ -211,11 +215,13 @@ class Vault:
         return max(found, key=lambda manifest: manifest.stored_at, default=None)
 
     def get(self, artifact_id: str) -> Manifest | UnreadableManifest | None:
-        """Return the manifest with that id, or None if there is none; an id is never followed out of the vault."""
+        """Return the manifest with that id, or None if there is none; no link is followed."""
         folder = self.root / artifact_id
-        if not _ID.match(artifact_id) or folder.is_symlink():
+        if not _ID.match(artifact_id):
             return None
-        return self._read(folder)
+        if folder.is_symlink() or folder.parent.is_symlink():
+            return UnreadableManifest(id=artifact_id, reason=_LINK)
+        return self._read(folder) if folder.is_dir() else None
 
     def _read(self, folder: Path) -> Manifest | UnreadableManifest | None:
         place = f"{folder.parent.name}/{folder.name}"
@@ -273,6 +279,8 @@ class Vault:
     def reread(self, manifest: Manifest) -> None:
         """Read the artifact past the page cache. Raise ArtifactDamagedError unless it matches its manifest."""
         with reading(self, manifest) as path:
+            # Before it is read: a file without bytes can have any size.
+            require_size(manifest, path.lstat().st_size)
             actual = digests(path, past_cache=True)
         require_same(manifest, actual)
 
@@ -308,12 +316,17 @@ def reading(vault: Vault, manifest: Manifest) -> Iterator[Path]:
         raise ArtifactDamagedError(node, manifest.id, f"the artifact cannot be read: {error.strerror}") from error
 
 
+def require_size(manifest: Manifest, size: int) -> None:
+    """Raise ArtifactDamagedError unless *size*, in bytes, is what *manifest* says about its artifact."""
+    if size != manifest.artifact.size:
+        reason = f"the artifact has {size} bytes, its manifest says {manifest.artifact.size}"
+        raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)
+
+
 def require_same(manifest: Manifest, actual: Digests) -> None:
     """Raise ArtifactDamagedError unless *actual* matches what *manifest* says about its artifact."""
     expected = manifest.artifact
-    if actual.size != expected.size:
-        reason = f"the artifact has {actual.size} bytes, its manifest says {expected.size}"
-        raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)
+    require_size(manifest, actual.size)
     if (actual.md5, actual.sha256) != (expected.md5, expected.sha256):
         reason = f"the artifact's sha256 is {actual.sha256}, its manifest says {expected.sha256}"
         raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)

@@ -315,3 +315,12 @@ def test_a_tree_is_not_removed_through_a_link_on_the_way_to_it(room: Path) -> No
     with pytest.raises(NotADirectoryError):
         remove_file(room / "vault" / "node" / "run", below=room / "vault")
     assert remove_tree(room / "vault" / "gone" / "run", below=room / "vault") == []
+
+
+def test_thousands_of_nested_folders_end_nothing(room: Path) -> None:
+    nest = "import os\nfor _ in range(3000):\n    os.mkdir('d')\n    os.chdir('d')"
+    subprocess.run([sys.executable, "-c", nest], cwd=room, check=True)
+    try:
+        assert remove_tree(room / "d") in ([], [room / "d"])
+    finally:
+        subprocess.run(["rm", "-rf", room / "d"], check=True)

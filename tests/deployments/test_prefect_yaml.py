@@ -14,7 +14,7 @@ import yaml
 from a0backup.errors import EngineError
 from a0backup.vault.lock import is_held
 from deployments.engine_objects import Deployment
-from deployments.prefect_yaml import read_deployments
+from deployments.prefect_yaml import prefect_yaml, read_deployments
 from simulator.fleet import SimulatedFleet
 from tests.support.deployed import BIN, REPOSITORY, Deployed, deployed_in
 from tests.support.patience import eventually, patience
@@ -234,3 +234,14 @@ def test_the_deployments_run_under_a_real_worker_and_the_next_run_finishes_what_
     assert deployed.a0clis() == []
     assert [len(appliances.calls(node, "backup")) for node in ("a0-1", "a0-2")] == [3, 3]
     assert gone(orphan)
+
+
+def test_a_prefect_yaml_that_others_can_write_is_refused(tmp_path: Path) -> None:
+    """It names the code that runs."""
+    file = tmp_path / "prefect.yaml"
+    file.write_text("deployments: []\n")
+    file.chmod(0o644)
+    assert prefect_yaml(tmp_path) == file
+    file.chmod(0o666)
+    with pytest.raises(EngineError, match="can be written by others"):
+        prefect_yaml(tmp_path)

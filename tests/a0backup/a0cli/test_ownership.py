@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from a0backup.a0cli.ownership import MARK, end_descendants, take_over
-from tests.support.patience import until
+from tests.support.paths import REPOSITORY
+from tests.support.patience import patience, until
 
 # Opens the file for writing, says so, and writes when it is told to.
 WRITER = """
@@ -115,3 +116,36 @@ def test_descendants_that_start_further_ones_are_all_ended(arrived: Path) -> Non
         end_descendants(arrived.parent)
         assert count() == 0
         shell.wait()
+
+
+def test_whoever_opens_the_file_meanwhile_does_not_end_this_process(arrived: Path) -> None:
+    """A lease that is broken sends a signal, whose default is to end the process."""
+    opener = "import sys\nwhile True:\n    open(sys.argv[1], 'r+b').close()"
+    take = (
+        "import sys\nfrom pathlib import Path\nfrom a0backup.a0cli.ownership import take_over\n"
+        "for _ in range(300):\n    take_over(Path(sys.argv[1]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", opener, arrived], env={}) as other:
+        try:
+            taking = [sys.executable, "-c", take, arrived]
+            assert subprocess.run(taking, cwd=REPOSITORY, timeout=patience(120)).returncode == 0
+        finally:
+            other.kill()
+    assert arrived.read_bytes() == b"as retrieved"
+
+
+def test_a_file_that_another_process_has_mapped_for_writing_is_replaced_by_a_copy(arrived: Path) -> None:
+    program = (
+        "import mmap, sys\nfile = open(sys.argv[1], 'r+b')\nmapped = mmap.mmap(file.fileno(), 0)\nfile.close()\n"
+        "print('mapped', flush=True)\nsys.stdin.readline()\nmapped[0:2] = b'XX'\nmapped.flush()\n"
+        "print('written', flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, arrived], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={}
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "mapped\n"
+        take_over(arrived)
+        print(file=writer.stdin, flush=True)
+        assert writer.stdout.readline() == "written\n"
+    assert arrived.read_bytes() == b"as retrieved"

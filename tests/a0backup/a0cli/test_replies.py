@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import textwrap
 import time
+import unicodedata
 import urllib.parse
 
 import pytest
@@ -517,8 +518,58 @@ def test_a_secret_is_removed_from_the_dumps_of_tools(tool: str, before: str) -> 
 
 
 def test_the_part_of_a_secret_that_a_cut_dump_shows_is_removed() -> None:
-    assert redact(f"<Buffer 00 {OCTETS[:9].hex(' ')} ... 20 more bytes>", SECRET) == "<Buffer 00 *** bytes>"
-    assert redact(f"[ 7, {', '.join(map(str, OCTETS[:9]))}, ... 20 more items ]", SECRET) == "[ 7, *** items ]"
+    assert redact(f"<Buffer 00 {OCTETS[:9].hex(' ')} ... 20 more bytes>", SECRET) == "<Buffer 00 *** ... 20 more bytes>"
+    numbers = ", ".join(map(str, OCTETS[:9]))
+    assert redact(f"[ 7, {numbers}, ... 20 more items ]", SECRET) == "[ 7, ***, ... 20 more items ]"
+
+
+@pytest.mark.parametrize(
+    "between", [" ", " \n", "    \n ", ", ", "' +\n  '", "\\\n", "\n> ", "  |\n0000010  ", ":", "\\"]
+)
+@pytest.mark.parametrize("form", ["letters", "hexadecimal", "decimal", "base64"])
+def test_a_secret_without_its_end_is_searched_for_quickly(form: str, between: str) -> None:
+    """A node knows the password: what nearly matches must not take longer than anything else."""
+    secret = "Kx7mQ2vT9pLwKx7mQ2vT9pLwKx7mQ2vT9pLwKx7mQ2v"
+    octets = secret.encode()[:-1]
+    parts: dict[str, list[str]] = {
+        "letters": list(secret[:-1]),
+        "hexadecimal": [f"{octet:02x}" for octet in octets],
+        "decimal": [str(octet) for octet in octets],
+        "base64": list(base64.b64encode(octets).decode().rstrip("=")[:-2]),
+    }
+    began = time.process_time()
+    redact((between.join(parts[form]) + " zz\n") * 40, secret)
+    assert time.process_time() - began < patience(1)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        json.dumps({"config": {"data": json.dumps({"password": SECRET})}}),
+        json.dumps(json.dumps(json.dumps(SECRET))),
+        json.dumps({"data": {"type": "Buffer", "data": list(OCTETS)}}, indent=4),
+        json.dumps({str(index): octet for index, octet in enumerate(OCTETS)}, separators=(",", ":")),
+        "Map(12) { " + ", ".join(f"{index} => {octet}" for index, octet in enumerate(OCTETS)) + " }",
+        "{ " + ", ".join(f"'{index}': '{letter}'" for index, letter in enumerate(SECRET)) + " }",
+        "[ " + ", ".join(f"'{letter}'" for letter in SECRET) + " ]",
+        urllib.parse.quote(urllib.parse.quote(SECRET, safe=""), safe=""),
+        urllib.parse.quote(base64.b64encode(OCTETS).decode(), safe=""),
+        base64.b64encode(SECRET.encode("utf-16-le")).decode(),
+        OCTETS.decode("latin-1"),
+        unicodedata.normalize("NFD", SECRET),
+        " ".join(f"{octet:08b}" for octet in OCTETS),
+        " ".join(f"{octet:03o}" for octet in OCTETS),
+    ],
+)  # fmt: skip
+def test_a_secret_that_was_encoded_more_than_once_or_taken_apart_is_removed(form: str) -> None:
+    shown = redact(f"before {form} after", SECRET)
+    assert "***" in shown
+    assert not re.search(r"w0rd|1234|119|abcd|77.?30|'w', '0'", shown.replace("***", "")), shown
+
+
+def test_the_beginning_of_a_secret_before_a_cut_is_removed() -> None:
+    said = f'SyntaxError: Unexpected token P, "{SECRET[:10]}"... is not valid JSON'
+    assert redact(said, SECRET) == 'SyntaxError: Unexpected token P, "***"... is not valid JSON'
 
 
 def test_a_secret_split_by_a_colour_code_is_not_quoted() -> None:
@@ -671,6 +722,7 @@ ADVERSE = [
         "line 1: ",
     ),
     *("{}", "{a:[", "aerror", "100 % ", "50 61 73 ", "80, 97, ", "P a s ", "Pa", "P\n", "&#80;", "00000010: 50 "),
+    *("\\", "%25", "&amp;", "&#x0", "=", "0", "...", "P...", "0x", "\\x"),
 ]
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,7 @@ from tests.support.artifacts import (
     header,
     inspected,
     opened,
+    padded,
     refused,
     repeated,
 )
@@ -190,6 +192,16 @@ TINY = {
         header("pax", len(PAX), tarfile.XHDTYPE) + PAX + bytes(-len(PAX) % BLOCK) + header("dump/a", 0) + END
     ),
 }
+
+
+def test_one_long_name_for_thousands_of_members_is_not_read_on(look: Look) -> None:
+    record = b"path=" + b"a/" * 200_000 + b"\n"
+    record = b"%d %s" % (len(record) + 7, record)
+    members = b"".join(header(f"dump/{number}", 0) for number in range(3000))
+    plain = gzip.compress(header("g", len(record), tarfile.XGLTYPE) + padded(record) + members + END)
+    began = time.process_time()
+    refused(look(plain, max_ratio=1000), TooManyPartsError, "parts")
+    assert time.process_time() - began < patience(5)
 
 
 @pytest.mark.parametrize("plain", TINY.values(), ids=TINY)

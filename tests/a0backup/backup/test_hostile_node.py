@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from a0backup.errors import A0BackupError, ArtifactTooLargeError, VaultUnusableError
+from a0backup.vault.lock import is_held
 from a0backup.vault.vault import Vault
 from tests.support.command import a0backup
 from tests.support.desk import Desk
@@ -101,3 +102,43 @@ def test_a_link_in_the_place_of_a_nodes_or_an_artifacts_folder_is_listed_as_dama
         assert ended.returncode == 4
         for name in ("a0-9", f"{stored.node.name}/20200101T000000Z-backup"):
             assert re.search(rf"{name}\b.*link", ended.stdout + ended.stderr, re.DOTALL)
+
+
+async def test_a_retrieval_that_ends_before_anyone_looks_is_bounded_too(desk: Desk) -> None:
+    desk.configure(contents={"max_size": "1MB"})
+    desk.tell("backup", "size", bytes=20_000_000)
+    ended = await desk.night()
+    assert isinstance(ended.error, ArtifactTooLargeError)
+    assert desk.stored == []
+    assert desk.holds is not None
+
+
+async def test_a_call_that_is_stopped_leaves_no_process_that_holds_the_lock(desk: Desk) -> None:
+    wrapper = desk.room / "a0cli-that-leaves-one"
+    wrapper.write_text(
+        f"""#!/bin/sh
+case "$*" in *backup-retrieve*) setsid sh -c 'while :; do sleep 0.1; done' >/dev/null 2>&1 & sleep 60;; esac
+exec {desk.fleet.a0cli.path} "$@"
+"""
+    )
+    wrapper.chmod(0o700)
+    quick = {"path": str(wrapper), "key_dir": str(desk.simulated.key_dir), "retrieve_timeout": "1s"}
+    desk.configure(a0cli=quick, retrieve_attempts=1)
+    assert (await desk.night(flow_run="run-1")).error is not None
+    assert not is_held(desk.vault.folder(desk.name) / "lock")
+    desk.configure(lock_deadline="0s")
+    assert (await desk.night(flow_run="run-2")).error is None
+
+
+async def test_a_file_in_another_folder_is_not_taken_for_bytes_of_ours(
+    desk: Desk, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    await desk.killed_after("await")
+    other = tmp_path_factory.mktemp("other-vault")
+    held = desk.holds
+    assert held is not None
+    shutil.copy(held["path"], other / "backup.tar.gz.enc")
+    (desk.vault.work(desk.name) / "run-0-00000000").symlink_to(other)
+    assert (await desk.night(flow_run="run-2")).error is None
+    assert (other / "backup.tar.gz.enc").exists()
+    assert desk.counts == (1, 1, 1), "it was retrieved from the node"

@@ -63,6 +63,20 @@ def test_any_other_fleet_file_is_refused(fleets: Path, make: Callable[[Path], No
         load_trusted(fleets / "fleet.yaml", [fleets])
 
 
+def test_a_folder_above_that_others_can_write_is_refused(fleets: Path) -> None:
+    fleets.parent.chmod(0o777)
+    with pytest.raises(FleetFileError, match="a folder above it"):
+        load_trusted(fleets / "fleet.yaml", [fleets])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_with_the_sticky_bit_that_belongs_to_another_user_is_refused(fleets: Path) -> None:
+    fleets.chmod(0o1777)
+    os.chown(fleets, 65534, 65534)
+    with pytest.raises(FleetFileError):
+        load_trusted(fleets / "fleet.yaml", [fleets])
+
+
 def test_a_folder_with_the_sticky_bit_is_no_folder_of_others(fleets: Path) -> None:
     fleets.chmod(0o1777)
     load_trusted(fleets / "fleet.yaml", [fleets])

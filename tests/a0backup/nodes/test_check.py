@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -543,3 +544,11 @@ def test_what_others_can_write_and_so_decide_what_a_run_does_causes_a_warning(se
     if place.is_dir():
         place.chmod(place.stat().st_mode | 0o1000)
         assert fleet_warnings(fleet) == (), "with the sticky bit, nobody can replace what is there"
+
+
+async def test_a_check_leaves_no_copy_of_a_key(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert (await desk.check()).ok
+    assert not [path for path in desk.room.rglob("*") if "a0backup-" in path.name]
+    assert (tmp_path / "state" / "a0backup" / "keys").is_dir()

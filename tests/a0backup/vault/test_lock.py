@@ -360,6 +360,15 @@ async def test_a_holder_on_another_host_never_counts_as_gone_even_if_the_host_na
         assert alive(child)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+async def test_a_lock_file_of_another_user_ends_no_process(folder: Path, work: Path) -> None:
+    with orphan(folder, work) as child:
+        os.chown(folder / "lock", 65534, 65534)
+        with pytest.raises(LockDeadlineError):
+            await taken(folder, deadline=0.3)
+        assert alive(child)
+
+
 async def test_a_holder_whose_pid_was_reused_counts_as_gone(folder: Path, work: Path) -> None:
     with orphan(folder, work, pid=os.getpid()) as child:
         assert await taken(folder)
@@ -386,6 +395,7 @@ WRITTEN = {
     "a number": "7",
     "other keys": '{"run": "run-1"}',
     "too deep": "[" * 4096,
+    "a birth that is no text": json.dumps(asdict(Holder("r", "h", 1, "b", "s")) | {"born": 5}),
     "a pid that is no number": json.dumps(asdict(Holder("r", "h", 1, "b", "s")) | {"pid": "../../etc"}),
 }
 
