@@ -273,14 +273,19 @@ def others_can_write(path: Path) -> bool:
 def others_can_replace(path: Path) -> bool:
     """Return whether somebody else than this user and root can put another file in the place of *path*. Raise OSError.
 
-    That is who can write its folder or one above it. In a folder like /tmp, others cannot replace what is not theirs.
+    That is who can replace what is in its folder, or in one above it.
     """
-    for folder in path.absolute().parents:
-        status = folder.stat()
-        sticky = bool(status.st_mode & stat.S_ISVTX) and status.st_uid in (0, os.geteuid())
-        if others_can_write(folder) and not sticky:
-            return True
-    return False
+    return any(map(others_can_replace_in, path.absolute().parents))
+
+
+def others_can_replace_in(folder: Path) -> bool:
+    """Return whether somebody else than this user and root can replace what is in *folder*. Raise OSError.
+
+    In a folder like /tmp, others can make files, and cannot replace those of this user.
+    """
+    status = folder.stat()
+    sticky = bool(status.st_mode & stat.S_ISVTX) and status.st_uid in (0, os.geteuid())
+    return others_can_write(folder) and not sticky
 
 
 def _is_own_group(gid: int) -> bool:

@@ -80,10 +80,8 @@ async def run_program(
                 stdout=stdout_end,
                 stderr=stderr_end,
                 cwd=directory,
-                env={
-                    **{name: os.environ[name] for name in (*_ENVIRONMENT, *environment) if name in os.environ},
-                    MARK: str(directory),
-                },
+                env={name: os.environ[name] for name in (*_ENVIRONMENT, *environment) if name in os.environ}
+                | {MARK: str(directory)},
                 start_new_session=True,
                 umask=0o077,
                 pass_fds=inherit,

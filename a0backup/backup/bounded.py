@@ -21,15 +21,15 @@ async def bounded(context: Context, space: Space, retrieving: Coroutine[Any, Any
     node, most = context.node.name, context.fleet.contents.max_size
     call = asyncio.ensure_future(retrieving)
     try:
-        while not (await asyncio.wait({call}, timeout=LOOK))[0]:
+        ended = False
+        while not ended:
+            ended = bool((await asyncio.wait({call}, timeout=LOOK))[0])
+            # Also after its end: a quick call may have written everything between two looks.
             if why := await context.on_disk(excess, context.vault, node, space, most):
                 raise ArtifactTooLargeError(node, context.kind, why)
-        if why := await context.on_disk(excess, context.vault, node, space, most):
-            await context.on_disk(context.session.directory.clear_retrieved)
-            raise ArtifactTooLargeError(node, context.kind, why)
-        return call.result()
-    finally:
-        if not call.done():
-            call.cancel()
-            await asyncio.wait({call})
-            await context.on_disk(context.session.directory.clear_retrieved)
+    except BaseException:
+        call.cancel()
+        await asyncio.wait({call})
+        await context.on_disk(context.session.directory.clear_retrieved)
+        raise
+    return call.result()

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from a0backup.errors import RecoveryKeyError
-from a0backup.files import others_can_write, owner_of
+from a0backup.files import others_can_replace_in, others_can_write, owner_of
 from a0backup.fleet.models import Fleet
 from a0backup.passwords import recovery_keys
 from a0backup.vault.space import nearest
@@ -58,10 +58,7 @@ def _writable(fleet: Fleet) -> Iterator[str]:
 
 def _others_decide(path: Path) -> bool:
     try:
-        # In a folder like /tmp others can make files, but cannot replace those of this user.
-        status = path.stat()
-        sticky = path.is_dir() and status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid())
-        return others_can_write(path) and not sticky
+        return others_can_replace_in(path) if path.is_dir() else others_can_write(path)
     except OSError:
         return False  # reported as a problem, if it matters
 

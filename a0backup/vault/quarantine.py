@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from a0backup.files import (
@@ -19,7 +19,7 @@ from a0backup.files import (
     publish,
     remove_tree,
 )
-from a0backup.vault.vault import Vault
+from a0backup.vault.vault import Vault, make_dated_folder
 
 _GIVEN_UP = ".given-up"
 _SHARE = 10  # the part of the disk that all quarantines may take: one in so many
@@ -34,26 +34,14 @@ def quarantine(
     with contextlib.suppress(FileExistsError):
         make_new_directory(place)
     former = quarantined(vault, node, kind)
-    folder = _new_folder(place, kind, now.astimezone(UTC))
+    folder = make_dated_folder(place, kind, now)
     # The bytes come last: a folder without them comes from a killed run.
     publish(folder / "reason.json", json.dumps(reason, indent=2).encode() + b"\n")
     make_private(retrieved, 0o600)
     retrieved.replace(folder / f"{kind}.tar.gz.enc")
     for path in former:
-        if path != folder:
-            remove_tree(path, below=vault.root)
+        remove_tree(path, below=vault.root)
     return folder
-
-
-def _new_folder(place: Path, kind: str, second: datetime) -> Path:
-    while True:
-        folder = place / f"{second:%Y%m%dT%H%M%SZ}-{kind}"
-        try:
-            make_new_directory(folder)
-        except FileExistsError:
-            second += timedelta(seconds=1)
-        else:
-            return folder
 
 
 def keep_given_up(folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from a0backup.errors import ArtifactDamagedError, VaultUnusableError
@@ -10,7 +10,6 @@ from a0backup.files import (
     Digests,
     fsync_directory,
     make_durable,
-    make_new_directory,
     make_private,
     publish,
     read_past_cache,
@@ -28,7 +27,7 @@ from a0backup.vault.manifest import (
     Verified,
 )
 from a0backup.vault.quarantine import quarantine
-from a0backup.vault.vault import Vault
+from a0backup.vault.vault import Vault, make_dated_folder
 
 
 def confirm(vault: Vault, manifest: Manifest) -> None:
@@ -75,7 +74,7 @@ def store(
             _settle_bytes(vault, source, vault.artifact(damaged))
             vault.reread(damaged)
             return damaged
-        folder = _make_folder(vault, node.name, kind, started_at or now)
+        folder = make_dated_folder(vault.folder(node.name), kind, started_at or now)
         manifest = Manifest(
             id=f"{node.name}/{folder.name}",
             node=node,
@@ -120,15 +119,3 @@ def _publish(vault: Vault, manifest: Manifest) -> None:
             raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)
 
     publish(vault.root / manifest.id / MANIFEST, content, check=read_back)
-
-
-def _make_folder(vault: Vault, node: str, kind: str, start: datetime) -> Path:
-    second = start.astimezone(UTC)
-    while True:
-        folder = vault.folder(node) / f"{second:%Y%m%dT%H%M%SZ}-{kind}"
-        try:
-            make_new_directory(folder)
-        except FileExistsError:
-            second += timedelta(seconds=1)
-        else:
-            return folder

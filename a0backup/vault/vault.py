@@ -26,6 +26,7 @@ from a0backup.files import (
     UnsuitableFileError,
     digests,
     fsync_directory,
+    make_new_directory,
     make_private_directory,
     open_private,
     owner_of,
@@ -126,10 +127,14 @@ class Vault:
 
     def nodes(self) -> list[str]:
         """Return the names of the nodes that have a folder here, sorted."""
+        return [name for name in self._names() if not self.folder(name).is_symlink()]
+
+    def _names(self) -> list[str]:
+        """Return the names of the nodes that have a folder here, or a link in its place, sorted."""
         try:
             # Only names that a node can have: a disk of its own has a folder lost+found, which nobody may read.
             entries = [entry for entry in os.scandir(self.root) if _NODE.match(entry.name)]
-            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+            return sorted(e.name for e in entries if e.is_symlink() or e.is_dir())
         except FileNotFoundError:
             return []
 
@@ -148,24 +153,18 @@ class Vault:
                 yield UnreadableManifest(id=name, reason=_LINK)
                 continue
             try:
-                found = sorted(e.name for e in os.scandir(self.folder(name)) if _FOLDER.match(e.name))
+                found = sorted(os.scandir(self.folder(name)), key=lambda entry: entry.name)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
                 reason = f"its folder cannot be read: {error.strerror}"
                 yield UnreadableManifest(id=name, reason=reason, denied_by=owner_of(self.folder(name)))
                 continue
-            for each in found:
-                if (manifest := self.get(f"{name}/{each}")) is not None:
+            for entry in filter(lambda entry: _FOLDER.match(entry.name), found):
+                if entry.is_symlink():
+                    yield UnreadableManifest(id=f"{name}/{entry.name}", reason=_LINK)
+                elif entry.is_dir() and (manifest := self._read(Path(entry.path))) is not None:
                     yield manifest
-
-    def _names(self) -> list[str]:
-        """Return the names that a node can have and that have a folder here, or a link in its place, sorted."""
-        try:
-            entries = [entry for entry in os.scandir(self.root) if _NODE.match(entry.name)]
-            return sorted(e.name for e in entries if e.is_symlink() or e.is_dir(follow_symlinks=False))
-        except FileNotFoundError:
-            return []
 
     def manifests(self, node: str | None = None, kind: str | None = None) -> list[Manifest]:
         """Return the readable manifests of one node and kind or of all, by node and oldest first."""
@@ -283,6 +282,19 @@ class Vault:
             require_size(manifest, path.lstat().st_size)
             actual = digests(path, past_cache=True)
         require_same(manifest, actual)
+
+
+def make_dated_folder(place: Path, kind: str, start: datetime) -> Path:
+    """Make and return a new folder of *kind* in *place*, named by *start* or the next free second after it."""
+    second = start.astimezone(UTC)
+    while True:
+        folder = place / f"{second:%Y%m%dT%H%M%SZ}-{kind}"
+        try:
+            make_new_directory(folder)
+        except FileExistsError:
+            second += timedelta(seconds=1)
+        else:
+            return folder
 
 
 def is_ahead(artifact_id: str, now: datetime) -> bool:
