@@ -26,6 +26,7 @@ ROOMS = (
     "a0backup.fleet",
     "a0backup.state_folder",
     "a0backup.limits",
+    "a0backup.processes",
     "a0backup.files",
     "a0backup.identity",
     "a0backup.exit_codes",

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from a0backup.files import CHUNK, open_private, open_regular, raise_if_stopped
+from a0backup.processes import opened, others, stat_fields
 
 # Set for each a0cli, and inherited by all that it starts.
 MARK = "A0BACKUP_DIRECTORY"
@@ -52,17 +53,11 @@ def end_descendants(directory: Path) -> list[int]:
 
 def _descendants(directory: Path) -> Iterator[int]:
     mark = os.fsencode(f"{MARK}={directory}")
-    for process in Path("/proc").glob("[0-9]*"):
-        pid = int(process.name)
-        if pid == os.getpid():
-            continue
+    for process in others():
         with contextlib.suppress(OSError):  # it has ended, or belongs to another user
-            if mark in (process / "environ").read_bytes().split(b"\0") and not _is_dead(process):
-                yield pid
-
-
-def _is_dead(process: Path) -> bool:
-    return (process / "stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+            marked = mark in (process / "environ").read_bytes().split(b"\0")
+            if marked and stat_fields(process)[0] not in ("Z", "X"):
+                yield int(process.name)
 
 
 def _is_ours_alone(path: Path) -> bool:
@@ -91,22 +86,20 @@ def _is_ours_alone(path: Path) -> bool:
 
 def _has_writer(file: os.stat_result) -> bool:
     """Return whether a process has the file open or mapped for writing; True where Linux's /proc cannot tell."""
-    processes = list(Path("/proc").glob("[0-9]*"))
+    processes = list(others())
     for process in processes:
         with contextlib.suppress(OSError, ValueError):  # it has ended, or belongs to another user
-            for descriptor in (process / "fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if os.path.samestat(descriptor.stat(), file) and _writes(process / "fdinfo" / descriptor.name):
-                        return True
+            if any(map(_writes, opened(process, file))):
+                return True
             mapped = (line.split() for line in (process / "maps").read_text().splitlines())
             if any(words[1][1] + words[1][3] == "ws" and int(words[4]) == file.st_ino for words in mapped):
                 return True
     return not processes
 
 
-def _writes(info: Path) -> bool:
+def _writes(info: str) -> bool:
     """Return whether an open file may be written: the octal `flags` of proc(5)."""
-    flags = next(line.split()[1] for line in info.read_text().splitlines() if line.startswith("flags:"))
+    flags = next(line.split()[1] for line in info.splitlines() if line.startswith("flags:"))
     return int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from a0backup.a0cli.text import quote
 from a0backup.errors import LockDeadlineError, VaultUnusableError
 from a0backup.files import UnsuitableFileError, make_private, make_private_directory, open_regular, read_whole
+from a0backup.processes import opened, others, stat_fields
 
 FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0  # seconds between two attempts
 
@@ -74,10 +75,9 @@ def _boot() -> str:
 def _born(pid: int) -> str:
     """Return the boot and start time of process *pid* from Linux's /proc; '' if it has ended."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        fields = stat_fields(Path(f"/proc/{pid}"))
     except OSError:
         return ""
-    fields = stat.rpartition(")")[2].split()
     # Field 22 of proc(5), counted from 1. A zombie has ended, though it is still listed.
     return "" if fields[0] == "Z" else f"{_boot()}/{fields[19]}"
 
@@ -225,23 +225,18 @@ def _lock_holders(lock_file: Path) -> Iterator[tuple[int, set[int]]]:
         wanted = lock_file.stat()
     except OSError:
         return
-    for process in Path("/proc").glob("[0-9]*"):
-        pid = int(process.name)
-        if pid == os.getpid():
-            continue
+    for process in others():
         with contextlib.suppress(OSError):
-            open_here = [fd.name for fd in (process / "fd").iterdir() if _same_file(fd, wanted)]
-            if open_here:
-                yield pid, {by for fd in open_here for by in _locked_by(process / "fdinfo" / fd)}
+            if infos := list(opened(process, wanted)):
+                yield int(process.name), {by for info in infos for by in _locked_by(info)}
 
 
-def _locked_by(info: Path) -> Iterator[int]:
+def _locked_by(info: str) -> Iterator[int]:
     """Yield the pids that locked an open file: `lock: 1: FLOCK  ADVISORY  WRITE 1234 08:01:99 0 EOF` (proc(5))."""
-    with contextlib.suppress(OSError):
-        for line in info.read_text().splitlines():
-            words = line.split()
-            if words[:1] == ["lock:"] and "FLOCK" in words and words[5].isdigit():
-                yield int(words[5])
+    for line in info.splitlines():
+        words = line.split()
+        if words[:1] == ["lock:"] and "FLOCK" in words and words[5].isdigit():
+            yield int(words[5])
 
 
 def _works_below(pid: int, folder: Path) -> bool:
@@ -263,13 +258,6 @@ def _name(pid: int) -> str:
         return quote(Path(f"/proc/{pid}/comm").read_text(errors="replace"), limit=40)
     except OSError:
         return "ended"
-
-
-def _same_file(fd: Path, wanted: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(fd.stat(), wanted)
-    except OSError:
-        return False
 
 
 def _write(fd: int, content: bytes) -> None:
