@@ -52,6 +52,19 @@ def test_a_foreign_backup_is_kept_before_a_new_one_is_made(
     assert "did not start" in markdown
 
 
+def test_a_backup_that_took_the_place_of_the_stored_one_is_not_deleted(
+    engine: str, appliances: SimulatedFleet, fleet_yaml: Path
+) -> None:
+    from flows.backup_node import backup_node
+
+    appliances.tell("a0-1", "backup-retrieve", "replaced", times=1, password="theirs")
+    run = run_and_read(backup_node, node="a0-1", fleet=fleet_yaml)
+    assert run.flow_run.state.name == "Completed"
+    [stored] = [json.loads(path.read_text()) for path in fleet_yaml.parent.glob("vault/a0-1/*/manifest.json")]
+    assert appliances.holds("a0-1")["md5"] != stored["artifact"]["md5"]
+    assert not appliances.calls("a0-1", "backup-delete")
+
+
 def test_existing_fail_leaves_the_node_alone(engine: str, appliances: SimulatedFleet, fleet_yaml: Path) -> None:
     from flows.backup_node import backup_node
 
