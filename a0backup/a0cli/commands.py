@@ -1,6 +1,7 @@
 """Send a0cli commands to one node and read the replies.
 
-directory = PrivateDirectory.make(vault / "a0-1" / "work", "run-1", key_dir=settings.key_dir, node="a0-1")
+directory = PrivateDirectory(vault / "a0-1" / "work", "run-1", node="a0-1")
+directory.make(settings.key_dir)
 a0cli = A0cli(settings, node="a0-1", host="192.168.1.186", port=10121, directory=directory.path)
 await a0cli.update_commands()
 await a0cli.ping()

@@ -29,36 +29,34 @@ class PrivateDirectory:
     on the CLI). Nodes that shared a directory would overwrite each other's files.
     """
 
-    def __init__(self, path: Path, *, node: str) -> None:
-        self.path, self.node = path, node
+    def __init__(self, parent: Path, name: str, *, node: str) -> None:
+        """Name the directory *parent*/*name*; *make* creates it. Raise VaultUnusableError for a *name* that is none."""
+        if not name or name in (".", "..") or "/" in name or "\0" in name:
+            raise VaultUnusableError(node, f"{quote(name)!r} cannot name a private directory")
+        self.path, self.node = parent.absolute() / name, node
         self._keys: Path | None = None
 
-    @classmethod
-    def make(cls, parent: Path, name: str, *, key_dir: Path, node: str) -> "PrivateDirectory":
-        """Create *parent*/*name* with mode 0700, whatever the umask, and with the files of *key_dir*.
+    def make(self, key_dir: Path) -> None:
+        """Create the directory with mode 0700, whatever the umask, and with the files of *key_dir*.
 
         Each is a link to a copy: what a call writes must reach neither *key_dir* nor another node. The
         copies are on this machine, as the vault may be on another.
 
         Anything that an earlier run left under this name is deleted first, and so are copies of the
-        keys that a killed run left for *parent*. Raise A0cliMissingError if there is no key to link,
-        VaultUnusableError if the directory cannot be created.
+        keys that a killed run left for the same parent. Raise A0cliMissingError if there is no key to
+        link, VaultUnusableError if the directory cannot be created.
         """
-        if not name or name in (".", "..") or "/" in name or "\0" in name:
-            raise VaultUnusableError(node, f"{quote(name)!r} cannot name a private directory")
-        keys = _key_files(key_dir, node)
-        made = cls(parent.absolute() / name, node=node)
-        made.remove()
+        keys = _key_files(key_dir, self.node)
+        self.remove()
         try:
-            _make_private(made.path)
-            made._keys = _new_place_for_keys(made.path.parent)
+            _make_private(self.path)
+            self._keys = _new_place_for_keys(self.path.parent)
             for key in keys:
-                _give(key, made._keys / key.name, made.path / key.name)
+                _give(key, self._keys / key.name, self.path / key.name)
         except OSError as error:
-            made.remove()
-            place = error.filename or f"{made.path} or {tempfile.gettempdir()}"
-            raise VaultUnusableError(node, f"private directory {made.path}: {place}: {error.strerror}") from error
-        return made
+            self.remove()
+            place = error.filename or f"{self.path} or {tempfile.gettempdir()}"
+            raise VaultUnusableError(self.node, f"private directory {self.path}: {place}: {error.strerror}") from error
 
     def remove(self) -> None:
         """Delete the directory and its contents, and the copies of the keys.

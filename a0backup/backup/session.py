@@ -180,13 +180,16 @@ async def open_node(run: Run, node: Node, *, take: TakeStep, shared: LoadShared)
     ) as lock:
         await in_thread(run.require_same_vault)
         await in_thread(vault.require_no_links, node.name)
-        name = private_name(run.id)
-        directory = await in_thread(
-            PrivateDirectory.make, vault.work(node.name), name, key_dir=fleet.a0cli.key_dir, node=node.name
-        )
+        directory = PrivateDirectory(vault.work(node.name), private_name(run.id), node=node.name)
         try:
+            await in_thread(directory.make, fleet.a0cli.key_dir)
             yield NodeSession(run, node, directory=directory, lock=lock, take=take, shared=shared)
         finally:
-            release(vault, node.name)
-            await in_thread(end_descendants, directory.path)
-            await in_thread(directory.remove)
+            # One call in one thread: a cancellation lets it end, and would keep a second call from being made.
+            await in_thread(_leave, vault, directory)
+
+
+def _leave(vault: Vault, directory: PrivateDirectory) -> None:
+    release(vault, directory.node)
+    end_descendants(directory.path)
+    directory.remove()

@@ -66,8 +66,9 @@ async def check_node(
         warnings += await in_thread(exposure.of_node, fleet, node.name)
         # No lock and no file in the vault: a check must not disturb a run.
         with tempfile.TemporaryDirectory(prefix="a0backup-check-") as parent, contextlib.ExitStack() as stack:
-            directory = PrivateDirectory.make(Path(parent), node.name, key_dir=fleet.a0cli.key_dir, node=node.name)
+            directory = PrivateDirectory(Path(parent), node.name, node=node.name)
             stack.callback(directory.remove)
+            directory.make(fleet.a0cli.key_dir)
             a0cli = A0cli(fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path)
             with contextlib.suppress(PasswordError):  # reported for the whole fleet
                 if shared is not None and (text := await shared(fleet.password)) is not None:

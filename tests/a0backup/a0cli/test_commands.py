@@ -491,7 +491,8 @@ async def test_all_kinds_are_started_shown_retrieved_and_deleted(
     settings = {"call_timeout": "20s", "password_style": style}
     fleet = load_fleet(simulated.fleet_yaml(tmp_path / "fleet.yaml", kinds=kinds, a0cli=settings))
     node = fleet.nodes[style == "option"]
-    directory = PrivateDirectory.make(tmp_path, "work", key_dir=fleet.a0cli.key_dir, node=node.name)
+    directory = PrivateDirectory(tmp_path, "work", node=node.name)
+    directory.make(fleet.a0cli.key_dir)
     a0cli = A0cli(fleet.a0cli, node=node.name, host=node.host, port=node.port, directory=directory.path)
     await a0cli.update_commands()
     assert missing_commands((await a0cli.commands()).stdout, fleet.kinds) == []
@@ -617,8 +618,10 @@ def keys(tmp_path: Path) -> Path:
     return tmp_path / "keys"
 
 
-def make(tmp_path: Path, keys: Path, name: str = "run-1") -> PrivateDirectory:
-    return PrivateDirectory.make(tmp_path / "vault" / "work", name, key_dir=keys, node="a0-1")
+def make(tmp_path: Path, keys: Path, name: str = "run-1", *, node: str = "a0-1") -> PrivateDirectory:
+    directory = PrivateDirectory(tmp_path / "vault" / node, name, node=node)
+    directory.make(keys)
+    return directory
 
 
 def test_a_private_directory_holds_the_keys_as_links_to_copies_that_go_with_it(tmp_path: Path, keys: Path) -> None:
@@ -629,7 +632,7 @@ def test_a_private_directory_holds_the_keys_as_links_to_copies_that_go_with_it(t
         made = make(tmp_path, keys)
     finally:
         os.umask(before)
-    assert made.path == tmp_path / "vault" / "work" / "run-1"
+    assert made.path == tmp_path / "vault" / "a0-1" / "run-1"
     assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
     assert stat.S_IMODE(made.path.parent.stat().st_mode) == 0o700
     assert {path.name: path.read_text() for path in made.path.iterdir()} == {
@@ -659,7 +662,7 @@ def test_keys_that_are_symlinks_are_linked(tmp_path: Path, keys: Path) -> None:
 
 def test_what_a_call_writes_reaches_neither_the_key_folder_nor_another_node(tmp_path: Path, keys: Path) -> None:
     (keys / "commands.json").write_text("[]")
-    one, other = make(tmp_path, keys), PrivateDirectory.make(tmp_path / "vault" / "b", "run-1", key_dir=keys, node="b")
+    one, other = make(tmp_path, keys), make(tmp_path, keys, node="b")
     before = {path.name: path.read_bytes() for path in keys.iterdir()}
     for path in one.path.iterdir():
         path.write_text("written by a call")

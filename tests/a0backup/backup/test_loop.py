@@ -1,8 +1,10 @@
 """A kind or node that fails, for whatever reason, is reported and stops no other."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from a0backup.backup.loop import NodeOutcomes, back_up_node
 from a0backup.backup.session import NodeSession, Run, open_node
 from a0backup.backup.steps import StepName
 from a0backup.errors import A0cliError, UnreachableError, VaultUnusableError
+from a0backup.files import in_thread
 from a0backup.report.outcomes import Ending
 from a0backup.report.progress import News, Step, watched_by
 from tests.support.desk import Desk
@@ -160,3 +163,37 @@ async def test_what_is_cancelled_twice_still_waits_for_its_thread(desk: Desk) ->
         with pytest.raises(asyncio.CancelledError):
             await work
     assert ended == [True]
+
+
+@pytest.mark.parametrize("moment", range(1, 11))
+async def test_a_run_that_is_cancelled_while_it_opens_or_leaves_a_node_leaves_no_directory_and_no_keys(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moment: int
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    run, count = Run.begin(desk.fleet, desk.fleet.nodes, id="run-1"), itertools.count(1)
+    loop = asyncio.get_running_loop()
+
+    def left() -> list[Path]:
+        return [*desk.vault.work(desk.name).glob("*"), *tmp_path.glob("state/a0backup/keys/*")]
+
+    async def cancelled_at_the_moment(function: Callable[..., object], *args: object, **named: object) -> object:
+        def work() -> object:
+            if next(count) == moment:
+                loop.call_soon_threadsafe(opening.cancel)
+            try:
+                return function(*args, **named)
+            finally:
+                if next(count) == moment:
+                    loop.call_soon_threadsafe(opening.cancel)
+
+        return await in_thread(work)
+
+    async def open_and_leave() -> None:
+        async with open_node(run, desk.fleet.nodes[0], take=Plainly(), shared=nothing_shared):
+            assert left()
+
+    monkeypatch.setattr(session, "in_thread", cancelled_at_the_moment)
+    opening = asyncio.create_task(open_and_leave())
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert left() == []
