@@ -174,6 +174,14 @@ class _View:
                         break
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A line with numbers: at most how many bytes they stand for, and the digits of each with its span."""
+
+    most: int
+    numbers: list[tuple[str, int, int]]
+
+
 def _found(text: str, forms: _Forms) -> Iterator[Span]:
     yield from (found.span() for found in forms.exact.finditer(text))
     marks = [found.start() for found in itertools.islice(_LEFT_OUT.finditer(text), _MARKS)]
@@ -186,8 +194,9 @@ def _found(text: str, forms: _Forms) -> Iterator[Span]:
     hexadecimal = [form.encode("latin-1").hex() for form in forms.octets]
     for pattern in (_OFFSET, _ESCAPE):
         yield from _letters(text, pattern, str.isalnum, str.casefold).find(hexadecimal)
+    lines = list(_numbers(text))
     for read in _READERS:
-        view = _octets(text, read)
+        view = _octets(lines, read)
         yield from view.find(forms.octets)
         yield from view.find_begun(forms.octets, marks)
 
@@ -216,22 +225,36 @@ def _standard(character: str) -> str:
     return {"-": "+", "_": "/"}.get(character, character)
 
 
-def _octets(text: str, read: "_Reader") -> _View:
-    """Return the bytes that *text* shows as numbers, each as one character. The lines of a dump are read as such."""
-    view, start = _View(), 0
+def _numbers(text: str) -> Iterator[_Line]:
+    """Yield each line of *text* that shows numbers. A line of a dump has an offset before them or a column after."""
+    start = 0
     for line in text.splitlines(keepends=True):
         offset = _LINE_OFFSET.match(line)
-        column = _COLUMN.search(line, offset.end() if offset else 0)
+        begin = offset.end() if offset else 0
+        column = _COLUMN.search(line, begin)
         dumped = bool(offset or column)
-        left, keys = _DUMPED if dumped else len(line), {found.start() for found in _KEY_OF_NUMBER.finditer(line)}
-        for found in _NUMBER.finditer(line, offset.end() if offset else 0, column.start() if column else len(line)):
-            values = read(found[1]) if found.start() not in keys else ""
-            if values and left >= len(values):
+        keys = {found.start() for found in _KEY_OF_NUMBER.finditer(line)}
+        numbers = []
+        for found in _NUMBER.finditer(line, begin, column.start() if column else len(line)):
+            if found.start() not in keys:
                 # What a dump shows beside the numbers goes with them.
                 end = len(line.rstrip("\r\n")) if dumped else found.end()
-                view.add(values, start + found.start(), start + end)
-                left -= len(values)
+                numbers.append((found[1], start + found.start(), start + end))
+        if numbers:
+            yield _Line(_DUMPED if dumped else len(line), numbers)
         start += len(line)
+
+
+def _octets(lines: Iterable[_Line], read: "_Reader") -> _View:
+    """Return the bytes that *lines* show as numbers of the form that *read* knows, each as one character."""
+    view = _View()
+    for line in lines:
+        left = line.most
+        for digits, start, end in line.numbers:
+            values = read(digits)
+            if values and left >= len(values):
+                view.add(values, start, end)
+                left -= len(values)
     return view
 
 

@@ -46,7 +46,7 @@ def _distrust(path: Path, below: Sequence[Path]) -> str:
             return "is not a regular file"
         # The name that was given, too: with a link on the way, its owner decides which file is read.
         if others_can_write(real) or others_can_replace(real) or others_can_replace(path):
-            return f"others than this worker's user can write {real} or a folder above it: it is not taken"
+            return f"other users can write {real} or a folder above it, so this worker refuses it"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except RuntimeError:

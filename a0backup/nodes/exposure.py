@@ -44,16 +44,20 @@ _WITHOUT_MODES = " (where this file system has no modes: mount it with umask=077
 def _writable(fleet: Fleet) -> Iterator[str]:
     """Yield a warning for each file and folder that others can write and that decides what a run does."""
     program = shutil.which(fleet.a0cli.path)
-    decides = {
-        "what is run here and on which nodes": [fleet.path, fleet.path.with_name("prefect.yaml")],
-        "which program is run": [Path(program).resolve()] if program else [],
-        "which keys a0cli uses": [fleet.a0cli.key_dir / "any"],
-        "to which key later passwords are sealed": list(fleet.password.sealed_to or ()),
+    decides: dict[str, Iterable[Path]] = {
+        "what is run here and on which nodes": [fleet.path, fleet.path.parent, fleet.path.with_name("prefect.yaml")],
+        "which program is run": _with_folder(Path(program).resolve()) if program else [],
+        "which keys a0cli uses": [fleet.a0cli.key_dir],
+        "to which key later passwords are sealed": chain(*map(_with_folder, fleet.password.sealed_to or ())),
     }
     for what, paths in decides.items():
-        for path in dict.fromkeys(chain.from_iterable((path, path.parent) for path in paths)):
+        for path in dict.fromkeys(paths):
             if _others_decide(path):
                 yield f"others can write {path} and so decide {what}: {_remedy(path)}"
+
+
+def _with_folder(file: Path) -> list[Path]:
+    return [file, file.parent]
 
 
 def _others_decide(path: Path) -> bool:

@@ -132,8 +132,8 @@ def memory_warning(fleet: Fleet) -> str:
     if any(place.exists() or os.access(nearest(place.parent), os.W_OK) for place in places):
         return ""
     return (
-        f"nothing remembers which vault was used, as {' and '.join(map(str, places))} cannot be written: if the"
-        " vault's disk is missing one day, a run makes a new vault in its place"
+        f"no run remembers which vault it used, as it cannot write {' or '.join(map(str, places))}: if the vault's"
+        " disk is missing one day, a run makes a new vault in its place"
     )
 
 

@@ -117,7 +117,7 @@ def excess(vault: Vault, node: str, space: Space, most: int | None) -> str:
         return f"{written:,} bytes arrived, and the last artifact had {space.last:,}"
     usage = shutil.disk_usage(nearest(vault.folder(node)))
     if usage.total and written > usage.total:
-        return f"{written:,} bytes arrived, more than the vault's disk has: most of them are not there"
+        return f"{written:,} bytes arrived, more than the vault's disk can hold: the file is mostly empty"
     if usage.total and written > space.needed and usage.free < others + usage.total // _KEPT_FREE:
         return f"{written:,} bytes arrived, and the rest of the vault's disk is kept free for other nodes"
     return ""

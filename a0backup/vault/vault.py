@@ -278,8 +278,6 @@ class Vault:
     def reread(self, manifest: Manifest) -> None:
         """Read the artifact past the page cache. Raise ArtifactDamagedError unless it matches its manifest."""
         with reading(self, manifest) as path:
-            # Before it is read: a file without bytes can have any size.
-            require_size(manifest, path.lstat().st_size)
             actual = digests(path, past_cache=True)
         require_same(manifest, actual)
 
@@ -313,12 +311,16 @@ def is_ahead(artifact_id: str, now: datetime) -> bool:
 def reading(vault: Vault, manifest: Manifest) -> Iterator[Path]:
     """Yield the path of the artifact to the block.
 
-    Raise ArtifactDamagedError if the block cannot read it, NotReadableError if it may not.
+    Raise ArtifactDamagedError if it has another size than its manifest says or the block cannot read
+    it, NotReadableError if it may not.
     """
     node, path = manifest.node.name, vault.artifact(manifest)
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
             raise ArtifactDamagedError(node, manifest.id, "the artifact is not a regular file")
+        # Before it is read: a file without bytes can have any size.
+        require_size(manifest, status.st_size)
         yield path
     except FileNotFoundError:
         raise ArtifactDamagedError(node, manifest.id, "the artifact is missing") from None

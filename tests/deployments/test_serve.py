@@ -299,7 +299,7 @@ def test_a_proxy_and_what_others_can_write_do_not_disturb_serve(place: Place, ap
         assert f"{folder / 'prefect.toml'} is ignored" in served.said
         refused = served.start("check-fleet/hourly-check", fleet=str(theirs))
         assert eventually(lambda: served.state(refused) in ("Completed", "Failed", "Crashed"), 180), served.said
-        assert "it is not taken" in served.client.get(f"flow_runs/{refused}").json()["state"]["message"]
+        assert "so this worker refuses it" in served.client.get(f"flow_runs/{refused}").json()["state"]["message"]
         assert (place.engine / "tmp").stat().st_mode & 0o777 == 0o700
         served.stop()
         assert sorted(path.name for path in folder.iterdir()) == ["fleet.yaml", "prefect.toml", "runner_storage"]

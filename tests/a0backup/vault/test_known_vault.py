@@ -117,7 +117,9 @@ def test_a_vault_that_nothing_can_remember_is_warned_of(
     monkeypatch.setenv("XDG_STATE_HOME", str(fleet.path.parent / "state"))
     assert memory_warning(fleet) == ""
     said = with_read_only(fleet.path.parent, "recognise(fleet); print(memory_warning(fleet))", fleet)
-    assert said.startswith(f"nothing remembers which vault was used, as {memory(fleet)} and {fleet.path.parent}/state/")
+    assert said.startswith(
+        f"no run remembers which vault it used, as it cannot write {memory(fleet)} or {fleet.path.parent}/state/"
+    )
 
 
 @pytest.mark.parametrize("content", ["", "{torn"])
