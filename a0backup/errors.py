@@ -2,7 +2,8 @@
 
 A0BackupError
 ├── FleetFileError            fleet.yaml cannot be used
-│   └── UnknownNodeError      a node that fleet.yaml does not name
+│   ├── UnknownNodeError      a node that fleet.yaml does not name
+│   └── UnknownPlaceError     a place that fleet.yaml does not name
 ├── PasswordError             the password cannot be had
 ├── RecoveryKeyError          a recovery key cannot be read, is too weak, or does not fit
 ├── EngineError               the engine's server cannot be started or reached
@@ -10,6 +11,11 @@ A0BackupError
 ├── CheckFailedError          the preflight found what would make a run fail
 ├── NoHomeError               the user has no folder for state
 ├── UnknownVaultError         the vault is not there, or is another one
+├── PlacesBehindError         places lack artifacts that the vault has
+├── VerificationFailedError   stored artifacts are damaged, missing or could not be read
+├── PlaceError                a place of copies fails or refuses
+│   ├── PlaceArtifactError    what it holds under an id is not the artifact; the place itself is well
+│   └── PlaceDeniedError      the credentials do not allow this, or the object is locked
 └── NodeError                 one node's backup cannot go on
     ├── A0cliError            a call of a0cli went wrong
     │   ├── A0cliMissingError     the program or its keys are not there
@@ -38,6 +44,7 @@ A0BackupError
     │   ├── TooLargeUnpackedError it unpacks to more than fleet.yaml allows
     │   └── TooManyPartsError     it consists of too many tiny parts
     ├── DeleteNotConfirmedError  still shown after its deletion         (transient)
+    ├── NotCopiedError        too few places hold the artifact, so the node keeps its backup
     └── VaultError            the vault cannot keep or give back an artifact
         ├── VaultUnusableError    it cannot be written
         ├── VaultFullError        it has no room for the next artifact
@@ -93,6 +100,13 @@ class FleetFileError(A0BackupError, ValueError):
 
 class UnknownNodeError(FleetFileError):
     """A node was asked for that fleet.yaml does not name."""
+
+    def hint(self) -> str:
+        return ""
+
+
+class UnknownPlaceError(FleetFileError):
+    """A place was asked for that fleet.yaml does not name."""
 
     def hint(self) -> str:
         return ""
@@ -193,6 +207,56 @@ class UnknownVaultError(A0BackupError):
             "mount its disk, or correct fleet.yaml; a first run makes the vault, and `a0backup vault use` says that"
             " this is the vault from now on"
         )
+
+
+class PlacesBehindError(A0BackupError):
+    """Places lack artifacts that the vault has; *reasons* name each such place."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__(tuple(reasons))
+        self.reasons = tuple(reasons)
+
+    def text(self) -> str:
+        return "; ".join(self.reasons)
+
+    def hint(self) -> str:
+        return "`a0backup copy` continues where this ended, once the places are well again"
+
+
+class VerificationFailedError(A0BackupError):
+    """Stored artifacts are damaged, missing or could not be read; *reasons* name each with its place."""
+
+    def __init__(self, total: int, reasons: Sequence[str]) -> None:
+        super().__init__(total, tuple(reasons))
+        self.total, self.reasons = total, tuple(reasons)
+
+    def text(self) -> str:
+        return f"{len(self.reasons)} of {self.total} were not found whole: " + "; ".join(self.reasons)
+
+    def hint(self) -> str:
+        return "`a0backup verify --repair` brings back what another place has whole"
+
+
+class PlaceError(A0BackupError):
+    """A place of copies fails or refuses. *place* is its name in fleet.yaml."""
+
+    def __init__(self, place: str, reason: str, remedy: str = "") -> None:
+        super().__init__(place, reason, remedy)
+        self.place, self.reason, self.remedy = place, reason, remedy
+
+    def text(self) -> str:
+        return f"{self.place}: {self.reason}"
+
+    def hint(self) -> str:
+        return self.remedy
+
+
+class PlaceArtifactError(PlaceError):
+    """What the place holds under an id is not the artifact, or is damaged; the place itself is well."""
+
+
+class PlaceDeniedError(PlaceError):
+    """The place does not allow what was asked: the credentials may not do it, or the object is locked."""
 
 
 class NodeError(A0BackupError):
@@ -534,6 +598,20 @@ class DeleteNotConfirmedError(NodeError):
 
     def hint(self) -> str:
         return "the next run handles it; until then the node accepts no new backup"
+
+
+class NotCopiedError(NodeError):
+    """Too few places hold the artifact, so its backup stays on the node; *reasons* say why, one for each place."""
+
+    def __init__(self, node: str, artifact_id: str, copied: int, required: int, reasons: Sequence[str]) -> None:
+        super().__init__(node, artifact_id, copied, required, tuple(reasons))
+        self.id, self.copied, self.required, self.reasons = artifact_id, copied, required, tuple(reasons)
+
+    def text(self) -> str:
+        return f"copied to {self.copied} places, {self.required} required; " + "; ".join(self.reasons)
+
+    def hint(self) -> str:
+        return "the next run copies it and then deletes it on the node; `a0backup copy` copies it now"
 
 
 class VaultError(NodeError):

@@ -14,6 +14,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -37,8 +38,8 @@ async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     """
     stop = threading.Event()
     context = contextvars.copy_context()
-    context.run(_stopping.set, stop)
-    work = asyncio.get_running_loop().run_in_executor(None, lambda: context.run(function, *args, **kwargs))
+    called = stoppable(stop, partial(function, *args, **kwargs))
+    work = asyncio.get_running_loop().run_in_executor(None, context.run, called)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -50,6 +51,16 @@ async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
         if not work.cancelled():
             work.exception()  # retrieved here, or the loop reports it as never retrieved
         raise
+
+
+def stoppable(stop: threading.Event, work: Callable[[], R]) -> Callable[[], R]:
+    """Return *work* as one that `raise_if_stopped` ends once *stop* is set; call it in a context of its own."""
+
+    def call() -> R:
+        _stopping.set(stop)
+        return work()
+
+    return call
 
 
 def raise_if_stopped() -> None:
@@ -94,12 +105,12 @@ def digests(path: Path, *, past_cache: bool = False) -> Digests:
     hasher = Hasher()
     with path.open("rb", buffering=0) as file:
         if past_cache:
-            _drop_cached_pages(file.fileno())
+            drop_cached_pages(file.fileno())
         while chunk := file.read(CHUNK):
             hasher.update(chunk)
             raise_if_stopped()
         if past_cache:
-            _drop_cached_pages(file.fileno())
+            drop_cached_pages(file.fileno())
     return hasher.digests()
 
 
@@ -168,11 +179,12 @@ def open_private(path: str, flags: int) -> int:
 def read_past_cache(path: Path) -> bytes:
     """Return the bytes of the small file *path* as the disk has them. Raise OSError."""
     with path.open("rb", buffering=0) as file:
-        _drop_cached_pages(file.fileno())
+        drop_cached_pages(file.fileno())
         return file.readall()
 
 
-def _drop_cached_pages(fd: int) -> None:
+def drop_cached_pages(fd: int) -> None:
+    """Make the next read of the file come from the disk."""
     # Linux only. Elsewhere the read back comes from the cache, which still reads what was written.
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -322,7 +334,7 @@ def make_durable(path: Path) -> None:
         fsync_directory(path.parent)
     except OSError:
         with open(path, "rb", buffering=0, opener=open_regular) as file:
-            _drop_cached_pages(file.fileno())
+            drop_cached_pages(file.fileno())
             _write_and_rename(path, iter(lambda: file.read(CHUNK), b""))
 
 

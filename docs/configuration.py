@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from a0backup.fleet.copies import Copy
 from a0backup.fleet.example import EXAMPLE
-from a0backup.fleet.fields import Between, SizeBetween
+from a0backup.fleet.fields import Between, RateBetween, SizeBetween
 from a0backup.fleet.kinds import EXPORT_FIELDS
 from a0backup.fleet.models import (
     FIRST_SPLIT_BUILD,
@@ -31,6 +32,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "password": (PasswordSource, "Exactly one of the four keys. Never write the password itself into this file."),
     "polling": (Polling, "Optional."),
     "contents": (ContentsLimits, "Optional."),
+    "copies": (Copy, "A list, optional; each entry has these keys. [copies.md](copies.md) explains them."),
     "nodes": (Node, "A list; each entry has these keys."),
 }
 
@@ -142,8 +144,9 @@ def values(field: FieldInfo, shape: dict[str, Any]) -> str:
     """Return a description of the valid values of *field*, whose JSON Schema is *shape*."""
     # The marks of an optional value are on its first alternative.
     for mark in (*field.metadata, *getattr(next(iter(get_args(field.annotation)), None), "__metadata__", ())):
-        if isinstance(mark, Between | SizeBetween):
-            return f"{'size' if isinstance(mark, SizeBetween) else 'duration'}, {mark.least} to {mark.most}"
+        if isinstance(mark, Between | RateBetween | SizeBetween):
+            kind = {Between: "duration", RateBetween: "bytes per second", SizeBetween: "size"}[type(mark)]
+            return f"{kind}, {mark.least} to {mark.most}"
     forms = [form for form in shape.get("anyOf", []) if form.get("type") != "null"]
     if len(forms) == 1:
         return values(field, forms[0])

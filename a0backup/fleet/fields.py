@@ -11,7 +11,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -34,8 +36,16 @@ _MAX_RECOVERY_KEYS = 10
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"  # resolvers take underscores, too
 _DURATION = r"^(?:[0-9]+(?:\.[0-9]+)?[dhms])+$"
 _SIZE = r"^[0-9]{1,12}(?:\.[0-9]{1,12})?[MGTP]i?B$"
+_RATE = r"^[0-9]{1,12}(?:\.[0-9]{1,12})?[kMG]B/s$"
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 Place = tuple[str | int, ...]
+
+
+class Strict(BaseModel):
+    """A part of a fleet file: unknown keys are errors."""
+
+    # Inputs are hidden because one of them could be a literal password.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
 
 def seconds(text: str) -> float:
@@ -108,6 +118,34 @@ class SizeBetween:
         return octets
 
 
+@dataclass(frozen=True)
+class RateBetween:
+    """Marks an int as a number of bytes per second with bounds: text in a fleet file, bytes per second in Python."""
+
+    least: str
+    most: str
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._read)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "pattern": _RATE, "examples": ["20MB/s", "500kB/s"]}
+
+    def _read(self, value: object) -> int:
+        if not isinstance(value, str):
+            raise ValueError("write 20MB/s or 500kB/s")
+        rate = _rate(value)
+        if not _rate(self.least) <= rate <= _rate(self.most):
+            raise ValueError(f"write a rate from {self.least} to {self.most}")
+        return rate
+
+
+def _rate(text: str) -> int:
+    if not re.fullmatch(_RATE[1:-1], text, re.ASCII):
+        raise ValueError("write 20MB/s or 500kB/s")
+    return int(Decimal(text[:-4]) * 1000 ** (" kMG".index(text[-4])))
+
+
 def _folder(info: ValidationInfo) -> Path | None:
     folder = info.context.get("folder") if isinstance(info.context, Mapping) else None
     return folder if isinstance(folder, Path) else None
@@ -121,7 +159,8 @@ def printable(text: str) -> str:
     return text
 
 
-def _path(value: object, info: ValidationInfo) -> Path:
+def path_value(value: object, info: ValidationInfo) -> Path:
+    """Return the path *value*, relative to the folder of the fleet file. Raise ValueError."""
     if isinstance(value, Path):
         value = str(value)
     if not isinstance(value, str):
@@ -135,7 +174,7 @@ def _path(value: object, info: ValidationInfo) -> Path:
 
 
 _PATH_SCHEMA: Final = {"type": "string", "format": "path"}
-FilePath = Annotated[Path, PlainValidator(_path), WithJsonSchema(_PATH_SCHEMA)]
+FilePath = Annotated[Path, PlainValidator(path_value), WithJsonSchema(_PATH_SCHEMA)]
 
 
 def _listed(value: object) -> object:
@@ -163,7 +202,7 @@ def program(value: str, info: ValidationInfo) -> str:
     if printable(value).startswith("-"):
         raise ValueError("starts with '-': write a program's name or path")
     # A name without a slash is not resolved here: PATH is searched at each call.
-    return str(_path(value, info)) if "/" in value else value
+    return str(path_value(value, info)) if "/" in value else value
 
 
 def _ip_version(address: str) -> int:

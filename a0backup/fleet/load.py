@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 
 from a0backup.errors import FleetFileError
 from a0backup.fleet.clashes import clashes
+from a0backup.fleet.copies import Copy
 from a0backup.fleet.fields import Place, suggestion
 from a0backup.fleet.models import MEANINGS, A0cliSettings, ContentsLimits, Fleet, Node, PasswordSource, Polling
 from a0backup.fleet.yaml_tree import Problem, Tree, at_place, read_text, read_tree, sorted_texts
@@ -53,6 +54,7 @@ _MODELS: Final[dict[Place, type[BaseModel]]] = {
     ("polling",): Polling,
     ("contents",): ContentsLimits,
     ("nodes",): Node,
+    ("copies",): Copy,
 }
 
 
@@ -71,7 +73,7 @@ def _problem(tree: Tree, detail: ErrorDetails) -> Problem:
     if kind == "value_error":
         remedy = str(limits["error"])
     elif kind == "literal_password":
-        remedy = detail["msg"]
+        return Problem(tree.line(place), at_place(place, detail["msg"]))  # and not what was given
     elif kind == "within":
         place = (*place, *limits["place"])
         return Problem(tree.line(place), at_place(place, limits["remedy"]))

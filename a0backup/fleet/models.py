@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -24,8 +23,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from a0backup.errors import BuildTooOldError, UnknownNodeError
+from a0backup.errors import BuildTooOldError, UnknownNodeError, UnknownPlaceError
 from a0backup.fleet.clashes import clashes
+from a0backup.fleet.copies import Copy, require_distinct
 from a0backup.fleet.fields import (
     DEFAULT_PORT,
     FIRST_BUILD,
@@ -34,6 +34,7 @@ from a0backup.fleet.fields import (
     FilePath,
     FilePaths,
     SizeBetween,
+    Strict,
     host_name,
     matching,
     printable,
@@ -73,12 +74,7 @@ def _duration(default: str, description: str) -> Any:
     return Field(default, description=description)
 
 
-class _Strict(BaseModel):
-    # Inputs are hidden because one of them could be a literal password.
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
-
-
-class Node(_Strict):
+class Node(Strict):
     """One appliance instance."""
 
     name: Annotated[
@@ -119,7 +115,7 @@ class Node(_Strict):
             raise BuildTooOldError(self.name, self.build)
 
 
-class A0cliSettings(_Strict):
+class A0cliSettings(Strict):
     """How a0cli is called."""
 
     path: Annotated[str, AfterValidator(program)] = Field(
@@ -158,7 +154,7 @@ class A0cliSettings(_Strict):
         return replies
 
 
-class PasswordSource(_Strict):
+class PasswordSource(Strict):
     """Where the password that encrypts the backups comes from: exactly one source."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
@@ -204,7 +200,7 @@ class PasswordSource(_Strict):
         return self
 
 
-class Polling(_Strict):
+class Polling(Strict):
     """How a run waits for a node's backup: how often it polls, and for how long."""
 
     interval: Annotated[float, Between("0.01s", "1d")] = _duration(
@@ -246,7 +242,7 @@ class Polling(_Strict):
         return len(delays) + math.ceil(left / delays[-1]) + 2
 
 
-class ContentsLimits(_Strict):
+class ContentsLimits(Strict):
     """The limits for reading an artifact's contents; one that exceeds them is refused as a decompression bomb."""
 
     max_size: Annotated[int, SizeBetween("1MB", "1PB")] | None = Field(
@@ -269,7 +265,7 @@ class ContentsLimits(_Strict):
     )
 
 
-class Fleet(_Strict):
+class Fleet(Strict):
     """The nodes and the settings in one fleet.yaml."""
 
     model_config = ConfigDict(title="a0backup fleet file")
@@ -310,6 +306,17 @@ class Fleet(_Strict):
     contents: ContentsLimits = Field(
         default_factory=ContentsLimits, description="The limits for reading an artifact's contents."
     )
+    copies: tuple[Copy, ...] = Field(
+        default=(), max_length=16, description="The further places that hold each artifact, besides the vault."
+    )
+    require_copies: int | None = Field(
+        default=None,
+        ge=0,
+        le=16,
+        strict=True,
+        description="In how many of these places an artifact must be proven before the node's backup is deleted; 1 "
+        "where there are any.",
+    )
     kinds: tuple[KindEntry, ...] = Field(
         default=("backup",),  # type: ignore[arg-type]  # the defaults are validated
         min_length=1,
@@ -341,6 +348,25 @@ class Fleet(_Strict):
                 "clash", "nodes[{index}].{key}: {remedy}", {"index": index, "key": key, "remedy": remedy}
             )
         return nodes
+
+    @field_validator("copies")
+    @classmethod
+    def _each_place_once(cls, copies: tuple[Copy, ...], info: ValidationInfo) -> tuple[Copy, ...]:
+        require_distinct(copies, info.data.get("vault"))
+        return copies
+
+    @field_validator("require_copies")
+    @classmethod
+    def _no_more_than_there_are(cls, required: int | None, info: ValidationInfo) -> int | None:
+        there = len(info.data.get("copies", ()))
+        if "copies" in info.data and required is not None and required > there:
+            raise ValueError(f"write at most the number of copies, which is {there}")
+        return required
+
+    @property
+    def copies_required(self) -> int:
+        """In how many places an artifact must be proven before the node's backup is deleted."""
+        return min(1, len(self.copies)) if self.require_copies is None else self.require_copies
 
     @property
     def path(self) -> Path:
@@ -379,6 +405,15 @@ class Fleet(_Strict):
         if unknown:
             raise UnknownNodeError(str(self.path), unknown)
         return tuple(by_name[name] for name in wanted) if wanted else self.nodes
+
+    def chosen_copies(self, names: Iterable[str]) -> tuple[Copy, ...]:
+        """Return the places with these *names*; without names, all. Raise UnknownPlaceError."""
+        wanted = list(dict.fromkeys(names))
+        by_name = {copy.name: copy for copy in self.copies}
+        unknown = [f"no place is named {quoted_value(n)}{suggestion(n, by_name)}" for n in wanted if n not in by_name]
+        if unknown:
+            raise UnknownPlaceError(str(self.path), unknown)
+        return tuple(by_name[name] for name in wanted) if wanted else self.copies
 
 
 def schema() -> dict[str, Any]:

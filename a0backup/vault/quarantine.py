@@ -6,8 +6,10 @@ The quarantines of all nodes are bounded together, and give way to artifacts.
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import sys
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from a0backup.files import (
 from a0backup.vault.vault import Vault, make_dated_folder
 
 _GIVEN_UP = ".given-up"
+_DAMAGED = ".damaged"
 _SHARE = 10  # the part of the disk that all quarantines may take: one in so many
 
 
@@ -41,6 +44,25 @@ def quarantine(
     retrieved.replace(folder / f"{kind}.tar.gz.enc")
     for path in former:
         remove_tree(path, below=vault.root)
+    return folder
+
+
+def keep_damaged(vault: Vault, artifact_id: str, names: Iterable[str], *, reason: str, now: datetime) -> Path:
+    """Move the damaged files *names* of a stored artifact into quarantine, and return their folder. Raise OSError."""
+    node, _, name = artifact_id.partition("/")
+    place = _quarantine(vault, node)
+    with contextlib.suppress(FileExistsError):
+        make_new_directory(place)
+    folder = place / f"{name}{_DAMAGED}-{secrets.token_hex(4)}"
+    make_new_directory(folder)
+    why = {"id": artifact_id, "at": f"{now:%Y-%m-%dT%H:%M:%SZ}", "reason": reason}
+    publish(folder / "reason.json", json.dumps(why, indent=2).encode() + b"\n")
+    for each in names:
+        with contextlib.suppress(FileNotFoundError):
+            # Under another name: what is called manifest.json is taken for one.
+            (vault.root / artifact_id / each).replace(folder / f"{each}.damaged")
+    fsync_directory(folder)
+    fsync_directory(vault.root / artifact_id)
     return folder
 
 

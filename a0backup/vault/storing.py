@@ -8,17 +8,20 @@ from pathlib import Path
 from a0backup.errors import ArtifactDamagedError, VaultUnusableError
 from a0backup.files import (
     Digests,
+    UnsuitableFileError,
     fsync_directory,
     make_durable,
     make_private,
     publish,
     read_past_cache,
+    read_whole,
 )
 from a0backup.identity import BackupIdentity
 from a0backup.vault.leftovers import verified_file
 from a0backup.vault.manifest import (
     _MD5_ONLY,
     MANIFEST,
+    MAX_MANIFEST_BYTES,
     Encryption,
     Manifest,
     ManifestArtifact,
@@ -39,11 +42,12 @@ def confirm(vault: Vault, manifest: Manifest) -> None:
     vault.reread(manifest)
     folder = vault.root / manifest.id
     try:
-        _publish(vault, manifest)
+        # The very bytes that are there: the places were given them, too.
+        _publish(vault, manifest, read_whole(folder / MANIFEST, MAX_MANIFEST_BYTES))
         fsync_directory(folder.parent)
-    except OSError as error:
-        reason = f"{manifest.id} cannot be made durable: {error.strerror}"
-        raise VaultUnusableError(manifest.node.name, reason) from error
+    except (OSError, UnsuitableFileError) as error:
+        why = error.strerror if isinstance(error, OSError) else error.reason
+        raise VaultUnusableError(manifest.node.name, f"{manifest.id} cannot be made durable: {why}") from error
 
 
 def store(
@@ -97,7 +101,7 @@ def store(
             folder.rmdir()
             raise
         # The manifest comes last: a crash before this line leaves no folder that looks like a backup.
-        _publish(vault, manifest)
+        _publish(vault, manifest, json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
     except OSError as error:
         raise VaultUnusableError(node.name, f"the artifact cannot be stored: {error.strerror}") from error
     return manifest
@@ -109,9 +113,8 @@ def _settle_bytes(vault: Vault, source: Path, target: Path) -> None:
     make_durable(target)
 
 
-def _publish(vault: Vault, manifest: Manifest) -> None:
+def _publish(vault: Vault, manifest: Manifest, content: bytes) -> None:
     """Write the manifest, and read it back before it takes its place. Raise OSError, ArtifactDamagedError."""
-    content = json.dumps(manifest.to_json(), indent=2).encode() + b"\n"
 
     def read_back(written: Path) -> None:
         if read_past_cache(written) != content:

@@ -233,14 +233,9 @@ class Vault:
         except OSError as error:
             denied = owner_of(folder) if isinstance(error, PermissionError) else ""
             return UnreadableManifest(id=place, reason=f"{MANIFEST} cannot be read: {error.strerror}", denied_by=denied)
-        try:
-            manifest = Manifest.model_validate_json(content)
-        except ValidationError as error:
-            if later := later_schema(error):
-                return UnreadableManifest(id=place, reason=f"{MANIFEST} {later}", later=True)
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            return UnreadableManifest(id=place, reason=quote(f"{MANIFEST}: {where}: {first['msg']}"))
+        manifest = parsed(place, content)
+        if isinstance(manifest, UnreadableManifest):
+            return manifest
         parts = (manifest.node.name, manifest.kind, manifest.artifact.file)
         kind = folder.name.partition("-")[2]
         if manifest.id != place or parts != (folder.parent.name, kind, f"{kind}.tar.gz.enc"):
@@ -280,6 +275,18 @@ class Vault:
         with reading(self, manifest) as path:
             actual = digests(path, past_cache=True)
         require_same(manifest, actual)
+
+
+def parsed(artifact_id: str, content: bytes) -> Manifest | UnreadableManifest:
+    """Return the manifest in *content*, or why it cannot be read."""
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        if later := later_schema(error):
+            return UnreadableManifest(id=artifact_id, reason=f"{MANIFEST} {later}", later=True)
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return UnreadableManifest(id=artifact_id, reason=quote(f"{MANIFEST}: {where}: {first['msg']}"))
 
 
 def make_dated_folder(place: Path, kind: str, start: datetime) -> Path:

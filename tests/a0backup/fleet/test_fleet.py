@@ -716,8 +716,9 @@ def test_the_example_loads_unchanged_and_with_every_comment_activated(write: Wri
     opened = re.sub(r"^  (file|env|secret_block): .*\n", "", opened, flags=re.MULTILINE)
     full = load_fleet(write(opened))
     assert full.nodes[0].build == 13451
-    # The comments show the defaults.
-    same = {"nodes": fleet.nodes}
+    assert [copy.name for copy in full.copies] == ["nas"]
+    # The other comments show the defaults.
+    same = {"nodes": fleet.nodes, "copies": fleet.copies, "require_copies": fleet.require_copies}
     assert full.model_copy(update=same).model_dump() == fleet.model_dump()
     keys = set(yaml.safe_load(opened))
     assert keys == set(Fleet.model_fields)

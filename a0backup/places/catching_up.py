@@ -1,0 +1,96 @@
+"""Bring a place to what the vault has: copy what it lacks, the newest first.
+
+caught_up = await catch_up(place, manifests)
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from a0backup.errors import PlaceDeniedError, PlaceError, VaultError
+from a0backup.files import in_thread
+from a0backup.places.copying import artifact_path, manifest_path
+from a0backup.places.places import Place
+from a0backup.places.records import is_proven
+from a0backup.places.store import Store
+from a0backup.vault.manifest import Manifest
+
+
+@dataclass
+class CaughtUp:
+    """What became of one place: the ids that it holds, those that were copied now, and why others were not."""
+
+    place: str
+    held: list[str] = field(default_factory=list)
+    copied: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # reasons, by id
+    error: PlaceError | None = None  # what stopped the place as a whole
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the place lacks an artifact."""
+        return bool(self.failed) or self.error is not None
+
+    def text(self) -> str:
+        """Return the result in one line."""
+        counts = f"{len(self.copied)} copied, {len(self.held)} held already"
+        if not self.is_behind:
+            return f"{self.place}: {counts}"
+        missing = f"{len(self.failed)} missing" if self.failed else "not known what is missing"
+        reason = self.error.reason if self.error else next(iter(self.failed.values()))
+        return f"{self.place}: {counts}, {missing}: {reason}"
+
+
+async def catch_up(
+    place: Place, manifests: Sequence[Manifest], told: Callable[[str, str], None] = lambda artifact_id, text: None
+) -> CaughtUp:
+    """Copy each artifact that the place lacks, or where it is not proven, the newest first; at most `at_most` at once.
+
+    *told* receives the id and the result of each artifact that is copied. The place's own listing
+    decides what it holds, where it may be listed. Raise OSError if the vault cannot be written.
+    """
+    result = CaughtUp(place.copy.name)
+    try:
+        listed = await place.ask(_listed, place.new_transfer())
+    except PlaceError as error:
+        result.error = error
+        return result
+    lacking: list[Manifest] = []
+    for manifest in sorted(manifests, key=lambda manifest: manifest.stored_at, reverse=True):
+        if await in_thread(is_proven, place.vault, manifest.id, place.copy) and _is_listed(manifest, listed):
+            result.held.append(manifest.id)
+        else:
+            lacking.append(manifest)
+    queue = iter(lacking)
+
+    async def work() -> None:
+        for manifest in queue:
+            try:
+                await place.bring(manifest, place.new_transfer())
+            except (PlaceError, VaultError) as error:
+                result.failed[manifest.id] = error.reason if isinstance(error, PlaceError) else error.text()
+                told(manifest.id, f"not copied: {result.failed[manifest.id]}")
+            else:
+                result.copied.append(manifest.id)
+                told(manifest.id, "copied")
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(place.copy.at_most):
+            group.create_task(work())
+    return result
+
+
+def _listed(store: Store) -> dict[str, int] | None:
+    """Return the size of each file in the place, by path; None if it may not be listed."""
+    store.tidy()
+    try:
+        return dict(store.entries())
+    except PlaceDeniedError:
+        # Credentials that may only write and read cannot list. What the place holds is then what was proven.
+        return None
+
+
+def _is_listed(manifest: Manifest, listed: dict[str, int] | None) -> bool:
+    if listed is None:
+        return True
+    return listed.get(artifact_path(manifest)) == manifest.artifact.size and manifest_path(manifest.id) in listed

@@ -1,0 +1,150 @@
+"""A place that is a directory: another disk, or a file server that is mounted."""
+
+import errno
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from a0backup.errors import PlaceError
+from a0backup.files import drop_cached_pages, folder_below, make_private, make_private_directory
+from a0backup.fleet.copies import Copy
+from a0backup.places.store import CHUNK, LEFT_AFTER, Entry, Store
+from a0backup.vault.mounts import unmounted
+
+_SYNC = 64 << 20  # bytes; a sync of many gigabytes at once would look like a disk that hangs
+
+
+@contextmanager
+def open_directory(copy: Copy) -> Iterator[Store]:
+    """Yield the directory of *copy*. Raise PlaceError if the disk below it should be mounted and is not."""
+    root = Path(copy.root)
+    if (mount := unmounted(root)) is not None:
+        raise PlaceError(copy.name, f"nothing is mounted at {mount}", f"mount {mount}")
+    yield _Directory(copy.name, root)
+
+
+class _Directory:
+    """See `Store`. No link is followed below the root."""
+
+    def __init__(self, name: str, root: Path) -> None:
+        self._name, self._root = name, root
+
+    def size(self, path: str) -> int | None:
+        with self._failing(path):
+            try:
+                with self._parent(path) as parent:
+                    status = os.stat(Path(path).name, dir_fd=parent, follow_symlinks=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            if not stat.S_ISREG(status.st_mode):
+                raise PlaceError(self._name, f"{self._root / path} is not a regular file", "look at it, and remove it")
+            return status.st_size
+
+    def read(self, path: str) -> Iterator[bytes]:
+        with self._failing(path, missing=True), self._parent(path) as parent:
+            file = os.open(Path(path).name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                drop_cached_pages(file)
+                while chunk := os.read(file, CHUNK):
+                    yield chunk
+            finally:
+                os.close(file)
+
+    def write(self, path: str, chunks: Iterable[bytes], *, size: int) -> bool:
+        name = Path(path).name
+        aside = f".{name}.{secrets.token_hex(8)}.partial"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with self._failing(path):
+            make_private_directory((self._root / path).parent)
+            with self._parent(path) as parent:
+                file = os.open(aside, flags, 0o600, dir_fd=parent)
+                try:
+                    try:
+                        make_private(file, 0o600)
+                        written = _write(file, chunks)
+                        os.fsync(file)
+                    finally:
+                        os.close(file)
+                    if written != size:
+                        raise PlaceError(self._name, f"{path}: {written} bytes were sent, not {size}")
+                    os.rename(aside, name, src_dir_fd=parent, dst_dir_fd=parent)
+                except BaseException:
+                    with suppress(OSError):
+                        os.unlink(aside, dir_fd=parent)
+                    raise
+                os.fsync(parent)
+        return False
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        def fail(error: OSError) -> None:
+            if error.errno != errno.ENOENT:
+                raise error
+
+        with self._failing(prefix):
+            for folder, folders, names in os.walk(self._root / prefix.rpartition("/")[0], onerror=fail):
+                folders.sort()
+                for name in sorted(names):
+                    file = Path(folder, name)
+                    path = file.relative_to(self._root).as_posix()
+                    if path.startswith(prefix):
+                        with suppress(FileNotFoundError):
+                            yield Entry(path, file.lstat().st_size)
+
+    def remove(self, path: str) -> None:
+        with self._failing(path), suppress(FileNotFoundError), self._parent(path) as parent:
+            os.unlink(Path(path).name, dir_fd=parent)
+            os.fsync(parent)
+        with suppress(OSError):  # other files are in it
+            (self._root / path).parent.rmdir()
+
+    def tidy(self) -> None:
+        for entry in self.entries():
+            name = Path(entry.path).name
+            with suppress(FileNotFoundError):
+                if name.startswith(".") and name.endswith(".partial"):
+                    age = time.time() - (self._root / entry.path).lstat().st_mtime
+                    if age > LEFT_AFTER:
+                        self.remove(entry.path)
+
+    @contextmanager
+    def _parent(self, path: str) -> Iterator[int]:
+        with folder_below(self._root, (self._root / path).parent) as parent:
+            yield parent
+
+    @contextmanager
+    def _failing(self, path: str, *, missing: bool = False) -> Iterator[None]:
+        """Turn an OSError of the block into a PlaceError; where a file may be *missing*, not that it is."""
+        try:
+            yield
+        except OSError as error:
+            if missing and isinstance(error, FileNotFoundError):
+                raise
+            remedies = {
+                errno.ENOSPC: f"free space on the disk of {self._root}",
+                errno.EDQUOT: f"free space, or raise the quota, on the disk of {self._root}",
+                errno.EACCES: f"make {self._root} writable for this user",
+                errno.EROFS: f"mount the disk of {self._root} so that it can be written",
+                errno.ELOOP: "a link is in the way, and no link is followed in a place; put a folder there",
+                errno.ENOTDIR: "a link or a file is in the way; put a folder there",
+            }
+            where = self._root / path if path else self._root
+            remedy = remedies.get(error.errno or 0, "")
+            raise PlaceError(self._name, f"{where}: {error.strerror}", remedy) from error
+
+
+def _write(file: int, chunks: Iterable[bytes]) -> int:
+    written = unsynced = 0
+    for chunk in chunks:
+        view = memoryview(chunk)
+        while view:
+            count = os.write(file, view)
+            view = view[count:]
+            written, unsynced = written + count, unsynced + count
+        if unsynced >= _SYNC:
+            os.fdatasync(file)
+            unsynced = 0
+    return written

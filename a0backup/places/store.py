@@ -1,0 +1,59 @@
+"""The files of one place, by their path below its root, such as `a0-1/20261123T020000Z-backup/manifest.json`.
+
+with open_store(copy) as store:  # opening.py
+    store.write(path, chunks, size=734003200)
+    for chunk in store.read(path): ...
+
+A directory, an S3 bucket and an SFTP server look the same from here. One thread at a time uses a store.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+from a0backup.errors import PlaceError
+from a0backup.fleet.copies import Copy
+
+CHUNK = 1 << 20  # bytes
+LEFT_AFTER = 86400.0  # seconds; what a transfer left that began longer ago is removed
+
+
+class Entry(NamedTuple):
+    """A file in a place: its path and its size in bytes."""
+
+    path: str
+    size: int
+
+
+class Store(Protocol):
+    """The files of one place. Every method raises PlaceError where the place fails or refuses."""
+
+    def size(self, path: str) -> int | None:
+        """Return the size of the file in bytes, or None if there is none."""
+
+    def read(self, path: str) -> Iterator[bytes]:
+        """Yield the bytes of the file as the place has them, past its caches. Raise FileNotFoundError."""
+
+    def write(self, path: str, chunks: Iterable[bytes], *, size: int) -> bool:
+        """Make the file of *chunks*, *size* bytes in all; after a failure, its name shows what it did before.
+
+        When this returns, the file is as durable as the place can make it. Return whether the place
+        itself has computed a SHA-256 over what it stored, and it is that of *chunks*.
+        """
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield every file whose path begins with *prefix*, also those that are not ours."""
+
+    def remove(self, path: str) -> None:
+        """Remove the file if it exists."""
+
+    def tidy(self) -> None:
+        """Remove what transfers of ours left that were killed more than a day ago."""
+
+
+def missing_extra(copy: Copy) -> PlaceError:
+    """Return the error that the package for the kind of place of *copy* is not installed."""
+    return PlaceError(
+        copy.name,
+        f"{copy.scheme}:// places need a package that is not installed",
+        f"pip install 'a0backup[{copy.scheme}]', or `make install`",
+    )

@@ -1,0 +1,311 @@
+"""A verification of the vault and its places: what to read this time, several files at once, and the repair.
+
+verification = Verification(vault, list(Places.of(fleet)), told=print)
+findings = await verification.run()
+findings = await verification.repaired(findings)
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from a0backup.errors import A0BackupError, LockDeadlineError, PlaceError
+from a0backup.files import in_thread
+from a0backup.places.copying import manifest_bytes
+from a0backup.places.places import Place
+from a0backup.places.records import (
+    PlaceRecord,
+    forget_proven,
+    known_manifest,
+    now,
+    place_record,
+    write_place_record,
+)
+from a0backup.places.repairing import mend_place, mend_vault
+from a0backup.places.store import Entry, Store
+from a0backup.places.verifying import (
+    IN_VAULT,
+    Expected,
+    Finding,
+    Listing,
+    strays_in_vault,
+    verify_in_place,
+    verify_in_vault,
+)
+from a0backup.vault.lock import node_lock
+from a0backup.vault.manifest import Manifest, UnreadableManifest
+from a0backup.vault.vault import Vault
+
+AT_ONCE = 2  # files of the vault that are read at once: more only make a disk seek
+_RESUMED_WITHIN = timedelta(days=7)  # an older verification that did not end begins anew
+_WAITS = 60.0  # seconds for the lock of a node that is to be mended
+
+
+class Verification:
+    """One verification of *vault* and *places*; *told* receives each finding as soon as it is there.
+
+    *ids* limits it to these artifacts, *share* to that part of them, those that were not read for
+    the longest time. *of_vault* says whether the vault itself is read.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        places: Sequence[Place],
+        *,
+        of_vault: bool = True,
+        ids: Sequence[str] | None = None,
+        share: float | None = None,
+        told: Callable[[Finding], None] = lambda finding: None,
+    ) -> None:
+        self._vault, self._places, self._of_vault = vault, places, of_vault
+        self._ids, self._share, self._told = ids, share, told
+        self._entries: dict[str, Manifest | UnreadableManifest] = {}
+        self.resumed: dict[str, int] = {}  # how many artifacts an interrupted verification had read, by place
+
+    async def run(self) -> list[Finding]:
+        """Return what was found, all of it; the time at which each artifact was read is kept in the vault.
+
+        Raise OSError if the vault cannot be read.
+        """
+        self._entries = {entry.id: entry for entry in await in_thread(lambda: list(self._vault.entries()))}
+        listings = await asyncio.gather(*map(self._listing, self._places))
+        known = {*self._entries, *(each for listing in listings if listing for each in listing.whole_ids)}
+        work = [self._in_vault()] if self._of_vault else []
+        places = zip(self._places, listings, strict=True)
+        found = await asyncio.gather(*work, *(self._in_place(place, listing, known) for place, listing in places))
+        findings = [finding for each in found for finding in each]
+        if self._of_vault:
+            findings += self._only_elsewhere(findings)
+        if self._of_vault and self._is_of_all:
+            strays = await in_thread(strays_in_vault, self._vault, but={finding.id for finding in findings})
+            findings += [self._tell(stray) for stray in strays]
+        return findings
+
+    # -- the vault ---------------------------------------------------------------------------------------------
+
+    async def _in_vault(self) -> list[Finding]:
+        chosen = self._chosen(self._entries)
+        reads = await in_thread(_Reads, self._vault, IN_VAULT, str(self._vault.root), whole=self._is_of_all)
+        todo = reads.pick(chosen, self._share)
+        self.resumed[IN_VAULT] = reads.resumed
+
+        async def read(artifact_id: str) -> Finding:
+            finding = await in_thread(verify_in_vault, self._vault, self._entries[artifact_id])
+            return await self._found(finding, reads)
+
+        findings = await _each(read, todo, at_once=AT_ONCE)
+        await in_thread(reads.end)
+        return findings
+
+    def _only_elsewhere(self, findings: Iterable[Finding]) -> list[Finding]:
+        """Return a finding for each artifact that only a place has."""
+        lacking: dict[str, str] = {}
+        for finding in findings:
+            if finding.ok and finding.place != IN_VAULT and finding.id not in self._entries:
+                lacking.setdefault(finding.id, finding.place)
+        hint = "`a0backup verify --repair` brings it back"
+        missing = [
+            Finding(IN_VAULT, artifact_id, "missing", f"only {place} has it", hint)
+            for artifact_id, place in lacking.items()
+        ]
+        for finding in missing:
+            self._told(finding)
+        return missing
+
+    # -- a place -----------------------------------------------------------------------------------------------
+
+    async def _listing(self, place: Place) -> Listing | None:
+        """Return what the place lists; None if it fails, or if its credentials do not allow that."""
+        try:
+            return Listing(await place.ask(_entries, place.new_transfer()))
+        except PlaceError:
+            return None
+
+    async def _in_place(self, place: Place, listing: Listing | None, known: Iterable[str]) -> list[Finding]:
+        name = place.copy.name
+        if place.failure is not None:
+            failure = place.failure
+            return [self._tell(Finding(name, place.copy.url, "not read", failure.reason, failure.hint()))]
+        there = self._chosen(known)
+        reads = await in_thread(_Reads, self._vault, name, place.copy.url, whole=self._is_of_all)
+        todo = reads.pick(there, self._share)
+        self.resumed[name] = reads.resumed
+
+        async def read(artifact_id: str) -> Finding:
+            finding = await self._look(place, artifact_id)
+            if finding.is_damage and artifact_id in self._entries:
+                await in_thread(forget_proven, self._vault, artifact_id, name)
+            return await self._found(finding, reads)
+
+        findings = await _each(read, todo, at_once=place.copy.at_most)
+        await in_thread(reads.end)
+        if listing is not None and self._is_of_all:
+            findings += [self._tell(stray) for stray in listing.strays(name, but=set(there))]
+        return findings
+
+    async def _look(self, place: Place, artifact_id: str) -> Finding:
+        name, transfer = place.copy.name, place.new_transfer()
+        try:
+            expected = await in_thread(self._expected, artifact_id)
+            return await place.ask(
+                lambda store: verify_in_place(store, name, artifact_id, expected, transfer), transfer
+            )
+        except PlaceError as error:
+            return Finding(name, artifact_id, "not read", error.reason, error.hint())
+
+    def _expected(self, artifact_id: str) -> Expected:
+        known = known_manifest(self._vault, artifact_id)
+        entry = self._entries.get(artifact_id)
+        if not isinstance(entry, Manifest):
+            return Expected(known=known)
+        content = manifest_bytes(self._vault, entry)
+        expected = Expected(content, entry, known)
+        return Expected(known=known) if expected.differs_from(content) else expected
+
+    # -- repair ------------------------------------------------------------------------------------------------
+
+    async def repaired(self, findings: Sequence[Finding]) -> list[Finding]:
+        """Mend what is damaged or missing: first the vault, then the places from it. Return the findings after that."""
+        after = [await self._mended_vault(each) if each.place == IN_VAULT else each for each in findings]
+        self._entries = {entry.id: entry for entry in await in_thread(lambda: list(self._vault.entries()))}
+        damaged = {each.id for each in after if each.place == IN_VAULT and not each.ok}
+        return [
+            await self._mended_place(each)
+            if each.place != IN_VAULT and each.is_damage and each.id not in damaged
+            else each
+            for each in after
+        ]
+
+    async def _mended_vault(self, finding: Finding) -> Finding:
+        if not finding.is_damage:
+            return finding
+        node = finding.id.partition("/")[0]
+        reasons = []
+        try:
+            async with node_lock(self._vault.folder(node), node=node, run="verify --repair", deadline=_WAITS):
+                for place in self._places:
+                    if (reason := await self._fetched(finding.id, place)) is None:
+                        return self._tell(Finding(IN_VAULT, finding.id, "ok", f"mended from {place.copy.name}"))
+                    reasons.append(reason)
+        except LockDeadlineError as error:
+            reasons.append(error.text())
+        why = "; ".join(reasons) or "no place has it"
+        return self._tell(Finding(IN_VAULT, finding.id, finding.result, f"{finding.reason}; not mended: {why}"))
+
+    async def _fetched(self, artifact_id: str, place: Place) -> str | None:
+        """Bring the artifact back from *place* into the vault; return why that failed, or None if it did not."""
+        name, transfer = place.copy.name, place.new_transfer()
+        try:
+            await place.ask(
+                lambda store: mend_vault(self._vault, artifact_id, store, place=name, transfer=transfer), transfer
+            )
+        except A0BackupError as error:
+            return error.text()
+        except OSError as error:
+            return f"the vault cannot be written: {error.strerror}"
+        return None
+
+    async def _mended_place(self, finding: Finding) -> Finding:
+        """Bring the artifact back from the vault, which has it whole now."""
+        [place] = [place for place in self._places if place.copy.name == finding.place]
+        finding = await self._look(place, finding.id)  # the vault may have been what was damaged
+        entry = self._entries.get(finding.id)
+        if not finding.is_damage or finding.result == "differs" or not isinstance(entry, Manifest):
+            return finding
+        transfer = place.new_transfer()
+        try:
+            copied = await place.ask(
+                lambda store: mend_place(self._vault, entry, store, place=finding.place, transfer=transfer), transfer
+            )
+        except A0BackupError as error:
+            why = error.reason if isinstance(error, PlaceError) else error.text()
+            reason = f"{finding.reason}; not mended: {why}"
+            return self._tell(Finding(finding.place, finding.id, finding.result, reason, error.hint()))
+        await in_thread(place.note, entry, copied)
+        return self._tell(Finding(finding.place, finding.id, "ok", "mended from the vault"))
+
+    # -- small things ------------------------------------------------------------------------------------------
+
+    @property
+    def _is_of_all(self) -> bool:
+        return self._ids is None and self._share is None
+
+    def _chosen(self, ids: Iterable[str]) -> list[str]:
+        return sorted(each for each in ids if self._ids is None or each in self._ids)
+
+    async def _found(self, finding: Finding, reads: "_Reads") -> Finding:
+        if finding.ok:
+            await in_thread(reads.note, finding.id)
+        return self._tell(finding)
+
+    def _tell(self, finding: Finding) -> Finding:
+        self._told(finding)
+        return finding
+
+
+class _Reads:
+    """When each artifact of one place was last read and found whole, kept in the vault as far as it can be written."""
+
+    _EVERY = timedelta(seconds=10)  # a kill loses what was read since
+
+    def __init__(self, vault: Vault, place: str, url: str, *, whole: bool) -> None:
+        self._vault, self._place, self._whole = vault, place, whole
+        known = place_record(vault, place)
+        self._record = known if known and known.url == url else PlaceRecord(url=url, used_since=now())
+        self._written = datetime.now(UTC)
+        begun = self._record.begun
+        self.resumed = 0
+        if whole and (begun is None or datetime.now(UTC) - begun > _RESUMED_WITHIN):
+            self._record.begun = datetime.now(UTC)
+
+    def pick(self, ids: Sequence[str], share: float | None) -> list[str]:
+        """Return which of *ids* to read now, the one that was not read for the longest time first."""
+        read, begun = self._record.read, self._record.begun
+        never = datetime.min.replace(tzinfo=UTC)
+        oldest = sorted(ids, key=lambda each: read.get(each, never))
+        if share is not None:
+            return oldest[: math.ceil(len(oldest) * share)]
+        if not self._whole or begun is None:
+            return list(ids)
+        left = [each for each in oldest if read.get(each, never) < begun]
+        self.resumed = len(ids) - len(left)
+        return left
+
+    def note(self, artifact_id: str) -> None:
+        self._record.read[artifact_id] = datetime.now(UTC)
+        if datetime.now(UTC) - self._written > self._EVERY:
+            self._write()
+
+    def end(self) -> None:
+        """Record that all that was to be read was read."""
+        if self._whole:
+            self._record.begun = None
+        self._write()
+
+    def _write(self) -> None:
+        self._written = datetime.now(UTC)
+        try:
+            write_place_record(self._vault, self._place, self._record)
+        except OSError:
+            return  # a copy on a disk that cannot be written is verified all the same
+
+
+async def _each(read: Callable[[str], Awaitable[Finding]], ids: Iterable[str], *, at_once: int) -> list[Finding]:
+    """Return what *read* returns for each of *ids*, *at_once* at a time."""
+    findings: list[Finding] = []
+    queue = iter(ids)
+
+    async def work() -> None:
+        for each in queue:
+            findings.append(await read(each))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(work())
+    return findings
+
+
+def _entries(store: Store) -> list[Entry]:
+    return list(store.entries())
