@@ -68,6 +68,7 @@ STEPS = {
         StepName.INSPECT: ONCE,
         StepName.STORE: ONCE,
         StepName.READ_BACK: ONCE,
+        StepName.COPY: ONCE,
         StepName.DELETE: READS,  # for the status before it; the deletion itself is judged by a status, never retried
         StepName.CONFIRM_DELETE: READS,
         StepName.LOOK: READS,

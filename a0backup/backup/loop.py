@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from a0backup.a0cli.status import Found, Status, shown
 from a0backup.backup.node_backup import NodeBackup
-from a0backup.backup.reconcile import AskAgain, Await, Delete, Keep, ReadBack, Refuse, Replace, Settle, Start
+from a0backup.backup.reconcile import AskAgain, Await, CopyOut, Delete, Keep, ReadBack, Refuse, Replace, Settle, Start
 from a0backup.backup.retrieve import Next
 from a0backup.backup.session import NodeSession, Run, open_node
 from a0backup.backup.steps import StepName, TakeStep
@@ -146,6 +146,8 @@ async def make_and_keep(backup: NodeBackup) -> None:
                 status = await retrieve_and_store(backup, action, status)
             case ReadBack(stored):
                 await backup.read_back(stored)
+            case CopyOut(stored):
+                await backup.copy_out(stored)
             case Delete(found) | Replace(found):
                 status = await backup.delete(found)
             case Refuse():

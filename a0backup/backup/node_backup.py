@@ -6,6 +6,7 @@ import logging
 from a0backup.a0cli.status import Absent, Found, InProgress, Status, shown
 from a0backup.backup.await_ import Await
 from a0backup.backup.context import Context
+from a0backup.backup.copies import Copies
 from a0backup.backup.deletion import Deletion
 from a0backup.backup.facts import is_lost_by_node, is_recent, stored_manifest
 from a0backup.backup.keep import Storing
@@ -34,6 +35,7 @@ class NodeBackup:
         self.so_far = SoFar()
         self._start = Start(self.context, self.deletion, self.so_far)
         self._await = Await(self.context)
+        self._copies = Copies(self.context)
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
@@ -99,6 +101,7 @@ class NodeBackup:
             stored=stored_manifest(vault, node.name, self.kind, status, journal),
             hidden=vault.hides_manifest(node.name, self.kind),
             lost_by_node=is_lost_by_node(vault, node.name, self.kind, status, journal, damaged=damaged),
+            copies=bool(self.session.run.places),
             run=self.so_far,
         )
 
@@ -197,6 +200,11 @@ class NodeBackup:
                 self.so_far.read_back |= {storing.stored.id}
                 if storing.ours and self.context.journal is not None and self._is_recent(self.context.journal):
                     self.so_far.outcome = storing.stored
+
+    async def copy_out(self, stored: Manifest) -> None:
+        """Bring *stored* to the further places, and prove it there. Raise NotCopiedError, VaultError."""
+        await self._copies.copy(stored)
+        self.so_far.copied |= {stored.id}
 
     async def delete(self, found: Found) -> Status:
         """Delete *found* on the node; return the status that no longer shows it. Raise A0BackupError."""

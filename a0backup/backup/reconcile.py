@@ -27,15 +27,17 @@ class Claim(Enum):
 class SoFar:
     """What this run has done about the backup so far.
 
-    *outcome*: the artifact that it counts as its result, once there is one. *read_back*, *damaged*:
-    the ids of the artifacts that it has read back, and of those whose bytes were not what their
-    manifest says. *asked_again*: it asked for the status again after `call_timeout`. *refusals*:
-    the number of its starts that were refused. *own_password*: it knows the sealed password of its
-    last start. *given_up*: the backup that could not be verified, and that it replaces.
+    *outcome*: the artifact that it counts as its result, once there is one. *read_back*, *copied*,
+    *damaged*: the ids of the artifacts that it has read back, that it has copied to the further
+    places, and whose bytes were not what their manifest says. *asked_again*: it asked for the
+    status again after `call_timeout`. *refusals*: the number of its starts that were refused.
+    *own_password*: it knows the sealed password of its last start. *given_up*: the backup that
+    could not be verified, and that it replaces.
     """
 
     outcome: Manifest | None = None
     read_back: frozenset[str] = frozenset()
+    copied: frozenset[str] = frozenset()
     damaged: frozenset[str] = frozenset()
     asked_again: bool = False
     refusals: int = 0
@@ -53,6 +55,7 @@ class Facts:
     *stored*: the vault's manifest of the backup that the status shows, or of the pinned backup if
     the status shows none. *hidden*: a manifest of this node and kind cannot be read. *lost_by_node*:
     the node no longer shows the pinned backup, and its verified bytes are here, not stored.
+    *copies*: the fleet has further places for each artifact.
     """
 
     status: Status
@@ -64,6 +67,7 @@ class Facts:
     stored: Manifest | None = None
     hidden: bool = False
     lost_by_node: bool = False
+    copies: bool = False
     run: SoFar = field(default_factory=SoFar)
 
     @property
@@ -142,8 +146,17 @@ class ReadBack(Action):
 
 
 @dataclass(frozen=True)
+class CopyOut(Action):
+    """Copy *stored* to the further places."""
+
+    stored: Manifest
+
+    _then = "copy the stored artifact to the further places, then delete it on the node if it is there"
+
+
+@dataclass(frozen=True)
 class Delete(Action):
-    """Delete *found* on the node; it is stored and was read back."""
+    """Delete *found* on the node; it is stored, was read back, and was copied."""
 
     found: Found
 
@@ -210,9 +223,19 @@ def _is_all_done(facts: Facts, outcome: Manifest) -> bool:
 
 
 def _settle(facts: Facts, outcome: Manifest) -> Action:
+    if outcome.id in facts.run.read_back and _wants_copies(outcome, facts):
+        return _copy_out(outcome)
     if outcome.id in facts.run.read_back:
         return Settle(outcome, because=f"{outcome.id} is stored and was read back")
     return ReadBack(outcome, because=f"{outcome.id} is stored, and no other copy of it exists")
+
+
+def _wants_copies(stored: Manifest, facts: Facts) -> bool:
+    return facts.copies and stored.id not in facts.run.copied
+
+
+def _copy_out(stored: Manifest) -> Action:
+    return CopyOut(stored, because=f"{stored.id} is stored, and is not yet known to be in the further places")
 
 
 def _nothing_there(facts: Facts) -> Action:
@@ -264,6 +287,8 @@ def _found(found: Found, facts: Facts) -> Action:
     unclear = journal is not None and journal.pinned is None and journal.effect is Effect.UNKNOWN
     if unclear and journal is not None and found.identity == journal.seen_before and not facts.run.asked_again:
         return AskAgain(because="the node still shows the backup from before the start")
+    if stored is not None and stored.id in facts.run.read_back and _wants_copies(stored, facts):
+        return _copy_out(stored)
     if stored is not None and stored.id in facts.run.read_back:
         return Delete(found, because=f"it is stored as {stored.id} and was read back")
     if found.identity == facts.run.given_up and (claim is not Claim.NONE or facts.existing != "fail"):

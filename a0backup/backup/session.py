@@ -17,6 +17,7 @@ from a0backup.files import in_thread
 from a0backup.fleet.models import Existing, Fleet, Node
 from a0backup.limits import keep_memory_private
 from a0backup.passwords.shared import LoadShared
+from a0backup.places.places import Places
 from a0backup.report.progress import Step, tell
 from a0backup.vault.known_vault import recognise, require_same
 from a0backup.vault.leftovers import private_name
@@ -38,7 +39,8 @@ class Run:
     *id* is the id of the flow run that this work belongs to; what that flow run has stored is not
     made again. *existing* is the operator's choice for this run only. *stored_before* maps each
     node to the artifacts that existed when the run *began*; what another run stores later counts as
-    this run's outcome. *vault_id*: the identity of the vault then.
+    this run's outcome. *vault_id*: the identity of the vault then. *places*: where each artifact is
+    copied to.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Run:
     stored_before: Mapping[str, VaultSnapshot] = field(default_factory=dict)
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     vault_id: str = ""
+    places: Places = field(default_factory=lambda: Places(()))
 
     def require_same_vault(self) -> None:
         """Raise UnknownVaultError if the vault is not the one of the beginning: its disk may have gone since."""
@@ -67,7 +70,7 @@ class Run:
             with contextlib.suppress(OSError, VaultUnusableError):
                 vault.make(node.name)  # a new vault can then be recognised later
                 stored[node.name] = vault.snapshot(node.name)
-        return cls(id, fleet, existing, stored, began, identity)
+        return cls(id, fleet, existing, stored, began, identity, Places.of(fleet))
 
 
 class NodeSession:

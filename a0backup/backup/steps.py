@@ -38,6 +38,7 @@ class StepName(StrEnum):
     INSPECT = "inspect"
     STORE = "store"
     READ_BACK = "read-back"
+    COPY = "copy"
     DELETE = "delete"
     CONFIRM_DELETE = "confirm-delete"
     SETTLE = "settle"
