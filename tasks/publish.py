@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
+from a0backup.places.catching_up import CaughtUp
+from a0backup.places.verifying import Finding as PlaceFinding
 from a0backup.report.check_report import check_markdown, check_rows
 from a0backup.report.outcomes import Finding, Outcome
+from a0backup.report.places_report import copy_rows, verify_rows
 from a0backup.report.run_report import markdown, rows
 from a0backup.report.warnings import RunWarning
 from tasks.engine_task import engine_task
@@ -40,4 +43,20 @@ async def publish_findings(
         key="check-table",
         table=check_rows(findings),
         description="Node, status, and what the next run would do.",
+    )
+
+
+@engine_task(name="publish-copies", task_run_name="publish-copies")
+async def publish_copies(results: Sequence[CaughtUp]) -> None:
+    """Publish on the run's page what each place holds."""
+    await acreate_table_artifact(
+        key="copies-table", table=copy_rows(results), description="Place, and how many artifacts it holds or lacks."
+    )
+
+
+@engine_task(name="publish-verification", task_run_name="publish-verification")
+async def publish_verification(findings: Sequence[PlaceFinding]) -> None:
+    """Publish on the run's page what was read in each place, and what is not as it should be."""
+    await acreate_table_artifact(
+        key="verification-table", table=verify_rows(findings), description="Place, artifact, and what was found."
     )

@@ -1,4 +1,4 @@
-"""`a0backup list`, `show` and `verify`: the artifacts in the vault, and whether they are still intact."""
+"""`a0backup list` and `show`: the artifacts in the vault."""
 
 import json
 import shlex
@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from a0backup.cli.options import complete_ids, complete_nodes, json_option, say_ahead, vault_at, vault_options
-from a0backup.errors import ArtifactDamagedError, LaterVersionError, NotReadableError
 from a0backup.exit_codes import ExitCode
 from a0backup.report import terminal
 from a0backup.report.words import human_size, plain
@@ -84,43 +83,6 @@ def _visible_flaw(vault: Vault, manifest: Manifest) -> str:
     return "" if size == expected else f"the artifact has {size} bytes, its manifest says {expected}"
 
 
-@click.command()
-@vault_options
-@json_option
-@click.argument("artifact_ids", metavar="[ID]...", nargs=-1, shell_complete=complete_ids)
-def verify(fleet_path: Path, vault_path: Path | None, as_json: bool, artifact_ids: tuple[str, ...]) -> int:
-    """Read artifacts again and compare them with their manifests.
-
-    Reads every artifact in the vault from the disk; give IDs to read only these, or NODE, NODE/KIND or latest for the
-    newest. Needs no password. Prints one line per artifact: ok, DAMAGED, or NOT READ if a later version wrote it.
-
-    \b
-    Exit codes:
-      0  success
-      1  there is no artifact, or one was not read: a later version wrote it, or it belongs to another user
-      2  usage or fleet.yaml wrong, or no such artifact
-      4  an artifact is damaged or missing
-    """
-    vault = vault_at(fleet_path, vault_path)
-    entries = find_all(vault, artifact_ids) if artifact_ids else list(vault.entries())
-    if not entries:
-        terminal.say(f"nothing is proven: the vault {vault.root} holds no artifact yet")
-        return ExitCode.FAILED
-    codes = {ExitCode.OK}
-    rows: list[dict[str, str]] = []
-    for entry in entries:
-        code, row = _verified(vault, entry)
-        codes.add(code)
-        rows.append(row)
-        if not as_json:
-            click.echo(f"{row['id']}  {row['result']}" + (f": {row['reason']}" if row["reason"] else ""))
-            if row["hint"]:
-                click.echo(f"  HINT: {row['hint']}")
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-    return max(codes)
-
-
 def find(vault: Vault, word: str) -> list[Manifest | UnreadableManifest]:
     """Return what *word* names: an id, `latest`, NODE or NODE/KIND. Raise UsageError if there is none.
 
@@ -175,20 +137,6 @@ def get(vault: Vault, artifact_id: str) -> Manifest:
         terminal.say(f"{'damaged' if found.damaged else 'not read'}: {found.id}: {plain(found.reason)}")
         raise click.exceptions.Exit(ExitCode.DAMAGED if found.damaged else ExitCode.FAILED)
     return found
-
-
-def _verified(vault: Vault, entry: Manifest | UnreadableManifest) -> tuple[ExitCode, dict[str, str]]:
-    """Read one artifact again; return the exit code and the row."""
-    try:
-        if isinstance(entry, UnreadableManifest):
-            raise entry.error()
-        vault.reread(entry)
-    except (LaterVersionError, NotReadableError, ArtifactDamagedError) as error:
-        damaged = isinstance(error, ArtifactDamagedError)
-        result = "DAMAGED" if damaged else "NOT READ"
-        row = {"id": entry.id, "result": result, "reason": plain(error.message()), "hint": plain(error.hint())}
-        return ExitCode.DAMAGED if damaged else ExitCode.FAILED, row
-    return ExitCode.OK, {"id": entry.id, "result": "ok", "reason": "", "hint": ""}
 
 
 # -- show --------------------------------------------------------------------------------------------------------------

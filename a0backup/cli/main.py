@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import click
 
-from a0backup.cli import artifacts, engine, opening, run, serve, setup, status
+from a0backup.cli import artifacts, copies, engine, opening, run, serve, setup, status, verify
 from a0backup.errors import A0BackupError, FleetFileError
 from a0backup.exit_codes import MEANINGS, ExitCode
 from a0backup.limits import keep_memory_private
@@ -14,7 +14,7 @@ from a0backup.report import terminal
 COMMANDS = (
     *(setup.init, setup.key, setup.vault, setup.print_schema),
     *(run.check, run.run),
-    *(status.status, artifacts.list_artifacts, artifacts.show, artifacts.verify),
+    *(status.status, artifacts.list_artifacts, artifacts.show, verify.verify, copies.copy_artifacts),
     *(opening.drill_artifacts, opening.decrypt, opening.hand_off),
     *(serve.serve, engine.engine, serve.demo),
 )

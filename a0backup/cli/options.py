@@ -35,6 +35,14 @@ def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     return []
 
 
+def complete_places(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of places that begin with *incomplete*."""
+    with contextlib.suppress(A0BackupError):
+        fleet = load_fleet(ctx.params.get("fleet_path") or Path("fleet.yaml"))
+        return [copy.name for copy in fleet.copies if copy.name.startswith(incomplete)]
+    return []
+
+
 def fleet_option(command: F) -> F:
     """Add --fleet."""
     return click.option(

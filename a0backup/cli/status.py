@@ -1,8 +1,10 @@
 """`a0backup status`: the state of each node, from the vault alone."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,6 +12,7 @@ from a0backup.cli.options import fleet_option, json_option, say_ahead, vault_of
 from a0backup.errors import VaultUnusableError
 from a0backup.exit_codes import ExitCode
 from a0backup.files import UnsuitableFileError, read_whole
+from a0backup.fleet.copies import Copy
 from a0backup.fleet.load import load_fleet
 from a0backup.report.words import plain
 from a0backup.vault.journal import JournalFile
@@ -25,9 +28,10 @@ _MAX_REASON = 4 << 20  # with the sealed passwords of many starts
 @fleet_option
 @json_option
 def status(fleet_path: Path, as_json: bool) -> int:
-    """Show each node's last artifact, open backup and lock.
+    """Show each node's last artifact, open backup, lock and copies.
 
-    Prints these, and what is in quarantine, for every node and kind. Reads only the vault and contacts no node.
+    Prints these, what is in quarantine, and which places lack artifacts, for every node and kind. Reads only the vault
+    and contacts no node and no place.
 
     \b
     Exit codes:
@@ -37,7 +41,7 @@ def status(fleet_path: Path, as_json: bool) -> int:
     """
     fleet = load_fleet(fleet_path)
     vault = vault_of(fleet)
-    rows = [_readable_row(vault, node.name, kind) for node in fleet.nodes for kind in fleet.kinds]
+    rows = [_readable_row(vault, node.name, kind, fleet.copies) for node in fleet.nodes for kind in fleet.kinds]
     code = ExitCode.FAILED if any(row["error"] for row in rows) else ExitCode.OK
     now = datetime.now(UTC)
     say_ahead(entry.id for node in fleet.nodes for entry in vault.entries(node.name) if is_ahead(entry.id, now))
@@ -52,24 +56,27 @@ def status(fleet_path: Path, as_json: bool) -> int:
         click.echo(f"  last artifact  {row['last'] or 'none yet'}")
         click.echo(f"  unfinished     {row['journal'] or 'nothing'}")
         click.echo(f"  lock           {row['holder'] or 'free'}")
+        for place, count in (row["behind"] or {}).items():
+            if count:
+                click.echo(f"  copies         {place} is {count} behind; `a0backup copy` copies what it lacks")
         if row["quarantine"]:
             click.echo(f"  quarantine     {row['quarantine']}")
     return code
 
 
-def _readable_row(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
+def _readable_row(vault: Vault, node: str, kind: str, copies: Sequence[Copy]) -> dict[str, Any]:
     """Return what is known of one kind of a node; only an `error` where its folder cannot be read."""
-    empty = dict.fromkeys(("last", "journal", "holder", "quarantine"))
+    empty = dict.fromkeys(("last", "journal", "holder", "quarantine", "behind"))
     try:
         vault.require_no_links(node)
-        return _row(vault, node, kind) | {"error": None}
+        return _row(vault, node, kind, copies) | {"error": None}
     except VaultUnusableError as error:
         return {"node": node, "kind": kind, **empty, "error": error.text()}
     except OSError as error:
         return {"node": node, "kind": kind, **empty, "error": f"{error.filename}: {error.strerror}"}
 
 
-def _row(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
+def _row(vault: Vault, node: str, kind: str, copies: Sequence[Copy]) -> dict[str, Any]:
     # Imported late: it loads everything that drives a node, and commands that only read the vault start faster without.
     from a0backup.backup.deletion import DeletionMark
 
@@ -88,6 +95,7 @@ def _row(vault: Vault, node: str, kind: str) -> dict[str, str | None]:
         "journal": unfinished,
         "holder": holder,
         "quarantine": _quarantine(vault, node, kind),
+        "behind": _behind(vault, node, kind, copies),
     }
 
 
@@ -96,6 +104,14 @@ def _last(last: Manifest | None, ours: Manifest | None) -> str | None:
     if last is None or last.started_at is not None:
         return last.id if last else None
     return f"{last.id} (not known to be started by this vault; the last that is: {ours.id if ours else 'none'})"
+
+
+def _behind(vault: Vault, node: str, kind: str, copies: Sequence[Copy]) -> dict[str, int]:
+    """Return how many artifacts are not proven in each place, as far as the vault knows."""
+    from a0backup.places.records import is_proven
+
+    ids = [manifest.id for manifest in vault.manifests(node, kind)] if copies else []
+    return {copy.name: sum(not is_proven(vault, each, copy) for each in ids) for copy in copies}
 
 
 def _quarantine(vault: Vault, node: str, kind: str) -> str | None:

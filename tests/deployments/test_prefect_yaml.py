@@ -46,8 +46,8 @@ def test_every_parameter_is_typed_and_described_and_offers_its_choices(deploymen
     for name, parameter in flow_of(deployment).parameters.properties.items():
         assert parameter["description"].endswith("."), name
         assert "type" in parameter, name
-    if deployment["name"] != "enrol":
-        choices = flow_of(deployment).parameters.properties["existing"]["enum"]
+    if "existing" in (properties := flow_of(deployment).parameters.properties):
+        choices = properties["existing"]["enum"]
         assert choices == ["as in fleet.yaml", "preserve", "replace", "fail"]
 
 
@@ -58,16 +58,18 @@ def test_every_deployment_is_described_tagged_and_in_the_pool(deployment: dict[s
     assert ("a0backup" if deployment["name"] != "of-fleet" else "a0backup-node") in deployment["tags"]
     # The lease of a concurrency limit crashes a healthy run if the server restarts meanwhile, so no deployment that
     # backs up has one.
-    assert ("concurrency_limit" in deployment) is (deployment["name"] == "hourly-check")
+    of_one = ("hourly-check", "daily-copy", "nightly-verify")
+    assert ("concurrency_limit" in deployment) is (deployment["name"] in of_one)
     assert deployment["work_pool"]["name"] == "appliance"
     for schedule in deployment.get("schedules", []):
         assert len(schedule["cron"].split()) == 5
         assert schedule["timezone"] in zoneinfo.available_timezones()
 
 
-def test_only_the_night_and_the_hourly_check_are_scheduled() -> None:
+def test_only_what_needs_nobody_is_scheduled() -> None:
     crons = {each["name"]: [schedule["cron"] for schedule in each.get("schedules", [])] for each in DEPLOYMENTS}
     scheduled = {"nightly": ["0 2 * * *"], "hourly-check": ["30 * * * *"]}
+    scheduled |= {"daily-copy": ["0 8 * * *"], "nightly-verify": ["0 5 * * *"]}
     assert crons == {"single-node": [], "of-fleet": [], "enrol": []} | scheduled
 
 

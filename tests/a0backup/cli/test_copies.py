@@ -1,0 +1,157 @@
+"""`a0backup copy`, `verify` and `status` with the places of fleet.yaml."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from a0backup.vault.manifest import Manifest
+from a0backup.vault.vault import Vault
+from tests.support.command import a0backup
+from tests.support.stored import store
+
+FLEET = """\
+vault: vault
+a0cli: {{key_dir: keys}}
+password: {{env: A0_BACKUP_PASSWORD}}
+nodes: [{{name: a0-1, host: 127.0.0.1}}]
+copies:
+  - {{name: nas, url: nas}}
+  - {{name: far, url: "file://{far}"}}
+"""
+
+
+class Room:
+    """A fleet file with two places, and a vault with artifacts of two nights."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.fleet = folder, folder / "fleet.yaml"
+        self.fleet.write_text(FLEET.format(far=folder / "far"))
+        self.manifests = [store(folder / "vault", "Passw0rd", nights=night, size=4_000) for night in range(2)]
+
+    def run(self, command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return a0backup(command, "--fleet", self.fleet, *arguments)
+
+    def held(self, place: str) -> list[Manifest]:
+        """Return the artifacts of a place, each read to its end."""
+        vault = Vault(self.folder / place)
+        for manifest in vault.manifests():
+            vault.reread(manifest)
+        return vault.manifests()
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Room:
+    return Room(tmp_path)
+
+
+@pytest.fixture
+def copied(room: Room) -> Room:
+    assert room.run("copy").returncode == 0
+    return room
+
+
+def test_copy_brings_every_place_to_what_the_vault_has(room: Room) -> None:
+    ended = room.run("copy")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "nas: 2 copied, 0 held already\nfar: 2 copied, 0 held already\n"
+    assert room.held("nas") == room.held("far") == room.manifests
+    assert room.run("copy").stdout == "nas: 0 copied, 2 held already\nfar: 0 copied, 2 held already\n"
+
+
+def test_a_copy_is_a_vault_of_its_own(copied: Room) -> None:
+    listed = a0backup("list", "--vault", copied.folder / "nas", "--json")
+    assert [entry["id"] for entry in json.loads(listed.stdout)] == [manifest.id for manifest in copied.manifests]
+    assert a0backup("verify", "--vault", copied.folder / "nas").returncode == 0
+
+
+def test_copy_to_one_place_leaves_the_others_alone(room: Room) -> None:
+    assert room.run("copy", "--to", "far").returncode == 0
+    assert room.held("far") == room.manifests
+    assert not (room.folder / "nas").exists()
+
+
+def test_copy_of_an_id_copies_nothing_else(room: Room) -> None:
+    assert room.run("copy", room.manifests[0].id).returncode == 0
+    assert room.held("nas") == room.manifests[:1]
+
+
+def test_copy_replaces_what_a_place_has_lost(copied: Room) -> None:
+    shutil.rmtree(copied.folder / "nas" / copied.manifests[1].id)
+    assert copied.run("copy").stdout.startswith("nas: 1 copied, 1 held already\n")
+    assert copied.held("nas") == copied.manifests
+
+
+def test_a_place_that_fails_ends_copy_with_4_and_does_not_stop_the_other(room: Room) -> None:
+    (room.folder / "nas").write_text("not a folder")
+    ended = room.run("copy", "--json")
+    assert ended.returncode == 4
+    nas, far = json.loads(ended.stdout)
+    assert (nas["behind"], nas["copied"], far["behind"], len(far["copied"])) == (True, [], False, 2)
+    assert "Not a directory" in nas["error"]
+
+
+def test_an_unknown_place_is_a_usage_error_that_names_the_places(room: Room) -> None:
+    for command in (["copy", "--to", "nowhere"], ["verify", "--place", "nowhere"]):
+        ended = room.run(*command)
+        assert ended.returncode == 2
+        assert "no place is named 'nowhere'; write one of nas, far" in ended.stderr
+
+
+def test_verify_names_the_place_of_what_is_damaged_and_repair_mends_it(copied: Room) -> None:
+    damaged = copied.folder / "far" / copied.manifests[0].id / "backup.tar.gz.enc"
+    damaged.write_bytes(b"?" + damaged.read_bytes()[1:])
+    ended = copied.run("verify")
+    assert ended.returncode == 4
+    [line] = [line for line in ended.stdout.splitlines() if "DAMAGED" in line]
+    assert line.startswith(f"{copied.manifests[0].id}  far: DAMAGED: backup.tar.gz.enc has sha256 ")
+    assert ended.stdout.count("ok\n") == 5
+    mended = copied.run("verify", "--repair")
+    assert mended.returncode == 0, mended.stdout
+    assert f"{copied.manifests[0].id}  far: ok: mended from the vault\n" in mended.stdout
+    assert copied.run("verify").returncode == 0
+    assert copied.held("far") == copied.manifests
+
+
+def test_verify_of_one_place_reads_no_other(copied: Room) -> None:
+    shutil.rmtree(copied.folder / "nas")
+    ended = copied.run("verify", "--place", "far", "--json")
+    assert ended.returncode == 0
+    assert {(row["place"], row["result"]) for row in json.loads(ended.stdout)} == {("far", "ok")}
+
+
+def test_verify_of_a_share_reads_another_part_each_time(copied: Room) -> None:
+    seen = [json.loads(copied.run("verify", "--place", "vault", "--share", "1/2", "--json").stdout) for _ in range(2)]
+    assert sorted(row["id"] for rows in seen for row in rows) == [manifest.id for manifest in copied.manifests]
+    assert copied.run("verify", "--share", "half").returncode == 2
+
+
+@pytest.mark.parametrize("place", ["nas", "far"])
+def test_a_vault_that_is_gone_is_brought_back_from_one_place(copied: Room, place: str) -> None:
+    before = (copied.folder / "vault" / "vault.json").read_bytes()
+    shutil.rmtree(copied.folder / "vault")
+    shutil.rmtree(copied.folder / ("far" if place == "nas" else "nas"))
+    ended = copied.run("verify", "--repair", "--place", place, "--place", "vault")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "the vault" in ended.stderr
+    assert copied.held("vault") == copied.manifests
+    assert (copied.folder / "vault" / "vault.json").read_bytes() == before
+    assert copied.run("list").returncode == 0
+
+
+def test_a_vault_that_is_gone_stays_gone_without_repair(copied: Room) -> None:
+    shutil.rmtree(copied.folder / "vault")
+    assert copied.run("verify").returncode == 1
+    assert not (copied.folder / "vault").exists()
+
+
+def test_status_shows_how_far_behind_a_place_is(room: Room) -> None:
+    assert room.run("copy", "--to", "far").returncode == 0
+    ended = room.run("status", "--json")
+    [row] = json.loads(ended.stdout)
+    assert row["behind"] == {"nas": 2, "far": 0}
+    assert "nas is 2 behind" in room.run("status").stdout
+    assert room.run("copy").returncode == 0
+    assert "behind" not in room.run("status").stdout

@@ -1,0 +1,87 @@
+"""The flows that copy the vault to its places, and that read everything again."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from a0backup.vault.vault import Vault
+from simulator.fleet import SimulatedFleet
+from tests.flows.conftest import run_and_read
+from tests.support.stored import store
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def with_places(fleet_yaml: Path) -> Path:
+    """The fleet file with two places, and a vault with two artifacts."""
+    content = yaml.safe_load(fleet_yaml.read_text())
+    content["copies"] = [{"name": "nas", "url": "nas"}, {"name": "far", "url": "far"}]
+    fleet_yaml.write_text(yaml.safe_dump(content))
+    for night in range(2):
+        store(fleet_yaml.parent / "vault", "Passw0rd", nights=night, size=4_000)
+    return fleet_yaml
+
+
+def test_a_night_copies_what_it_stores_as_a_step_of_its_own(
+    engine: str, appliances: SimulatedFleet, with_places: Path
+) -> None:
+    from flows.backup_fleet import backup_fleet
+
+    run = run_and_read(backup_fleet, fleet=with_places, nodes=["a0-1"])
+    assert run.flow_run.state.name == "Completed"
+    assert run.states("copy-backup-a0-1") == ["Completed"]
+    [stored] = [each for each in Vault(with_places.parent / "vault").manifests("a0-1") if each.flow_run != "run-1"]
+    assert stored in Vault(with_places.parent / "nas").manifests()
+
+
+def test_a_copy_brings_every_place_up_to_date_and_shows_it(engine: str, with_places: Path) -> None:
+    from flows.copy_vault import copy_vault
+
+    run = run_and_read(copy_vault, fleet=with_places)
+    assert run.flow_run.state.name == "Completed"
+    assert sorted(run.states("copy-to-")) == ["Completed", "Completed"]
+    [table] = [artifact.data for artifact in run.artifacts if artifact.key == "copies-table"]
+    assert '"copied": 2' in table
+    for place in ("nas", "far"):
+        assert len(Vault(with_places.parent / place).manifests()) == 2
+
+
+def test_a_copy_fails_for_a_place_that_still_lacks_something(engine: str, with_places: Path) -> None:
+    from flows.copy_vault import copy_vault
+
+    (with_places.parent / "nas").write_text("not a folder")
+    run = run_and_read(copy_vault, fleet=with_places)
+    assert run.flow_run.state.name == "Failed"
+    assert "nas: " in run.flow_run.state.message
+    assert sorted(run.states("copy-to-")) == ["Completed", "Failed"]
+    assert len(Vault(with_places.parent / "far").manifests()) == 2
+
+
+def test_a_copy_does_nothing_where_there_are_no_places(engine: str, fleet_yaml: Path) -> None:
+    from flows.copy_vault import copy_vault
+
+    run = run_and_read(copy_vault, fleet=fleet_yaml)
+    assert run.flow_run.state.name == "Completed"
+    assert not (fleet_yaml.parent / "vault").exists()
+
+
+def test_a_verification_fails_for_what_is_damaged_and_mends_it_where_it_is_told_to(
+    engine: str, with_places: Path
+) -> None:
+    from flows.copy_vault import copy_vault
+    from flows.verify_vault import verify_vault
+
+    run_and_read(copy_vault, fleet=with_places)
+    [lost, _] = Vault(with_places.parent / "vault").manifests()
+    shutil.rmtree(with_places.parent / "far" / lost.id)
+    run = run_and_read(verify_vault, fleet=with_places, share="all")
+    assert run.flow_run.state.name == "Failed"
+    assert f"{lost.id} in far: missing" in run.flow_run.state.message
+    assert run_and_read(verify_vault, fleet=with_places, share="all", repair=True).flow_run.state.name == "Completed"
+    run = run_and_read(verify_vault, fleet=with_places, share="all")
+    assert run.flow_run.state.name == "Completed"
+    [table] = [artifact.data for artifact in run.artifacts if artifact.key == "verification-table"]
+    assert table.count('"2 artifacts"') == 3
