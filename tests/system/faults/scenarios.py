@@ -54,18 +54,19 @@ Scenario = Callable[[Trial], None]
 UNFINISHED = (interrupted, mismatching)  # leave a backup of ours that the struck run must finish
 
 
-_references: dict[tuple[int, Scenario, int], list[Operation]] = {}
+_references: dict[tuple[int, Scenario, int, type[Trial]], list[Operation]] = {}
 
 
-def reference(arena: Arena, scenario: Scenario, nodes: int = 1) -> list[Operation]:
-    """Return everything that an undisturbed run does in the vault in this scenario."""
-    key = (id(arena), scenario, nodes)
+def reference(arena: Arena, scenario: Scenario, nodes: int = 1, *, kind: type[Trial] = Trial) -> list[Operation]:
+    """Return everything that an undisturbed run does on its disk in this scenario."""
+    key = (id(arena), scenario, nodes, kind)
     if key not in _references:
-        trial = Trial(arena, nodes)
+        trial = kind(arena, nodes)
         scenario(trial)
         begun = len(trial.disk.operations())
         code, printed = trial.run()
-        assert (code, trial.broken(), trial.unsettled()) == (0, [], []), printed
+        wrong = [*trial.broken(), *trial.unsettled()]
+        assert (code, wrong) == (0, []), f"{wrong}\n{printed}"
         _references[key] = trial.disk.operations()[begun:]
     return _references[key]
 

@@ -72,14 +72,16 @@ def arena(room: Path, api: str, nodes: int = 200) -> Iterator[Arena]:
 class Trial:
     """One fleet and its vault, on a disk that can be broken."""
 
+    VAULT = DISK = "vault"  # the vault, and what can be broken, below the trial's room
+
     def __init__(self, arena: Arena, nodes: int = 1, **overrides: object) -> None:
         self.arena = arena
         self.room = arena.room / f"trial-{next(arena.numbers)}"
         self.room.mkdir()
         self.temporary = self.room / "tmp"
         self.temporary.mkdir()
-        self.vault = self.room / "vault"
-        self.vault.mkdir(mode=0o700)
+        self.vault = self.room / self.VAULT
+        self.vault.mkdir(mode=0o700, parents=True)
         self.appliances, chosen = arena.nodes(nodes)
         self.nodes = [str(node["name"]) for node in chosen]
         for node in self.nodes:
@@ -87,7 +89,7 @@ class Trial:
         quick = {"interval": "0.05s", "max_interval": "0.05s", "deadline": "20s"}
         self._settings = {"nodes": chosen, "polling": quick, "a0cli": {"call_timeout": "3s"}, **overrides}
         self.fleet_yaml = self.appliances.fleet_yaml(self.room / "fleet.yaml", **self._settings)
-        self.disk = Disk(self.vault, self.room / "disk")
+        self.disk = Disk(self.room / self.DISK, self.room / "disk")
         self.sealed = False
         self.cut = False  # whether the power was cut once: the disk's log starts anew with that
         self.spoilt = False  # whether a new retrieval is due: verified bytes were destroyed, or another backup came
@@ -143,7 +145,7 @@ class Trial:
     def broken(self) -> list[str]:
         """Return which promises do not hold now. Whatever has struck, nothing is lost and no manifest lies."""
         tree = read_tree(self.vault)
-        lies, kept = _kept(tree)
+        lies, kept = true_in(tree)
         return [
             *lies,
             *self._lost(kept),
@@ -226,10 +228,14 @@ class Trial:
         found = []
         for event in self.events("deleted"):
             for names in ("lost", "kept"):
-                _, kept = _kept(self.disk.durable(until=event["time"], names=names))  # type: ignore[arg-type]
-                if (event["node"], event["kind"], event["md5"]) not in kept:
+                tree = self.disk.durable(until=event["time"], names=names)  # type: ignore[arg-type]
+                if not all((event["node"], event["kind"], event["md5"]) in kept for kept in self.kept_in(tree)):
                     found.append(f"{event['node']}: deleted {event['md5']} while a power cut could take it ({names})")
         return found
+
+    def kept_in(self, tree: Tree) -> list[set[tuple[str, str, str]]]:
+        """Return what each of the places on the disk holds whole: here the vault alone."""
+        return [true_in(tree)[1]]
 
     def _two_at_once(self) -> list[str]:
         """Return each call, or change on a node, that came from a run after another one had taken over."""
@@ -268,7 +274,7 @@ class Trial:
                 kind, begins = event["kind"], event["time"]
                 ends = [e for e in self.appliances.events(node) if e["kind"] == kind and e["seq"] > event["seq"]]
                 end = ends[0]["time"] if ends else float("inf")
-                place = Path(node, "work", f"{kind}.tar.gz.enc")
+                place = Path(self.VAULT, node, "work", f"{kind}.tar.gz.enc").relative_to(self.DISK)
                 verified = [o.at for o in renames if Path(o.to) == place and begins <= o.at <= end]
                 if not verified:
                     continue
@@ -330,7 +336,7 @@ class Trial:
             self.appliances.forget(node)
 
 
-def _kept(tree: Tree) -> tuple[list[str], set[tuple[str, str, str]]]:
+def true_in(tree: Tree) -> tuple[list[str], set[tuple[str, str, str]]]:
     """Return the manifests that lie, and the (node, kind, md5) of those that are true."""
     lies, kept = [], set()
     for place, content in tree.items():
