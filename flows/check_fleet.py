@@ -18,6 +18,7 @@ from a0backup.files import in_thread
 from a0backup.fleet.models import Existing, Fleet, Node
 from a0backup.nodes.check import alias_warnings, check_node, fleet_notes, fleet_room, recovery_key_problems
 from a0backup.passwords import shared as password
+from a0backup.places.looking import look_at_places
 from a0backup.report.outcomes import Finding, Problem
 from a0backup.report.progress import Checked, tell
 from a0backup.report.warnings import RunWarning
@@ -53,6 +54,9 @@ async def check_fleet(
     problems, doubts = await password_doubts(settings)
     problems += await in_thread(fleet_room, settings, chosen)
     doubts += tuple(map(RunWarning, await in_thread(alias_warnings, chosen)))
+    of_places, behind = await look_at_places(settings)
+    problems += tuple(of_places)
+    doubts += tuple(map(RunWarning, behind))
     warn(doubts)
     notes, warnings = await in_thread(fleet_notes, settings), [*await warned_of(settings), *doubts]
     look = partial(finding_of, fleet=settings, existing=chosen_policy(existing), problems=problems)

@@ -32,6 +32,7 @@ from a0backup.fleet.models import KEYSTREAM_REUSE, Existing, Fleet, Node
 from a0backup.nodes import exposure
 from a0backup.passwords import recovery_keys
 from a0backup.passwords.shared import LoadShared
+from a0backup.places.looking import same_disk_warnings
 from a0backup.report.outcomes import Finding, Problem, halves
 from a0backup.report.words import human_size
 from a0backup.vault.journal import Journal, JournalFile
@@ -195,7 +196,7 @@ def fleet_warnings(fleet: Fleet) -> tuple[str, ...]:
     shared = "" if fleet.password.sealed_to else KEYSTREAM_REUSE
     too_many = limits.warning(min(fleet.max_parallel, len(fleet.nodes)))
     own = filter(None, [shared, too_many, memory_warning(fleet)])
-    return (*own, *exposure.of_fleet(fleet))
+    return (*own, *same_disk_warnings(fleet), *exposure.of_fleet(fleet))
 
 
 def _would(fleet: Fleet, node: Node, kind: str, status: Status, existing: Existing) -> str:

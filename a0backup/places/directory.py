@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from a0backup.errors import PlaceError
-from a0backup.files import drop_cached_pages, folder_below, make_private, make_private_directory
+from a0backup.files import drop_cached_pages, folder_below, fsync_directory, make_private, make_private_directory
 from a0backup.fleet.copies import Copy
 from a0backup.places.store import CHUNK, LEFT_AFTER, Entry, Store
 from a0backup.vault.mounts import unmounted
@@ -77,7 +77,17 @@ class _Directory:
                         os.unlink(aside, dir_fd=parent)
                     raise
                 os.fsync(parent)
+            self._make_names_durable(path)
         return False
+
+    def _make_names_durable(self, path: str) -> None:
+        """Make the names of the folders above the file durable: who made them may have been killed before they were."""
+        for folder in (self._root / path).parent.parents:
+            if folder == self._root.parent:
+                with suppress(PermissionError):  # the folder above the root may be somebody else's
+                    fsync_directory(folder)
+                return
+            fsync_directory(folder)
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         def fail(error: OSError) -> None:

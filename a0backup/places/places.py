@@ -24,6 +24,7 @@ from a0backup.places.records import (
     now,
     place_record,
     proven_in,
+    tidy_place_records,
     write_place_record,
 )
 from a0backup.places.store import Store
@@ -203,20 +204,32 @@ def recognise(vault: Vault, copy: Copy, store: Store) -> None:
 
     The mark is the vault's own identity: a vault that is restored from the place is then the same vault.
     """
-    identity = read_whole(vault.root / VAULT, MAX_IDENTITY)
+    require_ours(vault, copy, store)
+    tidy_place_records(vault, copy.name)
+    write_small(store, VAULT, read_whole(vault.root / VAULT, MAX_IDENTITY), copy.name)
+    record = place_record(vault, copy.name)
+    if record is None or record.url != copy.url:
+        write_place_record(vault, copy.name, PlaceRecord(url=copy.url, used_since=now()))
+
+
+def require_ours(vault: Vault, copy: Copy, store: Store) -> None:
+    """Raise PlaceError if the place was used before and is empty now, or has the copies of another vault."""
     found = read_small(store, VAULT, MAX_IDENTITY)
     record = place_record(vault, copy.name)
-    known = record is not None and record.url == copy.url
-    if found is None and known:
+    if found is None and record is not None and record.url == copy.url:
         raise PlaceError(
             copy.name,
             f"{copy.url} was used before, and now holds no {VAULT}: it is empty, or another disk is in its place",
             f"mount the right one; if it is to start anew, remove {vault.root}/.places/{copy.name}.json",
         )
-    if found is not None and found != identity:
+    if found is not None and found != _identity(vault):
         raise PlaceError(
             copy.name, f"{copy.url} holds the copies of another vault", "give each vault a place of its own"
         )
-    write_small(store, VAULT, identity, copy.name)
-    if not known:
-        write_place_record(vault, copy.name, PlaceRecord(url=copy.url, used_since=now()))
+
+
+def _identity(vault: Vault) -> bytes | None:
+    try:
+        return read_whole(vault.root / VAULT, MAX_IDENTITY)
+    except FileNotFoundError:
+        return None

@@ -119,6 +119,12 @@ def write_place_record(vault: Vault, name: str, record: PlaceRecord) -> None:
     publish(file, record.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
 
 
+def tidy_place_records(vault: Vault, name: str) -> None:
+    """Remove what killed writes of the place's record left. Raise OSError."""
+    for left in (vault.root / _PLACES).glob(f".{name}.json.*.partial"):
+        left.unlink(missing_ok=True)
+
+
 def _place_file(vault: Vault, name: str) -> Path:
     return vault.root / _PLACES / f"{name}.json"
 

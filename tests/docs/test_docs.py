@@ -19,7 +19,7 @@ from simulator.artifact import make
 from tests.support.paths import REPOSITORY as ROOT
 from tests.support.patience import patience
 
-DOCS = ("configuration", "design", "hardening", "install", "operations", "reliability", "restore", "upgrade")
+DOCS = ("configuration", "copies", "design", "hardening", "install", "operations", "reliability", "restore", "upgrade")
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",

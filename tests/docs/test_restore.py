@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from a0backup.fleet.copies import Copy
 from a0backup.passwords.sealed import random_password
+from a0backup.places.catching_up import catch_up
+from a0backup.places.places import Place
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
 from tests.support.paths import REPOSITORY
@@ -153,6 +156,20 @@ def test_a_whole_shared_artifact_is_opened(tmp_path: Path, place: Path, tools: P
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "password: shared" in ended.stdout
     assert unpacked(place / "unpacked") == expected(manifest, tmp_path / "vault", SHARED, tmp_path)
+
+
+async def test_a_copy_in_a_further_place_is_opened_like_the_vault(
+    tmp_path: Path, place: Path, tools: Path, keys: Keys
+) -> None:
+    password = random_password()
+    manifest = store(tmp_path / "vault", password, sealed=keys.seal(password, "recovery"))
+    nas = Place(Vault(tmp_path / "vault"), Copy(name="nas", url=str(tmp_path / "nas")))
+    assert not (await catch_up(nas, [manifest])).is_behind
+    shutil.rmtree(tmp_path / "vault")
+    key = keys.folder / "recovery.key.pem"
+    ended = follow(place, tools, tmp_path / "nas", manifest, key, but="3b. Shared", typed=PASSPHRASE)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert unpacked(place / "unpacked") == expected(manifest, tmp_path / "nas", password, tmp_path)
 
 
 def test_a_wrong_password_fails_as_the_page_says(tmp_path: Path, place: Path, tools: Path, keys: Keys) -> None:

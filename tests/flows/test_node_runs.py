@@ -168,10 +168,18 @@ async def test_a_run_that_its_worker_does_not_start_is_given_up_and_made_three_t
     ],
 )
 async def test_a_run_whose_machine_died_is_ended_whatever_its_state(
-    nobody: Nobody, monkeypatch: pytest.MonkeyPatch, state: str, ends_as: str, says: str
+    nobody: Nobody,
+    appliances: SimulatedFleet,
+    fleet_yaml: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    ends_as: str,
+    says: str,
 ) -> None:
     from prefect import states
 
+    appliances.fleet_yaml(fleet_yaml, lock_deadline="2m")  # however late the stand-in takes up a run
+    nobody.fleet = load_fleet(fleet_yaml)
     monkeypatch.setattr("flows.node_runs.GONE_AFTER", 0.5)
     await nobody.register()
 

@@ -14,33 +14,16 @@ from a0backup.fleet.copies import Copy
 from a0backup.places import s3
 from a0backup.places.opening import open_store
 from a0backup.places.store import LEFT_AFTER, Entry, Store
+from tests.a0backup.places.conftest import Spot
 from tests.support.patience import eventually
 from tests.support.places import (
     BUCKET,
-    S3Server,
-    SftpServer,
-    place,
     s3_client,
-    s3_server,
-    sftp_server,
     unfinished_uploads,
 )
 
 FOLDER = "a0-1/20261123T020000Z-backup"
-KINDS = ("file", "s3", "sftp")
 LARGE = 40_000_000  # bytes: three parts of an upload to S3
-
-
-@pytest.fixture(scope="session")
-def s3_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def sftp_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with sftp_server(tmp_path_factory.mktemp("sftp")) as server:
-        yield server
 
 
 @dataclass
@@ -57,24 +40,10 @@ class Site:
         return {str(path.relative_to(self.folder)): path.lstat().st_size for path in found}
 
 
-@pytest.fixture(params=KINDS)
-def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    folder = tmp_path / "copies"
-    match request.param:
-        case "file":
-            copy = place("disk", str(folder))
-        case "s3":
-            server = request.getfixturevalue("s3_of_all")
-            server.introduce(monkeypatch, tmp_path)
-            # A bucket of all tests, and in it a prefix of this one.
-            folder = server.folder / f"{tmp_path.name}-{random.getrandbits(64):x}" / "copies"
-            copy = server.copy(str(folder.relative_to(server.folder)))
-        case _:
-            server = request.getfixturevalue("sftp_of_all")
-            server.introduce(monkeypatch, tmp_path / "home")
-            copy = server.copy(folder)
-    with open_store(copy) as store:
-        yield Site(store, folder, copy)
+@pytest.fixture
+def site(spot: Spot) -> Iterator[Site]:
+    with open_store(spot.copy) as store:
+        yield Site(store, spot.folder, spot.copy)
 
 
 def pieces(content: bytes, size: int = 1 << 20) -> Iterator[bytes]:
@@ -219,7 +188,7 @@ def test_files_are_copied_within_one_place(site: Site) -> None:
     assert whole(site.store, "two") == content
 
 
-@pytest.mark.parametrize("site", ["file", "sftp"], indirect=True)
+@pytest.mark.parametrize("spot", ["file", "sftp"], indirect=True)
 def test_no_link_is_followed(site: Site, tmp_path: Path) -> None:
     site.store.write("present", [b"1"], size=1)
     elsewhere = tmp_path / "elsewhere"
@@ -239,14 +208,14 @@ def test_no_link_is_followed(site: Site, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == {"secret": b"secret"}
 
 
-@pytest.mark.parametrize("site", ["file", "sftp"], indirect=True)
+@pytest.mark.parametrize("spot", ["file", "sftp"], indirect=True)
 def test_only_the_owner_may_read_what_is_stored(site: Site) -> None:
     site.store.write(f"{FOLDER}/a0-1.tgz", [b"1"], size=1)
     modes = [(site.folder / part).stat().st_mode & 0o777 for part in ("", "a0-1", FOLDER, f"{FOLDER}/a0-1.tgz")]
     assert modes == [0o700, 0o700, 0o700, 0o600]
 
 
-@pytest.mark.parametrize("site", ["file", "sftp"], indirect=True)
+@pytest.mark.parametrize("spot", ["file", "sftp"], indirect=True)
 def test_tidy_removes_what_killed_transfers_left_more_than_a_day_ago(site: Site) -> None:
     site.store.write(f"{FOLDER}/a0-1.tgz", [b"1"], size=1)
     old, new = (f".a0-1.tgz.{digit * 16}.partial" for digit in "ab")
@@ -259,7 +228,7 @@ def test_tidy_removes_what_killed_transfers_left_more_than_a_day_ago(site: Site)
     assert {path.name for path in (site.folder / FOLDER).iterdir()} == {new, "notes.partial", "a0-1.tgz"}
 
 
-@pytest.mark.parametrize("site", ["s3"], indirect=True)
+@pytest.mark.parametrize("spot", ["s3"], indirect=True)
 def test_tidy_ends_uploads_that_were_killed_more_than_a_day_ago(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.store.write("present", [b"1"], size=1)
     s3_client().create_multipart_upload(Bucket=BUCKET, Key=f"{site.copy.root}/left")

@@ -1,0 +1,43 @@
+"""Look at the places before a run, without changing anything there."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+from a0backup.errors import PlaceError
+from a0backup.fleet.models import Fleet
+from a0backup.places.places import Place, Places, require_ours
+from a0backup.report.outcomes import Problem
+from a0backup.vault.space import nearest
+
+
+async def look_at_places(fleet: Fleet) -> tuple[list[Problem], list[str]]:
+    """Return what would keep a run from deleting backups on their nodes, and what is wrong with single places."""
+    errors = [error for error in await asyncio.gather(*map(_error_of, Places.of(fleet))) if error is not None]
+    if len(fleet.copies) - len(errors) < fleet.copies_required:
+        return [Problem.of(error) for error in errors], []
+    return [], [f"{error.text()}; enough other places can be used" for error in errors]
+
+
+async def _error_of(place: Place) -> PlaceError | None:
+    try:
+        await place.call(partial(require_ours, place.vault, place.copy), place.new_transfer())
+    except PlaceError as error:
+        return error
+    return None
+
+
+def same_disk_warnings(fleet: Fleet) -> tuple[str, ...]:
+    """Return a warning for each place that is lost together with the vault's disk."""
+    return tuple(
+        f"the place {copy.name} is on the vault's disk and is lost with it: put it on another disk or machine"
+        for copy in fleet.copies
+        if copy.scheme == "file" and _device(Path(copy.root)) == _device(fleet.vault)
+    )
+
+
+def _device(path: Path) -> int | None:
+    try:
+        return nearest(path).stat().st_dev
+    except OSError:
+        return None
