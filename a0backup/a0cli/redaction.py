@@ -37,7 +37,16 @@ _PRINTABLE = re.compile(rf"{_ESCAPES}|=(?P<quoted>[0-9a-f]{{2}})|=\r?\n", re.IGN
 _OFFSET = re.compile(rf"(?m:^[0-9a-f]{{6,16}}:?(?=[ \t]))|{_ESCAPES}", re.IGNORECASE)
 # The key of an element: {"0": 67, "1": 97}, Map { 0 => 67 }.
 _KEY = re.compile(rf"""["']?(?<![0-9a-z])[0-9]{{1,6}}["']?[ \t]{{0,4}}(?::|=>)|{_ESCAPES}""", re.IGNORECASE)
+_READINGS = (_ESCAPE, _KEY, _PRINTABLE, _OFFSET)
+# The escapes of bytes, not of characters: those above 127 are parts of UTF-8, or Latin-1.
+_OF_BYTES = ("hex", "octal", "percent", "quoted")
 _BASES = {"point": 16, "unit": 16, "hex": 16, "octal": 8, "percent": 16, "hexref": 16, "ref": 10, "quoted": 16}
+# What together is one character: the halves of a pair, or the bytes of UTF-8, which stand here as Python's own
+# surrogate escapes.
+_PARTS = re.compile(
+    "[\\ud800-\\udbff][\\udc00-\\udfff]|[\\udcc2-\\udcdf][\\udc80-\\udcbf]|[\\udce0-\\udcef][\\udc80-\\udcbf]{2}"
+    "|[\\udcf0-\\udcf4][\\udc80-\\udcbf]{3}|[\\udc80-\\udcff]"
+)
 
 _NUMBER = re.compile(r"(?<![0-9a-z])(?:0x|\\x)?([0-9a-f]+)(?![0-9a-z])", re.IGNORECASE)
 _LINE_OFFSET = re.compile(r"[0-9a-f]{6,16}:?[ \t]+", re.IGNORECASE)
@@ -89,7 +98,7 @@ def _forms(secret: str) -> _Forms:
     exact = {form for text in texts for form in (text, json.dumps(text)[1:-1], repr(text)[1:-1], shlex.quote(text))}
     exact |= {urllib.parse.quote(octets, safe=""), urllib.parse.quote(octets), urllib.parse.quote_plus(octets)}
     exact |= {html.escape(secret), secret.replace("/", "\\/"), octets.hex()}
-    letters = dict.fromkeys(_reduced(each) for text in texts for each in (text, _unescaped(text)))
+    letters = dict.fromkeys(each for text in texts for each in (_reduced(text), "".join(_letters(text, _ESCAPE).text)))
     bytes_ = [octets, *(secret.encode(name, "surrogatepass") for name in ("utf-16-le", "utf-16-be"))]
     bytes_ += [normal[1].encode("utf-8", "surrogatepass"), secret.encode("latin-1", "ignore")]
     enough = [each for each in dict.fromkeys(bytes_) if len(each) >= _SHORTEST]
@@ -111,7 +120,7 @@ def _base64(octets: bytes) -> Iterator[str]:
 
 
 def _reduced(text: str) -> str:
-    return "".join(filter(_is_kept, text.casefold()))
+    return "".join(map(_folded, filter(_is_kept, text)))
 
 
 def _is_kept(character: str) -> bool:
@@ -119,12 +128,13 @@ def _is_kept(character: str) -> bool:
     return not (character.isspace() or character in "\\'\"`,+>|#[]{}")
 
 
-def _unescaped(text: str) -> str:
-    return _ESCAPE.sub(lambda found: _character(found) or found[0], text)
+def _folded(character: str) -> str:
+    """Return *character* without the difference of large and small, and an accent apart from its letter."""
+    return character.lower() if character.isascii() else unicodedata.normalize("NFD", character.casefold())
 
 
-def _character(found: re.Match[str]) -> str:
-    """Return the character of an escape; bytes above 127 as Latin-1 has them. Empty if it is none."""
+def _unit(found: re.Match[str]) -> str:
+    """Return what an escape stands for: a character, the half of a pair, or a byte. Empty if it is none."""
     kind = found.lastgroup
     if kind is None:
         return ""
@@ -132,6 +142,8 @@ def _character(found: re.Match[str]) -> str:
         named = html.unescape(f"&{found['name']};")
         return named if len(named) == 1 else found[0]
     value = int(found[kind], _BASES[kind])
+    if kind in _OF_BYTES and value > 127:
+        return chr(0xDC00 + value)
     return chr(value) if value < 0x110000 else ""
 
 
@@ -185,15 +197,15 @@ class _Line:
 def _found(text: str, forms: _Forms) -> Iterator[Span]:
     yield from (found.span() for found in forms.exact.finditer(text))
     marks = [found.start() for found in itertools.islice(_LEFT_OUT.finditer(text), _MARKS)]
-    for pattern in (_ESCAPE, _KEY, _PRINTABLE, _OFFSET):
-        view = _letters(text, pattern, _is_kept, str.casefold)
+    for pattern in _READINGS:
+        view = _letters(text, pattern)
         yield from view.find(forms.letters)
         if pattern is _ESCAPE:
             yield from view.find_begun(forms.letters, marks)
-    yield from _letters(text, _ESCAPE, _is_base64, _standard).find(forms.encoded)
+    yield from _read(text, _ESCAPE, _is_base64, _standard).find(forms.encoded)
     hexadecimal = [form.encode("latin-1").hex() for form in forms.octets]
     for pattern in (_OFFSET, _ESCAPE):
-        yield from _letters(text, pattern, str.isalnum, str.casefold).find(hexadecimal)
+        yield from _read(text, pattern, str.isalnum, str.casefold).find(hexadecimal)
     lines = list(_numbers(text))
     for read in _READERS:
         view = _octets(lines, read)
@@ -201,7 +213,33 @@ def _found(text: str, forms: _Forms) -> Iterator[Span]:
         yield from view.find_begun(forms.octets, marks)
 
 
-def _letters(text: str, special: re.Pattern[str], kept: Callable[[str], bool], form: Callable[[str], str]) -> _View:
+def _letters(text: str, special: re.Pattern[str]) -> _View:
+    """Return what tells apart in *text*, with one spelling of each character; escapes that *special* finds are read."""
+    view = _read(text, special, _is_kept, _folded)
+    whole, letters, at = "".join(view.text), _View(), 0
+    for found in itertools.chain(_PARTS.finditer(whole), [None]):
+        end = found.start() if found else len(whole)
+        letters.text += view.text[at:end]
+        letters.spans += view.spans[at:end]
+        if found is not None:
+            at = found.end()
+            for character in filter(_is_kept, _whole(found[0])):
+                letters.add(_folded(character), view.spans[end][0], view.spans[at - 1][1])
+    return letters
+
+
+def _whole(parts: str) -> str:
+    """Return the character that *parts* are the halves or bytes of; bytes that are not UTF-8 as Latin-1 has them."""
+    if parts[0] < "\udc00":
+        return parts.encode("utf-16", "surrogatepass").decode("utf-16")
+    octets = bytes(ord(part) - 0xDC00 for part in parts)
+    try:
+        return octets.decode()
+    except UnicodeDecodeError:
+        return octets.decode("latin-1")
+
+
+def _read(text: str, special: re.Pattern[str], kept: Callable[[str], bool], form: Callable[[str], str]) -> _View:
     """Return the *kept* characters of *text*, as *form* returns them; escapes that *special* finds are read."""
     view, at = _View(), 0
     for found in itertools.chain(special.finditer(text), [None]):
@@ -210,7 +248,7 @@ def _letters(text: str, special: re.Pattern[str], kept: Callable[[str], bool], f
             if kept(text[index]):
                 view.add(form(text[index]), index, index + 1)
         if found is not None:
-            character = _character(found)
+            character = _unit(found)
             if character and kept(character):
                 view.add(form(character), found.start(), found.end())
             at = found.end()

@@ -567,6 +567,38 @@ def test_a_secret_that_was_encoded_more_than_once_or_taken_apart_is_removed(form
     assert not re.search(r"w0rd|1234|119|abcd|77.?30|'w', '0'", shown.replace("***", "")), shown
 
 
+WIDE = "Zoë→Grün😀💀-pass"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        json.dumps(WIDE),
+        json.dumps(list(WIDE)),
+        json.dumps(list(WIDE), indent=1),
+        json.dumps({str(index): letter for index, letter in enumerate(WIDE)}),
+        json.dumps(json.dumps(list(WIDE))),
+        "".join(f"\\u{int.from_bytes(WIDE.encode('utf-16-be')[at : at + 2]):04x}" for at in range(0, 2 * 18, 2)),
+        "".join(f"\\u{{{ord(letter):x}}}" for letter in WIDE),
+        "".join(f"&#x{ord(letter):x};" for letter in WIDE),
+        json.dumps(WIDE[:5]) + " +\n  " + json.dumps(WIDE[5:], ensure_ascii=False),
+        urllib.parse.quote(WIDE, safe="ë"),
+        urllib.parse.quote(WIDE[:4]) + WIDE[4:],
+        WIDE[:9] + urllib.parse.quote(urllib.parse.quote(WIDE[9:])),
+        WIDE.replace("→", "\\xe2\\x86\\x92"),
+        WIDE.replace("ë", "\\xeb").replace("ü", "\\374"),
+        WIDE.replace("😀", "\\360\\237\\230\\200"),
+        WIDE.replace("ü", "=C3=BC"),
+        unicodedata.normalize("NFD", WIDE).replace("\u0308", "\\u0308"),
+        unicodedata.normalize("NFD", WIDE[:5]) + WIDE[5:],
+    ],
+)  # fmt: skip
+def test_a_secret_of_wide_characters_is_removed_however_each_of_them_is_written(form: str) -> None:
+    shown = redact(f"before {form} after", WIDE)
+    assert "***" in shown
+    assert not re.search(r"Zo|Gr|pass|\\ud|c3", shown.replace("***", ""), re.IGNORECASE), shown
+
+
 def test_the_beginning_of_a_secret_before_a_cut_is_removed() -> None:
     said = f'SyntaxError: Unexpected token P, "{SECRET[:10]}"... is not valid JSON'
     assert redact(said, SECRET) == 'SyntaxError: Unexpected token P, "***"... is not valid JSON'
