@@ -187,6 +187,7 @@ class A0cli:
     ) -> Printed:
         limit = self.settings.call_timeout if deadline is None else deadline
         program = self._program(command)
+        secrets = (*self._known, *([secret] if secret and secret not in self._known else []))
         try:
             ended = await run_program(
                 program,
@@ -195,7 +196,7 @@ class A0cli:
                 limit=limit,
                 inherit=self.inherit,
                 environment=self.settings.env,
-                secrets=[*self._known, *([secret] if secret and secret not in self._known else [])],
+                secrets=secrets,
             )
         except OSError as error:
             gone = "" if self.directory.is_dir() else f" (private directory {self.directory} is gone)"
@@ -205,7 +206,7 @@ class A0cli:
             if ended.left is not None:
                 reason += f"; process {ended.left} could not be killed"
             raise A0cliTimeoutError(self.node, command, reason, tail=quote(f"{ended.stdout}\n{ended.stderr}"))
-        return Printed(command, ended.exit_code, ended.stdout, ended.stderr, ended.seconds)
+        return Printed(command, ended.exit_code, ended.stdout, ended.stderr, ended.seconds, secrets)
 
     def _program(self, command: str) -> str:
         found = shutil.which(self.settings.path)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from a0backup.a0cli.ownership import MARK, end_descendants
-from a0backup.a0cli.redaction import longest_form, redact
-from a0backup.a0cli.text import clean
+from a0backup.a0cli.redaction import longest_form
+from a0backup.a0cli.text import without
 from a0backup.files import in_thread
 
 # The rest of the environment is not passed on: it may hold the password, and a0cli needs none of it.
@@ -150,22 +150,12 @@ class _Stream(asyncio.Protocol):
         """Return the kept output without *secrets*."""
         left_out = self._size - len(self._head) - len(self._tail)
         if not left_out:
-            return _without(secrets, (self._head + self._tail).decode(errors="replace"))
+            return without(secrets, (self._head + self._tail).decode(errors="replace"))
         # A secret cut in two would not be recognised, so its length is omitted on both sides of the cut.
         margin = max((longest_form(secret) for secret in secrets), default=0)
         head, tail = self._head[: max(0, _KEPT - margin)], self._tail[margin:]
-        parts = [_without(secrets, part.decode(errors="replace")) for part in (head, tail)]
+        parts = [without(secrets, part.decode(errors="replace")) for part in (head, tail)]
         return f"{parts[0]}\n[{left_out + 2 * margin} bytes left out]\n{parts[1]}"
-
-
-def _without(secrets: Sequence[str], text: str) -> str:
-    """Return *text* without *secrets*, even if a colour or control character splits one."""
-    for secret in secrets:
-        text = redact(text, secret)
-        bare = clean(text)
-        if (redacted := redact(bare, secret)) != bare:
-            text = redacted
-    return text
 
 
 async def _pipe(stack: contextlib.AsyncExitStack) -> tuple[_Stream, IO[bytes]]:

@@ -20,9 +20,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from a0backup.a0cli.characters import ANSI, BLANKS
+
 Span = tuple[int, int]
 
 _SHORTEST = 4  # characters of a secret before a mark that the rest was left out
+_LONG = 8  # characters of a secret with escapes in it, once they are read: a shorter one may be a word of a reply
 _MARKS = 1000  # such marks that are looked at
 _LONGEST_PER_BYTE = 16  # characters, in any form
 _DUMPED = 16  # bytes in a line of a dump
@@ -37,6 +40,8 @@ _PRINTABLE = re.compile(rf"{_ESCAPES}|=(?P<quoted>[0-9a-f]{{2}})|=\r?\n", re.IGN
 _OFFSET = re.compile(rf"(?m:^[0-9a-f]{{6,16}}:?(?=[ \t]))|{_ESCAPES}", re.IGNORECASE)
 # The key of an element: {"0": 67, "1": 97}, Map { 0 => 67 }.
 _KEY = re.compile(rf"""["']?(?<![0-9a-z])[0-9]{{1,6}}["']?[ \t]{{0,4}}(?::|=>)|{_ESCAPES}""", re.IGNORECASE)
+# What JSON, C and shells have for control characters. None of them is shown.
+_CONTROL = re.compile(rf"{_ESCAPES}|(?<!\\)\\+(?P<control>[abefnrtv0])", re.IGNORECASE)
 _READINGS = (_ESCAPE, _KEY, _PRINTABLE, _OFFSET)
 # The escapes of bytes, not of characters: those above 127 are parts of UTF-8, or Latin-1.
 _OF_BYTES = ("hex", "octal", "percent", "quoted")
@@ -99,6 +104,9 @@ def _forms(secret: str) -> _Forms:
     exact |= {urllib.parse.quote(octets, safe=""), urllib.parse.quote(octets), urllib.parse.quote_plus(octets)}
     exact |= {html.escape(secret), secret.replace("/", "\\/"), octets.hex()}
     letters = dict.fromkeys(each for text in texts for each in (_reduced(text), "".join(_letters(text, _ESCAPE).text)))
+    as_shown = "".join(_as_shown(secret).text)
+    if len(as_shown) >= _LONG:
+        letters[as_shown] = None
     bytes_ = [octets, *(secret.encode(name, "surrogatepass") for name in ("utf-16-le", "utf-16-be"))]
     bytes_ += [normal[1].encode("utf-8", "surrogatepass"), secret.encode("latin-1", "ignore")]
     enough = [each for each in dict.fromkeys(bytes_) if len(each) >= _SHORTEST]
@@ -124,8 +132,11 @@ def _reduced(text: str) -> str:
 
 
 def _is_kept(character: str) -> bool:
-    """Return whether *character* tells apart: not a blank, a quotation mark, or what joins the parts of a value."""
-    return not (character.isspace() or character in "\\'\"`,+>|#[]{}")
+    """Return whether *character* tells apart: it is seen, and no quotation mark or what joins the parts of a value."""
+    if character in "\\'\"`,+>|#[]{} " or character in BLANKS:
+        return False
+    # The parts of a character that are not put together yet count like it.
+    return character.isprintable() or "\ud800" <= character <= "\udfff"
 
 
 def _folded(character: str) -> str:
@@ -141,6 +152,8 @@ def _unit(found: re.Match[str]) -> str:
     if kind == "name":
         named = html.unescape(f"&{found['name']};")
         return named if len(named) == 1 else found[0]
+    if kind == "control":
+        return {"e": "\x1b", "n": "\n", "r": "\n"}.get(found[kind].lower(), " ")
     value = int(found[kind], _BASES[kind])
     if kind in _OF_BYTES and value > 127:
         return chr(0xDC00 + value)
@@ -202,6 +215,7 @@ def _found(text: str, forms: _Forms) -> Iterator[Span]:
         yield from view.find(forms.letters)
         if pattern is _ESCAPE:
             yield from view.find_begun(forms.letters, marks)
+    yield from _as_shown(text).find(forms.letters)
     yield from _read(text, _ESCAPE, _is_base64, _standard).find(forms.encoded)
     hexadecimal = [form.encode("latin-1").hex() for form in forms.octets]
     for pattern in (_OFFSET, _ESCAPE):
@@ -215,7 +229,23 @@ def _found(text: str, forms: _Forms) -> Iterator[Span]:
 
 def _letters(text: str, special: re.Pattern[str]) -> _View:
     """Return what tells apart in *text*, with one spelling of each character; escapes that *special* finds are read."""
-    view = _read(text, special, _is_kept, _folded)
+    return _joined(_read(text, special, _is_kept, _folded))
+
+
+def _as_shown(text: str) -> _View:
+    """Return what tells apart in *text* once its escapes are read and a terminal has followed its control sequences."""
+    view = _read(text, _CONTROL, lambda character: True, str)
+    whole, shown, at = "".join(view.text), _View(), 0
+    for found in itertools.chain(ANSI.finditer(whole), [None]):
+        for index in range(at, found.start() if found else len(whole)):
+            if _is_kept(whole[index]):
+                shown.add(_folded(whole[index]), *view.spans[index])
+        at = found.end() if found else at
+    return _joined(shown)
+
+
+def _joined(view: _View) -> _View:
+    """Return *view* with what together is one character put together."""
     whole, letters, at = "".join(view.text), _View(), 0
     for found in itertools.chain(_PARTS.finditer(whole), [None]):
         end = found.start() if found else len(whole)

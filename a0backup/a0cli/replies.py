@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from a0backup.a0cli.printed import Printed
 
 
-def read_status(
-    printed: "Printed", *, node: str, command: str, wordings: Wordings, secret: str | None = None
-) -> Status:
+def read_status(printed: "Printed", *, node: str, command: str, wordings: Wordings) -> Status:
     """Return the status that a status command printed.
 
     Raise RefusedError, UnreachableError or UnknownReplyError for anything but a clear status with exit code 0.
@@ -46,7 +44,7 @@ def read_status(
             return InProgress()
         if said is Meaning.ABSENT:
             return Absent()
-    raise refusal(printed, node=node, command=command, wordings=wordings, secret=secret)
+    raise refusal(printed, node=node, command=command, wordings=wordings)
 
 
 def read_ping(printed: "Printed", *, node: str, wordings: Wordings) -> None:
@@ -59,7 +57,7 @@ def read_ping(printed: "Printed", *, node: str, wordings: Wordings) -> None:
 
 
 def refusal(
-    printed: "Printed", *, node: str, command: str, wordings: Wordings, secret: str | None = None
+    printed: "Printed", *, node: str, command: str, wordings: Wordings
 ) -> RefusedError | UnreachableError | UnknownReplyError:
     """Return the error that explains why a call failed; UnknownReplyError if its wording is unknown."""
     said = judge(printed, wordings)[0]
@@ -70,7 +68,7 @@ def refusal(
             normal = normalised(both)
             said = Meaning.REFUSED if REFUSED_WORDS.search(normal) else said
             said = Meaning.UNREACHABLE if UNREACHABLE_WORDS.search(normal) else said
-    tail = quote(both, secret=secret)
+    tail = quote(both)
     if said is Meaning.UNREACHABLE:
         return UnreachableError(node, command, "the node does not answer", printed.exit_code, tail)
     if said is Meaning.REFUSED:

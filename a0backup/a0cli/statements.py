@@ -1,13 +1,14 @@
 """The statements of a whole reply: its JSON objects and the lines beside them."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from a0backup.a0cli.characters import clean
 from a0backup.a0cli.lenient_json import JSON_BEGINS, MalformedError, Reader, Value
 from a0backup.a0cli.status import Found
-from a0backup.a0cli.text import clean, normalised, quote
+from a0backup.a0cli.text import normalised, quote, without
 from a0backup.a0cli.wordings import (
     ERROR_LINE,
     FAILURE_WORD,
@@ -56,14 +57,14 @@ class _Statement:
         return self.of_json and (known or self.found is not None)
 
 
-def _statements(text: str, wordings: Wordings) -> Iterator[_Statement]:
+def _statements(text: str, wordings: Wordings, secrets: Sequence[str]) -> Iterator[_Statement]:
     text = clean(text)
     beside, position = [], 0
     while begins := JSON_BEGINS.search(text, position):
         beside.append(text[position : begins.start()])
         reader = Reader(text, begins.start())
         try:
-            yield replace(_spoken(reader.object(), wordings), of_json=True)
+            yield _without(secrets, replace(_spoken(reader.object(), wordings), of_json=True))
         except MalformedError:
             yield _Statement(text[begins.start() : reader.position], Meaning.UNKNOWN, of_json=True)
         position = reader.position
@@ -84,6 +85,14 @@ def _statements(text: str, wordings: Wordings) -> Iterator[_Statement]:
             said = meaning(bare, wordings)
         noise = said is Meaning.IGNORE or (said is Meaning.UNKNOWN and not FAILURE_WORD.search(normal))
         yield _Statement(line.strip(), said, noise=noise)
+
+
+def _without(secrets: Sequence[str], said: _Statement) -> _Statement:
+    """Return what was *said* without *secrets*: what is decoded may show one that was hidden in the output."""
+    found = said.found
+    if found is not None:
+        found = replace(found, name=without(secrets, found.name), shown=quote(without(secrets, found.shown)))
+    return replace(said, text=without(secrets, said.text), found=found)
 
 
 def _spoken(members: Mapping[str, Value], wordings: Wordings) -> _Statement:
@@ -184,7 +193,9 @@ def judge(printed: "Printed", wordings: Wordings) -> tuple[Meaning, Found | None
     if max(len(printed.stdout), len(printed.stderr)) > _MAX_TEXT:
         # The middle was cut out and may have held a word that changes the meaning.
         return Meaning.UNKNOWN, None, []
-    on_stdout, on_stderr = (list(_statements(text, wordings)) for text in (printed.stdout, printed.stderr))
+    on_stdout, on_stderr = (
+        list(_statements(text, wordings, printed.secrets)) for text in (printed.stdout, printed.stderr)
+    )
     statements = [*on_stdout, *on_stderr]
     if printed.exit_code == 0 and (reply := _json_reply(on_stdout, statements, wordings)) is not None:
         return reply.meaning, reply.found, [reply]

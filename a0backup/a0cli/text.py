@@ -1,21 +1,10 @@
-"""Clean, normalise and quote the text that a0cli prints."""
+"""Normalise and quote the text that a0cli prints, and remove passwords from it."""
 
 import re
+from collections.abc import Iterable
 
+from a0backup.a0cli.characters import clean
 from a0backup.a0cli.redaction import redact
-
-# Each alternative matches a whole sequence, closed or not, which keeps the work linear.
-_ANSI = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
-    r"|\x1b[ -/]*[0-~]?"
-)
-
-
-def clean(text: str) -> str:
-    """Return *text* without colours, control and bidi characters; lines stay, other white space becomes blanks."""
-    text = _ANSI.sub("", text).replace("\r", "\n")
-    return "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "" for c in text)
 
 
 def normalised(text: str) -> str:
@@ -36,3 +25,13 @@ def quote(text: str, *, secret: str | None = None, limit: int = 200) -> str:
         return line
     end = max(0, limit - 3) // 2
     return f"{line[: limit - 3 - end]} … {line[len(line) - end :]}"[:limit]
+
+
+def without(secrets: Iterable[str], text: str) -> str:
+    """Return *text* without *secrets*, even if a colour or control character splits one."""
+    for secret in secrets:
+        text = redact(text, secret)
+        bare = clean(text)
+        if (redacted := redact(bare, secret)) != bare:
+            text = redacted
+    return text

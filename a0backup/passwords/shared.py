@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from a0backup.a0cli.characters import BLANKS
 from a0backup.errors import PasswordError
 from a0backup.passwords.secret_file import read_secret
 
@@ -17,16 +18,6 @@ LONGEST = 4096
 
 # Unicode's categories of characters without a shape: formats, spaces, separators, and code points without a meaning.
 _INVISIBLE = ("Cf", "Zs", "Zl", "Zp", "Co", "Cn", "Cs")
-# Unicode's characters that are to be ignored in display (DerivedCoreProperties), and some that look like nothing.
-_BLANKS = frozenset(
-    chr(code)
-    for first, last in (
-        *((0x00AD, 0x00AD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F)),
-        *((0x2065, 0x2065), (0x2800, 0x2800), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8)),
-        *((0x16FE4, 0x16FE4), (0x1BCA0, 0x1BCA3), (0x1D159, 0x1D159), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF)),
-    )
-    for code in range(first, last + 1)
-)
 
 
 class Source(Protocol):
@@ -145,7 +136,7 @@ def _invisible(text: str) -> str:
     """Return which character of *text* nobody can see, and thus retype, and where it is; empty if there is none."""
     for number, char in enumerate(text, start=1):
         at_an_end = char == " " and number in (1, len(text))
-        if at_an_end or char in _BLANKS or (char != " " and unicodedata.category(char) in _INVISIBLE):
+        if at_an_end or char in BLANKS or (char != " " and unicodedata.category(char) in _INVISIBLE):
             return (
                 f"its character {number} of {len(text)} is invisible (U+{ord(char):04X} {unicodedata.name(char, '')})"
             )

@@ -26,6 +26,7 @@ from a0backup.a0cli.directory import PrivateDirectory
 from a0backup.a0cli.listing import missing_commands
 from a0backup.a0cli.printed import Printed
 from a0backup.a0cli.process import _running, kill_running
+from a0backup.a0cli.replies import teach
 from a0backup.a0cli.status import Absent, Found, InProgress
 from a0backup.errors import (
     A0cliMissingError,
@@ -543,6 +544,29 @@ async def test_a_password_cut_in_two_is_redacted(program: Program) -> None:
     told = await program.a0cli().start("backup", SECRET)
     assert SECRET[:4] not in told.stdout
     assert SECRET[-4:] not in told.stdout
+
+
+@pytest.mark.parametrize("split", ["\\b", "\\u0000", "\\u200b", "\\ufe0f", "\\u001b[31m", "\\n", "", "\\u0065\\u0301"])
+async def test_no_text_of_a_decoded_reply_contains_the_password(program: Program, port: int, split: str) -> None:
+    split_password = f"Xk3-Se{split}cret-Pass-9"
+    secret = "Xk3-Secret-Pass-9" if "u0301" not in split else "Xk3-Se\N{LATIN SMALL LETTER E WITH ACUTE}cret-Pass-9"
+    a0cli = program.prints(
+        f'{{"message":"Backup found","arguments":{{"name":"{split_password}.tar.gz","md5":"{"a" * 32}"}}}}'
+    ).a0cli(port=port)
+    a0cli.know(secret)
+    assert await a0cli.status("backup") == Found("***.tar.gz", "a" * 32)
+    program.prints(f'{{"message":"Backup found","arguments":{{"name":"x","md5":"{split_password}"}}}}')
+    found = await a0cli.status("backup")
+    assert isinstance(found, Found)
+    assert found.shown == "md5 '***'"
+    program.prints(f'{{"message":"It is {split_password}"}}')
+    lesson = teach(await a0cli.call("backup-status"), a0cli.wordings)
+    assert "cret" not in lesson
+    assert "It is ***" in lesson
+    program.prints(f'{{"message":"It is {split_password}"}}', exit_code=1)
+    with pytest.raises(UnknownReplyError) as failed:
+        await a0cli.status("backup")
+    assert "cret" not in str(failed.value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -599,6 +599,27 @@ def test_a_secret_of_wide_characters_is_removed_however_each_of_them_is_written(
     assert not re.search(r"Zo|Gr|pass|\\ud|c3", shown.replace("***", ""), re.IGNORECASE), shown
 
 
+# What splits a text without being seen: as it is, and as programs escape it.
+SPLITS = [
+    *("\b", "\0", "\x7f", "\x85", "\N{ZERO WIDTH SPACE}", "\N{SOFT HYPHEN}", "\N{RIGHT-TO-LEFT OVERRIDE}", "\x1b[31m"),
+    *("\N{COMBINING GRAPHEME JOINER}", "\N{HANGUL FILLER}", "\N{VARIATION SELECTOR-16}", "\N{BRAILLE PATTERN BLANK}"),
+    *("\\b", "\\f", "\\v", "\\0", "\\a", "\\n", "\\r\\n", "\\t", "\\\\b", "\\u0000", "\\u200b", "\\x7f", "\\\\u200b"),
+    *("\\u001b[31m", "\\x1b[1;32m", "\\033[0m", "\\e[0m", "\\u009b0m", "\\u{e0041}", "&#8203;", "&shy;", "%00"),
+    *("%E2%80%8B", "\\xe2\\x80\\x8b", "\\u001b]0;title\\u0007", "\\b\\u200b\\f"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("secret", ["Xk3-Secret-Pass-9", "p\\ath\\new-Secret", WIDE])
+def test_a_secret_is_removed_whatever_invisible_splits_it(split: str, secret: str) -> None:
+    for cut in (1, 7, len(secret) - 1):
+        shown = redact(f"before {secret[:cut]}{split}{secret[cut:]} after", secret)
+        assert "***" in shown
+        left = quote(shown.replace("***", ""))
+        assert left.startswith("before")
+        assert not re.search(r"Xk3|ecret|Pass|ath|ew|Zo|Gr|pass", left), shown
+
+
 def test_the_beginning_of_a_secret_before_a_cut_is_removed() -> None:
     said = f'SyntaxError: Unexpected token P, "{SECRET[:10]}"... is not valid JSON'
     assert redact(said, SECRET) == 'SyntaxError: Unexpected token P, "***"... is not valid JSON'

@@ -142,3 +142,20 @@ async def test_a_file_in_another_folder_is_not_taken_for_bytes_of_ours(
     assert (await desk.night(flow_run="run-2")).error is None
     assert (other / "backup.tar.gz.enc").exists()
     assert desk.counts == (1, 1, 1), "it was retrieved from the node"
+
+
+@pytest.mark.parametrize("split", ["", "\\b", "\\u200b", "\\u001b[31m"])
+async def test_a_name_with_the_password_in_it_is_stored_nowhere(desk: Desk, split: str) -> None:
+    reply = f'{{"message":"Backup found","arguments":{{"name":"Pass{split}w0rd.tar.gz","md5":"{{md5}}"}}}}'
+    desk.tell("backup-status", "say", stdout=reply, when="found")
+    told: list[str] = []
+
+    def look(stage: str) -> None:
+        told.extend(path.read_text() for path in desk.vault.folder(desk.name).rglob("*.json"))
+
+    ended = await desk.night(after=look)
+    assert ended.error is None
+    [manifest] = desk.stored
+    assert manifest.name_on_node == "***.tar.gz"
+    assert any("deletion intended" in text for text in told)
+    assert not any("w0rd" in text for text in (*told, ended.notes, str(ended.outcome)))

@@ -121,8 +121,8 @@ def test_a_run_cancelled_under_a_worker_leaves_no_password(room: Room) -> None:
 # -- the search would find it ------------------------------------------------------------------------------------------
 
 UNREDACTED = """
-from a0backup.a0cli import process, text
-process.redact = text.redact = lambda text, secret: text
+from a0backup.a0cli import text
+text.redact = lambda text, secret: text
 from a0backup.cli.main import main
 main()
 """
