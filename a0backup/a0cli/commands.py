@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 from a0backup.a0cli.printed import Printed
 from a0backup.a0cli.process import run_program
+from a0backup.a0cli.redaction import LOOKED_FOR
 from a0backup.a0cli.replies import read_ping, read_status, refusal
 from a0backup.a0cli.status import Status
 from a0backup.a0cli.text import quote
@@ -53,7 +54,6 @@ class Settings(Protocol):
 
 
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-_LOOKED_FOR = 8  # characters: shorter passwords are not removed from replies
 
 
 class A0cli:
@@ -142,8 +142,13 @@ class A0cli:
 
         A short password is not removed: cutting it out of words would make valid replies unreadable.
         """
-        if len(password) >= _LOOKED_FOR and password not in self._known:
+        if len(password) >= LOOKED_FOR and password not in self._known:
             self._known.append(password)
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The passwords that are removed from every reply."""
+        return tuple(self._known)
 
     async def retrieve(self, kind: str) -> Printed:
         """Retrieve the node backup into the private directory within `retrieve_timeout`."""

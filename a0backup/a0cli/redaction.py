@@ -24,8 +24,8 @@ from a0backup.a0cli.characters import ANSI, BLANKS
 
 Span = tuple[int, int]
 
+LOOKED_FOR = 8  # characters: a shorter secret may be a part of any word
 _SHORTEST = 4  # characters of a secret before a mark that the rest was left out
-_LONG = 8  # characters of a secret with escapes in it, once they are read: a shorter one may be a word of a reply
 _MARKS = 1000  # such marks that are looked at
 _LONGEST_PER_BYTE = 16  # characters, in any form
 _DUMPED = 16  # bytes in a line of a dump
@@ -105,7 +105,7 @@ def _forms(secret: str) -> _Forms:
     exact |= {html.escape(secret), secret.replace("/", "\\/"), octets.hex()}
     letters = dict.fromkeys(each for text in texts for each in (_reduced(text), "".join(_letters(text, _ESCAPE).text)))
     as_shown = "".join(_as_shown(secret).text)
-    if len(as_shown) >= _LONG:
+    if len(as_shown) >= LOOKED_FOR:
         letters[as_shown] = None
     bytes_ = [octets, *(secret.encode(name, "surrogatepass") for name in ("utf-16-le", "utf-16-be"))]
     bytes_ += [normal[1].encode("utf-8", "surrogatepass"), secret.encode("latin-1", "ignore")]

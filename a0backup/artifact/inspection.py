@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from a0backup.a0cli.redaction import LOOKED_FOR
 from a0backup.artifact.byte_stream import CHUNK, ByteStream, Fault, Work
 from a0backup.artifact.encryption import decryptor
 from a0backup.artifact.formats import looks_like
@@ -74,8 +75,12 @@ class Inspection:
     error: ContentsError | None
 
 
-def inspect(path: Path, passwords: Sequence[str], *, node: str, kind: str, limits: Limits) -> Inspection:
+def inspect(
+    path: Path, passwords: Sequence[str], *, node: str, kind: str, limits: Limits, secrets: Sequence[str] = ()
+) -> Inspection:
     """Return the digests and the contents of the artifact *path*, opened with one of *passwords*.
+
+    Names in it are returned without *passwords* and *secrets*, unless these are short.
 
     The file is read once, in constant memory. Errors in its contents are returned, not raised. Raise OSError
     if the file cannot be read, or StoppedError when stopped; no thread remains in either case.
@@ -84,11 +89,12 @@ def inspect(path: Path, passwords: Sequence[str], *, node: str, kind: str, limit
         head = _head_of(file)
         # Output beyond the whole file's size times the ratio cannot become acceptable later.
         most = _Most(limits, os.fstat(file.fileno()).st_size)
+        kept_out = [secret for secret in dict.fromkeys([*passwords, *secrets]) if len(secret) >= LOOKED_FOR]
         try:
             opened_by = _choose(head, passwords)
         except Fault as fault:
-            return Inspection(_hashed_and_opened(file, head, None, most)[0], None, fault.error(node, kind))
-        digests, read = _hashed_and_opened(file, head, passwords[opened_by], most)
+            return Inspection(_hashed_and_opened(file, head, None, most, kept_out)[0], None, fault.error(node, kind))
+        digests, read = _hashed_and_opened(file, head, passwords[opened_by], most, kept_out)
     if isinstance(read, Fault):
         return Inspection(digests, None, read.error(node, kind))
     assert read is not None
@@ -192,7 +198,7 @@ class _Pipe:
 
 
 def _hashed_and_opened(
-    file: BinaryIO, head: bytes, password: str | None, most: _Most
+    file: BinaryIO, head: bytes, password: str | None, most: _Most, secrets: Sequence[str]
 ) -> tuple[Digests, Walked | Fault | None]:
     """Return the digests of *head* plus the rest of *file*, and what *password*, if given, opens in it."""
     encrypted, packed = _Pipe(), _Pipe()
@@ -213,7 +219,7 @@ def _hashed_and_opened(
 
     def unpack_and_walk() -> Walked | Fault | None:
         try:
-            return _read(iter(packed), most) if cipher is not None else None
+            return _read(iter(packed), most, secrets) if cipher is not None else None
         except Fault as fault:
             return fault
         finally:
@@ -237,12 +243,12 @@ def _hashed_and_opened(
             packed.leave()
 
 
-def _read(chunks: Iterator[bytes], most: _Most) -> Walked:
+def _read(chunks: Iterator[bytes], most: _Most, secrets: Sequence[str]) -> Walked:
     """Read the packed *chunks* to their end. Raise Fault."""
     noise: list[str] = []
     unpacked = _bounded(gunzip(ByteStream(chunks), noise, most.work), most)
     try:
-        read = walk(ByteStream(unpacked), most.work)
+        read = walk(ByteStream(unpacked), most.work, secrets)
     except Fault as fault:
         if fault.kind_of_error in (TarTruncatedError, UnexpectedFormatError):
             # Read on: a damaged compressed stream explains a broken tar, and is reported instead.

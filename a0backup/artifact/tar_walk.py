@@ -4,9 +4,10 @@ import heapq
 import re
 import sys
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from a0backup.a0cli.text import quote
+from a0backup.a0cli.text import quote, without
 from a0backup.artifact.byte_stream import LONGEST_HEADER, ByteStream, Fault, Work
 from a0backup.artifact.formats import looks_like
 from a0backup.errors import TarTruncatedError, UnexpectedFormatError
@@ -48,9 +49,13 @@ class Member:
 
 
 class Walked:
-    """The result of a walk over the tar. *odd* holds at most 20 sentences, however many members are odd."""
+    """The result of a walk over the tar, with names without *secrets*.
 
-    def __init__(self) -> None:
+    *odd* holds at most 20 sentences, however many members are odd.
+    """
+
+    def __init__(self, secrets: Sequence[str] = ()) -> None:
+        self._secrets = secrets
         self.members = 0
         self.unpacked_size = 0
         self.odd: list[str] = []
@@ -59,7 +64,7 @@ class Walked:
     @property
     def largest(self) -> tuple[Member, ...]:
         """The largest members, at most 32, largest first; equal ones in the order of the tar."""
-        return tuple(Member(_printable(name), size) for size, _, name in sorted(self._largest, reverse=True))
+        return tuple(Member(self.shown(name), size) for size, _, name in sorted(self._largest, reverse=True))
 
     def see(self, name: str, size: int, header: tarfile.TarInfo, linkname: str) -> None:
         """Count a member and note what is odd about it."""
@@ -68,16 +73,26 @@ class Walked:
             heapq.heappush(self._largest, (size, -self.members, _bounded(name)))
         elif size > self._largest[0][0]:
             heapq.heapreplace(self._largest, (size, -self.members, _bounded(name)))
+        # Names take long to search for secrets, and a tar may have a million odd ones.
+        if len(self.odd) < MAX_ODD:
+            self._note_oddities(name, header, linkname)
+
+    def _note_oddities(self, name: str, header: tarfile.TarInfo, linkname: str) -> None:
         if name.startswith("/"):
-            self.note(f"{_printable(name)} has an absolute name")
+            self.note(f"{self.shown(name)} has an absolute name")
         if ".." in name.split("/"):
-            self.note(f"{_printable(name)} has '..' in its name")
+            self.note(f"{self.shown(name)} has '..' in its name")
         if header.issym():
-            self.note(f"{_printable(name)} is a symbolic link to {_printable(linkname)}")
+            self.note(f"{self.shown(name)} is a symbolic link to {self.shown(linkname)}")
         elif header.islnk():
-            self.note(f"{_printable(name)} is a hard link to {_printable(linkname)}")
+            self.note(f"{self.shown(name)} is a hard link to {self.shown(linkname)}")
         elif header.isdev():
-            self.note(f"{_printable(name)} is a {'pipe' if header.isfifo() else 'device'}")
+            self.note(f"{self.shown(name)} is a {'pipe' if header.isfifo() else 'device'}")
+
+    def shown(self, name: str) -> str:
+        """Return *name* printable, of bounded length, without the secrets."""
+        # Before it is cut: a part of a secret would not be recognised.
+        return quote(without(self._secrets, _bounded(name)))
 
     def note(self, sentence: str) -> None:
         """Keep *sentence* unless the maximum is reached."""
@@ -85,12 +100,12 @@ class Walked:
             self.odd.append(sentence)
 
 
-def walk(tar: ByteStream, work: Work) -> Walked:
+def walk(tar: ByteStream, work: Work, secrets: Sequence[str] = ()) -> Walked:
     """Walk every member of *tar* and what follows them. Raise Fault if it is no tar, broken or cut off.
 
-    *work* bounds the number of headers and of the records in them.
+    *work* bounds the number of headers and of the records in them. No name is returned with one of *secrets* in it.
     """
-    walked = Walked()
+    walked = Walked(secrets)
     everywhere: dict[str, str] = {}  # the records of global pax headers
     ahead: dict[str, str] = {}  # what extended headers say about the next member
     announced = False
@@ -195,7 +210,7 @@ def _pass_member(
     walked.see(name.rstrip("/") or name, size, header, said.get("linkname") or header.linkname)
     missing = size - tar.skip(size)
     if missing:
-        raise _broken(f"it is cut off {missing:,} bytes before the end of {_printable(name)}")
+        raise _broken(f"it is cut off {missing:,} bytes before the end of {walked.shown(name)}")
     padding = -size % tarfile.BLOCKSIZE
     if tar.skip(padding) < padding:
         raise _broken(f"it is cut off at byte {tar.position:,}, without the mark of its end")
@@ -205,10 +220,6 @@ def _broken(reason: str) -> Fault:
     return Fault(TarTruncatedError, f"the tar is broken or cut: {reason}")
 
 
-def _printable(name: str) -> str:
-    # quote() processes every character, and a name may have a million.
-    return quote(_bounded(name))
-
-
 def _bounded(name: str) -> str:
+    # What is shown of a name is processed by the character, and a name may have a million.
     return name if len(name) <= 2000 else name[:1000] + name[-1000:]

@@ -189,7 +189,13 @@ class Retrieval:
         self.context.tell(StepName.VERIFY, "reading the artifact to its end")
         texts = [secret.text for secret in self.bytes.tried]
         self.bytes.inspection = await self.context.on_disk(
-            inspect, path, texts, node=self.context.node.name, kind=self.kind, limits=self.context.fleet.contents
+            inspect,
+            path,
+            texts,
+            node=self.context.node.name,
+            kind=self.kind,
+            limits=self.context.fleet.contents,
+            secrets=self.session.a0cli.known,
         )
         return self.bytes.inspection.digests
 

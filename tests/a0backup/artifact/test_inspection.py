@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from a0backup.artifact.inspection import HEAD, inspect
 from a0backup.artifact.tar_walk import Member
 from a0backup.errors import (
     GzipDamagedError,
+    TarTruncatedError,
     TooLargeUnpackedError,
     TooManyPartsError,
     UnexpectedFormatError,
@@ -49,6 +51,7 @@ from tests.support.artifacts import (
     gzip_header,
     header,
     inspected,
+    long,
     opened,
     padded,
     refused,
@@ -211,6 +214,49 @@ def test_an_artifact_of_too_many_tiny_parts_is_not_read_on(
     assert opened(look(plain, max_ratio=1000)).members
     monkeypatch.setattr(byte_stream, "_PARTS", 1000)
     refused(look(plain, max_ratio=1000), TooManyPartsError, "parts")
+
+
+OTHER = "Xk3-Secret-Pass-9"
+
+
+@pytest.mark.parametrize("secret", [PASSWORD, OTHER])
+def test_names_in_an_artifact_are_shown_without_the_passwords(secret: str, tmp_path: Path) -> None:
+    odd = [
+        header(f"/dump/{secret}"),
+        header(f"../{secret[:4]}\x1b[1m{secret[4:]}"),
+        header("link", kind=tarfile.SYMTYPE, linkname=f"/etc/{secret}"),
+        header("hard", kind=tarfile.LNKTYPE, linkname=secret.encode().hex()),
+        header(f"pipe-{secret}", kind=tarfile.FIFOTYPE),
+        long(tarfile.GNUTYPE_LONGNAME, b"/" + b"n" * 92 + secret.encode() + b"n" * 300 + b"\0") + header("long"),
+    ]
+    members = b"".join(odd) + file(f"dump/{secret}.bson", b"users")
+    path = tmp_path / "artifact"
+    path.write_bytes(encrypted(gzip.compress(members + END)))
+    contents = opened(inspect(path, [PASSWORD], node="a0-1", kind="backup", limits=Bounds(), secrets=[OTHER]))
+    assert contents.largest[0] == Member("dump/***.bson", 5)
+    assert len(contents.odd) == len(odd)
+    assert not re.search("w0rd|Pass|Xk3", str(contents))
+    assert secret.encode().hex() not in str(contents)
+
+    path.write_bytes(encrypted(gzip.compress(members[:-BLOCK])))
+    cut = inspect(path, [PASSWORD], node="a0-1", kind="backup", limits=Bounds(), secrets=[OTHER])
+    refused(cut, TarTruncatedError, "before the end of dump/***.bson")
+
+
+def test_a_short_password_is_not_cut_out_of_names(tmp_path: Path) -> None:
+    path = tmp_path / "artifact"
+    path.write_bytes(encrypted(gzip.compress(TAR), "u"))
+    assert {member.name for member in opened(inspected(path, ("u",))).largest} == {
+        "dump/users.bson",
+        "dump/tenants.bson",
+    }
+
+
+def test_thousands_of_odd_names_are_read_quickly(look: Look) -> None:
+    tar = b"".join(header(f"/{number}/../Passw0r") for number in range(20_000)) + END
+    began = time.process_time()
+    assert len(opened(look(gzip.compress(tar))).odd) == 20
+    assert time.process_time() - began < patience(3)
 
 
 def test_the_ratio_of_a_small_tar_is_not_limited(look: Look) -> None:

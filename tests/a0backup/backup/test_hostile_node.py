@@ -1,6 +1,7 @@
 """A node that sends what it should not, and a vault with links in it: all else stays as it is."""
 
 import asyncio
+import gzip
 import re
 import shutil
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from a0backup.errors import A0BackupError, ArtifactTooLargeError, VaultUnusableError
+from a0backup.upkeep.handoff import handoff
 from a0backup.vault.lock import is_held
 from a0backup.vault.vault import Vault
+from tests.support.artifacts import END, PASSWORD, encrypted, file
 from tests.support.command import a0backup
 from tests.support.desk import Desk
 from tests.support.patience import until
@@ -159,3 +162,19 @@ async def test_a_name_with_the_password_in_it_is_stored_nowhere(desk: Desk, spli
     assert manifest.name_on_node == "***.tar.gz"
     assert any("deletion intended" in text for text in told)
     assert not any("w0rd" in text for text in (*told, ended.notes, str(ended.outcome)))
+
+
+async def test_a_member_named_like_the_password_is_neither_reported_nor_stored_nor_handed_out(desk: Desk) -> None:
+    made = desk.room / "made"
+    made.write_bytes(encrypted(gzip.compress(file(f"/dump/{PASSWORD}", b"users") + END)))
+    desk.simulated.put(desk.name, password=PASSWORD, file=made, name="x.tar.gz")
+    ended = await desk.night()
+    assert ended.error is None
+    assert "in the artifact: /dump/*** has an absolute name" in ended.outcome.notes
+    theirs = desk.stored[0]
+    assert theirs.verified.largest is not None
+    assert theirs.verified.largest[0].name == "/dump/***"
+    handoff(desk.vault, [theirs], desk.room / "handed")
+    texts = [path for place in ("vault", "handed") for path in (desk.room / place).rglob("*") if path.suffix != ".enc"]
+    assert desk.room / "handed" / "manifest.json" in texts
+    assert not any(PASSWORD in path.read_text() for path in texts if path.is_file())
