@@ -19,7 +19,7 @@ from typing import IO, TypeVar
 
 from a0backup.a0cli.ownership import MARK, end_descendants
 from a0backup.a0cli.redaction import longest_form
-from a0backup.a0cli.text import without
+from a0backup.a0cli.text import without, without_both
 from a0backup.files import in_thread
 
 # The rest of the environment is not passed on: it may hold the password, and a0cli needs none of it.
@@ -118,8 +118,8 @@ async def run_program(
         if cancelled is not None:
             raise cancelled
         left = process.pid if process.returncode is None else None
-        # In threads: the other nodes must not wait while a large output is searched for secrets.
-        out, err = [await in_thread(stream.text, secrets) for stream in (stdout, stderr)]
+        # In a thread: the other nodes must not wait while a large output is searched for secrets.
+        out, err = await in_thread(_texts, stdout, stderr, secrets)
         return Ended(exit_code, out, err, loop.time() - began, left)
 
 
@@ -146,16 +146,27 @@ class _Stream(asyncio.Protocol):
         if not self.closed.done():
             self.closed.set_result(None)
 
-    def text(self, secrets: Sequence[str]) -> str:
-        """Return the kept output without *secrets*."""
+    def kept(self, margin: int) -> tuple[str, list[str]]:
+        """Return the text that stands for what was left out, and the parts of the kept output around it.
+
+        A secret cut in two would not be recognised, so *margin* more bytes are left out on both sides of a cut.
+        """
         left_out = self._size - len(self._head) - len(self._tail)
-        if not left_out:
-            return without(secrets, (self._head + self._tail).decode(errors="replace"))
-        # A secret cut in two would not be recognised, so its length is omitted on both sides of the cut.
-        margin = max((longest_form(secret) for secret in secrets), default=0)
-        head, tail = self._head[: max(0, _KEPT - margin)], self._tail[margin:]
-        parts = [without(secrets, part.decode(errors="replace")) for part in (head, tail)]
-        return f"{parts[0]}\n[{left_out + 2 * margin} bytes left out]\n{parts[1]}"
+        parts = [self._head[: max(0, _KEPT - margin)], self._tail[margin:]] if left_out else [self._head + self._tail]
+        return f"\n[{left_out + 2 * margin} bytes left out]\n", [part.decode(errors="replace") for part in parts]
+
+
+def _texts(stdout: _Stream, stderr: _Stream, secrets: Sequence[str]) -> tuple[str, str]:
+    """Return the kept output of both streams without *secrets*."""
+    margin = max((longest_form(secret) for secret in secrets), default=0)
+    between_out, (*head, out) = stdout.kept(margin)
+    between_err, (err, *tail) = stderr.kept(margin)
+    # Messages show them joined.
+    out, err = without_both(secrets, out, err)
+    return (
+        between_out.join([*(without(secrets, part) for part in head), out]),
+        between_err.join([err, *(without(secrets, part) for part in tail)]),
+    )
 
 
 async def _pipe(stack: contextlib.AsyncExitStack) -> tuple[_Stream, IO[bytes]]:

@@ -71,6 +71,19 @@ def redact(text: str, secret: str | None) -> str:
     return _without(text, sorted(_found(text, _forms(secret))))
 
 
+def redact_both(first: str, second: str, secret: str) -> tuple[str, str]:
+    """Return *first* and *second* as `redact` does, also without a *secret* of which each has a part.
+
+    That is one that shows when the second follows the first on a new line.
+    """
+    cut = len(first)
+    spans = sorted(_found(f"{first}\n{second}", _forms(secret)))
+    return (
+        _without(first, [(start, min(end, cut)) for start, end in spans if start < cut]),
+        _without(second, [(max(start - cut - 1, 0), end - cut - 1) for start, end in spans if end > cut + 1]),
+    )
+
+
 def _without(text: str, spans: Iterable[Span]) -> str:
     parts, at = [], 0
     for start, end in spans:

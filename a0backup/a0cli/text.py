@@ -1,10 +1,10 @@
 """Normalise and quote the text that a0cli prints, and remove passwords from it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from a0backup.a0cli.characters import clean
-from a0backup.a0cli.redaction import redact
+from a0backup.a0cli.redaction import redact, redact_both
 
 
 def normalised(text: str) -> str:
@@ -27,7 +27,7 @@ def quote(text: str, *, secret: str | None = None, limit: int = 200) -> str:
     return f"{line[: limit - 3 - end]} … {line[len(line) - end :]}"[:limit]
 
 
-def without(secrets: Iterable[str], text: str) -> str:
+def without(secrets: Sequence[str], text: str) -> str:
     """Return *text* without *secrets*, even if a colour or control character splits one."""
     for secret in secrets:
         text = redact(text, secret)
@@ -35,3 +35,14 @@ def without(secrets: Iterable[str], text: str) -> str:
         if (redacted := redact(bare, secret)) != bare:
             text = redacted
     return text
+
+
+def without_both(secrets: Sequence[str], first: str, second: str) -> tuple[str, str]:
+    """Return *first* and *second* as `without` does, also without a secret that shows when both are joined."""
+    both = first, second
+    for secret in filter(None, secrets):
+        both = redact_both(*both, secret)
+        bare = clean(both[0]), clean(both[1])
+        if (redacted := redact_both(*bare, secret)) != bare:
+            both = redacted
+    return both

@@ -26,7 +26,7 @@ from a0backup.a0cli.directory import PrivateDirectory
 from a0backup.a0cli.listing import missing_commands
 from a0backup.a0cli.printed import Printed
 from a0backup.a0cli.process import _running, kill_running
-from a0backup.a0cli.replies import teach
+from a0backup.a0cli.replies import quoted, teach
 from a0backup.a0cli.status import Absent, Found, InProgress
 from a0backup.errors import (
     A0cliMissingError,
@@ -567,6 +567,38 @@ async def test_no_text_of_a_decoded_reply_contains_the_password(program: Program
     with pytest.raises(UnknownReplyError) as failed:
         await a0cli.status("backup")
     assert "cret" not in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("between", "before"), [("", ""), ("\\n\\x1b[0m", ""), ("", "x" * 100_000), ("\\\\u200b", "y")]
+)
+async def test_a_password_whose_halves_are_on_both_streams_is_shown_in_no_message(
+    program: Program, port: int, between: str, before: str
+) -> None:
+    program.does(
+        f"""
+        sys.stdout.write({before!r} + "told: Xk3-Se{between}")
+        sys.stderr.write("cret-Pass-9 is wrong")
+        sys.exit(1)
+        """
+    )
+    a0cli = program.a0cli(port=port)
+    a0cli.know("Xk3-Secret-Pass-9")
+    told = await a0cli.call("backup-retrieve")
+    assert told.stdout.endswith("told: ***")
+    assert told.stderr == "*** is wrong"
+    assert quoted(told).endswith("told: *** *** is wrong (exit code 1)")
+    with pytest.raises(UnknownReplyError) as failed:
+        await a0cli.status("backup")
+    assert "Xk3" not in str(failed.value)
+    program.does(
+        'print("Xk3-Se", end="", flush=True); print("cret-Pass-9", end="", file=sys.stderr, flush=True); time.sleep(60)'
+    )
+    slow = program.a0cli(port=port, call_timeout=0.5)
+    slow.know("Xk3-Secret-Pass-9")
+    with pytest.raises(A0cliTimeoutError) as timeout:
+        await slow.call("backup-retrieve")
+    assert timeout.value.tail == "*** ***"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
