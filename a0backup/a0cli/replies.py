@@ -31,13 +31,20 @@ if TYPE_CHECKING:
     from a0backup.a0cli.printed import Printed
 
 
+LONGEST_NAME = 1000  # characters: the files of the vault that hold the name are read up to a limit
+
+
 def read_status(printed: "Printed", *, node: str, command: str, wordings: Wordings) -> Status:
     """Return the status that a status command printed.
 
-    Raise RefusedError, UnreachableError or UnknownReplyError for anything but a clear status with exit code 0.
+    Raise RefusedError, UnreachableError or UnknownReplyError for anything but a clear status with exit code 0, and
+    for one with a name that is too long.
     """
     if printed.exit_code == 0:
         said, found, _ = judge(printed, wordings)
+        if found is not None and len(found.name) > LONGEST_NAME:
+            reason = f"the name of the backup has {len(found.name):,} characters, more than {LONGEST_NAME:,}"
+            raise UnknownReplyError(node, command, reason, printed.exit_code)
         if found is not None:
             return found
         if said is Meaning.IN_PROGRESS:

@@ -616,6 +616,19 @@ async def test_a_status_is_read(program: Program) -> None:
     assert await program.a0cli(replies={"absent": ["nix da"]}).status("backup") == Absent()
 
 
+async def test_a_name_that_no_file_of_the_vault_can_take_is_no_status(program: Program, port: int) -> None:
+    def named(name: str) -> A0cli:
+        reply = {"message": "Backup found", "arguments": {"name": name, "md5": "a" * 32}}
+        return program.prints(json.dumps(reply)).a0cli(port=port)
+
+    longest = "\N{GRINNING FACE}" * 1000
+    assert await named(longest).status("backup") == Found(longest, "a" * 32)
+    with pytest.raises(UnknownReplyError) as refused:
+        await named("n" * 20_000).status("backup")
+    assert "the name of the backup has 20,000 characters, more than 1,000" in str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
 async def test_a_ping_is_read(program: Program, port: int) -> None:
     await program.prints('{"message": "PONG"}').a0cli().ping()
     with pytest.raises(UnknownReplyError):

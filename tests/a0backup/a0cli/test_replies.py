@@ -112,7 +112,7 @@ def test_a_missing_md5_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "../../etc/passwd", "-rf", "\x1b[2J\nx", "a" * 5000, "\N{RIGHT-TO-LEFT OVERRIDE}x"]
+    "name", ["", "../../etc/passwd", "-rf", "\x1b[2J\nx", "a" * 1000, "\N{RIGHT-TO-LEFT OVERRIDE}x"]
 )
 def test_a_name_is_kept_as_it_is(name: str) -> None:
     found = status(json.dumps({"message": "Backup found", "arguments": {"name": name, "md5": MD5}}))

@@ -178,3 +178,21 @@ async def test_a_member_named_like_the_password_is_neither_reported_nor_stored_n
     texts = [path for place in ("vault", "handed") for path in (desk.room / place).rglob("*") if path.suffix != ".enc"]
     assert desk.room / "handed" / "manifest.json" in texts
     assert not any(PASSWORD in path.read_text() for path in texts if path.is_file())
+
+
+@pytest.mark.parametrize("name", ["\\u0001" * 1000, '"' * 60_000], ids=["as long as may be", "too long"])
+async def test_a_name_of_any_length_leaves_files_that_the_next_run_can_read(desk: Desk, name: str) -> None:
+    polling = {"interval": "0.05s", "max_interval": "0.05s", "deadline": "2s"}
+    desk.configure(retrieve_attempts=1, polling=polling)
+    reply = f"""{{"message":"Backup found","arguments":{{"name":'{name}',"md5":"{{md5}}"}}}}"""
+    desk.tell("backup-status", "say", stdout=reply, when="found")
+    desk.tell("backup-retrieve", "flip")
+    for flow_run in ("run-1", "run-2"):
+        ended = await desk.night(flow_run=flow_run)
+        assert isinstance(ended.error, A0BackupError)
+        assert desk.journal.read() is not None
+        assert "cannot be read" not in ended.notes
+    files = list(desk.vault.folder(desk.name).glob("*.json"))
+    assert files
+    assert max(path.stat().st_size for path in files) < 64 << 10
+    assert desk.counts[0] == 1
