@@ -210,7 +210,8 @@ class A0cli:
             reason = f"no end within {limit:g} s (waited for {self.host}:{self.port})"
             if ended.left is not None:
                 reason += f"; process {ended.left} could not be killed"
-            raise A0cliTimeoutError(self.node, command, reason, tail=quote(f"{ended.stdout}\n{ended.stderr}"))
+            tail = await in_thread(quote, f"{ended.stdout}\n{ended.stderr}")
+            raise A0cliTimeoutError(self.node, command, reason, tail=tail)
         return Printed(command, ended.exit_code, ended.stdout, ended.stderr, ended.seconds, secrets)
 
     def _program(self, command: str) -> str:

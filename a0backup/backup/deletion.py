@@ -16,7 +16,7 @@ from a0backup.a0cli.status import Found, InProgress, Status, shown
 from a0backup.backup.context import Context
 from a0backup.backup.steps import Done, StepName, step
 from a0backup.errors import A0cliError, A0cliMissingError, DeleteNotConfirmedError
-from a0backup.files import publish, remove_durably
+from a0backup.files import in_thread, publish, remove_durably
 
 INTERVAL = 1.0  # seconds between two checks whether the deletion has taken effect
 
@@ -82,7 +82,7 @@ class Deletion:
             return Done(f"the node shows something else now ({shown(status)}); nothing was deleted", cached=True)
         # Nothing may come between that status and this call: the node has no conditional delete.
         try:
-            reply = quoted(await self.session.a0cli.delete(self.kind))
+            reply = await in_thread(quoted, await self.session.a0cli.delete(self.kind))
         except A0cliMissingError:
             raise
         except A0cliError as error:

@@ -34,7 +34,7 @@ from a0backup.errors import (
     VaultFullError,
     VaultUnusableError,
 )
-from a0backup.files import Digests, digests
+from a0backup.files import Digests, digests, in_thread
 from a0backup.report.words import human_size
 from a0backup.vault.journal import Effect, NotOpened
 from a0backup.vault.leftovers import salvage, sweep_private, verified_file
@@ -144,15 +144,15 @@ class Retrieval:
             free = (await context.on_disk(shutil.disk_usage, directory.path)).free
             if free < FULL:
                 raise VaultFullError(node, self.kind, max(space.needed, FULL), free)
-            said = refusal(printed, node=node, command=printed.command, wordings=a0cli.wordings)
+            said = await in_thread(refusal, printed, node=node, command=printed.command, wordings=a0cli.wordings)
             if isinstance(said, RefusedError):
                 raise said
             log.warning("%s: %s ended with exit code %d", node, printed.command, printed.exit_code)
-            self.bytes.reply = quoted(printed)
+            self.bytes.reply = await in_thread(quoted, printed)
         try:
             self.bytes.arrived = directory.retrieved()
         except RetrieveFailedError as error:
-            reason = f"{error.reason}; a0cli said {quoted(printed)!r}"
+            reason = f"{error.reason}; a0cli said {await in_thread(quoted, printed)!r}"
             raise RetrieveFailedError(node, self.kind, self.attempts, reason) from error
         await context.on_disk(take_over, self.bytes.arrived)
         self.always_whole = whole and not self.bytes.reply

@@ -153,7 +153,9 @@ class NodeSession:
 
     async def note_offered(self) -> None:
         """Record the commands that the last update_commands brought. Raise A0cliError."""
-        listing = (await self.a0cli.commands()).stdout
+        await in_thread(self._note_offered, (await self.a0cli.commands()).stdout)
+
+    def _note_offered(self, listing: str) -> None:
         self.offered, self.has_role = offered_commands(listing), offers_backup(listing)
         self.not_offered = missing_commands(listing, self.fleet.kinds_of(self.node))
         self.splits = self.splits or offers_sensitive(listing)

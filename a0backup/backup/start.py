@@ -4,12 +4,14 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+from a0backup.a0cli.printed import Printed
 from a0backup.a0cli.replies import made_nothing, quoted, refusal
 from a0backup.backup.context import Context, now
 from a0backup.backup.deletion import Deletion
 from a0backup.backup.reconcile import SoFar
 from a0backup.backup.steps import Done, StepName, step
 from a0backup.errors import A0BackupError, A0cliError, A0cliMissingError, PasswordError, RefusedError, StartFailedError
+from a0backup.files import in_thread
 from a0backup.identity import BackupIdentity
 from a0backup.passwords import recovery_keys
 from a0backup.passwords.sealed import random_password
@@ -103,21 +105,26 @@ class Start:
         return Done(f"the node replied {self.sent.reply!r}")
 
     async def _send(self, secret: KnownPassword, journal: Journal) -> Sent:
-        a0cli, refused = self.session.a0cli, None
+        refused = None
         try:
-            printed = await a0cli.start(self.kind, secret.text, *self.context.fleet.arguments(self.kind))
+            printed = await self.session.a0cli.start(self.kind, secret.text, *self.context.fleet.arguments(self.kind))
         except A0cliMissingError:
             raise
         except A0cliError as error:
             reply, accepted = error.reason, False
         else:
-            reply, accepted = quoted(printed), printed.exit_code == 0
-            said = refusal(printed, node=self.session.node.name, command=self.kind, wordings=a0cli.wordings)
-            if made_nothing(printed, said):
-                failed = StartFailedError(self.session.node.name, self.kind, reply)
-                refused = said if isinstance(said, RefusedError) else failed
+            accepted = printed.exit_code == 0
+            reply, refused = await in_thread(self._read, printed)
         # Timed after the call: a call that hung until its deadline may still be under way.
         return Sent(time.monotonic(), reply, accepted, refused, journal.seen_before, bool(secret.sealed))
+
+    def _read(self, printed: Printed) -> tuple[str, A0BackupError | None]:
+        """Return the reply to a start as a short text, and what to raise if it made nothing."""
+        reply, node = quoted(printed), self.session.node.name
+        said = refusal(printed, node=node, command=self.kind, wordings=self.session.a0cli.wordings)
+        if not made_nothing(printed, said):
+            return reply, None
+        return reply, said if isinstance(said, RefusedError) else StartFailedError(node, self.kind, reply)
 
     async def _shared_or_new(self) -> KnownPassword:
         """Return the password to start with: the shared one, or a new one sealed to every recovery key."""

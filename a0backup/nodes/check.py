@@ -77,14 +77,16 @@ async def check_node(
             await a0cli.update_commands()
             await a0cli.ping()
             offered = (await a0cli.commands()).stdout
-            splits = splits or offers_sensitive(offered)
-            hint = RefusedError(node.name, "", "").hint()
-            problems += [Problem(f"{k} is not offered by the node", hint) for k in missing_commands(offered, kinds)]
+            splits = splits or await in_thread(offers_sensitive, offered)
+            hint, missing = RefusedError(node.name, "", "").hint(), await in_thread(missing_commands, offered, kinds)
+            problems += [Problem(f"{kind} is not offered by the node", hint) for kind in missing]
             seen, plans = [], []
             for kind in kinds:
                 printed = await a0cli.call(f"{kind}-status")
-                lesson = lesson or teach(printed, a0cli.wordings)
-                found = read_status(printed, node=node.name, command=f"{kind}-status", wordings=a0cli.wordings)
+                lesson = lesson or await in_thread(teach, printed, a0cli.wordings)
+                found = await in_thread(
+                    read_status, printed, node=node.name, command=printed.command, wordings=a0cli.wordings
+                )
                 of_kind = f"{kind}: " if len(kinds) > 1 else ""
                 plan = await in_thread(_would, fleet, node, kind, found, existing or fleet.existing)
                 seen.append(f"{of_kind}{shown(found)}")

@@ -14,9 +14,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from a0backup.a0cli.printed import Printed
 from a0backup.a0cli.replies import gave_no_role, quoted, refusal
 from a0backup.a0cli.status import Found, Status, shown
 from a0backup.a0cli.text import quote
+from a0backup.a0cli.wordings import Wordings
 from a0backup.backup.facts import stored_manifest
 from a0backup.backup.session import NodeSession
 from a0backup.backup.steps import Done, StepName, step
@@ -201,9 +203,7 @@ async def give_role(session: NodeSession, role: Role, *, confirmed: NodeSnapshot
     except A0cliError as error:
         reply = error.reason
     else:
-        reply = quoted(printed)
-        said = refusal(printed, node=node, command="set-as-backup", wordings=a0cli.wordings)
-        refused = gave_no_role(printed, said)
+        reply, refused = await in_thread(_read, printed, node, a0cli.wordings)
     lack = await _role_comes(session, within=0 if refused else session.fleet.a0cli.call_timeout)
     if not lack:
         return Done(f"it offers `backup` now; the reply to set-as-backup was {reply!r}")
@@ -213,6 +213,12 @@ async def give_role(session: NodeSession, role: Role, *, confirmed: NodeSnapshot
         f"{lack} after set-as-backup {role.device}; its reply was {reply!r}",
         f"check that the device is there and {free}; where the node may still be at it, wait; a new run looks first",
     )
+
+
+def _read(printed: Printed, node: str, wordings: Wordings) -> tuple[str, bool]:
+    """Return the reply to set-as-backup as a short text, and whether it reports a failure."""
+    said = refusal(printed, node=node, command="set-as-backup", wordings=wordings)
+    return quoted(printed), gave_no_role(printed, said)
 
 
 async def _role_comes(session: NodeSession, *, within: float) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,26 @@ async def test_a_name_of_any_length_leaves_files_that_the_next_run_can_read(desk
     assert files
     assert max(path.stat().st_size for path in files) < 64 << 10
     assert desk.counts[0] == 1
+
+
+async def test_no_reply_of_one_node_keeps_the_other_nodes_waiting(desk: Desk) -> None:
+    """Each of the thousands of objects in it is read, which takes a second."""
+    for command, exit_code in (("update-commands", 0), ("backup", 0), ("backup-retrieve", 1), ("backup-delete", 0)):
+        desk.tell(command, "say", stdout="{} " * 21_000, exit=exit_code)
+    longest, last = 0.0, time.thread_time()
+
+    async def tick() -> None:
+        nonlocal longest, last
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.thread_time()  # of the event loop alone: a busy machine does not count
+            longest, last = max(longest, now - last), now
+
+    ticking = asyncio.create_task(tick())
+    try:
+        ended = await desk.night()
+    finally:
+        ticking.cancel()
+    assert ended.error is None
+    assert desk.counts == (1, 1, 1)
+    assert longest < 0.1
