@@ -35,8 +35,8 @@ class Work:
         self._most = self._left = _PARTS + size // _BYTES_PER_PART
 
     def part(self, length: int = 0) -> None:
-        """Count one part with a name of *length* characters. Raise Fault if there are too many."""
-        # A global header can give one long name to each of many members.
+        """Count one part with a name or text of *length* characters. Raise Fault if there are too many."""
+        # A global header can give one long name to each of many members, and long headers compress to nothing.
         self._left -= 1 + length // 64
         if self._left < 0:
             raise Fault(TooManyPartsError, f"it consists of more than {self._most:,} parts; the reading ended there")

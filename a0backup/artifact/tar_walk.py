@@ -103,7 +103,8 @@ class Walked:
 def walk(tar: ByteStream, work: Work, secrets: Sequence[str] = ()) -> Walked:
     """Walk every member of *tar* and what follows them. Raise Fault if it is no tar, broken or cut off.
 
-    *work* bounds the number of headers and of the records in them. No name is returned with one of *secrets* in it.
+    *work* bounds the headers and the records in them, by number and length. *secrets* are
+    removed from the names.
     """
     walked = Walked(secrets)
     everywhere: dict[str, str] = {}  # the records of global pax headers
@@ -119,16 +120,14 @@ def walk(tar: ByteStream, work: Work, secrets: Sequence[str] = ()) -> Walked:
             break
         header = _header(block, at)
         announced = header.type in _EXTENDED
-        if announced:
-            work.part()
         if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
-            text = _long_header(tar, header, at).partition(b"\0")[0]
+            text = _long_header(tar, header, at, work).partition(b"\0")[0]
             key = "name" if header.type == tarfile.GNUTYPE_LONGNAME else "linkname"
             ahead.setdefault(key, text.decode("utf-8", "surrogateescape"))
         elif header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-            ahead = _pax(_long_header(tar, header, at), at, work) | ahead
+            ahead = _pax(_long_header(tar, header, at, work), at, work) | ahead
         elif header.type == tarfile.XGLTYPE:
-            everywhere |= _pax(_long_header(tar, header, at), at, work)
+            everywhere |= _pax(_long_header(tar, header, at, work), at, work)
         else:
             _pass_member(tar, header, block, everywhere | ahead, walked, work)
             ahead = {}
@@ -161,9 +160,10 @@ def _header(block: bytes, at: int) -> tarfile.TarInfo:
     return header
 
 
-def _long_header(tar: ByteStream, header: tarfile.TarInfo, at: int) -> bytes:
+def _long_header(tar: ByteStream, header: tarfile.TarInfo, at: int, work: Work) -> bytes:
     if header.size > LONGEST_HEADER:
         raise _broken(f"a header of {header.size:,} bytes at byte {at:,}, more than {LONGEST_HEADER:,}")
+    work.part(header.size)
     text = tar.take(header.size)
     if len(text) < header.size or tar.skip(-header.size % tarfile.BLOCKSIZE) < -header.size % tarfile.BLOCKSIZE:
         raise _broken(f"it is cut off at byte {tar.position:,}, within a header")
