@@ -244,8 +244,9 @@ def folder_below(root: Path, folder: Path) -> Iterator[int]:
 def remove_tree(path: Path, *, below: Path | None = None) -> list[Path]:
     """Remove the directory *path* with all that is in it; return what could not be removed, by whole paths.
 
-    No link is followed on the way from *below* (default: the parent) to it. A file server may put a
-    folder of its own into each directory, which only its owner can remove.
+    No link is followed on the way from *below* (default: the parent) to it. Folders of this user that
+    are closed to it are opened. A file server may put a folder of its own into each directory, which
+    only its owner can remove.
     """
     left: list[Path] = []
 
@@ -256,11 +257,35 @@ def remove_tree(path: Path, *, below: Path | None = None) -> list[Path]:
     try:
         with folder_below(below or path.parent, path.parent) as parent:
             shutil.rmtree(path.name, dir_fd=parent, onerror=keep)
+            if left:
+                left.clear()
+                _open_up(path.name, parent)
+                shutil.rmtree(path.name, dir_fd=parent, onerror=keep)
     except FileNotFoundError:
         return []
     except (OSError, RecursionError):  # the latter for thousands of nested folders
         return [path]
     return left
+
+
+def _open_up(name: str, parent: int) -> None:
+    """Give this user all rights on the directory *name* in *parent* and on those in it, if they are its own."""
+    _let_in(name, parent)
+    for _, folders, _, folder in os.fwalk(name, dir_fd=parent):
+        for each in folders:
+            _let_in(each, folder)
+
+
+def _let_in(name: str, parent: int) -> None:
+    with contextlib.suppress(OSError):
+        # Linux opens with O_PATH what is closed to this user. No link is followed.
+        flags = getattr(os, "O_PATH", 0) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=parent)
+        try:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                os.chmod(f"/proc/self/fd/{descriptor}", 0o700)  # noqa: PTH101 - fchmod takes no such descriptor
+        finally:
+            os.close(descriptor)
 
 
 def remove_file(path: Path, *, below: Path) -> None:

@@ -21,6 +21,11 @@ BLANKS = frozenset(
 )
 
 
+def one_line(text: str) -> str:
+    """Return *text* clean and on one line, as for a log."""
+    return " ".join(clean(text).split())
+
+
 def clean(text: str) -> str:
     """Return *text* without colours, control and bidi characters; lines stay, other white space becomes blanks."""
     text = ANSI.sub("", text).replace("\r", "\n")

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from a0backup.a0cli.characters import one_line
 from a0backup.a0cli.text import quote
 from a0backup.errors import (
     A0cliMissingError,
@@ -73,7 +74,7 @@ class PrivateDirectory:
             for path in [*self.path.glob(RETRIEVED), *self.path.glob(".*.partial")]:
                 if path.is_dir() and not path.is_symlink():
                     if remove_tree(path):
-                        raise OSError(errno.ENOTEMPTY, f"{path} cannot be removed")
+                        raise OSError(errno.ENOTEMPTY, f"{one_line(str(path))} cannot be removed")
                 else:
                     path.unlink()
         except OSError as error:

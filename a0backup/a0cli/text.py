@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from a0backup.a0cli.characters import clean
+from a0backup.a0cli.characters import clean, one_line
 from a0backup.a0cli.redaction import redact, redact_both
 
 
@@ -20,7 +20,7 @@ def quote(text: str, *, secret: str | None = None, limit: int = 200) -> str:
     The result has at most *limit* characters.
     """
     # Redact before and after cleaning: a stray colour may split the secret, a decoded one may be whole only afterwards.
-    line = redact(" ".join(clean(redact(text, secret)).split()), secret)
+    line = redact(one_line(redact(text, secret)), secret)
     if len(line) <= limit:
         return line
     end = max(0, limit - 3) // 2

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from a0backup.a0cli.characters import one_line
 from a0backup.a0cli.status import Found, Status
 from a0backup.backup.session import NodeSession
 from a0backup.backup.steps import StepName
@@ -77,7 +78,8 @@ class Context:
     # -- reporting ---------------------------------------------------------------------------------------------
 
     def note(self, text: str) -> None:
-        """Add *text* to the run's report and to the log."""
+        """Add *text*, on one line, to the run's report and to the log."""
+        text = one_line(text)  # what a0cli left may have any name
         if text not in self.notes:
             self.notes.append(text)
         log.warning("%s: %s", self.node.name, text)

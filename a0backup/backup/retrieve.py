@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from a0backup.a0cli.characters import one_line
 from a0backup.a0cli.ownership import take_over
 from a0backup.a0cli.replies import quoted, refusal
 from a0backup.a0cli.status import shown
@@ -280,7 +281,7 @@ class Retrieval:
             may_give_up=may_give_up,
         )
         if following is Next.RETRY:
-            text = f"{error.text()}; retrieving it again"
+            text = one_line(f"{error.text()}; retrieving it again")
             log.warning("%s: %s", self.context.node.name, text)
             self.context.tell(StepName.VERIFY, text)
         return following

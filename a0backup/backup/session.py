@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import ParamSpec, TypeVar
 
+from a0backup.a0cli.characters import one_line
 from a0backup.a0cli.commands import A0cli
 from a0backup.a0cli.directory import PrivateDirectory
 from a0backup.a0cli.listing import missing_commands, offered_commands, offers_backup, offers_sensitive
@@ -125,7 +126,7 @@ class NodeSession:
                     await asyncio.wait({work})
             raise
         except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
+            where = f" ({one_line(str(error.filename))})" if error.filename else ""
             raise VaultUnusableError(
                 self.node.name, f"the vault {self.vault.root} cannot be used: {error.strerror}{where}"
             ) from error

@@ -317,6 +317,46 @@ def test_a_tree_is_not_removed_through_a_link_on_the_way_to_it(room: Path) -> No
     assert remove_tree(room / "vault" / "gone" / "run", below=room / "vault") == []
 
 
+# Root may enter every folder, unless it gives that up.
+UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.skipif(UNPRIVILEGED != [] and shutil.which("setpriv") is None, reason="setpriv is not installed")
+def test_folders_that_are_closed_to_their_owner_are_removed(room: Path) -> None:
+    ended = python(
+        room,
+        """
+        Path("elsewhere").mkdir(0o500)
+        for mode in (0o000, 0o500, 0o300):
+            for folder in ("d", "d/inner", "d/inner/most"):
+                Path(folder).mkdir()
+                (Path(folder) / "file").touch()
+            Path("d/link").symlink_to("../elsewhere")
+            Path("d/file").chmod(0)
+            for folder in ("d/inner/most", "d/inner", "d"):
+                Path(folder).chmod(mode)
+            assert remove_tree(Path("d").absolute()) == []
+            assert not os.path.lexists("d")
+        print(oct(Path("elsewhere").stat().st_mode & 0o777))
+        """.replace("\n        ", "\n"),
+        before=UNPRIVILEGED,
+    )
+    assert (ended.stdout, ended.stderr) == ("0o500\n", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root can give a folder away")
+def test_a_closed_folder_of_another_user_stays_as_it_is(room: Path) -> None:
+    theirs = room / "d" / "theirs"
+    theirs.mkdir(parents=True)
+    (theirs / "file").touch()
+    os.chown(theirs, 65534, 65534)
+    theirs.chmod(0o500)
+    ended = python(room, f"print(len(remove_tree(Path({str(room / 'd')!r}))))", before=UNPRIVILEGED)
+    assert ended.stdout != "0\n", ended.stderr
+    assert stat.S_IMODE(theirs.stat().st_mode) == 0o500
+    assert (theirs / "file").exists()
+
+
 def test_thousands_of_nested_folders_end_nothing(room: Path) -> None:
     nest = "import os\nfor _ in range(3000):\n    os.mkdir('d')\n    os.chdir('d')"
     subprocess.run([sys.executable, "-c", nest], cwd=room, check=True)

@@ -13,7 +13,7 @@ from a0backup.backup.loop import NodeOutcomes, back_up_node
 from a0backup.backup.session import NodeSession, Run, open_node
 from a0backup.backup.steps import StepName
 from a0backup.errors import A0cliError, UnreachableError, VaultUnusableError
-from a0backup.files import in_thread
+from a0backup.files import digests, in_thread
 from a0backup.report.outcomes import Ending
 from a0backup.report.progress import News, Step, watched_by
 from tests.support.desk import Desk
@@ -150,6 +150,17 @@ async def test_the_run_says_that_the_vaults_disk_does_not_answer(desk: Desk, mon
             assert await opened.on_disk(lambda: time.sleep(0.3) or "done") == "done"
     told = [each.text for each in news if isinstance(each, Step)]
     assert [text for text in told if text.startswith("waiting for the vault's disk since ")]
+
+
+async def test_no_name_of_a_file_adds_a_line_to_the_reason_of_a_failure(desk: Desk, tmp_path: Path) -> None:
+    place = tmp_path / "x\x1b[31m\nWARNING  all is well.tar.gz.enc"
+    place.mkdir()
+    run = Run.begin(desk.fleet, desk.fleet.nodes, id="run-1")
+    async with open_node(run, desk.fleet.nodes[0], take=Plainly(), shared=nothing_shared) as opened:
+        with pytest.raises(VaultUnusableError) as failed:
+            await opened.on_disk(digests, place)
+    assert failed.value.reason.endswith("/x WARNING all is well.tar.gz.enc)")
+    assert failed.value.message().isprintable()
 
 
 async def test_what_is_cancelled_twice_still_waits_for_its_thread(desk: Desk) -> None:

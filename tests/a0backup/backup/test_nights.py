@@ -220,6 +220,19 @@ async def test_a_folder_that_is_not_ours_stops_no_night_and_is_named(desk: Desk)
     assert theirs.is_dir()
 
 
+async def test_no_name_of_a_file_adds_a_line_to_the_log_or_controls_the_terminal(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = desk.vault.work(desk.name) / "@ea\x1b[31m\nWARNING  all\x9b2J\tis well\N{RIGHT-TO-LEFT OVERRIDE}"
+    folder.mkdir(parents=True)
+    ended = await desk.night()
+    assert ended.outcome.ending is Ending.STORED
+    [note] = ended.outcome.notes
+    assert note.endswith("/@ea WARNING all is well")
+    assert any(note in record.getMessage() for record in caplog.records)
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
 async def test_partial_bytes_of_dead_runs_are_removed_before_the_next_retrieval(desk: Desk) -> None:
     partial = desk.vault.work(desk.name) / "run-0-01234567" / "backup-retrieve.tar.gz.enc"
     partial.parent.mkdir(parents=True)
