@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         ListObjectsV2RequestTypeDef,
     )
 
-PART = 16 << 20  # bytes; a file up to this size is sent at once
+PART = 8 << 20  # bytes; a file up to this size is sent at once
 PROBE = ".checksum-probe"
 
 _MOST_PARTS = 9000  # S3 takes 10,000
