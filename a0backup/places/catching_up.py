@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from a0backup.errors import PlaceDeniedError, PlaceError, VaultError
 from a0backup.files import in_thread
 from a0backup.places.copying import artifact_path, manifest_path
-from a0backup.places.places import Place
+from a0backup.places.places import TOLD_EVERY, Place
 from a0backup.places.records import is_proven
 from a0backup.places.store import Store
+from a0backup.places.transfer import Transfer
+from a0backup.report.words import human_size
 from a0backup.vault.manifest import Manifest
 
 
@@ -46,8 +48,9 @@ async def catch_up(
 ) -> CaughtUp:
     """Copy each artifact that the place lacks, or where it is not proven, the newest first; at most `at_most` at once.
 
-    *told* receives the id and the result of each artifact that is copied. The place's own listing
-    decides what it holds, where it may be listed. Raise OSError if the vault cannot be written.
+    *told* receives the id of each artifact that is copied with its result and, about every ten
+    seconds, with the bytes that have moved. The place's own listing decides what it holds, where it
+    may be listed. Raise OSError if the vault cannot be written.
     """
     result = CaughtUp(place.copy.name)
     try:
@@ -63,20 +66,37 @@ async def catch_up(
             lacking.append(manifest)
     queue = iter(lacking)
 
+    under_way: dict[str, tuple[Manifest, Transfer]] = {}
+
+    async def report() -> None:
+        while True:
+            await asyncio.sleep(TOLD_EVERY)
+            for artifact_id, (manifest, transfer) in under_way.items():
+                size = human_size(manifest.artifact.size)
+                told(artifact_id, f"{human_size(transfer.moved)} moved (of {size}, sent and read back)")
+
     async def work() -> None:
         for manifest in queue:
+            transfer = place.new_transfer()
+            under_way[manifest.id] = manifest, transfer
             try:
-                await place.bring(manifest, place.new_transfer())
+                await place.bring(manifest, transfer)
             except (PlaceError, VaultError) as error:
                 result.failed[manifest.id] = error.reason if isinstance(error, PlaceError) else error.text()
                 told(manifest.id, f"not copied: {result.failed[manifest.id]}")
             else:
                 result.copied.append(manifest.id)
                 told(manifest.id, "copied")
+            finally:
+                del under_way[manifest.id]
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(place.copy.at_most):
-            group.create_task(work())
+    reporter = asyncio.create_task(report())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(place.copy.at_most):
+                group.create_task(work())
+    finally:
+        reporter.cancel()
     return result
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from a0backup.errors import PlaceError
+from a0backup.errors import PlaceDeniedError, PlaceError
 from a0backup.files import drop_cached_pages, folder_below, fsync_directory, make_private, make_private_directory
 from a0backup.fleet.copies import Copy
 from a0backup.places.store import CHUNK, LEFT_AFTER, Entry, Store
@@ -137,13 +137,16 @@ class _Directory:
                 errno.ENOSPC: f"free space on the disk of {self._root}",
                 errno.EDQUOT: f"free space, or raise the quota, on the disk of {self._root}",
                 errno.EACCES: f"make {self._root} writable for this user",
+                errno.EPERM: "the file or its folder is protected; if it is meant to be, this is as it should be",
                 errno.EROFS: f"mount the disk of {self._root} so that it can be written",
                 errno.ELOOP: "a link is in the way, and no link is followed in a place; put a folder there",
                 errno.ENOTDIR: "a link or a file is in the way; put a folder there",
             }
             where = self._root / path if path else self._root
             remedy = remedies.get(error.errno or 0, "")
-            raise PlaceError(self._name, f"{where}: {error.strerror}", remedy) from error
+            denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+            kind = PlaceDeniedError if denied else PlaceError
+            raise kind(self._name, f"{where}: {error.strerror}", remedy) from error
 
 
 def _write(file: int, chunks: Iterable[bytes]) -> int:

@@ -1,9 +1,12 @@
 """A verification names what is wrong in the vault and in each place; a repair brings it back from where it is whole."""
 
 import json
+import os
 import random
 import shutil
-from collections.abc import Awaitable, Callable
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -226,3 +229,32 @@ async def test_random_damages_in_all_places_are_all_named_and_all_mended(tmp_pat
         after = await room.repair()
         assert [f for f in after if not f.ok] == []
         assert room.contents() == before
+
+
+async def test_a_place_that_nobody_can_change_is_not_mended_and_says_so(room: Room, tmp_path: Path) -> None:
+    damaged = room.manifests[0].id
+    flip(room.folder / "nas" / damaged / "backup.tar.gz.enc")
+    with read_only(room.folder / "nas"):
+        found = await room.repair()
+    [finding] = [finding for finding in found if not finding.ok]
+    assert (finding.place, finding.id, finding.result) == ("nas", damaged, "damaged")
+    assert "not mended: " in finding.reason
+    assert "Read-only file system" in finding.reason
+
+
+async def test_a_copy_to_a_place_that_nobody_can_change_needs_no_change_there(room: Room) -> None:
+    with read_only(room.folder / "nas"):
+        for place in room.places:
+            assert not (await catch_up(place, room.manifests)).is_behind
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Let nobody change the folder. Skip the test where that cannot be had."""
+    if os.geteuid() != 0 or subprocess.run(["mount", "--bind", folder, folder], check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
