@@ -13,6 +13,7 @@ import stat
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,11 @@ async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     stop = threading.Event()
     context = contextvars.copy_context()
     called = stoppable(stop, partial(function, *args, **kwargs))
-    work = asyncio.get_running_loop().run_in_executor(None, context.run, called)
+    # A thread of its own: in the few that asyncio shares, long reads of some nodes would stop all others, and the look
+    # at what they write.
+    thread = ThreadPoolExecutor(1, "in-thread")
+    work = asyncio.get_running_loop().run_in_executor(thread, context.run, called)
+    thread.shutdown(wait=False)  # it ends with its only work
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

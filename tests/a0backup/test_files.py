@@ -30,7 +30,7 @@ from a0backup.files import (
 )
 from tests.support.environment import unwatched
 from tests.support.paths import REPOSITORY
-from tests.support.patience import patience
+from tests.support.patience import patience, until
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -255,6 +255,46 @@ class Work:
 async def turns(number: int = 5) -> None:
     for _ in range(number):
         await asyncio.sleep(0)
+
+
+async def test_however_many_threads_are_at_work_one_more_begins_at_once(room: Path) -> None:
+    """The artifacts of all nodes may be read at the same time, and the others' journals are written meanwhile."""
+    (room / "journal").write_bytes(b"content")
+    works = [Work() for _ in range(300)]
+    tasks = [asyncio.ensure_future(in_thread(work)) for work in works]
+    await turns()
+    try:
+        one_more = asyncio.ensure_future(in_thread(digests, room / "journal"))
+        await asyncio.wait({one_more}, timeout=patience(10))
+        at_once = one_more.done()
+    finally:
+        for work in works:
+            work.let_go.set()
+        await asyncio.gather(*tasks, one_more)
+    assert at_once
+
+
+async def test_a_thread_ends_with_its_work() -> None:
+    before = threading.active_count()
+    for _ in range(20):
+        await in_thread(int)
+    until(lambda: threading.active_count() <= before)
+
+
+def test_a_process_ends_after_the_thread_of_a_cancelled_caller(room: Path) -> None:
+    body = """
+import asyncio, time
+def work():
+    time.sleep(1)
+    Path("written").write_text("whole")
+async def main():
+    task = asyncio.create_task(in_thread(work))
+    await asyncio.sleep(0.2)
+    task.cancel()
+asyncio.run(main())
+print((Path("written")).read_text())
+"""
+    assert python(room, body).stdout == "whole\n"
 
 
 @pytest.mark.parametrize("times", [1, 3])
