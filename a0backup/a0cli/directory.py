@@ -68,10 +68,18 @@ class PrivateDirectory:
         if self._keys is not None:
             remove_tree(self._keys)
 
-    def clear_retrieved(self) -> None:
-        """Delete everything that could be mistaken for a retrieved file. Raise VaultUnusableError."""
+    def contents(self) -> frozenset[Path]:
+        """Return all that is in the directory now. Raise OSError."""
+        return frozenset(self.path.iterdir())
+
+    def clear_retrieved(self, *, but: frozenset[Path] | None = None) -> None:
+        """Delete everything that could be mistaken for a retrieved file; with *but*, also all else but these.
+
+        Raise VaultUnusableError.
+        """
         try:
-            for path in [*self.path.glob(RETRIEVED), *self.path.glob(".*.partial")]:
+            new = frozenset() if but is None else self.contents() - but
+            for path in {*self.path.glob(RETRIEVED), *self.path.glob(".*.partial"), *new}:
                 if path.is_dir() and not path.is_symlink():
                     if remove_tree(path):
                         raise OSError(errno.ENOTEMPTY, f"{one_line(str(path))} cannot be removed")

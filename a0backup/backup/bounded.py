@@ -1,7 +1,7 @@
 """Stop a retrieval that writes more than it should: a node must not fill the vault's disk for all others."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from a0backup.a0cli.printed import Printed
@@ -12,14 +12,15 @@ from a0backup.vault.space import Space, excess
 LOOK = 0.5  # seconds between two looks at what has arrived
 
 
-async def bounded(context: Context, space: Space, retrieving: Coroutine[Any, Any, Printed]) -> Printed:
-    """Return the result of *retrieving*, the call of a0cli that retrieves a backup into the claimed *space*.
+async def bounded(context: Context, space: Space, retrieve: Callable[[], Coroutine[Any, Any, Printed]]) -> Printed:
+    """Return the result of *retrieve*, the call of a0cli that retrieves a backup into the claimed *space*.
 
     Raise ArtifactTooLargeError as soon as more has arrived than may; the call has ended then, and
     what it wrote is removed. Raise what the call raises, VaultUnusableError.
     """
-    node, most = context.node.name, context.fleet.contents.max_size
-    call = asyncio.ensure_future(retrieving)
+    node, most, directory = context.node.name, context.fleet.contents.max_size, context.session.directory
+    here = await context.on_disk(directory.contents)
+    call = asyncio.ensure_future(retrieve())
     try:
         ended = False
         while not ended:
@@ -30,6 +31,6 @@ async def bounded(context: Context, space: Space, retrieving: Coroutine[Any, Any
     except BaseException:
         call.cancel()
         await asyncio.wait({call})
-        await context.on_disk(context.session.directory.clear_retrieved)
+        await context.on_disk(directory.clear_retrieved, but=here)
         raise
     return call.result()

@@ -139,7 +139,7 @@ class Retrieval:
         space = await context.on_disk(claim, vault, node, self.kind, arriving=directory.path)
         context.tell(StepName.RETRIEVE, watch=directory.path, size=space.last)
         whole, self.always_whole = self.always_whole, False
-        printed = await bounded(context, space, a0cli.retrieve(self.kind))
+        printed = await bounded(context, space, lambda: a0cli.retrieve(self.kind))
         if printed.exit_code != 0:
             # a0cli says it in its own words, or not at all.
             free = (await context.on_disk(shutil.disk_usage, directory.path)).free

@@ -45,15 +45,26 @@ class _Claim:
     arriving: Path
 
     def written(self) -> int:
-        """Return the number of bytes that have arrived."""
-        try:
-            return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self.arriving))
-        except OSError:
-            return 0
+        """Return the number of bytes that have arrived, under whatever name."""
+        return _size(self.arriving)
 
     def outstanding(self) -> int:
         """Return the number of bytes that have not been written yet."""
         return max(0, self.needed - self.written())
+
+
+def _size(folder: Path) -> int:
+    """Return the size of all files below *folder*; what is removed meanwhile does not count."""
+    size, folders = 0, [str(folder)]
+    while folders:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(folders.pop()):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    continue
+                with contextlib.suppress(OSError):
+                    size += entry.stat(follow_symlinks=False).st_size
+    return size
 
 
 def space_for(vault: Vault, node: str, kind: str) -> Space:
@@ -118,7 +129,9 @@ def excess(vault: Vault, node: str, space: Space, most: int | None) -> str:
     usage = shutil.disk_usage(nearest(vault.folder(node)))
     if usage.total and written > usage.total:
         return f"{written:,} bytes arrived, more than the vault's disk can hold: the file is mostly empty"
-    if usage.total and written > space.needed and usage.free < others + usage.total // _KEPT_FREE:
+    # Also where little has arrived: a file that was removed and is still open has no name, and takes space.
+    margin = usage.total // _KEPT_FREE if written >= space.needed else 0
+    if usage.total and usage.free < others + margin:
         return f"{written:,} bytes arrived, and the rest of the vault's disk is kept free for other nodes"
     return ""
 

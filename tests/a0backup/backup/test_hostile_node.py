@@ -117,6 +117,27 @@ async def test_a_retrieval_that_ends_before_anyone_looks_is_bounded_too(desk: De
     assert desk.holds is not None
 
 
+async def test_a_retrieval_that_fills_a_subfolder_is_stopped_and_leaves_no_bytes(desk: Desk) -> None:
+    wrapper = desk.room / "a0cli-that-fills-a-subfolder"
+    wrapper.write_text(
+        f"""#!/bin/sh
+case "$*" in *backup-retrieve*) mkdir sub && head -c 3000000 /dev/zero >sub/more && sleep 60;; esac
+exec {desk.fleet.a0cli.path} "$@"
+"""
+    )
+    wrapper.chmod(0o700)
+    quick = {"path": str(wrapper), "key_dir": str(desk.simulated.key_dir)}
+    desk.configure(a0cli=quick, contents={"max_size": "1MB"}, kinds=["backup", "backup-sensitive"])
+    seen: list[list[Path]] = []
+
+    def look(stage: str) -> None:
+        seen.append(list(desk.vault.work(desk.name).glob("*/sub")))
+
+    ended = await desk.night(after=look)
+    assert isinstance(ended.error, ArtifactTooLargeError)
+    assert seen[-1] == [], "the next kind has the room"
+
+
 async def test_a_call_that_is_stopped_leaves_no_process_that_holds_the_lock(desk: Desk) -> None:
     wrapper = desk.room / "a0cli-that-leaves-one"
     wrapper.write_text(

@@ -15,6 +15,7 @@ from a0backup.vault.quarantine import keep_given_up, make_room, quarantine
 from a0backup.vault.space import claim, excess, release, space_for
 from a0backup.vault.storing import store
 from a0backup.vault.vault import Vault
+from tests.support.disks import as_root, small_disk
 
 STARTED = datetime(2026, 11, 23, 2, tzinfo=UTC)
 
@@ -131,6 +132,35 @@ def test_a_retrieval_ends_before_it_takes_the_space_of_another_node(vault: Vault
     assert excess(vault, "a0-2", other, None) == "", "it has not written more than it claimed"
     release(vault, "a0-2")
     assert excess(vault, "a0-1", first, None) == ""
+
+
+def test_bytes_in_a_subfolder_have_arrived_too(vault: Vault) -> None:
+    place = arriving(vault, "a0-1", 1000)
+    (place / "sub" / "folder").mkdir(parents=True)
+    (place / "sub" / "folder" / "more").write_bytes(bytes(500))
+    space = claim(vault, "a0-1", "backup", arriving=place)
+    assert excess(vault, "a0-1", space, 1500) == ""
+    assert "more than 1,499 bytes arrived" in excess(vault, "a0-1", space, 1499)
+
+
+@as_root
+def test_a_retrieval_whose_bytes_have_no_name_ends_before_it_takes_the_space_of_another_node(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "20m") as disk:
+        vault = Vault(disk)
+        stored(vault, "a0-1", 4_000_000)
+        stored(vault, "a0-2", 8_000_000)
+        space = claim(vault, "a0-1", "backup", arriving=arriving(vault, "a0-1", 1000))
+        claim(vault, "a0-2", "backup", arriving=arriving(vault, "a0-2", 1000))
+        with (disk / "removed").open("wb") as file:
+            (disk / "removed").unlink()
+            file.write(bytes(8_000_000))
+            file.flush()
+            assert excess(vault, "a0-1", space, None) == ""
+            file.write(bytes(6_000_000))
+            file.flush()
+            assert "kept free for other nodes" in excess(vault, "a0-1", space, None)
+        for node in ("a0-1", "a0-2"):
+            release(vault, node)
 
 
 def quarantined(vault: Vault, node: str, day: int, size: int) -> Path:
