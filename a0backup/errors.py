@@ -642,7 +642,10 @@ class VaultFullError(VaultError):
         )
 
     def hint(self) -> str:
-        return "free space on the vault's disk, or give the vault a larger one; what is on the node stays there"
+        return (
+            "free space on the vault's disk, or give the vault a larger one; what other nodes are about to write, and"
+            " their smaller backups of tonight, do not count as free; what is on the node stays there"
+        )
 
 
 class LaterVersionError(VaultError):

@@ -19,6 +19,7 @@ async def bounded(context: Context, space: Space, retrieve: Callable[[], Corouti
     what it wrote is removed. Raise what the call raises, VaultUnusableError.
     """
     node, most, directory = context.node.name, context.fleet.contents.max_size, context.session.directory
+    others = context.others()
     here = await context.on_disk(directory.contents)
     call = asyncio.ensure_future(retrieve())
     try:
@@ -26,7 +27,7 @@ async def bounded(context: Context, space: Space, retrieve: Callable[[], Corouti
         while not ended:
             ended = bool((await asyncio.wait({call}, timeout=LOOK))[0])
             # Also after its end: a quick call may have written everything between two looks.
-            if why := await context.on_disk(excess, context.vault, node, space, most):
+            if why := await context.on_disk(excess, context.vault, node, space, most, others):
                 raise ArtifactTooLargeError(node, context.kind, why)
     except BaseException:
         call.cancel()

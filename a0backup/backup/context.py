@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -17,6 +17,7 @@ from a0backup.report import progress
 from a0backup.vault.journal import Effect, Journal, JournalFile, NotOpened
 from a0backup.vault.leftovers import sweep
 from a0backup.vault.sealed_files import SealedFiles
+from a0backup.vault.space import Others
 from a0backup.vault.unverified import UnverifiedFile
 from a0backup.vault.vault import Vault
 
@@ -57,6 +58,12 @@ class Context:
     def existing(self) -> Existing:
         """What to do with a foreign backup: the operator's choice, or `preserve` after an unreadable journal."""
         return "preserve" if self._preserve else self.session.run.existing or self.fleet.existing
+
+    def others(self) -> Others:
+        """Return the other nodes of the fleet, whose space this one must leave."""
+        kinds = {node.name: self.fleet.kinds_of(node) for node in self.fleet.nodes if node.name != self.node.name}
+        since = self.session.run.began - timedelta(seconds=self.fleet.reuse_within)
+        return Others(self.vault, kinds, since=since)
 
     @property
     def may_give_up(self) -> bool:

@@ -15,14 +15,17 @@ from a0backup.backup.retrieve import Next, Retrieval
 from a0backup.backup.session import NodeSession
 from a0backup.backup.start import Start
 from a0backup.backup.steps import Done, StepName, step
-from a0backup.errors import A0BackupError, ArtifactDamagedError, Md5MismatchError, RefusedError
+from a0backup.errors import A0BackupError, ArtifactDamagedError, Md5MismatchError, RefusedError, UnsettledError
 from a0backup.report.outcomes import Outcome, outcome_of
 from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.quarantine import keep_given_up
+from a0backup.vault.space import release
 from a0backup.vault.storing import confirm
 
 log = logging.getLogger(__name__)
+
+MAX_FOREIGN = 2  # of one kind, stored in one run; a node that always shows another one would fill the vault
 
 
 class NodeBackup:
@@ -36,6 +39,7 @@ class NodeBackup:
         self._start = Start(self.context, self.deletion, self.so_far)
         self._await = Await(self.context)
         self._copies = Copies(self.context)
+        self._foreign = 0  # backups that were stored as foreign
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
@@ -76,11 +80,22 @@ class NodeBackup:
         return await self.context.ask()
 
     async def next_action(self, status: Status) -> Action:
-        """Return the next action according to reconcile. Raise VaultUnusableError."""
+        """Return the next action according to reconcile.
+
+        Raise VaultUnusableError, or UnsettledError if one more foreign backup would have to be kept
+        than a run keeps.
+        """
         self.session.enter(StepName.RECONCILE)
         action = reconcile(await self.context.on_disk(self._facts, status))
         log.info("%s: %s: %s", self.session.node.name, action.because, action.then)
         journal = self.context.journal
+        if (
+            isinstance(action, Keep)
+            and action.claim is Claim.NONE
+            and not action.stored
+            and self._foreign >= MAX_FOREIGN
+        ):
+            raise UnsettledError(self.session.node.name, self.kind, shown(status))
         if isinstance(action, Keep) and action.claim is not Claim.NONE and action.found.md5 and journal is not None:
             found = action.found.identity
             if journal.pinned != found:
@@ -198,6 +213,7 @@ class NodeBackup:
             # Even if the step fails after it: the vault has the artifact, and the outcome must say so.
             if storing.stored is not None:
                 self.so_far.read_back |= {storing.stored.id}
+                self._foreign += not storing.ours and retrieval.bytes.stored is None
                 if storing.ours and self.context.journal is not None and self._is_recent(self.context.journal):
                     self.so_far.outcome = storing.stored
 
@@ -245,6 +261,7 @@ class NodeBackup:
 
     async def abandon(self) -> None:
         """End a failed backup; if its artifact is stored, the next run starts from what the node then holds."""
+        release(self.context.vault, self.session.node.name)  # the node may be at its next kind for hours
         # Never remove the journal of a backup other than the stored one: that backup is unfinished.
         journal = self.context.journal
         if journal is None or self.so_far.outcome is None or not journal.is_of(self.so_far.outcome):

@@ -136,7 +136,8 @@ class Retrieval:
         # The leftovers are not the wanted bytes, and this artifact needs their space.
         await context.on_disk(sweep_private, vault, node, kind=self.kind, keep=directory.path)
         await context.on_disk(directory.clear_retrieved)
-        space = await context.on_disk(claim, vault, node, self.kind, arriving=directory.path)
+        others = context.others()
+        space = await context.on_disk(claim, vault, node, self.kind, arriving=directory.path, others=others)
         context.tell(StepName.RETRIEVE, watch=directory.path, size=space.last)
         whole, self.always_whole = self.always_whole, False
         printed = await bounded(context, space, lambda: a0cli.retrieve(self.kind))

@@ -17,7 +17,7 @@ from a0backup.passwords import recovery_keys
 from a0backup.passwords.sealed import random_password
 from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.manifest import Mode, SealedPassword
-from a0backup.vault.space import claim
+from a0backup.vault.space import require_space
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Start:
         context, name = self.context, self.context.node.name
         secret = await self._shared_or_new()
         await context.sweep()
-        await context.on_disk(claim, context.vault, name, self.kind, arriving=self.session.directory.path)
+        await context.on_disk(require_space, context.vault, name, self.kind, others=context.others())
         waited = await self._deletion.let_earlier_arrive()
         if waited:
             log.info("%s: waited %.0f s for a deletion that an earlier run had sent", name, waited)

@@ -1,14 +1,19 @@
 """Space on the vault's disk for the next artifacts: the size of the last one, plus a quarter.
 
-Within one process, what concurrent nodes are about to write is taken into account. A retrieval is
-stopped where it writes far more than the last artifact, or into the space of others.
+Within one process, what concurrent nodes are about to write is taken into account. Where the disk
+is short, smaller artifacts come first: one node must not take the space of all others. A retrieval
+is stopped where it writes far more than the last artifact, or into the space of others.
 """
 
 import contextlib
 import os
 import shutil
 import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from a0backup.errors import VaultFullError
@@ -77,6 +82,41 @@ def space_for(vault: Vault, node: str, kind: str) -> Space:
     return Space(needed=int((size or 0) * MARGIN), last=size, free=usage.free if known else UNKNOWN, known=known)
 
 
+class Others:
+    """The next artifacts of the other nodes of a fleet, whose space is kept free for them.
+
+    *kinds*: those of each of these nodes. *since*: who has an artifact that was started after this
+    has had its turn tonight.
+    """
+
+    def __init__(self, vault: Vault, kinds: Mapping[str, Sequence[str]], *, since: datetime) -> None:
+        self._vault, self._since = vault, since
+        self._kinds = [(node, kind) for node, all_of_it in kinds.items() for kind in all_of_it]
+
+    def tonight(self, *, below: int) -> Counter[str]:
+        """Return how many bytes each node may still need tonight for artifacts that may take less than *below*."""
+        return self._sum(most=below - 1, since=self._since)
+
+    def may_need(self, *, below: int) -> int:
+        """Return a number of bytes that `tonight` never exceeds, without a look at the disk."""
+        return below * len(self._kinds)
+
+    @cached_property
+    def next(self) -> Counter[str]:
+        """How many bytes the next artifacts of each node may take, be it tonight or in the next night."""
+        return self._sum(most=UNKNOWN, since=None)
+
+    def _sum(self, *, most: int, since: datetime | None) -> Counter[str]:
+        needed: Counter[str] = Counter()
+        for node, kind in self._kinds:
+            with contextlib.suppress(OSError):  # a folder that cannot be read is the problem of its own node
+                last = self._vault.newest(node, kind)
+                done = last and since and last.started_at and last.started_at >= since
+                if last is not None and not done and (size := int(last.artifact.size * MARGIN)) <= most:
+                    needed[node] += size
+        return needed
+
+
 def nearest(place: Path) -> Path:
     """Return *place*, or its nearest parent that exists."""
     while not place.exists() and place != place.parent:
@@ -84,44 +124,69 @@ def nearest(place: Path) -> Path:
     return place
 
 
-def claim(vault: Vault, node: str, kind: str, *, arriving: Path) -> Space:
+def claim(vault: Vault, node: str, kind: str, *, arriving: Path, others: Others | None = None) -> Space:
     """Claim and return space for the next artifact, which arrives in the directory *arriving*, until `release`.
 
-    If too little remains beside the claims of other nodes, quarantines are emptied first: that of
-    the node, then all. Raise VaultFullError if that is not enough, OSError.
+    Raise what `require_space` raises.
     """
+    return _with_quarantines_emptied(vault, node, kind, others, arriving)
+
+
+def require_space(vault: Vault, node: str, kind: str, *, others: Others | None = None) -> None:
+    """Return if there is space for the next artifact now, without a claim: it may be hours until it arrives.
+
+    If too little remains beside the claims of other nodes, and beside what *others* may still need
+    for smaller artifacts, quarantines are emptied first: that of the node, then all. Raise
+    VaultFullError if that is not enough, OSError.
+    """
+    _with_quarantines_emptied(vault, node, kind, others, None)
+
+
+def _with_quarantines_emptied(
+    vault: Vault, node: str, kind: str, others: Others | None, arriving: Path | None
+) -> Space:
     for drop in (drop_quarantine, lambda *_: drop_all_quarantines(vault)):
         with contextlib.suppress(VaultFullError):
-            return _claimed(vault, node, kind, arriving)
+            return _claimed(vault, node, kind, others, arriving)
         drop(vault, node, kind)
-    return _claimed(vault, node, kind, arriving)
+    return _claimed(vault, node, kind, others, arriving)
 
 
-def _claimed(vault: Vault, node: str, kind: str, arriving: Path) -> Space:
+def _claimed(vault: Vault, node: str, kind: str, others: Others | None, arriving: Path | None) -> Space:
+    space = space_for(vault, node, kind)
+    smaller: Counter[str] = Counter()
+    if others is not None:
+        with _lock:
+            free = space.free - sum(_claims_of_others(vault, node).values())
+        # The manifests of all nodes are read only where it matters.
+        if free < space.needed + others.may_need(below=space.needed):
+            smaller = others.tonight(below=space.needed)
     with _lock:
-        space = space_for(vault, node, kind)
-        free = space.free - _outstanding(vault, besides=node)
+        free = space.free - sum((_claims_of_others(vault, node) | smaller).values())
         if free < space.needed:
             raise VaultFullError(node, kind, space.needed, max(0, free))
-        _claims[vault.root, node] = _Claim(space.needed, arriving)
+        if arriving is not None:
+            _claims[vault.root, node] = _Claim(space.needed, arriving)
         return space
 
 
-def _outstanding(vault: Vault, *, besides: str) -> int:
-    """Return how much all other nodes are about to write."""
-    return sum(claim.outstanding() for (root, name), claim in _claims.items() if root == vault.root and name != besides)
+def _claims_of_others(vault: Vault, node: str) -> Counter[str]:
+    """Return how much each other node is about to write."""
+    claims = {name: claim for (root, name), claim in _claims.items() if root == vault.root and name != node}
+    return Counter({name: claim.outstanding() for name, claim in claims.items()})
 
 
-def excess(vault: Vault, node: str, space: Space, most: int | None) -> str:
+def excess(vault: Vault, node: str, space: Space, most: int | None, others: Others | None = None) -> str:
     """Return why the retrieval of *node*, which has claimed *space*, must end now; an empty text if it may go on.
 
-    *most*: the maximum size of an artifact in bytes, if the operator set one. Raise OSError if the
-    disk cannot be queried.
+    *most*: the maximum size of an artifact in bytes, if the operator set one. What it writes beyond
+    its claim must leave space for the next artifact of each of *others*: a backup that is too large
+    must not be what stops all later nights. Raise OSError if the disk cannot be queried.
     """
     with _lock:
         claim = _claims.get((vault.root, node))
         written = claim.written() if claim else 0
-        others = _outstanding(vault, besides=node)
+        kept = _claims_of_others(vault, node)
     if most is not None and written > most:
         return f"more than {most:,} bytes arrived, the maximum that contents.max_size allows"
     if most is None and space.last is not None and written > space.last * _GROWTH + _GROWTH_BYTES:
@@ -129,9 +194,12 @@ def excess(vault: Vault, node: str, space: Space, most: int | None) -> str:
     usage = shutil.disk_usage(nearest(vault.folder(node)))
     if usage.total and written > usage.total:
         return f"{written:,} bytes arrived, more than the vault's disk can hold: the file is mostly empty"
+    margin = 0
+    if written >= space.needed:
+        margin = usage.total // _KEPT_FREE
+        kept |= others.next if others is not None else Counter()
     # Also where little has arrived: a file that was removed and is still open has no name, and takes space.
-    margin = usage.total // _KEPT_FREE if written >= space.needed else 0
-    if usage.total and usage.free < others + margin:
+    if usage.total and usage.free < sum(kept.values()) + margin:
         return f"{written:,} bytes arrived, and the rest of the vault's disk is kept free for other nodes"
     return ""
 

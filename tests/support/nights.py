@@ -132,7 +132,7 @@ def run_of(fleet: Fleet, flow_run: str, *, existing: Existing | None = None, beg
 
 
 async def night(fleet: Fleet, **said: Any) -> Night:
-    """Run on the only node of *fleet*. Return how its first kind ended. See `whole_night`."""
+    """Run on one node of *fleet*. Return how its first kind ended. See `whole_night`."""
     [ended, *_] = await whole_night(fleet, **said)
     return ended
 
@@ -146,9 +146,13 @@ async def whole_night(
     password: str = PASSWORD,
     after: Hook = lambda name: None,
     run: Run | None = None,
+    only: str = "",
 ) -> list[Night]:
-    """Run on the only node of *fleet*. Return how each kind ended. *after* is called after each successful step."""
-    [node] = fleet.nodes
+    """Run on the only node of *fleet*, or on *only* that one. Return how each kind ended.
+
+    *after* is called after each successful step.
+    """
+    [node] = fleet.chosen([only]) if only else fleet.nodes
     failures, plainly = Failures(), Plainly(after)
     outcomes = failures.outcomes = NodeOutcomes(node, fleet, failures)
     run = run or run_of(fleet, flow_run, existing=existing, began=began)

@@ -5,17 +5,21 @@ import gzip
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from a0backup.errors import A0BackupError, ArtifactTooLargeError, VaultUnusableError
+from a0backup.errors import A0BackupError, ArtifactTooLargeError, UnsettledError, VaultUnusableError
 from a0backup.upkeep.handoff import handoff
 from a0backup.vault.lock import is_held
+from a0backup.vault.space import require_space
 from a0backup.vault.vault import Vault
 from tests.support.artifacts import END, PASSWORD, encrypted, file
 from tests.support.command import a0backup
 from tests.support.desk import Desk
+from tests.support.disks import as_root, small_disk
 from tests.support.patience import until
 from tests.support.stored import store
 
@@ -115,6 +119,57 @@ async def test_a_retrieval_that_ends_before_anyone_looks_is_bounded_too(desk: De
     assert isinstance(ended.error, ArtifactTooLargeError)
     assert desk.stored == []
     assert desk.holds is not None
+
+
+async def test_a_node_that_always_shows_another_backup_has_two_of_them_stored(desk: Desk) -> None:
+    desk.put()
+
+    def again(stage: str) -> None:
+        if stage == "delete":
+            desk.put()
+
+    ended = await desk.night(after=again)
+    assert isinstance(ended.error, UnsettledError)
+    assert len(desk.stored) == 2
+    assert desk.holds is not None, "what is not kept is not deleted"
+
+
+@as_root
+async def test_a_foreign_backup_leaves_the_room_for_the_next_backup_of_other_nodes(
+    desk: Desk, unused: Iterator[dict[str, Any]]
+) -> None:
+    other = next(unused)
+    with small_disk(desk.room / "disk", "20m") as disk:
+        desk.configure(vault=str(disk), nodes=[other])
+        assert (await desk.night(flow_run="run-1")).error is None
+        [last] = desk.vault.manifests(other["name"])
+        file = desk.vault.root / last.id / "manifest.json"
+        file.write_text(file.read_text().replace(f'"size": {last.artifact.size}', '"size": 8000000'))
+        desk.configure(vault=str(disk), nodes=[desk.node, other])
+        desk.simulated.put(desk.name, password="their own", size=15_000_000)
+        ended = await desk.night(flow_run="run-2", only=desk.name)
+        assert isinstance(ended.error, ArtifactTooLargeError)
+        assert "kept free for other nodes" in ended.outcome.reason
+        assert shutil.disk_usage(disk).free > 10_000_000
+
+
+async def test_a_node_that_makes_its_backup_for_hours_takes_no_space_meanwhile(desk: Desk) -> None:
+    seen: list[bool] = []
+    await desk.night(flow_run="run-1")
+    desk.say_the_last_was(int(shutil.disk_usage(desk.fleet.vault).free * 0.7))
+    shutil.copytree(desk.vault.folder(desk.name), desk.vault.folder("a0-other"))
+    for file in desk.vault.folder("a0-other").rglob("manifest.json"):
+        file.write_text(file.read_text().replace(f'"{desk.name}', '"a0-other'))
+    other = desk.vault.newest("a0-other")
+    assert other is not None
+
+    def look(stage: str) -> None:
+        if stage in ("start", "await"):
+            require_space(desk.vault, "a0-other", "backup")
+            seen.append(True)
+
+    assert (await desk.night(flow_run="run-2", after=look)).error is None
+    assert seen == [True, True]
 
 
 async def test_a_retrieval_that_fills_a_subfolder_is_stopped_and_leaves_no_bytes(desk: Desk) -> None:

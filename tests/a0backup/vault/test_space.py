@@ -12,7 +12,7 @@ from a0backup.files import digests
 from a0backup.vault.leftovers import verified_file
 from a0backup.vault.manifest import ManifestNode, ManifestPassword
 from a0backup.vault.quarantine import keep_given_up, make_room, quarantine
-from a0backup.vault.space import claim, excess, release, space_for
+from a0backup.vault.space import Others, claim, excess, release, require_space, space_for
 from a0backup.vault.storing import store
 from a0backup.vault.vault import Vault
 from tests.support.disks import as_root, small_disk
@@ -161,6 +161,49 @@ def test_a_retrieval_whose_bytes_have_no_name_ends_before_it_takes_the_space_of_
             assert "kept free for other nodes" in excess(vault, "a0-1", space, None)
         for node in ("a0-1", "a0-2"):
             release(vault, node)
+
+
+def others(vault: Vault, *nodes: str, since: datetime = STARTED + timedelta(days=1)) -> Others:
+    return Others(vault, {node: ["backup", "user-export"] for node in nodes}, since=since)
+
+
+def test_a_retrieval_beyond_its_claim_leaves_the_space_for_the_next_artifact_of_every_other_node(vault: Vault) -> None:
+    """Also of those that are not at work, or had their turn tonight: there is a next night."""
+    free = space_for(vault, "a0-1", "backup").free
+    stored(vault, "a0-1", 1000)
+    for node in ("a0-2", "a0-3"):
+        stored(vault, node, int(free * 0.5 / 1.25))
+    fleet = others(vault, "a0-2", "a0-3", since=STARTED)
+    space = claim(vault, "a0-1", "backup", arriving=arriving(vault, "a0-1", 1000), others=fleet)
+    assert excess(vault, "a0-1", space, None, fleet) == "", "it has written no more than it claimed"
+    arriving(vault, "a0-1", 2000)
+    assert "kept free for other nodes" in excess(vault, "a0-1", space, None, fleet)
+    assert excess(vault, "a0-1", space, None, others(vault, "a0-2")) == ""
+
+
+def test_where_the_disk_is_short_smaller_artifacts_come_first(vault: Vault) -> None:
+    free = space_for(vault, "a0-1", "backup").free
+    stored(vault, "a0-1", int(free * 0.6 / 1.25))
+    stored(vault, "a0-2", int(free * 0.25 / 1.25))
+    stored(vault, "a0-2", int(free * 0.25 / 1.25), kind="user-export")
+    with pytest.raises(VaultFullError):
+        claim(vault, "a0-1", "backup", arriving=vault.work("a0-1"), others=others(vault, "a0-2"))
+    with pytest.raises(VaultFullError):
+        require_space(vault, "a0-1", "backup", others=others(vault, "a0-2"))
+    claim(vault, "a0-2", "backup", arriving=vault.work("a0-2"), others=others(vault, "a0-1"))
+    release(vault, "a0-2")
+    had_its_turn = others(vault, "a0-2", since=STARTED)
+    claim(vault, "a0-1", "backup", arriving=vault.work("a0-1"), others=had_its_turn)
+
+
+def test_a_look_at_the_space_claims_none(vault: Vault) -> None:
+    most = int(space_for(vault, "a0-1", "backup").free * 0.9 / 1.25)
+    for node in ("a0-1", "a0-2"):
+        stored(vault, node, most)
+        require_space(vault, node, "backup")
+    claim(vault, "a0-2", "backup", arriving=vault.work("a0-2"))
+    with pytest.raises(VaultFullError):
+        require_space(vault, "a0-1", "backup")
 
 
 def quarantined(vault: Vault, node: str, day: int, size: int) -> Path:
