@@ -41,7 +41,7 @@ from a0backup.vault.journal import Effect, NotOpened
 from a0backup.vault.leftovers import salvage, sweep_private, verified_file
 from a0backup.vault.manifest import Manifest, Verified
 from a0backup.vault.quarantine import make_room, quarantine
-from a0backup.vault.space import claim, release, space_for
+from a0backup.vault.space import claim, leaves_room, release
 from a0backup.vault.storing import confirm
 
 log = logging.getLogger(__name__)
@@ -318,9 +318,9 @@ class Retrieval:
         if path is None:
             return None
         why = ""
-        if not (await context.on_disk(space_for, context.vault, node, self.kind)).enough:
-            why = "the vault's disk is nearly full"
-        elif not await context.on_disk(lambda: make_room(context.vault, path.stat().st_size)):
+        if not await context.on_disk(leaves_room, context.vault, node, self.kind, context.others()):
+            why = "the vault's disk is nearly full, and the next backups need what is free"
+        elif not await context.on_disk(lambda: make_room(context.vault, node, self.kind, path.stat().st_size)):
             why = "the quarantines would take more than a tenth of the vault's disk"
         if why:
             context.note(f"the bytes that failed verification were not kept in quarantine: {why}")

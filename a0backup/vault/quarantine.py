@@ -1,6 +1,7 @@
 """The quarantine: retrievals that failed verification, only the newest of each kind, with the reason.
 
-The quarantines of all nodes are bounded together, and give way to artifacts.
+The quarantines of all nodes are bounded together, and give way to artifacts; those of backups that
+were given up are bounded for each node.
 """
 
 import contextlib
@@ -91,18 +92,23 @@ def drop_all_quarantines(vault: Vault) -> None:
             remove_tree(path, below=vault.root)
 
 
-def make_room(vault: Vault, size: int) -> bool:
-    """Return whether *size* more bytes fit into the quarantines, which together may take a tenth of the disk.
+def make_room(vault: Vault, node: str, kind: str, size: int) -> bool:
+    """Return whether *size* more bytes of *node* fit into the quarantines, which may take a tenth of the disk.
 
-    The oldest retrievals are removed for it, of whichever node; those that were given up stay.
+    What the new one replaces does not count. The oldest retrievals are removed for it: first those
+    of the node, then those of others. Those that were given up stay; they count against their own
+    node only, or one node could keep all others from a quarantine for ever.
     """
     most = shutil.disk_usage(vault.root).total // _SHARE or sys.maxsize  # some file systems report zeros
-    sizes = {path: _size(path) for path in _all_quarantined(vault)}
-    kept = {path: taken for path, taken in sizes.items() if path.name.endswith(_GIVEN_UP)}
-    if sum(kept.values()) + size > most:
+    own, replaced = _quarantine(vault, node), quarantined(vault, node, kind)
+    sizes = {path: _size(path) for path in _all_quarantined(vault) if path not in replaced}
+    given_up = [path for path in sizes if path.name.endswith(_GIVEN_UP)]
+    kept = sum(sizes[path] for path in given_up if path.parent == own)
+    if kept + size > most:
         return False
-    total = sum(sizes.values())
-    for path in sorted(sizes.keys() - kept.keys(), key=lambda path: path.name):
+    removable = sorted(sizes.keys() - given_up, key=lambda path: (path.parent != own, path.name))
+    total = kept + sum(sizes[path] for path in removable)
+    for path in removable:
         if total + size <= most:
             break
         remove_tree(path, below=vault.root)

@@ -124,6 +124,12 @@ def nearest(place: Path) -> Path:
     return place
 
 
+def leaves_room(vault: Vault, node: str, kind: str, others: Others) -> bool:
+    """Return whether what is free suffices for the next artifact of *node* and of each of *others*. Raise OSError."""
+    space = space_for(vault, node, kind)
+    return space.free >= space.needed + sum(others.next.values())
+
+
 def claim(vault: Vault, node: str, kind: str, *, arriving: Path, others: Others | None = None) -> Space:
     """Claim and return space for the next artifact, which arrives in the directory *arriving*, until `release`.
 

@@ -12,7 +12,7 @@ from a0backup.files import digests
 from a0backup.vault.leftovers import verified_file
 from a0backup.vault.manifest import ManifestNode, ManifestPassword
 from a0backup.vault.quarantine import keep_given_up, make_room, quarantine
-from a0backup.vault.space import Others, claim, excess, release, require_space, space_for
+from a0backup.vault.space import Others, claim, excess, leaves_room, release, require_space, space_for
 from a0backup.vault.storing import store
 from a0backup.vault.vault import Vault
 from tests.support.disks import as_root, small_disk
@@ -226,11 +226,41 @@ def test_quarantines_of_all_nodes_give_way_to_an_artifact(vault: Vault) -> None:
 def test_all_quarantines_together_are_bounded_and_the_oldest_goes_first(vault: Vault) -> None:
     disk = shutil.disk_usage(vault.root.parent).total
     oldest, newest = (quarantined(vault, node, day, int(disk * 0.04)) for node, day in (("a0-2", 1), ("a0-1", 2)))
-    assert make_room(vault, int(disk * 0.01))
+    assert make_room(vault, "a0-3", "backup", int(disk * 0.01))
     assert oldest.exists()
-    assert make_room(vault, int(disk * 0.05))
+    assert make_room(vault, "a0-3", "backup", int(disk * 0.05))
     assert newest.exists()
     assert not oldest.exists()
-    assert not make_room(vault, int(disk * 0.11))
-    keep_given_up(newest)
-    assert not make_room(vault, int(disk * 0.07)), "what was given up is never removed"
+    assert not make_room(vault, "a0-3", "backup", int(disk * 0.11))
+
+
+def test_what_was_given_up_is_never_removed_and_counts_against_its_own_node_only(vault: Vault) -> None:
+    disk = shutil.disk_usage(vault.root.parent).total
+    given_up = keep_given_up(quarantined(vault, "a0-1", 1, int(disk * 0.06)))
+    assert not make_room(vault, "a0-1", "backup", int(disk * 0.05))
+    assert make_room(vault, "a0-2", "backup", int(disk * 0.09))
+    assert given_up.exists()
+
+
+def test_a_quarantine_that_is_replaced_needs_no_room_of_others(vault: Vault) -> None:
+    disk = shutil.disk_usage(vault.root.parent).total
+    theirs, former = (quarantined(vault, node, day, int(disk * 0.045)) for node, day in (("a0-2", 1), ("a0-1", 2)))
+    assert make_room(vault, "a0-1", "backup", int(disk * 0.045))
+    assert theirs.exists()
+    assert former.exists(), "it is removed when the new one is there"
+
+
+def test_the_other_quarantines_of_a_node_go_before_those_of_others(vault: Vault) -> None:
+    disk = shutil.disk_usage(vault.root.parent).total
+    theirs, own = (quarantined(vault, node, day, int(disk * 0.045)) for node, day in (("a0-2", 1), ("a0-1", 2)))
+    assert make_room(vault, "a0-1", "user-export", int(disk * 0.045))
+    assert theirs.exists()
+    assert not own.exists()
+
+
+def test_a_quarantine_leaves_room_for_the_next_artifact_of_every_node(vault: Vault) -> None:
+    free = space_for(vault, "a0-1", "backup").free
+    for node in ("a0-1", "a0-2"):
+        stored(vault, node, int(free * 0.6 / 1.25))
+    assert leaves_room(vault, "a0-1", "backup", others(vault))
+    assert not leaves_room(vault, "a0-1", "backup", others(vault, "a0-2"))
