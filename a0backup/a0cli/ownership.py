@@ -7,14 +7,16 @@ and another name of the file would let it be changed at any time.
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from a0backup.files import CHUNK, open_private, open_regular, raise_if_stopped
-from a0backup.processes import opened, others, stat_fields
+from a0backup.processes import others, stat_fields
 
 # Set for each a0cli, and inherited by all that it starts.
 MARK = "A0BACKUP_DIRECTORY"
@@ -22,15 +24,15 @@ MARK = "A0BACKUP_DIRECTORY"
 _ENDS = 5.0  # seconds for killed processes to end
 
 
-def take_over(path: Path) -> None:
+def take_over(path: Path, *, spare: int = sys.maxsize) -> None:
     """End every process that a0cli left in the directory of *path*, and make sure that no other can write the file.
 
     Where another name or an open writer is left, or that cannot be known, the file is replaced by a
-    copy of its bytes. Raise OSError.
+    copy of its bytes, which may take *spare* bytes of the disk. Raise OSError.
     """
     end_descendants(path.parent)
     if not _is_ours_alone(path):
-        _replace_by_copy(path)
+        _replace_by_copy(path, spare)
 
 
 def end_descendants(directory: Path) -> list[int]:
@@ -61,11 +63,10 @@ def _descendants(directory: Path) -> Iterator[int]:
 
 
 def _is_ours_alone(path: Path) -> bool:
-    """Return whether the file has this one name and no process has it open for writing."""
+    """Return whether the file has this one name and the kernel says that no process has it open for writing."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        status = os.fstat(descriptor)
-        if status.st_nlink != 1 or not hasattr(fcntl, "F_SETLEASE"):
+        if os.fstat(descriptor).st_nlink != 1 or not hasattr(fcntl, "F_SETLEASE"):
             return False
         # Whoever opens the file meanwhile breaks the lease, and the default signal for that would end this process.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
@@ -75,8 +76,9 @@ def _is_ours_alone(path: Path) -> bool:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            # There is a writer, or this file system grants no leases (NFS).
-            return not _has_writer(status)
+            # There is a writer, or this file system grants no leases (NFS). /proc would not tell which: a process can
+            # keep others of its user from seeing what it has open.
+            return False
         raise
     else:
         return whole
@@ -84,26 +86,7 @@ def _is_ours_alone(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _has_writer(file: os.stat_result) -> bool:
-    """Return whether a process has the file open or mapped for writing; True where Linux's /proc cannot tell."""
-    processes = list(others())
-    for process in processes:
-        with contextlib.suppress(OSError, ValueError):  # it has ended, or belongs to another user
-            if any(map(_writes, opened(process, file))):
-                return True
-            mapped = (line.split() for line in (process / "maps").read_text().splitlines())
-            if any(words[1][1] + words[1][3] == "ws" and int(words[4]) == file.st_ino for words in mapped):
-                return True
-    return not processes
-
-
-def _writes(info: str) -> bool:
-    """Return whether an open file may be written: the octal `flags` of proc(5)."""
-    flags = next(line.split()[1] for line in info.splitlines() if line.startswith("flags:"))
-    return int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
-
-
-def _replace_by_copy(path: Path) -> None:
+def _replace_by_copy(path: Path, spare: int) -> None:
     copy = path.with_name(f".{path.name}.partial")
     copy.unlink(missing_ok=True)
     try:
@@ -111,12 +94,30 @@ def _replace_by_copy(path: Path) -> None:
             open(path, "rb", buffering=0, opener=open_regular) as source,
             open(copy, "xb", buffering=0, opener=open_private) as target,
         ):
-            while chunk := source.read(CHUNK):
-                view = memoryview(chunk)
-                while view:
-                    view = view[target.write(view) :]
-                raise_if_stopped()
+            _copy(source, target, spare)
         copy.replace(path)
     except BaseException:
         copy.unlink(missing_ok=True)
         raise
+
+
+def _copy(source: io.FileIO, target: io.FileIO, spare: int) -> None:
+    """Copy what is in *source* now, not what comes meanwhile; it may take *spare* bytes of the disk. Raise OSError."""
+    status = os.fstat(source.fileno())
+    left, taken = status.st_size, 0
+    full = OSError(errno.ENOSPC, f"no room for a copy of what others can still write ({spare:,} bytes are free for it)")
+    if min(status.st_size, status.st_blocks * 512) > spare:
+        raise full
+    while left and (chunk := source.read(min(CHUNK, left))):
+        raise_if_stopped()
+        left -= len(chunk)
+        if chunk.count(0) == len(chunk):
+            target.seek(len(chunk), os.SEEK_CUR)  # a hole stays one, or a file of holes would fill the disk
+            continue
+        taken += len(chunk)
+        if taken > spare:
+            raise full
+        view = memoryview(chunk)
+        while view:
+            view = view[target.write(view) :]
+    target.truncate(status.st_size - left)

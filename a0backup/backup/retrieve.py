@@ -41,7 +41,7 @@ from a0backup.vault.journal import Effect, NotOpened
 from a0backup.vault.leftovers import salvage, sweep_private, verified_file
 from a0backup.vault.manifest import Manifest, Verified
 from a0backup.vault.quarantine import make_room, quarantine
-from a0backup.vault.space import claim, leaves_room, release
+from a0backup.vault.space import claim, leaves_room, release, spare
 from a0backup.vault.storing import confirm
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,8 @@ class Retrieval:
         except RetrieveFailedError as error:
             reason = f"{error.reason}; a0cli said {await in_thread(quoted, printed)!r}"
             raise RetrieveFailedError(node, self.kind, self.attempts, reason) from error
-        await context.on_disk(take_over, self.bytes.arrived)
+        may_take = await context.on_disk(spare, vault, node)
+        await context.on_disk(take_over, self.bytes.arrived, spare=may_take)
         self.always_whole = whole and not self.bytes.reply
         return Done(f"retrieved {human_size(self.bytes.arrived.stat().st_size)}")
 

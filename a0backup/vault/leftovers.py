@@ -11,6 +11,7 @@ from a0backup.files import Digests, digests, remove_file, remove_tree
 from a0backup.vault.journal import Journal, JournalFile
 from a0backup.vault.manifest import MANIFEST
 from a0backup.vault.quarantine import outdated_quarantine
+from a0backup.vault.space import spare
 from a0backup.vault.vault import Vault
 
 _PRIVATE = re.compile(r".+-[0-9a-f]{8}\Z")
@@ -35,7 +36,7 @@ def salvage(vault: Vault, node: str, kind: str, md5: str) -> Digests | None:
             continue
         try:
             if candidate != place:
-                take_over(candidate)
+                take_over(candidate, spare=spare(vault, node))
             found = digests(candidate, past_cache=True)
         except OSError:
             continue  # unreadable bytes do not count

@@ -210,6 +210,14 @@ def excess(vault: Vault, node: str, space: Space, most: int | None, others: Othe
     return ""
 
 
+def spare(vault: Vault, node: str) -> int:
+    """Return how many bytes *node* may take for a moment besides its claim. Raise OSError."""
+    usage = shutil.disk_usage(nearest(vault.folder(node)))
+    with _lock:
+        others = sum(_claims_of_others(vault, node).values())
+    return max(0, usage.free - others - usage.total // _KEPT_FREE) if usage.total else UNKNOWN
+
+
 def release(vault: Vault, node: str) -> None:
     """Release the claim of *node*: its bytes have arrived, or will not."""
     with _lock:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from a0backup.a0cli.ownership import MARK, end_descendants, take_over
+from tests.support.disks import as_root
 from tests.support.paths import REPOSITORY
 from tests.support.patience import patience, until
 
@@ -88,6 +89,59 @@ def test_a_file_with_a_second_name_is_replaced_by_a_copy(arrived: Path) -> None:
     arrived.with_name("second").write_bytes(b"changed")
     assert arrived.read_bytes() == b"as retrieved"
     assert arrived.stat().st_mode & 0o777 == 0o600
+
+
+def take_over_unseeing(file: Path) -> None:
+    """Take *file* over in a process that sees the other processes no more than those that hide from it."""
+    body = "from a0backup.a0cli.ownership import take_over"
+    take = f"{body}\nimport sys\nfrom pathlib import Path\ntake_over(Path(sys.argv[1]))"
+    beside = 'sleep 60 >/dev/null 2>&1 & "$@"; ended=$?; kill $!; exit $ended'
+    unseeing = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", beside, "sh"]
+    subprocess.run([*unseeing, sys.executable, "-c", take, file], cwd=REPOSITORY, timeout=patience(60), check=True)
+
+
+@as_root
+def test_a_file_that_a_process_which_cannot_be_seen_can_still_write_is_replaced_by_a_copy(arrived: Path) -> None:
+    with writing(arrived, "elsewhere") as writer:
+        take_over_unseeing(arrived)
+        print(file=writer.stdin, flush=True)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "written\n"
+    assert arrived.read_bytes() == b"as retrieved"
+
+
+def test_the_holes_of_a_file_are_not_filled_by_its_copy(arrived: Path) -> None:
+    with arrived.open("r+b") as file:
+        file.truncate(64 << 20)
+        file.seek(10 << 20)
+        file.write(b"data")
+    before = arrived.read_bytes()
+    os.link(arrived, arrived.with_name("second"))
+    take_over(arrived, spare=4 << 20)
+    assert arrived.stat().st_blocks * 512 <= 4 << 20
+    assert arrived.read_bytes() == before
+
+
+def test_a_copy_that_would_take_more_than_may_be_taken_is_not_made(arrived: Path) -> None:
+    arrived.write_bytes(b"x" * 2_000_000)
+    os.link(arrived, arrived.with_name("second"))
+    with pytest.raises(OSError, match="no room for a copy"):
+        take_over(arrived, spare=1_999_999)
+    assert {path.name for path in arrived.parent.iterdir()} == {arrived.name, "second"}
+    take_over(arrived, spare=2_100_000)
+    assert arrived.stat().st_nlink == 1
+
+
+def test_the_copy_of_a_file_that_grows_without_end_ends(arrived: Path) -> None:
+    grower = "import sys\nfile = open(sys.argv[1], 'ab', buffering=0)\nwhile True:\n    file.write(b'x' * 999)"
+    with subprocess.Popen([sys.executable, "-c", grower, arrived], env={}) as writer:
+        try:
+            until(lambda: arrived.stat().st_size > 100_000)
+            inode = arrived.stat().st_ino
+            take_over(arrived, spare=1 << 30)
+            assert arrived.stat().st_ino != inode
+        finally:
+            writer.kill()
 
 
 def test_a_link_is_not_followed(arrived: Path) -> None:

@@ -12,7 +12,7 @@ from a0backup.files import digests
 from a0backup.vault.leftovers import verified_file
 from a0backup.vault.manifest import ManifestNode, ManifestPassword
 from a0backup.vault.quarantine import keep_given_up, make_room, quarantine
-from a0backup.vault.space import Others, claim, excess, leaves_room, release, require_space, space_for
+from a0backup.vault.space import Others, claim, excess, leaves_room, release, require_space, space_for, spare
 from a0backup.vault.storing import store
 from a0backup.vault.vault import Vault
 from tests.support.disks import as_root, small_disk
@@ -194,6 +194,14 @@ def test_where_the_disk_is_short_smaller_artifacts_come_first(vault: Vault) -> N
     release(vault, "a0-2")
     had_its_turn = others(vault, "a0-2", since=STARTED)
     claim(vault, "a0-1", "backup", arriving=vault.work("a0-1"), others=had_its_turn)
+
+
+def test_what_may_be_taken_for_a_moment_is_what_the_claims_of_others_leave(vault: Vault) -> None:
+    free = space_for(vault, "a0-1", "backup").free
+    assert spare(vault, "a0-1") > free * 0.5
+    stored(vault, "a0-2", int(free * 0.9 / 1.25))
+    claim(vault, "a0-2", "backup", arriving=vault.work("a0-2"))
+    assert spare(vault, "a0-1") < free * 0.2
 
 
 def test_a_look_at_the_space_claims_none(vault: Vault) -> None:
