@@ -32,6 +32,7 @@ A0BackupError
     ├── ForeignBackupError    a backup that is not ours is in the way
     ├── NodeBusyError         the node is still making a backup of another kind
     ├── UnsettledError        the node's backup changes faster than it can be kept
+    ├── NodeDeadlineError     the node held the run for too long
     ├── Md5MissingError       the status names no usable md5
     ├── RetrieveFailedError   no file came
     ├── ArtifactTooLargeError more came than an artifact may take
@@ -457,6 +458,23 @@ class UnsettledError(NodeError):
 
     def hint(self) -> str:
         return "check who else runs a0cli on this node; the next run resumes from here"
+
+
+class NodeDeadlineError(NodeError):
+    """The run has been at this kind of the node for longer than its deadlines and attempts together allow."""
+
+    def __init__(self, node: str, kind: str, seconds: float, last: str) -> None:
+        super().__init__(node, kind, seconds, last)
+        self.kind, self.seconds, self.last = kind, seconds, last
+
+    def text(self) -> str:
+        return f"the {self.kind} was not stored within {self.seconds:.0f} s; the last status was: {self.last}"
+
+    def hint(self) -> str:
+        return (
+            "check the node: it shows another backup again and again, or its retrievals fail shortly before"
+            " a0cli.retrieve_timeout; the next run resumes from here"
+        )
 
 
 class Md5MissingError(NodeError):

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import time
 
 from a0backup.a0cli.status import Absent, Found, InProgress, Status, shown
+from a0backup.backup import reconcile as actions
 from a0backup.backup.await_ import Await
 from a0backup.backup.context import Context
 from a0backup.backup.copies import Copies
@@ -15,7 +17,14 @@ from a0backup.backup.retrieve import Next, Retrieval
 from a0backup.backup.session import NodeSession
 from a0backup.backup.start import Start
 from a0backup.backup.steps import Done, StepName, step
-from a0backup.errors import A0BackupError, ArtifactDamagedError, Md5MismatchError, RefusedError, UnsettledError
+from a0backup.errors import (
+    A0BackupError,
+    ArtifactDamagedError,
+    Md5MismatchError,
+    NodeDeadlineError,
+    RefusedError,
+    UnsettledError,
+)
 from a0backup.report.outcomes import Outcome, outcome_of
 from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.manifest import Manifest
@@ -39,6 +48,7 @@ class NodeBackup:
         self._start = Start(self.context, self.deletion, self.so_far)
         self._await = Await(self.context)
         self._copies = Copies(self.context)
+        self._began = time.monotonic()
         self._foreign = 0  # backups that were stored as foreign
 
     # -- deciding ----------------------------------------------------------------------------------------------
@@ -82,26 +92,32 @@ class NodeBackup:
     async def next_action(self, status: Status) -> Action:
         """Return the next action according to reconcile.
 
-        Raise VaultUnusableError, or UnsettledError if one more foreign backup would have to be kept
-        than a run keeps.
+        Raise VaultUnusableError, and UnsettledError or NodeDeadlineError if the node would hold this
+        run for ever.
         """
         self.session.enter(StepName.RECONCILE)
         action = reconcile(await self.context.on_disk(self._facts, status))
         log.info("%s: %s: %s", self.session.node.name, action.because, action.then)
         journal = self.context.journal
-        if (
-            isinstance(action, Keep)
-            and action.claim is Claim.NONE
-            and not action.stored
-            and self._foreign >= MAX_FOREIGN
-        ):
-            raise UnsettledError(self.session.node.name, self.kind, shown(status))
+        self._require_end(action, status)
         if isinstance(action, Keep) and action.claim is not Claim.NONE and action.found.md5 and journal is not None:
             found = action.found.identity
             if journal.pinned != found:
                 # Pin it: a later backup in its place is then known to be another one.
                 await self.context.note_journal(shown(action.found), effect=Effect.UNKNOWN, pinned=found)
         return action
+
+    def _require_end(self, action: Action, status: Status) -> None:
+        """Raise UnsettledError or NodeDeadlineError if *action* would be one too many of those that take long."""
+        fleet, node = self.session.fleet, self.session.node.name
+        keeps = action if isinstance(action, Keep) and action.stored is None else None
+        if keeps is not None and keeps.claim is Claim.NONE and self._foreign >= MAX_FOREIGN:
+            raise UnsettledError(node, self.kind, shown(status))
+        # Enough for a backup of an earlier run and one of this run. What is stored is finished, however late.
+        limit = 2 * fleet.polling.deadline + fleet.a0cli.retrieve_timeout * fleet.retrieve_attempts
+        long = keeps is not None or isinstance(action, actions.Start | actions.Await)
+        if long and time.monotonic() - self._began > limit:
+            raise NodeDeadlineError(node, self.kind, limit, shown(status))
 
     def _facts(self, status: Status) -> Facts:
         context, vault, node = self.context, self.context.vault, self.session.node

@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 
-from a0backup.errors import A0BackupError, ArtifactTooLargeError, UnsettledError, VaultUnusableError
+from a0backup.errors import (
+    A0BackupError,
+    ArtifactTooLargeError,
+    NodeDeadlineError,
+    UnsettledError,
+    VaultUnusableError,
+)
 from a0backup.upkeep.handoff import handoff
 from a0backup.vault.lock import is_held
 from a0backup.vault.space import require_space
@@ -132,6 +138,42 @@ async def test_a_node_that_always_shows_another_backup_has_two_of_them_stored(de
     assert isinstance(ended.error, UnsettledError)
     assert len(desk.stored) == 2
     assert desk.holds is not None, "what is not kept is not deleted"
+
+
+async def test_a_node_whose_backup_changes_at_the_end_of_each_retrieval_does_not_hold_the_run(desk: Desk) -> None:
+    desk.configure(
+        polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": "1s"},
+        a0cli={"path": desk.fleet.a0cli.path, "key_dir": str(desk.simulated.key_dir), "retrieve_timeout": "2s"},
+        retrieve_attempts=2,
+    )
+    desk.put()
+
+    def another(stage: str) -> None:
+        if stage in ("ping", "retrieve"):
+            desk.forget()
+            desk.tell("backup-status", "bad_md5", value=f"{time.time_ns():032x}")
+            desk.tell("backup-retrieve", "latency", seconds=1)
+
+    ended = await desk.night(after=another)
+    assert isinstance(ended.error, NodeDeadlineError)
+    assert ended.outcome.reason.startswith("the backup was not stored within 6 s; the last status was: ")
+    assert desk.counted("backup-retrieve") < 12
+    assert desk.counted("backup-delete") == 0
+
+
+async def test_what_is_stored_is_finished_after_the_limit_of_time(desk: Desk) -> None:
+    desk.configure(
+        polling={"interval": "0.05s", "max_interval": "0.05s", "deadline": "1s"},
+        a0cli={"path": desk.fleet.a0cli.path, "key_dir": str(desk.simulated.key_dir), "retrieve_timeout": "2s"},
+        retrieve_attempts=1,
+    )
+
+    def slow(stage: str) -> None:
+        if stage == "store":
+            time.sleep(4.5)
+
+    assert (await desk.night(after=slow)).error is None
+    desk.is_settled()
 
 
 @as_root
