@@ -22,3 +22,31 @@ def opened(process: Path, file: os.stat_result) -> Iterator[str]:
         with contextlib.suppress(OSError):  # it was closed
             if os.path.samestat(descriptor.stat(), file):
                 yield (process / "fdinfo" / descriptor.name).read_text()
+
+
+def hidden_from_us() -> list[int]:
+    """Return the pids of this user's other processes that do not let it see what they have open.
+
+    With `hidepid`, /proc may not list such a process at all.
+    """
+    return [int(process.name) for process in others() if _is_ours(process) and _is_hidden(process)]
+
+
+def _is_ours(process: Path) -> bool:
+    try:
+        status = (process / "status").read_text(errors="replace")
+    except OSError:
+        return False  # it has ended
+    # The owner of its folder is no help: that of a process which is not dumpable belongs to root.
+    users = next((line.split()[1:] for line in status.splitlines() if line.startswith("Uid:")), [])
+    return str(os.geteuid()) in users
+
+
+def _is_hidden(process: Path) -> bool:
+    try:
+        os.close(os.open(process / "fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,8 +1,9 @@
 """One run at a time on a node: `flock` on a file in the vault.
 
 The kernel or the file server frees the lock when the last process that holds the file open has
-ended, so no lock needs a clock or a person. Every a0cli of the run inherits it. An a0cli that
-outlives its killed run keeps the node locked until it has ended, and the waiting run ends it.
+ended, so no lock needs a clock or a person. Every a0cli of the run inherits it, where possible
+without the right to write the file. An a0cli that outlives its killed run keeps the node locked
+until it has ended, and the waiting run ends it.
 """
 
 import asyncio
@@ -23,9 +24,16 @@ from pathlib import Path
 
 from a0backup.a0cli.text import quote
 from a0backup.errors import LockDeadlineError, VaultUnusableError
-from a0backup.files import UnsuitableFileError, make_private, make_private_directory, open_regular, read_whole
-from a0backup.processes import opened, others, stat_fields
+from a0backup.files import (
+    UnsuitableFileError,
+    make_private,
+    make_private_directory,
+    open_regular,
+    read_whole,
+)
+from a0backup.processes import hidden_from_us, opened, others, stat_fields
 
+_NAMED = 8  # processes in a message
 FIRST_LOOK, LONGEST_LOOK = 0.05, 1.0  # seconds between two attempts
 
 
@@ -134,7 +142,7 @@ async def node_lock(
             fd = await _acquire(path, node, deadline, patience, waiting)
             held.callback(os.close, fd)
             make_private(fd, 0o600)
-            _write(fd, json.dumps(asdict(Holder.myself(run))).encode())
+            _write(path, fd, json.dumps(asdict(Holder.myself(run))).encode())
         except OSError as error:
             raise VaultUnusableError(node, f"the lock {path} cannot be taken: {error.strerror}") from error
         # Keep the name when the lock is released, so that an orphaned a0cli can be traced to its run.
@@ -158,8 +166,12 @@ async def _acquire(path: Path, node: str, deadline: float, patience: float, wait
         if ends_orphans is not None and waited >= ends_orphans:
             end_orphans(path)
         name = str(holder) if holder else "a run that has not written its name yet"
-        if gone and (not told or waited >= deadline):
-            name = f"{left_over(path) or 'a process'}; {name} is gone"
+        if not told or waited >= deadline:
+            found = left_over(path)
+            # Also if that run lives: whoever can write the file can name any run in it.
+            name = (
+                f"{found or 'a process'}; {name} is gone" if gone else "; by /proc, ".join(filter(None, [name, found]))
+            )
         if not told:
             waiting(name)
             told = True
@@ -172,7 +184,17 @@ async def _acquire(path: Path, node: str, deadline: float, patience: float, wait
 
 def _try(path: Path) -> int | None:
     """Return a descriptor that holds the lock, or None if somebody else holds it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        # Read-only: who inherits the lock must not be able to name another holder through it.
+        return _try_with(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        return _try_with(path, os.O_RDWR)  # NFS locks only what may be written (flock(2))
+
+
+def _try_with(path: Path, access: int) -> int | None:
+    fd = os.open(path, access | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
@@ -247,9 +269,15 @@ def _works_below(pid: int, folder: Path) -> bool:
 
 
 def left_over(lock_file: Path) -> str:
-    """Return which other processes hold *lock_file*, as text for a message: "pid 12 (node), pid 13 (sh)"."""
-    found = [pid for pid, locked_by in _lock_holders(lock_file) if locked_by]
-    return ", ".join(f"pid {pid} ({_name(pid)})" for pid in found)
+    """Return which other processes hold *lock_file*, for a message: "pid 12 (node), pid 13 (sh)"; empty if none.
+
+    Processes of this user that do not let it see what they have open are named as such.
+    """
+    holding = [f"pid {pid} ({_name(pid)})" for pid, locked_by in _lock_holders(lock_file) if locked_by]
+    hidden = [f"pid {pid} ({_name(pid)})" for pid in hidden_from_us()]
+    more = f" and {len(hidden) - _NAMED} more" if len(hidden) > _NAMED else ""
+    unsure = f"unknown of {', '.join(hidden[:_NAMED])}{more}, which may not be looked at" if hidden else ""
+    return "; ".join(filter(None, [", ".join(holding), unsure]))
 
 
 def _name(pid: int) -> str:
@@ -260,6 +288,23 @@ def _name(pid: int) -> str:
         return "ended"
 
 
-def _write(fd: int, content: bytes) -> None:
+def _write(path: Path, lock: int, content: bytes) -> None:
+    """Write *content* into the file *path* of which *lock* is a descriptor. Raise OSError."""
+    if fcntl.fcntl(lock, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+        # NFS: another descriptor is not needed, and its end might release the lock.
+        _overwrite(lock, content)
+        return
+    try:
+        fd = open_regular(str(path), os.O_WRONLY)
+    except FileNotFoundError:
+        return  # somebody has removed it since: the lock is no longer found under this name
+    try:
+        if os.path.samestat(os.fstat(fd), os.fstat(lock)):
+            _overwrite(fd, content)
+    finally:
+        os.close(fd)
+
+
+def _overwrite(fd: int, content: bytes) -> None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, content, 0)

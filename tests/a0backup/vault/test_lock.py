@@ -6,10 +6,12 @@ import asyncio
 import fcntl
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -338,6 +340,68 @@ async def test_the_a0cli_of_a_living_run_is_never_ended(folder: Path, work: Path
         # Not even if the run took the lock after the lock file was read and before the processes were listed.
         assert end_orphans(folder / "lock") == []
         assert alive(first.child)
+
+
+async def test_what_inherits_the_lock_cannot_name_another_holder_through_it(folder: Path) -> None:
+    async with node_lock(folder, node="a0-1", run="run-1", deadline=0) as lock:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.pwrite(lock, b"{}", 0)
+        holder = read_holder(folder / "lock")
+        assert holder is not None
+        assert holder.run == "run-1"
+
+
+async def test_the_processes_that_hold_the_lock_are_named_whatever_run_the_lock_file_names(
+    folder: Path, work: Path
+) -> None:
+    myself = asdict(Holder.myself("run-7"))
+    with orphan(folder, work, **myself) as child:
+        heard: list[str] = []
+        with pytest.raises(LockDeadlineError, match=rf"held by run run-7 .*; by /proc, pid {child} \(sleep\)"):
+            await taken(folder, deadline=0.3, heard=heard)
+        assert f"pid {child} (sleep)" in heard[0]
+        assert alive(child)
+
+
+# As a user that is not root: one process holds the lock and shows nothing of it, another one names what holds it.
+HIDDEN = """
+import ctypes, fcntl, os, signal, sys
+from pathlib import Path
+from a0backup.vault.lock import left_over
+lock = Path(sys.argv[1])
+ready, told = os.pipe()
+def as_nobody():
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+hiding = os.fork()
+if hiding == 0:
+    as_nobody()
+    held = os.open(lock, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+    os.write(told, b"x")
+    signal.pause()
+os.read(ready, 1)
+if os.fork() == 0:
+    as_nobody()
+    print(hiding, left_over(lock), flush=True)
+    os._exit(0)
+os.wait()
+os.kill(hiding, signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_process_that_does_not_show_what_it_holds_is_named_as_one_that_may_hold_the_lock() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        Path(place).chmod(0o755)
+        (Path(place) / "lock").touch(0o644)
+        done = subprocess.run(
+            [sys.executable, "-c", HIDDEN, f"{place}/lock"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+    pid, _, text = done.stdout.partition(" ")
+    assert re.search(rf"unknown of .*pid {pid} \(python.*which may not be looked at", text)
 
 
 @contextmanager
