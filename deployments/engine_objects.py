@@ -174,11 +174,10 @@ class SecretBlock(EngineObject):
 
 @dataclass
 class Deployment(EngineObject):
-    """A deployment of prefect.yaml for the fleet file in *folder*; taken over from another folder if it *may_move*."""
+    """A deployment of prefect.yaml for the file *fleet*; taken over from a fleet in another folder if it *may_move*."""
 
     entry: Entry
-    folder: Path
-    fleet_name: str
+    fleet: Path
     may_move: bool = False
     kind = "deployment"
     name: str = ""
@@ -195,14 +194,14 @@ class Deployment(EngineObject):
             "entrypoint": entry.entrypoint,
             "description": entry.description,
             "tags": sorted(entry.tags),
-            "parameters": {**entry.parameters, "fleet": self.fleet_name},
+            "parameters": {**entry.parameters, "fleet": str(self.fleet)},
             "form": {k: v for k, v in parameter_schema(self.flow).model_dump_for_openapi().items() if v != {}},
             "form is enforced": entry.enforce_parameter_schema,
             "work pool": entry.work_pool.name,
             "job variables": entry.work_pool.job_variables,
             "schedules": sorted(self._shown(each, each.active) for each in entry.schedules),
             "limit": {"limit": limit.limit, "strategy": limit.collision_strategy} if limit else None,
-            "folder": str(self.folder),
+            "folder": _FOLDER_OF_RUNS,
         }
 
     async def current(self, client: PrefectClient) -> dict[str, Any] | None:
@@ -211,6 +210,7 @@ class Deployment(EngineObject):
         except ObjectNotFound:
             return None
         limit, options = found.global_concurrency_limit, found.concurrency_options
+        folder = _folder_of(found.pull_steps)
         there = {
             "entrypoint": found.entrypoint,
             "description": found.description,
@@ -222,11 +222,13 @@ class Deployment(EngineObject):
             "job variables": found.job_variables,
             "schedules": sorted(self._shown(each.schedule, each.active) for each in found.schedules),
             "limit": {"limit": limit.limit, "strategy": options.collision_strategy} if limit and options else None,
-            "folder": _folder_of(found.pull_steps),
+            "folder": folder,
         }
-        if not self.may_move and there["folder"] not in (None, str(self.folder)):
+        # `prefect deploy` registers a path relative to the folder of prefect.yaml.
+        of = Path(folder or "", str(found.parameters.get("fleet", ""))).parent
+        if not self.may_move and of.is_absolute() and of != self.fleet.parent:
             raise EngineError(
-                f"the deployment {self.name} is registered for the fleet in {there['folder']}, not in {self.folder}",
+                f"the deployment {self.name} is registered for the fleet in {of}, not in {self.fleet.parent}",
                 f"a server holds one fleet. `prefect deployment delete {self.name}` gives that one up here",
             )
         return there
@@ -273,6 +275,9 @@ class Deployment(EngineObject):
 
 
 _SET_FOLDER = "prefect.deployments.steps.set_working_directory"
+# Python and Prefect take code and settings from the folder in which a run starts, before the run judges its fleet file.
+# Only root can write this one, and every worker has it.
+_FOLDER_OF_RUNS = "/"
 
 
 def _in_words(schedule: object) -> str:
@@ -344,8 +349,7 @@ def wanted(
     things += [Limit(limit_of(node.name), 1) for node in fleet.nodes]
     if (block := fleet.password.secret_block) is not None:
         things.append(SecretBlock(block, (secrets or {}).get(block)))
-    folder = fleet.path.absolute().parent
-    entries = read_deployments(prefect_yaml(folder))
-    things += [Deployment(entry, folder, fleet.path.name, may_move) for entry in entries]
+    path = fleet.path.absolute()
+    things += [Deployment(entry, path, may_move) for entry in read_deployments(prefect_yaml(path.parent))]
     things += [Automation(core) for core in automations(notify)]
     return things

@@ -37,7 +37,7 @@ async def backup_fleet(
     """Back up the nodes of a fleet file.
 
     Args:
-        fleet: The fleet file, as a path on the machine that runs this.
+        fleet: The fleet file, as an absolute path on the machine that runs this.
         nodes: Names of the nodes to back up; an empty list means all of them.
         existing: What to do with a backup on a node that this vault did not start. preserve: store a copy first.
             replace: delete it without a copy. fail: leave the node alone.

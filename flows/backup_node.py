@@ -46,7 +46,7 @@ async def backup_node(
 
     Args:
         node: The node's name in the fleet file, such as a0-1.
-        fleet: The fleet file, as a path on the machine that runs this.
+        fleet: The fleet file, as an absolute path on the machine that runs this.
         existing: What to do with a backup on the node that this vault did not start. preserve: store a copy first.
             replace: delete it without a copy. fail: leave the node alone.
         fleet_run: The id of the backup-fleet run that this run is a part of. Only backup-fleet sets it.

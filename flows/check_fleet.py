@@ -44,7 +44,7 @@ async def check_fleet(
     """Check the nodes of a fleet file.
 
     Args:
-        fleet: The fleet file, as a path on the machine that runs this.
+        fleet: The fleet file, as an absolute path on the machine that runs this.
         nodes: Names of the nodes to check; an empty list means all of them.
         existing: The choice that the check assumes for the next run; see backup-fleet.
     """

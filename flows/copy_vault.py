@@ -37,7 +37,7 @@ async def copy_vault(
     """Copy to the places of a fleet file what they lack.
 
     Args:
-        fleet: The fleet file, as a path on the machine that runs this.
+        fleet: The fleet file, as an absolute path on the machine that runs this.
         places: Names of the places to copy to; an empty list means all of them.
     """
     settings = fleet_of_run(fleet)

@@ -63,7 +63,7 @@ async def enrol_node(node: str, device: Device, fleet: Path = Path("fleet.yaml")
     Args:
         node: The node's name in the fleet file, such as a0-1.
         device: The device on the node that will hold its backups and nothing else, such as /dev/sdb.
-        fleet: The fleet file, as a path on the machine that runs this.
+        fleet: The fleet file, as an absolute path on the machine that runs this.
         force: Give the role even if a backup folder exists on the node; the contents of that folder are lost.
     """
     settings = fleet_of_run(fleet)

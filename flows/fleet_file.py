@@ -4,6 +4,7 @@ from pathlib import Path
 
 from prefect import runtime
 
+from a0backup.errors import FleetFileError
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Fleet
 from a0backup.fleet.trusted import folders, load_trusted
@@ -15,4 +16,13 @@ def fleet_of_run(path: Path) -> Fleet:
     A run of a deployment was perhaps started by somebody who has no other access to this machine.
     Raise FleetFileError.
     """
-    return load_trusted(path, folders()) if runtime.deployment.id else load_fleet(path)
+    if not runtime.deployment.id:
+        return load_fleet(path)
+    try:
+        return load_trusted(path, folders())
+    except FleetFileError as error:
+        # `prefect deploy` makes runs start in the folder of the fleet file, where a relative path is right.
+        if path.is_absolute() or Path.cwd() != Path("/"):
+            raise
+        where = "the path is relative to /, where runs start: name the fleet file by its absolute path"
+        raise FleetFileError(str(path), [*error.problems, where]) from None

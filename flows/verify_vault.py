@@ -31,7 +31,7 @@ async def verify_vault(fleet: Path = Path("fleet.yaml"), share: Share = "1/7", r
     """Verify the artifacts of a fleet file's vault and places.
 
     Args:
-        fleet: The fleet file, as a path on the machine that runs this.
+        fleet: The fleet file, as an absolute path on the machine that runs this.
         share: How much to read, of what was not read for the longest time; seven runs with 1/7 read everything.
         repair: Whether to bring back what is damaged or missing from where it is whole.
     """

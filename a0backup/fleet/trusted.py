@@ -44,8 +44,10 @@ def _distrust(path: Path, below: Sequence[Path]) -> str:
             return f"this worker takes only fleet files below {' and '.join(map(str, below))} ({FOLDERS})"
         if not stat.S_ISREG(real.stat().st_mode):
             return "is not a regular file"
-        # The name that was given, too: with a link on the way, its owner decides which file is read.
-        if others_can_write(real) or others_can_replace(real) or others_can_replace(path):
+        # The name that was given, too: with a link on the way, its owner decides which file is read. The sticky bit
+        # does not help their own folders: what is read beside the file, others could make there first.
+        exposed = any(map(others_can_write, (real, real.parent, path.parent)))
+        if exposed or others_can_replace(real) or others_can_replace(path):
             return f"other users can write {real} or a folder above it, so this worker refuses it"
     except OSError as error:
         return f"cannot be read: {error.strerror}"

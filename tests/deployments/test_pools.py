@@ -177,6 +177,11 @@ def test_a_pod_writes_only_to_the_vault_and_its_own_temporary_folder() -> None:
     assert mounts.keys() == in_compose - {"/etc/a0backup/runs"} | {"/etc/a0backup/runs/keys", "/tmp"}
 
 
+def test_a_run_starts_in_no_folder_that_is_mounted() -> None:
+    assert (docker().container_create_kwargs or {})["working_dir"] == "/"
+    assert container(kubernetes())["workingDir"] == "/"
+
+
 def test_every_mount_of_a_pod_has_a_volume() -> None:
     job = kubernetes(folder_claim="theirs")
     volumes = {volume["name"]: volume for volume in pod(job)["volumes"]}

@@ -153,7 +153,7 @@ def test_a_malformed_file_is_refused_with_a_clear_error(
 
 def test_an_inactive_schedule_is_registered_as_off(tmp_path: Path) -> None:
     entries = read(tmp_path, schedules=[EVERY_NIGHT | {"active": False}, EVERY_NIGHT | {"cron": "0 4 * * *"}])
-    registered = Deployment(entries[0], tmp_path, "fleet.yaml").wanted()
+    registered = Deployment(entries[0], tmp_path / "fleet.yaml").wanted()
     assert registered["schedules"] == ["0 2 * * * Etc/UTC, off", "0 4 * * * Etc/UTC"]
 
 
@@ -245,5 +245,9 @@ def test_a_prefect_yaml_that_others_can_write_is_refused(tmp_path: Path) -> None
     file.chmod(0o644)
     assert prefect_yaml(tmp_path) == file
     file.chmod(0o666)
-    with pytest.raises(EngineError, match="can be written by others"):
+    with pytest.raises(EngineError, match="can be written or replaced by others"):
+        prefect_yaml(tmp_path)
+    file.chmod(0o644)
+    tmp_path.chmod(0o777)
+    with pytest.raises(EngineError, match="can be written or replaced by others"):
         prefect_yaml(tmp_path)

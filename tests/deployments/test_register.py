@@ -54,7 +54,7 @@ def test_registering_creates_all_that_the_fleet_needs_and_a_second_time_changes_
     assert zombies["actions"][0]["state"] == "CRASHED"
 
 
-def test_it_registers_what_prefect_deploy_would(desk: Desk) -> None:
+def test_it_registers_what_prefect_deploy_would_but_runs_start_in_no_folder_of_the_operator(desk: Desk) -> None:
     shutil.copy(REPOSITORY / "prefect.yaml", desk.folder)
     for command in (["work-pool", "create", "appliance", "--type", "process"], ["deploy", "--all"]):
         subprocess.run(
@@ -67,7 +67,15 @@ def test_it_registers_what_prefect_deploy_would(desk: Desk) -> None:
     said = desk.register("--dry-run").stdout
     deployments = [line for line in said.splitlines() if line.startswith("deployment")]
     assert len(deployments) == len(yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"])
-    assert all(line.endswith("  there") for line in deployments), said
+    assert all(line.endswith("  to change") for line in deployments), said
+    details = [line.strip() for line in said.splitlines() if " -> " in line]
+    names = [detail.partition(": ")[0] for detail in details]
+    assert names == ["parameters", "folder"] * len(deployments), said
+    assert f"folder: {desk.folder} -> /" in details
+    assert desk.register().returncode == 0
+    nightly = desk.deployment("backup-fleet/nightly")
+    assert nightly["parameters"]["fleet"] == str(desk.folder / "fleet.yaml")
+    assert str(desk.folder) not in str(nightly["pull_steps"])
 
 
 def test_a_change_in_the_prefect_yaml_beside_fleet_yaml_is_shown_and_made_and_a_paused_schedule_stays_paused(

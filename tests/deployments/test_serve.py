@@ -307,6 +307,30 @@ def test_a_proxy_and_what_others_can_write_do_not_disturb_serve(place: Place, ap
         served.end()
 
 
+def test_nothing_in_the_folder_of_the_fleet_file_is_run(place: Place, appliances: SimulatedFleet) -> None:
+    folder, ran = place.root / "of-all", place.root / "ran"
+    folder.mkdir()
+    appliances.fleet_yaml(folder / "fleet.yaml")
+    (folder / "sitecustomize.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n")
+    (folder / "prefect.toml").write_text('[api]\nurl = "http://127.0.0.1:9/api"\n')
+    folder.chmod(0o777)
+    served = Served(place, "--fleet", str(folder / "fleet.yaml"))
+
+    def reason(**parameters: object) -> str:
+        run = served.start("backup-node/single-node", node="a0-1", **parameters)
+        assert eventually(lambda: served.state(run) in ("Failed", "Crashed", "Completed"), 180), served.said
+        return str(served.client.get(f"flow_runs/{run}").json()["state"]["message"])
+
+    try:
+        served.wait()
+        assert "so this worker refuses it" in reason()
+        assert "name the fleet file by its absolute path" in reason(fleet="fleet.yaml")
+        served.stop()
+        assert not ran.exists()
+    finally:
+        served.end()
+
+
 def test_serve_says_which_commands_do_not_use_it(place: Place) -> None:
     served = Served(place, PREFECT_API_URL="http://127.0.0.1:9/api")
     try:

@@ -77,9 +77,20 @@ def test_a_folder_with_the_sticky_bit_that_belongs_to_another_user_is_refused(fl
         load_trusted(fleets / "fleet.yaml", [fleets])
 
 
-def test_a_folder_with_the_sticky_bit_is_no_folder_of_others(fleets: Path) -> None:
-    fleets.chmod(0o1777)
+def test_a_folder_above_with_the_sticky_bit_is_no_folder_of_others(fleets: Path) -> None:
+    fleets.parent.chmod(0o1777)
     load_trusted(fleets / "fleet.yaml", [fleets])
+
+
+def test_a_folder_in_which_others_can_make_files_beside_the_fleet_file_is_refused(fleets: Path) -> None:
+    (fleets.parent / "link.yaml").symlink_to(fleets / "fleet.yaml")
+    fleets.chmod(0o1777)
+    with pytest.raises(FleetFileError, match="other users can write"):
+        load_trusted(fleets / "fleet.yaml", [fleets])
+    fleets.chmod(0o755)
+    fleets.parent.chmod(0o1777)
+    with pytest.raises(FleetFileError, match="other users can write"):
+        load_trusted(fleets.parent / "link.yaml", [fleets])
 
 
 @pytest.mark.parametrize("named", ["elsewhere/fleet.yaml", "fleets/../elsewhere/fleet.yaml", "fleets/link.yaml"])

@@ -26,7 +26,7 @@ def test_the_form_explains_each_field_its_choices_and_what_is_wrong(ui: UI, appl
     ui.open_form("single-node")
     for text in (
         "The node's name in the fleet file, such as a0-1.",
-        "The fleet file, as a path on the machine that runs this.",
+        "The fleet file, as an absolute path on the machine that runs this.",
         "What to do with a backup on the node that this vault did not start.",
     ):
         expect(ui.main.get_by_text(text)).to_be_visible()
