@@ -108,7 +108,7 @@ def digests(path: Path, *, past_cache: bool = False) -> Digests:
     not push everything else out.
     """
     hasher = Hasher()
-    with path.open("rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=open_regular) as file:
         if past_cache:
             drop_cached_pages(file.fileno())
         while chunk := file.read(CHUNK):
@@ -172,8 +172,15 @@ def _is_only_for_our_group(fd: int, status: os.stat_result) -> bool:
 
 
 def open_regular(path: str, flags: int) -> int:
-    """Open *path* as the `opener` of `open`, without following a link or waiting for a pipe. Raise OSError."""
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    """Open *path* as the `opener` of `open`, without following a link or waiting for a pipe.
+
+    Raise OSError, also for what is not a regular file.
+    """
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "is not a regular file", path)
 
 
 def open_private(path: str, flags: int) -> int:
@@ -183,7 +190,7 @@ def open_private(path: str, flags: int) -> int:
 
 def read_past_cache(path: Path) -> bytes:
     """Return the bytes of the small file *path* as the disk has them. Raise OSError."""
-    with path.open("rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=open_regular) as file:
         drop_cached_pages(file.fileno())
         return file.readall()
 
@@ -349,7 +356,7 @@ def owner_of(path: Path) -> str:
 
 def fsync_directory(path: Path) -> None:
     """Make the names in *path* durable."""
-    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+    _fsync(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def make_durable(path: Path) -> None:
@@ -360,7 +367,7 @@ def make_durable(path: Path) -> None:
     surprise"). The rewrite uses the bytes that the disk returns.
     """
     try:
-        _fsync(path, os.O_RDONLY | os.O_NOFOLLOW)
+        _fsync(open_regular(str(path), os.O_RDONLY))
         fsync_directory(path.parent)
     except OSError:
         with open(path, "rb", buffering=0, opener=open_regular) as file:
@@ -368,8 +375,7 @@ def make_durable(path: Path) -> None:
             _write_and_rename(path, iter(lambda: file.read(CHUNK), b""))
 
 
-def _fsync(path: Path, flags: int) -> None:
-    fd = os.open(path, flags)
+def _fsync(fd: int) -> None:
     try:
         os.fsync(fd)
     finally:

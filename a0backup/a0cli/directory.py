@@ -4,7 +4,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import stat
 import tempfile
 from pathlib import Path
 
@@ -101,15 +100,11 @@ class PrivateDirectory:
         try:
             descriptor = open_regular(str(paths[0]), os.O_RDONLY)
             try:
-                regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-                if regular:
-                    make_private(descriptor, 0o600)
+                make_private(descriptor, 0o600)
             finally:
                 os.close(descriptor)
         except OSError:
-            regular = False
-        if not regular:
-            raise RetrieveFailedError(self.node, kind, 1, "what a0cli left is not a regular file")
+            raise RetrieveFailedError(self.node, kind, 1, "what a0cli left is not a regular file") from None
         return paths[0]
 
 
