@@ -168,7 +168,7 @@ def _is_only_for_our_group(fd: int, status: os.stat_result) -> bool:
     """
     ours = status.st_gid in (os.getegid(), *os.getgroups())
     fixed = status.st_uid != os.geteuid() or bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
-    return ours and fixed and not status.st_mode & 0o037
+    return ours and fixed and not status.st_mode & 0o037 and not _has_acl(fd)
 
 
 def open_regular(path: str, flags: int) -> int:
@@ -312,7 +312,7 @@ def others_can_write(path: Path) -> bool:
     A group of the user's own, as many systems give to each user, is no one else.
     """
     status = path.stat()
-    others = 0o002 if _is_own_group(status.st_gid) else 0o022
+    others = 0o002 if _is_own_group(status.st_gid) and not _has_acl(path) else 0o022
     if not status.st_mode & others and status.st_uid in (0, os.geteuid()):
         return False
     # As containers see what is mounted into them.
@@ -335,6 +335,17 @@ def others_can_replace_in(folder: Path) -> bool:
     status = folder.stat()
     sticky = bool(status.st_mode & stat.S_ISVTX) and status.st_uid in (0, os.geteuid())
     return others_can_write(folder) and not sticky
+
+
+def _has_acl(path: Path | int) -> bool:
+    """Return whether an access control list says who may use *path*: the bits of its group are then those of others."""
+    if not hasattr(os, "getxattr"):
+        return False
+    try:
+        os.getxattr(path, "system.posix_acl_access")
+    except OSError as error:
+        return error.errno not in (errno.ENODATA, errno.ENOTSUP)
+    return True
 
 
 def _is_own_group(gid: int) -> bool:

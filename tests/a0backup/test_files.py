@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -18,12 +19,15 @@ import pytest
 from a0backup.files import (
     CHUNK,
     Digests,
+    ExposedFileError,
     StoppedError,
     digests,
     in_thread,
     make_new_directory,
     make_private_directory,
+    others_can_write,
     publish,
+    read_whole,
     remove_durably,
     remove_file,
     remove_tree,
@@ -205,6 +209,43 @@ def test_only_one_caller_can_create_a_new_directory(room: Path) -> None:
 @needs_strace
 def test_a_new_directory_is_durable_in_its_parent(room: Path) -> None:
     assert traced(room, "make_new_directory(Path('new').absolute())") == ["mkdir new", "fsync room"]
+
+
+# -- who else can write or read ----------------------------------------------------------------------------------------
+
+
+def allow(user: int, path: Path, rights: int) -> None:
+    """Give *user* these *rights* on *path* by an access control list, as `setfacl` does, and its group none."""
+    everyone = 0xFFFFFFFF
+    owner, named, group, mask, other = 0x01, 0x02, 0x04, 0x10, 0x20  # acl(5), in the kernel's form
+    entries = [(owner, 6, everyone), (named, rights, user), (group, 0, everyone), (mask, rights, everyone)]
+    packed = [struct.pack("<HHI", *entry) for entry in [*entries, (other, 0, everyone)]]
+    try:
+        os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(packed))
+    except OSError:
+        pytest.skip("this file system has no access control lists")
+
+
+def test_who_may_write_by_an_access_control_list_is_somebody_else(room: Path) -> None:
+    file = room / "fleet.yaml"
+    file.touch()
+    os.chown(file, -1, os.getgid())
+    file.chmod(0o640)
+    assert not others_can_write(file)
+    allow(65534, file, 6)
+    assert others_can_write(file)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_secret_for_our_group_is_refused_if_an_access_control_list_lets_somebody_else_read_it(room: Path) -> None:
+    file = room / "password"
+    file.write_bytes(b"secret")
+    os.chown(file, 65534, os.getgid())
+    file.chmod(0o440)
+    assert read_whole(file, 100, private=True) == b"secret"
+    allow(65533, file, 4)
+    with pytest.raises(ExposedFileError):
+        read_whole(file, 100, private=True)
 
 
 # -- digests -----------------------------------------------------------------------------------------------------------
