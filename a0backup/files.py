@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import contextvars
 import errno
-import grp
 import hashlib
 import os
-import pwd
 import shutil
 import stat
 import threading
@@ -18,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+from a0backup.access import has_acl
 
 CHUNK = 1 << 20
 
@@ -168,7 +168,7 @@ def _is_only_for_our_group(fd: int, status: os.stat_result) -> bool:
     """
     ours = status.st_gid in (os.getegid(), *os.getgroups())
     fixed = status.st_uid != os.geteuid() or bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
-    return ours and fixed and not status.st_mode & 0o037 and not _has_acl(fd)
+    return ours and fixed and not status.st_mode & 0o037 and not has_acl(fd)
 
 
 def open_regular(path: str, flags: int) -> int:
@@ -304,57 +304,6 @@ def remove_file(path: Path, *, below: Path) -> None:
     """Remove the file *path* if it exists; no link is followed on the way from *below* to it. Raise OSError."""
     with folder_below(below, path.parent) as parent, contextlib.suppress(FileNotFoundError):
         os.unlink(path.name, dir_fd=parent)
-
-
-def others_can_write(path: Path) -> bool:
-    """Return whether somebody else than this user and root can write *path*, or owns it. Raise OSError.
-
-    A group of the user's own, as many systems give to each user, is no one else.
-    """
-    status = path.stat()
-    others = 0o002 if _is_own_group(status.st_gid) and not _has_acl(path) else 0o022
-    if not status.st_mode & others and status.st_uid in (0, os.geteuid()):
-        return False
-    # As containers see what is mounted into them.
-    return not os.statvfs(path).f_flag & os.ST_RDONLY
-
-
-def others_can_replace(path: Path) -> bool:
-    """Return whether somebody else than this user and root can put another file in the place of *path*. Raise OSError.
-
-    That is who can replace what is in its folder, or in one above it.
-    """
-    return any(map(others_can_replace_in, path.absolute().parents))
-
-
-def others_can_replace_in(folder: Path) -> bool:
-    """Return whether somebody else than this user and root can replace what is in *folder*. Raise OSError.
-
-    In a folder like /tmp, others can make files, and cannot replace those of this user.
-    """
-    status = folder.stat()
-    sticky = bool(status.st_mode & stat.S_ISVTX) and status.st_uid in (0, os.geteuid())
-    return others_can_write(folder) and not sticky
-
-
-def _has_acl(path: Path | int) -> bool:
-    """Return whether an access control list says who may use *path*: the bits of its group are then those of others."""
-    if not hasattr(os, "getxattr"):
-        return False
-    try:
-        os.getxattr(path, "system.posix_acl_access")
-    except OSError as error:
-        return error.errno not in (errno.ENODATA, errno.ENOTSUP)
-    return True
-
-
-def _is_own_group(gid: int) -> bool:
-    """Return whether *gid* is the group that many systems give to each user, and this user is its only member."""
-    try:
-        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
-    except KeyError:
-        return gid == os.getegid() == os.geteuid()
-    return gid == user.pw_gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def owner_of(path: Path) -> str:

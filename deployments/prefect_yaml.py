@@ -14,8 +14,8 @@ from prefect.utilities.importtools import import_object
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
+from a0backup.access import others_can_replace, others_can_write
 from a0backup.errors import EngineError
-from a0backup.files import others_can_replace, others_can_write
 
 _HERE = Path(__file__).resolve().parent
 
@@ -96,8 +96,7 @@ def prefect_yaml(folder: Path) -> Path:
     candidates = (folder / "prefect.yaml", _HERE.parent / "prefect.yaml", _HERE / "prefect.yaml")
     for candidate in candidates:
         if candidate.is_file():
-            real = candidate.resolve()
-            if others_can_write(real) or others_can_replace(real) or others_can_replace(candidate):
+            if others_can_write(candidate) or others_can_replace(candidate):
                 raise EngineError(
                     f"{candidate} can be written or replaced by others, and it names the code that runs",
                     "make it yours alone to write, or remove it: ours is then used",

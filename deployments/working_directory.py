@@ -7,7 +7,7 @@ run any code, with the password in its environment.
 import os
 from pathlib import Path
 
-from a0backup.files import others_can_write
+from a0backup.access import others_can_write
 from a0backup.report import terminal
 
 _SETTINGS = (".env", "prefect.toml", "pyproject.toml")

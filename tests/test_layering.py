@@ -29,6 +29,7 @@ ROOMS = (
     "a0backup.limits",
     "a0backup.processes",
     "a0backup.files",
+    "a0backup.access",
     "a0backup.identity",
     "a0backup.exit_codes",
     "a0backup.errors",

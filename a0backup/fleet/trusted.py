@@ -5,8 +5,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from a0backup.access import others_can_replace, others_can_write
 from a0backup.errors import FleetFileError
-from a0backup.files import others_can_replace, others_can_write
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Fleet
 
@@ -44,10 +44,9 @@ def _distrust(path: Path, below: Sequence[Path]) -> str:
             return f"this worker takes only fleet files below {' and '.join(map(str, below))} ({FOLDERS})"
         if not stat.S_ISREG(real.stat().st_mode):
             return "is not a regular file"
-        # The name that was given, too: with a link on the way, its owner decides which file is read. The sticky bit
-        # does not help their own folders: what is read beside the file, others could make there first.
-        exposed = any(map(others_can_write, (real, real.parent, path.parent)))
-        if exposed or others_can_replace(real) or others_can_replace(path):
+        # By the name that was given: with a link on the way, its owner decides which file is read. The sticky bit does
+        # not help the folders: what is read beside the file, others could make there first.
+        if any(map(others_can_write, (real, real.parent, path.parent))) or others_can_replace(path):
             return f"other users can write {real} or a folder above it, so this worker refuses it"
     except OSError as error:
         return f"cannot be read: {error.strerror}"

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 
+from a0backup.access import others_can_replace_in, others_can_write
 from a0backup.errors import RecoveryKeyError
-from a0backup.files import others_can_replace_in, others_can_write, owner_of
+from a0backup.files import owner_of
 from a0backup.fleet.models import Fleet
 from a0backup.passwords import recovery_keys
 from a0backup.vault.space import nearest

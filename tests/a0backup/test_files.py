@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from a0backup.access import others_can_write
 from a0backup.files import (
     CHUNK,
     Digests,
@@ -25,7 +26,6 @@ from a0backup.files import (
     in_thread,
     make_new_directory,
     make_private_directory,
-    others_can_write,
     publish,
     read_whole,
     remove_durably,

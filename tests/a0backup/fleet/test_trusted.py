@@ -93,6 +93,24 @@ def test_a_folder_in_which_others_can_make_files_beside_the_fleet_file_is_refuse
         load_trusted(fleets.parent / "link.yaml", [fleets])
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link away")
+@pytest.mark.parametrize("link", ["file", "folder", "link to the link"])
+def test_a_link_of_another_user_on_the_way_to_the_fleet_file_is_refused(
+    fleets: Path, tmp_path: Path, link: str
+) -> None:
+    """Its owner decides which file is read: between the check and the reading, too."""
+    place = tmp_path / "place"
+    place.mkdir(0o755)
+    (place / "file").symlink_to(fleets / "fleet.yaml")
+    (place / "folder").symlink_to(fleets)
+    (place / "link to the link").symlink_to(place / "file")
+    named = {"file": "file", "folder": "folder/fleet.yaml", "link to the link": "link to the link"}[link]
+    assert load_trusted(place / named, [fleets]).nodes
+    os.chown(place / ("folder" if link == "folder" else "file"), 65534, 65534, follow_symlinks=False)
+    with pytest.raises(FleetFileError, match="other users can write"):
+        load_trusted(place / named, [fleets])
+
+
 @pytest.mark.parametrize("named", ["elsewhere/fleet.yaml", "fleets/../elsewhere/fleet.yaml", "fleets/link.yaml"])
 def test_a_fleet_file_outside_of_the_configured_folders_is_refused_without_a_word_of_its_content(
     fleets: Path, tmp_path: Path, named: str
