@@ -36,7 +36,7 @@ def places_of_others(path: Path) -> Iterator[Path]:
     """
     here, links, ahead = Path("/"), 0, [*reversed(path.absolute().parts[1:])]
     while ahead:
-        if others_can_replace_in(here):
+        if _others_can_replace_in(here):
             yield here
         name = ahead.pop()
         if name == "..":
@@ -54,7 +54,7 @@ def places_of_others(path: Path) -> Iterator[Path]:
             ahead += reversed(target.parts[target.is_absolute() :])
 
 
-def others_can_replace_in(folder: Path) -> bool:
+def _others_can_replace_in(folder: Path) -> bool:
     """Return whether somebody else than this user and root can replace what is in *folder*. Raise OSError.
 
     In a folder like /tmp, others can make files, and cannot replace those of this user.

@@ -6,6 +6,7 @@ import contextvars
 import errno
 import hashlib
 import os
+import pwd
 import shutil
 import stat
 import threading
@@ -131,11 +132,16 @@ class ExposedFileError(UnsuitableFileError):
     """Others than the owner may read or write a file that must be private."""
 
 
+class ForeignFileError(UnsuitableFileError):
+    """Somebody else than this user and root owns a file that must be private."""
+
+
 def read_whole(path: Path, limit: int, *, follow: bool = False, private: bool = False) -> bytes:
     """Return the content of the regular file *path*, at most *limit* bytes, without waiting for a pipe.
 
-    A link is refused unless *follow*. Raise UnsuitableFileError, OSError; ExposedFileError if the
-    file must be *private* and others than its owner may read or write it.
+    A link is refused unless *follow*. Raise UnsuitableFileError, OSError; if the file must be
+    *private*, ForeignFileError if somebody else than this user and root owns it, ExposedFileError if
+    others than its owner may read or write it.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
@@ -147,6 +153,9 @@ def read_whole(path: Path, limit: int, *, follow: bool = False, private: bool = 
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise UnsuitableFileError("is not a regular file")
+        foreign = status.st_uid not in (0, os.geteuid()) and not os.fstatvfs(fd).f_flag & os.ST_RDONLY
+        if private and foreign:
+            raise ForeignFileError(f"belongs to {user_name(status.st_uid)}, who can change it")
         if private and status.st_mode & 0o077 and not _is_only_for_our_group(fd, status):
             mode = stat.S_IMODE(status.st_mode)
             raise ExposedFileError(f"has mode {mode:04o}, which gives others access")
@@ -306,12 +315,17 @@ def remove_file(path: Path, *, below: Path) -> None:
         os.unlink(path.name, dir_fd=parent)
 
 
-def owner_of(path: Path) -> str:
+def owner_of(path: Path, *, follow: bool = True) -> str:
     """Return the name of the user whom *path* belongs to, or the number if it has no name. Raise OSError."""
+    return user_name(path.stat(follow_symlinks=follow).st_uid)
+
+
+def user_name(uid: int) -> str:
+    """Return the name of the user *uid*, or the number if it has no name."""
     try:
-        return path.owner()
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"uid {path.stat().st_uid}"
+        return f"uid {uid}"
 
 
 def fsync_directory(path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 
-from a0backup.access import others_can_replace_in, others_can_write
+from a0backup.access import others_can_write, places_of_others
 from a0backup.errors import RecoveryKeyError
 from a0backup.files import owner_of
 from a0backup.fleet.models import Fleet
@@ -18,6 +18,7 @@ from a0backup.vault.space import nearest
 from a0backup.vault.vault import Vault
 
 _MAX_LOOKED_AT = 1000  # entries of a directory: a check must be quick, however large the vault
+_NAMED = 5  # places of each kind: whoever reads that many looks at the rest
 _NEWEST = 10  # artifact folders of a node whose files are checked
 
 
@@ -43,35 +44,50 @@ _WITHOUT_MODES = " (where this file system has no modes: mount it with umask=077
 
 
 def _writable(fleet: Fleet) -> Iterator[str]:
-    """Yield a warning for each file and folder that others can write and that decides what a run does."""
-    program = shutil.which(fleet.a0cli.path)
+    """Yield a warning for each file, folder and link that others can change and that decides what a run does."""
     decides: dict[str, Iterable[Path]] = {
+        # prefect.yaml is read beside the fleet file: others must not be able to make one there either.
         "what is run here and on which nodes": [fleet.path, fleet.path.parent, fleet.path.with_name("prefect.yaml")],
-        "which program is run": _with_folder(Path(program).resolve()) if program else [],
-        "which keys a0cli uses": [fleet.a0cli.key_dir],
-        "to which key later passwords are sealed": chain(*map(_with_folder, fleet.password.sealed_to or ())),
+        "which program is run": _programs(fleet.a0cli.path),
+        # All files there are keys.
+        "which keys a0cli uses": [fleet.a0cli.key_dir, *_entries(fleet.a0cli.key_dir)],
+        "which password later backups get": filter(None, [fleet.password.file]),
+        "to which key later passwords are sealed": fleet.password.sealed_to or (),
     }
-    for what, paths in decides.items():
-        for path in dict.fromkeys(paths):
-            if _others_decide(path):
-                yield f"others can write {path} and so decide {what}: {_remedy(path)}"
+    seen = set[Path]()
+    for what, files in decides.items():
+        places = dict.fromkeys(place for file in files for place in _places_of_others(file))
+        for place in islice((place for place in places if place not in seen), _NAMED):
+            yield f"others can write {place} and so decide {what}: {_remedy(place)}"
+        seen |= places.keys()
 
 
-def _with_folder(file: Path) -> list[Path]:
-    return [file, file.parent]
+def _programs(name: str) -> Iterator[Path]:
+    """Yield the program that a0cli's *name* means, and the folders of PATH that are searched before its own."""
+    program = shutil.which(name)
+    if os.sep not in name:
+        for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+            place = Path(folder or os.curdir)
+            if program and place == Path(program).parent:
+                break
+            yield place
+    if program:
+        yield Path(program)
 
 
-def _others_decide(path: Path) -> bool:
-    try:
-        return others_can_replace_in(path) if path.is_dir() else others_can_write(path)
-    except OSError:
-        return False  # reported as a problem, if it matters
+def _places_of_others(file: Path) -> Iterator[Path]:
+    """Yield the places that let others decide what *file* contains: the file, the folders above, links on the way."""
+    with contextlib.suppress(OSError):  # reported as a problem, if it matters
+        yield from places_of_others(file)
+        if others_can_write(file):
+            yield file
 
 
-def _remedy(path: Path) -> str:
-    if path.stat().st_uid not in (0, os.geteuid()):
-        return f"it belongs to {owner_of(path)}"
-    return f"chmod go-w {_quoted(path)}"
+def _remedy(place: Path) -> str:
+    for follow in (False, True):
+        if place.stat(follow_symlinks=follow).st_uid not in (0, os.geteuid()):
+            return f"it belongs to {owner_of(place, follow=follow)}"
+    return f"chmod go-w {_quoted(place)}"
 
 
 def recovery_keys_of(fleet: Fleet) -> Iterator[tuple[Path, recovery_keys.RecoveryKey]]:

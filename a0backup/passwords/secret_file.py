@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from a0backup.errors import PasswordError
-from a0backup.files import ExposedFileError, UnsuitableFileError, read_whole
+from a0backup.files import ExposedFileError, ForeignFileError, UnsuitableFileError, read_whole, user_name
 
 
 def read_secret(path: Path, limit: int, *, where: str, remedy: str) -> bytes:
@@ -12,10 +12,9 @@ def read_secret(path: Path, limit: int, *, where: str, remedy: str) -> bytes:
     try:
         return read_whole(path, limit, follow=True, private=True)
     except ExposedFileError as error:
-        owner = path.stat().st_uid
-        mine = f"chmod 600 {path}"
-        remedy = mine if owner in (os.geteuid(), 0) else f"have its owner (uid {owner}) do: {mine}"
-        raise PasswordError(where, f"it {error.reason}", remedy) from None
+        raise PasswordError(where, f"it {error.reason}", f"chmod 600 {path}") from None
+    except ForeignFileError as error:
+        raise PasswordError(where, f"it {error.reason}", f"chown {user_name(os.geteuid())} {path}") from None
     except UnsuitableFileError as error:
         raise PasswordError(where, f"it {error.reason}", remedy) from None
     except OSError as error:

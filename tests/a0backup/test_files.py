@@ -35,6 +35,7 @@ from a0backup.files import (
 from tests.support.environment import unwatched
 from tests.support.paths import REPOSITORY
 from tests.support.patience import patience, until
+from tests.support.users import as_user, needs_root
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -215,10 +216,10 @@ def test_a_new_directory_is_durable_in_its_parent(room: Path) -> None:
 
 
 def allow(user: int, path: Path, rights: int) -> None:
-    """Give *user* these *rights* on *path* by an access control list, as `setfacl` does, and its group none."""
+    """Give *user* these *rights* on *path* and its group by an access control list, as `setfacl` does."""
     everyone = 0xFFFFFFFF
     owner, named, group, mask, other = 0x01, 0x02, 0x04, 0x10, 0x20  # acl(5), in the kernel's form
-    entries = [(owner, 6, everyone), (named, rights, user), (group, 0, everyone), (mask, rights, everyone)]
+    entries = [(owner, 6, everyone), (named, rights, user), (group, rights, everyone), (mask, rights, everyone)]
     packed = [struct.pack("<HHI", *entry) for entry in [*entries, (other, 0, everyone)]]
     try:
         os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(packed))
@@ -236,16 +237,21 @@ def test_who_may_write_by_an_access_control_list_is_somebody_else(room: Path) ->
     assert others_can_write(file)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_a_secret_for_our_group_is_refused_if_an_access_control_list_lets_somebody_else_read_it(room: Path) -> None:
+@needs_root
+def test_a_secret_for_our_group_is_refused_if_an_access_control_list_lets_somebody_else_read_it(
+    room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = room / "password"
     file.write_bytes(b"secret")
-    os.chown(file, 65534, os.getgid())
+    os.chown(file, 0, 65534)
     file.chmod(0o440)
-    assert read_whole(file, 100, private=True) == b"secret"
+    room.chmod(0o755)
+    monkeypatch.chdir(room)
+    with as_user(65534, 65534):
+        assert read_whole(Path("password"), 100, private=True) == b"secret"
     allow(65533, file, 4)
-    with pytest.raises(ExposedFileError):
-        read_whole(file, 100, private=True)
+    with as_user(65534, 65534), pytest.raises(ExposedFileError):
+        read_whole(Path("password"), 100, private=True)
 
 
 # -- digests -----------------------------------------------------------------------------------------------------------

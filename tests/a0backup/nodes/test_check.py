@@ -543,7 +543,79 @@ def test_what_others_can_write_and_so_decide_what_a_run_does_causes_a_warning(se
     assert warning.endswith(f": chmod go-w {place}")
     if place.is_dir():
         place.chmod(place.stat().st_mode | 0o1000)
-        assert fleet_warnings(fleet) == (), "with the sticky bit, nobody can replace what is there"
+        # With the sticky bit nobody can replace what is there. A prefect.yaml or a key can still be added.
+        assert bool(fleet_warnings(fleet)) == (what in (".", "a0cli-keys"))
+
+
+def others_decide(desk: Desk, **a0cli: object) -> list[str]:
+    """Return the places that a check names because others can write them."""
+    fleet = desk.fleet.model_copy(update={"a0cli": desk.fleet.a0cli.model_copy(update=a0cli)})
+    fleet.loaded_from(desk.fleet.path)
+    said = [re.match(r"others can write (.*) and so decide ", warning) for warning in fleet_warnings(fleet)]
+    return [match[1] for match in said if match]
+
+
+def program(place: Path) -> Path:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("#!/bin/sh\n")
+    place.chmod(0o755)
+    return place
+
+
+def test_a_link_to_a0cli_in_a_folder_of_others_causes_a_warning(desk: Desk) -> None:
+    target, links = program(desk.room / "opt/a0cli"), desk.room / "links"
+    links.mkdir()
+    (links / "a0cli").symlink_to(target)
+    assert others_decide(desk, path=str(links / "a0cli")) == []
+    links.chmod(0o777)
+    assert others_decide(desk, path=str(links / "a0cli")) == [str(links)]
+
+
+def test_a_folder_of_others_that_path_names_before_a0clis_own_causes_a_warning(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, own, last = (desk.room / name for name in ("first", "own", "last"))
+    for folder in (first, own, last):
+        folder.mkdir()
+    program(own / "a0cli")
+    last.chmod(0o777)
+    monkeypatch.setenv("PATH", os.pathsep.join(map(str, (first, own, last))))
+    assert others_decide(desk, path="a0cli") == []
+    first.chmod(0o1777)
+    assert others_decide(desk, path="a0cli") == [str(first)]
+
+
+def test_a_folder_of_others_far_above_what_decides_causes_one_warning(desk: Desk) -> None:
+    a0cli = program(desk.room / "far/above/opt/bin/a0cli")
+    (desk.room / "far").chmod(0o777)
+    assert others_decide(desk, path=str(a0cli)) == [str(desk.room / "far")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_key_that_belongs_to_another_user_causes_a_warning_that_names_the_owner(desk: Desk) -> None:
+    keys = desk.room / "a0cli keys"
+    keys.mkdir()
+    for number in range(20):
+        (keys / f"a0cli-key-{number:02}").touch(0o600)
+    assert others_decide(desk, key_dir=keys) == []
+    for key in keys.iterdir():
+        os.chown(key, 65534, 65534)
+    assert len(others_decide(desk, key_dir=keys)) == 5
+    desk.configure(a0cli={"key_dir": str(keys)})
+    assert any("which keys a0cli uses: it belongs to nobody" in warning for warning in fleet_warnings(desk.fleet))
+
+
+def test_a_password_file_in_a_folder_of_others_causes_a_warning(desk: Desk) -> None:
+    folder = desk.room / "secrets"
+    folder.mkdir()
+    (folder / "password").touch(0o600)
+    password = desk.fleet.password.model_copy(update={"env": None, "file": folder / "password"})
+    path = desk.fleet.path
+    desk.fleet = desk.fleet.model_copy(update={"password": password})
+    desk.fleet.loaded_from(path)
+    assert others_decide(desk) == []
+    folder.chmod(0o777)
+    assert others_decide(desk) == [str(folder)]
 
 
 async def test_a_check_leaves_no_copy_of_a_key(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

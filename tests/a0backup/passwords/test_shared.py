@@ -15,6 +15,7 @@ from a0backup.errors import PasswordError
 from a0backup.passwords import shared as password
 from a0backup.passwords.sealed import random_password
 from a0backup.passwords.shared import describe, load
+from tests.support.users import as_user, needs_root
 
 SECRET = "S3cret-Passw0rd"
 
@@ -103,34 +104,46 @@ async def test_a_file_accessible_to_others_is_refused(tmp_path: Path, mode: int)
     assert f"{mode:04o}" in str(error)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@needs_root
 @pytest.mark.parametrize(
-    ("mode", "uid", "gid", "accepted"),
+    ("mode", "uid", "accepted"),
     [
-        (0o440, 12345, os.getegid(), True),
-        (0o444, 12345, os.getegid(), False),
-        (0o460, 12345, os.getegid(), False),
-        (0o440, 12345, 54321, False),
-        (0o440, os.geteuid(), os.getegid(), False),
+        (0o440, 0, True),
+        (0o444, 0, False),
+        (0o460, 0, False),
+        (0o440, 12345, False),
     ],
 )
-async def test_a_file_that_only_our_own_group_can_read_is_accepted_if_it_belongs_to_another_user(
-    tmp_path: Path, mode: int, uid: int, gid: int, accepted: bool
+async def test_a_file_that_only_our_own_group_can_read_is_accepted_if_it_belongs_to_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, uid: int, accepted: bool
 ) -> None:
     """Container platforms mount secrets like this, behind links."""
     (tmp_path / "..data").mkdir()
     source = written(tmp_path / "..data" / "password", SECRET.encode(), mode)
     assert source.file is not None
-    os.chown(source.file, uid, gid)
+    os.chown(source.file, uid, 54321)
     (tmp_path / "password").symlink_to("..data/password")
-    linked = Source(file=tmp_path / "password")
-    if accepted:
-        assert await load(linked, block=no_block) == SECRET
-    else:
-        error = await refused(linked)
-        assert f"{mode:04o}" in str(error)
-        assert "chmod 600" in error.hint()
-        assert ("have its owner (uid 12345) do" in error.hint()) is (uid == 12345)
+    for folder in (tmp_path, tmp_path / "..data"):
+        folder.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    linked = Source(file=Path("password"))
+    with as_user(12345, 54321):
+        if accepted:
+            assert await load(linked, block=no_block) == SECRET
+        else:
+            error = await refused(linked)
+            assert f"{mode:04o}" in str(error)
+            assert "chmod 600" in error.hint()
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o600, 0o440])
+async def test_a_file_of_another_user_who_could_change_it_is_refused(tmp_path: Path, mode: int) -> None:
+    source = written(tmp_path / "password", SECRET.encode(), mode)
+    os.chown(tmp_path / "password", 12345, os.getegid())
+    error = await refused(source)
+    assert "it belongs to uid 12345, who can change it" in str(error)
+    assert error.hint() == f"chown root {tmp_path}/password"
 
 
 async def test_a_link_to_a_private_file_is_followed(tmp_path: Path) -> None:
