@@ -122,9 +122,12 @@ def _all_quarantined(vault: Vault) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
+    """Return the folders in *folder*; none if it cannot be read or is a link: no node may disturb the others."""
     try:
+        if folder.is_symlink():
+            return []
         return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return []
 
 

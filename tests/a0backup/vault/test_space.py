@@ -11,11 +11,12 @@ from a0backup.errors import VaultFullError
 from a0backup.files import digests
 from a0backup.vault.leftovers import verified_file
 from a0backup.vault.manifest import ManifestNode, ManifestPassword
-from a0backup.vault.quarantine import keep_given_up, make_room, quarantine
+from a0backup.vault.quarantine import drop_all_quarantines, keep_given_up, make_room, quarantine
 from a0backup.vault.space import Others, claim, excess, leaves_room, release, require_space, space_for, spare
 from a0backup.vault.storing import store
 from a0backup.vault.vault import Vault
 from tests.support.disks import as_root, small_disk
+from tests.support.users import as_user, needs_root
 
 STARTED = datetime(2026, 11, 23, 2, tzinfo=UTC)
 
@@ -229,6 +230,48 @@ def test_quarantines_of_all_nodes_give_way_to_an_artifact(vault: Vault) -> None:
         claim(vault, "a0-1", "backup", arriving=vault.work("a0-1"))
     assert not theirs.exists()
     assert given_up.exists(), "its backup is no longer on the node"
+
+
+@pytest.mark.parametrize("what", ["loop", "link to another node's", "closed", "file"])
+def test_a_quarantine_that_cannot_be_read_or_is_a_link_does_not_disturb_other_nodes(vault: Vault, what: str) -> None:
+    theirs = quarantined(vault, "a0-2", 1, 100)
+    elsewhere = vault.root.parent / "elsewhere"
+    (elsewhere / "20990101T000000Z-backup").mkdir(parents=True)
+    with (elsewhere / "20990101T000000Z-backup" / "huge").open("wb") as file:
+        file.truncate(shutil.disk_usage(vault.root.parent).total // 5)
+    place = vault.folder("a0-1") / "quarantine"
+    place.parent.mkdir(parents=True)
+    match what:
+        case "loop":
+            place.symlink_to("quarantine")
+        case "link to another node's":
+            place.symlink_to(elsewhere)
+        case "closed":
+            place.mkdir(0)
+        case _:
+            place.touch()
+    assert make_room(vault, 1)
+    assert theirs.exists()
+    drop_all_quarantines(vault)
+    assert not theirs.exists()
+    assert (elsewhere / "20990101T000000Z-backup").exists()
+
+
+@needs_root
+def test_a_quarantine_of_another_user_does_not_disturb_other_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o777)
+    monkeypatch.chdir(tmp_path)
+    vault = Vault(Path("vault"))
+    with as_user(12345, 54321):
+        theirs = quarantined(vault, "a0-2", 1, 100)
+    quarantined(vault, "a0-1", 1, 100)
+    (vault.folder("a0-1") / "quarantine").chmod(0o700)
+    with as_user(12345, 54321):
+        assert make_room(vault, 1)
+        drop_all_quarantines(vault)
+        assert not theirs.exists()
 
 
 def test_all_quarantines_together_are_bounded_and_the_oldest_goes_first(vault: Vault) -> None:
