@@ -2,6 +2,8 @@
 
 import os
 import re
+import shutil
+import stat
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from a0backup.vault.quarantine import outdated_quarantine
 from a0backup.vault.space import spare
 from a0backup.vault.vault import Vault
 
+_SMALL = 1 << 30  # bytes: read in seconds
 _PRIVATE = re.compile(r".+-[0-9a-f]{8}\Z")
 
 
@@ -32,9 +35,10 @@ def salvage(vault: Vault, node: str, kind: str, md5: str) -> Digests | None:
     candidates = [place, *_arrived(vault, node)]
     candidates += [path for folder in without_manifest for path in sorted(folder.glob("*.tar.gz.enc"))]
     for candidate in candidates:
-        if candidate.is_symlink() or not candidate.is_file():
-            continue
         try:
+            status, disk = candidate.lstat(), shutil.disk_usage(candidate.parent).total
+            if not stat.S_ISREG(status.st_mode) or _is_mostly_empty(status, disk):
+                continue
             if candidate != place:
                 take_over(candidate, spare=spare(vault, node))
             found = digests(candidate, past_cache=True)
@@ -45,6 +49,15 @@ def salvage(vault: Vault, node: str, kind: str, md5: str) -> Digests | None:
                 candidate.rename(place)
             return found
     return None
+
+
+def _is_mostly_empty(status: os.stat_result, disk: int) -> bool:
+    """Return whether a file is larger than its *disk*, or holds far fewer bytes than its size: encrypted bytes do not.
+
+    Some file systems report zero for the size of the disk, and no blocks for a file that is small.
+    """
+    sparse = status.st_size > _SMALL and status.st_blocks * 512 < status.st_size // 10
+    return sparse or 0 < disk < status.st_size
 
 
 def _arrived(vault: Vault, node: str) -> list[Path]:

@@ -535,6 +535,17 @@ def test_links_pipes_and_directories_are_not_salvaged(room: Room) -> None:
     assert elsewhere.read_bytes() == BYTES
 
 
+@pytest.mark.parametrize("size", [1 << 40, 15 << 40])
+def test_files_that_hold_almost_no_bytes_are_not_read_to_salvage_anything(room: Room, size: int) -> None:
+    """To read them would take hours, with the node's lock held."""
+    room.verified(b"of another backup")
+    for place in (dead_run(room, b"x"), verified_file(room.vault, "a0-1", "backup")):
+        with place.open("r+b") as file:
+            file.truncate(size)
+    dead_run(room, BYTES, "dead-2")
+    assert salvaged(room) == digests_of(BYTES)
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_unreadable_bytes_do_not_hide_readable_ones(room: Room) -> None:
     """A bad sector under bytes that a dead run left must not fail every later night."""
