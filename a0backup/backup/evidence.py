@@ -11,7 +11,7 @@ from a0backup.backup.start import KnownPassword
 from a0backup.errors import ContentsError
 from a0backup.fleet.models import Existing
 from a0backup.vault.journal import Journal, NotOpened
-from a0backup.vault.manifest import ManifestPassword, Mode, SealedPassword
+from a0backup.vault.manifest import ManifestPassword, Mode, SealedPassword, newest_that_fit
 
 
 class Verdict(Enum):
@@ -113,7 +113,8 @@ def password_of(
     *fits*: a password opened the artifact far enough to rule out every other one. *only_tried*:
     that password, if no other was tried. *candidates*: every sealed password that may have made the
     artifact, no matter whose backup it is thought to be; a password that is missing here is lost at
-    settle. *journal*: the journal of this very backup, if it is ours.
+    settle. A manifest holds thousands; older ones stay in their files. *journal*: the journal of this
+    very backup, if it is ours.
     """
     if opened_by is not None:
         return ManifestPassword(mode=opened_by.mode, confirmed=True, sealed=opened_by.sealed)
@@ -126,4 +127,4 @@ def password_of(
         mode = "unknown"
     else:
         mode = "sealed" if journal.sealed else "shared"
-    return ManifestPassword(mode=mode, sealed=candidates)
+    return ManifestPassword(mode=mode, sealed=newest_that_fit(candidates))

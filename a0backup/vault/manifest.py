@@ -11,7 +11,12 @@ from a0backup.errors import ArtifactDamagedError, LaterVersionError, NotReadable
 from a0backup.identity import BackupIdentity
 
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 64 << 20  # room for ten recovery keys and thousands of starts with an unknown result
+MAX_MANIFEST_BYTES = 8 << 20  # room for ten recovery keys and hundreds of starts with an unknown result
+# Without a limit, eight megabytes of small values take gigabytes of memory to refuse.
+MAX_MANIFEST_COMMAS = 40_000
+_MAX_SEALED = 8000
+_AROUND_SEALED = 256  # bytes of JSON around a sealed password
+_REST = 256 << 10  # bytes of a manifest without its sealed passwords
 _ID = re.compile(r"(?P<node>[A-Za-z0-9][A-Za-z0-9._-]*)/(?P<folder>\d{8}T\d{6}Z-[a-z][a-z-]*)\Z")
 
 
@@ -39,7 +44,7 @@ class ManifestNode(_Part):
 
     name: str
     host: str
-    port: int
+    port: Annotated[int, Field(ge=0, le=65535)]
 
 
 class ManifestArtifact(_Part):
@@ -54,8 +59,17 @@ class ManifestArtifact(_Part):
 class SealedPassword(_Part):
     """A password that only the holder of a recovery key can read."""
 
-    recovery_key: str
-    box: str
+    recovery_key: HexSha256
+    box: Annotated[str, Field(min_length=4, max_length=8194, pattern="^[A-Za-z0-9+/]+={0,2}$")]
+
+
+def newest_that_fit(sealed: tuple[SealedPassword, ...]) -> tuple[SealedPassword, ...]:
+    """Return as many of *sealed*, oldest first, as one manifest may hold; the newest if those are not all."""
+    room, first = MAX_MANIFEST_BYTES - _REST, len(sealed)
+    while first > max(0, len(sealed) - _MAX_SEALED) and room >= len(sealed[first - 1].box) + _AROUND_SEALED:
+        first -= 1
+        room -= len(sealed[first].box) + _AROUND_SEALED
+    return sealed[first:]
 
 
 Mode = Literal["shared", "sealed", "unknown"]
@@ -66,7 +80,7 @@ class ManifestPassword(_Part):
 
     mode: Mode
     confirmed: bool = False
-    sealed: tuple[SealedPassword, ...] = ()
+    sealed: Annotated[tuple[SealedPassword, ...], Field(max_length=_MAX_SEALED)] = ()
 
 
 class Encryption(_Part):
@@ -88,9 +102,11 @@ class Verified(_Part):
     """What was verified before the manifest was written, with sizes in bytes; what was not checked is None."""
 
     level: Literal["md5", "contents"] = "md5"
-    members: int | None = None
-    unpacked_size: int | None = None  # of the tar
-    largest: tuple[VerifiedMember, ...] | None = None  # a few of the members, largest first
+    members: Annotated[int, Field(ge=0, le=_MOST)] | None = None
+    unpacked_size: Annotated[int, Field(ge=0, le=_MOST)] | None = None  # of the tar
+    largest: Annotated[tuple[VerifiedMember, ...], Field(max_length=100)] | None = (
+        None  # a few of the members, largest first
+    )
 
 
 _MD5_ONLY = Verified()

@@ -34,9 +34,6 @@ from a0backup.vault.manifest import Manifest, SealedPassword, Time
 
 MAX_BYTES = 256 << 10
 
-_FINGERPRINT = re.compile(r"[0-9a-f]{64}\Z")
-_BOX = re.compile(r"[A-Za-z0-9+/]{4,8192}={0,2}\Z")
-
 
 class _Content(BaseModel):
     """The content of one file (schema 1)."""
@@ -165,5 +162,4 @@ class SealedFiles:
             return None
         if (content.node, content.kind) != (self.node, self.kind):
             return None
-        ok = all(_FINGERPRINT.match(entry.recovery_key) and _BOX.match(entry.box) for entry in content.sealed)
-        return content if ok else None
+        return content

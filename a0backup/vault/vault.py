@@ -38,6 +38,7 @@ from a0backup.vault.manifest import (
     _ID,
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    MAX_MANIFEST_COMMAS,
     Manifest,
     UnreadableManifest,
 )
@@ -279,6 +280,8 @@ class Vault:
 
 def parsed(artifact_id: str, content: bytes) -> Manifest | UnreadableManifest:
     """Return the manifest in *content*, or why it cannot be read."""
+    if content.count(b",") > MAX_MANIFEST_COMMAS:
+        return UnreadableManifest(id=artifact_id, reason=f"{MANIFEST} holds too many values")
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """What an inspection proves about an artifact and its password: every rule, without a node."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -10,7 +11,7 @@ from a0backup.backup.reconcile import Claim
 from a0backup.backup.start import KnownPassword
 from a0backup.errors import GzipDamagedError, WrongPasswordError
 from a0backup.vault.journal import Journal, NotOpened
-from a0backup.vault.manifest import ManifestPassword, SealedPassword
+from a0backup.vault.manifest import MAX_MANIFEST_BYTES, MAX_MANIFEST_COMMAS, ManifestPassword, SealedPassword
 
 NOISE, CUT = WrongPasswordError("a0-1", "backup", "noise"), GzipDamagedError("a0-1", "backup", "cut")
 KNOWN = NotOpened(reason="known from before", password_fits=False)
@@ -131,6 +132,18 @@ def test_judge_decides_as_the_table_says(known: Evidence, verdict: Verdict, why:
 )
 def test_a_backup_is_ours_only_if_a_password_of_ours_has_opened_it(known: Evidence, ours: bool) -> None:
     assert judge(known).ours is ours
+
+
+@pytest.mark.parametrize("length", [684, 8192])  # of the boxes of a key with 4096 bits, and of the largest
+def test_of_more_passwords_than_a_manifest_holds_the_newest_are_listed(length: int) -> None:
+    many = tuple(SealedPassword(recovery_key="0" * 64, box=f"{number:0>{length}}") for number in range(9000))
+    said = password_of(**(NOTHING | {"candidates": many}))
+    assert 900 <= len(said.sealed) <= 8000
+    assert said.sealed == many[-len(said.sealed) :]
+    # As to_json indents it, inside of a whole manifest.
+    written = json.dumps({"encryption": {"password": said.model_dump()}}, indent=2)
+    assert len(written) <= MAX_MANIFEST_BYTES - (64 << 10)
+    assert written.count(",") < MAX_MANIFEST_COMMAS
 
 
 BOXES = (SealedPassword(recovery_key="0" * 64, box="b3Vycw=="),)

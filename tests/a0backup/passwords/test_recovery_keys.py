@@ -256,7 +256,7 @@ def test_a_different_key_that_is_needed_is_named(room: Path, private) -> None:
 
 
 def test_a_hostile_fingerprint_is_escaped(private) -> None:
-    sealed = [SealedPassword(recovery_key=f"\x1b[2J{number}", box="") for number in range(1000)]
+    sealed = [SealedPassword.model_construct(recovery_key=f"\x1b[2J{number}", box="") for number in range(1000)]
     with pytest.raises(RecoveryKeyError) as caught:
         candidates(sealed, private)
     assert "\x1b" not in str(caught.value)

@@ -373,6 +373,10 @@ def test_artifacts_are_listed_by_node_and_oldest_first(room: Room) -> None:
     assert room.vault.manifests("b", "backup-sensitive") == []
 
 
+def sealed(recovery_key: str, box: str) -> dict[str, str]:
+    return {"recovery_key": recovery_key, "box": box}
+
+
 HOSTILE = {
     "the id of another": {"id": "a0-1/20261124T020000Z-backup"},
     "an id that leads elsewhere": {"id": f"../{ID}"},
@@ -388,6 +392,11 @@ HOSTILE = {
     "a time before all time": {"started_at": "0001-01-01T00:00:00+12:00"},
     "an unknown password mode": {"encryption": {"password": {"mode": "plain"}}},
     "the kind of another": {"kind": "backup-sensitive"},
+    "a size that no file has": {"verified": {"level": "contents", "unpacked_size": 10**400}},
+    "a number of members that no file has": {"verified": {"level": "contents", "members": -1}},
+    "a port that no node has": {"node": {"name": "a0-1", "host": "h", "port": 65536}},
+    "a recovery key that is none": {"encryption": {"password": {"mode": "sealed", "sealed": [sealed("x", "QUJD")]}}},
+    "a box that is none": {"encryption": {"password": {"mode": "sealed", "sealed": [sealed("0" * 64, "\n")]}}},
     "the node of another": {"node": {"name": "a0-2", "host": "h", "port": 1}},
 }
 
@@ -410,8 +419,29 @@ CONTENTS = {
     "not text": b"\xff\xfe\x00",
     "too deep": b"[" * 100_000,
     "a list": b"[]",
-    "huge": b" " * ((4 << 20) + 1),
+    "huge": b" " * ((8 << 20) + 1),
 }
+MANY = {
+    "keys": b'{"schema": 1,%s}' % b",".join(b'"%x":1' % number for number in range(700_000)),
+    "passwords": b'{"encryption":{"password":{"mode":"sealed","sealed":[%s]}}}' % b",".join([b"{}"] * 2_500_000),
+    "members": b'{"verified":{"largest":[%s]}}' % b",".join([b"1"] * 4_000_000),
+}
+
+
+@pytest.mark.parametrize("content", MANY.values(), ids=MANY)
+def test_a_manifest_with_a_million_values_is_refused_in_little_memory_and_time(room: Room, content: bytes) -> None:
+    (room.write_manifest() / "manifest.json").write_bytes(content)
+    program = f"""
+import resource
+from pathlib import Path
+from a0backup.vault.vault import Vault
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+[entry] = Vault(Path({str(room.vault.root)!r})).entries()
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(type(entry).__name__, (used.ru_maxrss - before) // 1024 < 100, used.ru_utime < 10)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ran.stdout == "UnreadableManifest True True\n", ran.stderr
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
