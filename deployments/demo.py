@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from a0backup.errors import EngineError
+from a0backup.files import make_private_directory
 from a0backup.fleet.load import load_fleet
 from a0backup.passwords import recovery_keys
 from a0backup.report import terminal
@@ -32,7 +33,7 @@ PUBLIC, PRIVATE, PASSPHRASE = "recovery.pub.pem", "offline/recovery.key.pem", "o
 def run_demo(directory: Path | None) -> int:
     """Back up a simulated fleet into *directory*, or a new temporary one; return the exit code of `a0backup run`."""
     place = directory.absolute() if directory else Path(tempfile.mkdtemp(prefix="a0backup-demo-"))
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_directory(place)
     outcomes: list[Outcome] = []
 
     def collect(news: News) -> None:

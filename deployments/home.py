@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from a0backup.access import places_of_others
 from a0backup.errors import EngineError
-from a0backup.files import publish
+from a0backup.files import make_private_directory, publish
 from a0backup.state_folder import require_home, state_folder
 
 if TYPE_CHECKING:
@@ -51,6 +52,22 @@ def operators_api() -> str | None:
 def default_home() -> Path:
     """Return the folder in the user's state folder where our own engine keeps its database, results and log."""
     return state_folder() / "engine"
+
+
+def make_home(home: Path) -> None:
+    """Make the folder *home* unless it exists, whatever the umask.
+
+    Raise EngineError where it cannot be used, or where somebody else than this user and root could
+    put another in its place: what is in it decides what the engine runs.
+    """
+    with using(home):
+        make_private_directory(home)
+        place = next(places_of_others(home / CREDENTIALS), None)
+    if place is not None:
+        raise EngineError(
+            f"others can replace what is in the engine's home {home}: they can write {place}",
+            f"chmod go-w {place}, or set XDG_STATE_HOME to a folder that is only yours",
+        )
 
 
 @contextmanager
@@ -100,8 +117,8 @@ def credentials(home: Path) -> str:
     can reach loopback. Raise EngineError where the file cannot be used or does not hold both parts.
     """
     path = home / CREDENTIALS
+    make_home(home)
     with using(home):
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             # Complete or missing, never partial: another process may read the file while this one creates it.
             partial = home / f".{CREDENTIALS}-{secrets.token_hex(8)}"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from a0backup.errors import EngineError
 from deployments.engine_runs import crash_unfinished
-from deployments.home import CREDENTIALS, credentials, default_home, past_the_proxy, using
+from deployments.home import CREDENTIALS, credentials, default_home, make_home, past_the_proxy, using
 
 if TYPE_CHECKING:
     pass
@@ -50,8 +50,7 @@ def serving(home: Path) -> Iterator[Callable[[str], None]]:
 
     From then on `served_api` returns that address to every caller. Raise EngineError where another serves.
     """
-    with using(home):
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_home(home)
     fd = _open_lock(home / _SERVED)
     try:
         # A caller of `served_api` holds the lock for a moment.
@@ -102,8 +101,8 @@ def lasting_server(home: Path, port: int, *, new_credentials: bool = True) -> It
     While nobody serves, another program that listens on that port receives the credentials, from a
     browser or from a run that continues. So the first server on a home creates *new_credentials*.
     """
+    make_home(home)
     with using(home):
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.chmod(0o700)
     with _presence(home) as presence:
         if presence.alone and new_credentials:

@@ -175,6 +175,38 @@ def test_a_home_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("make", ["serving(home)", "own_server(home, port=taken)", "open(credentials(home))"])
+def test_the_home_and_the_folders_made_above_it_are_private_whatever_the_umask(tmp_path: Path, make: str) -> None:
+    program = f"""
+import contextlib, os, socket
+from pathlib import Path
+from deployments.home import credentials
+from deployments.server import own_server, serving
+os.umask(0)
+home = Path("state/a0backup/engine")
+with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.suppress(Exception):
+    taken = listener.getsockname()[1]
+    with {make}:
+        pass
+"""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("state", "state/a0backup/engine")]
+    assert modes == [0o700, 0o700]
+
+
+def test_a_home_that_others_can_replace_is_refused(tmp_path: Path) -> None:
+    home = tmp_path / "state" / "engine"
+    home.mkdir(0o700, parents=True)
+    for place in (home, home.parent):
+        place.chmod(0o777)
+        for use in (serving(home), own_server(home), contextlib.ExitStack()):
+            with pytest.raises(EngineError, match="others can replace what is in the engine's home") as refused, use:
+                credentials(home)
+            assert refused.value.hint().startswith(f"chmod go-w {place}")
+        place.chmod(0o700)
+
+
 def test_the_default_home_is_in_the_users_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert default_home() == tmp_path / "a0backup" / "engine"
