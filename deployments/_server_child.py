@@ -12,12 +12,15 @@ import sys
 import threading
 import time
 
+from a0backup.limits import keep_memory_private
+
 GRACE = 4.0
 """Seconds that the server gets to end by itself once its parent is gone."""
 
 
 def main() -> None:
     os.umask(0o077)
+    keep_memory_private()
     # Ctrl-C, or a stop of the whole service, reaches this process together with its parent. The parent still needs the
     # server to record how the run ended, so only the pipe ends it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

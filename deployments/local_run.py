@@ -11,7 +11,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -58,7 +58,8 @@ def run_here(
     fleet = fleet.absolute()
     leave_untrusted_directory()
     _quiet_prefect()
-    untold = {node.name for node in load_fleet(fleet).chosen(nodes)}
+    settings = load_fleet(fleet)
+    untold = {node.name for node in settings.chosen(nodes)}
     whole = len(untold)
 
     def tick_off(news: News) -> None:
@@ -68,7 +69,11 @@ def run_here(
             case Checked():
                 untold.discard(news.finding.node)
 
-    with interruptible() as interrupt, _engine(own=own_engine) as api, watched_by(tick_off):
+    with (
+        interruptible() as interrupt,
+        _engine(own=own_engine, without=settings.password.variables) as api,
+        watched_by(tick_off),
+    ):
         parameters: dict[str, Any] = {"fleet": fleet, "nodes": list(nodes)}
         if existing is not None:
             parameters["existing"] = existing
@@ -104,7 +109,7 @@ def _quiet_prefect() -> None:
 
 
 @contextlib.contextmanager
-def _engine(*, own: bool) -> Iterator[str]:
+def _engine(*, own: bool, without: Collection[str]) -> Iterator[str]:
     api = None if own else operators_api()
     if api is not None:
         terminal.say(f"engine: {api} (your Prefect profile's)", chatter=True)
@@ -121,7 +126,7 @@ def _engine(*, own: bool) -> Iterator[str]:
     # Each retry doubles the wait: 62 s with the default of five. On loopback a server that does not answer is gone.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
     terminal.say("engine: starting one of our own for this run ...", chatter=True)
-    with own_server(home) as api, use_api(api, home):
+    with own_server(home, without=without) as api, use_api(api, home):
         terminal.say(
             f"engine: {api.removesuffix('/api')} (our own; ends with this run, history kept in {home})", chatter=True
         )

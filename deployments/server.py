@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,20 +82,23 @@ def served_api(home: Path) -> str | None:
 
 
 @contextmanager
-def own_server(home: Path | None = None, *, port: int = 0) -> Iterator[str]:
+def own_server(home: Path | None = None, *, port: int = 0, without: Collection[str] = ()) -> Iterator[str]:
     """Run a full Prefect server on *port* of loopback (0 picks a free one) inside the block; yield its API address.
 
     Database, leases, results and log are in *home* (default: `default_home()`). Several servers may
     share one home. The first on a home marks the runs that a crash left unfinished there as Crashed.
-    The server ends with the block, and with this process however that ends. It answers only to the
-    `credentials` of its home. Raise EngineError where it does not come up.
+    The server does not get the environment variables *without*. It ends with the block, and with this
+    process however that ends. It answers only to the `credentials` of its home. Raise EngineError where
+    it does not come up.
     """
-    with lasting_server(home or default_home(), port, new_credentials=False) as server:
+    with lasting_server(home or default_home(), port, new_credentials=False, without=without) as server:
         yield server.api
 
 
 @contextmanager
-def lasting_server(home: Path, port: int, *, new_credentials: bool = True) -> Iterator["OwnServer"]:
+def lasting_server(
+    home: Path, port: int, *, new_credentials: bool = True, without: Collection[str] = ()
+) -> Iterator["OwnServer"]:
     """Do as `own_server` does, for a server on a port that is known before and after, and yield the server itself.
 
     While nobody serves, another program that listens on that port receives the credentials, from a
@@ -108,7 +111,7 @@ def lasting_server(home: Path, port: int, *, new_credentials: bool = True) -> It
         if presence.alone and new_credentials:
             with using(home):
                 (home / CREDENTIALS).unlink(missing_ok=True)
-        server = OwnServer(home, port)
+        server = OwnServer(home, port, without)
         try:
             server.start()
             if presence.alone:
@@ -184,8 +187,8 @@ def _presence(home: Path) -> Iterator[_Presence]:
 class OwnServer:
     """A full Prefect server in a separate process, on a port of 127.0.0.1; 0 picks a free one."""
 
-    def __init__(self, home: Path, port: int = 0) -> None:
-        self.home, self.port = home, port
+    def __init__(self, home: Path, port: int = 0, without: Collection[str] = ()) -> None:
+        self.home, self.port, self.without = home, port, without
         self.log_file = home / "server.log"
         self.api = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -320,7 +323,11 @@ class OwnServer:
 
     def _environment(self, port: int) -> dict[str, str]:
         """Return this process's environment without the operator's Prefect settings: they are for another server."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("PREFECT_") and name not in self.without
+        }
         return kept | {
             **past_the_proxy(),
             "DO_NOT_TRACK": "1",

@@ -8,6 +8,7 @@ from a0backup.errors import FleetFileError
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Fleet
 from a0backup.fleet.trusted import folders, load_trusted
+from a0backup.limits import keep_memory_private
 
 
 def fleet_of_run(path: Path) -> Fleet:
@@ -16,6 +17,8 @@ def fleet_of_run(path: Path) -> Fleet:
     A run of a deployment was perhaps started by somebody who has no other access to this machine.
     Raise FleetFileError.
     """
+    # Its environment holds the password from the start.
+    keep_memory_private()
     if not runtime.deployment.id:
         return load_fleet(path)
     try:

@@ -182,6 +182,11 @@ class PasswordSource(Strict):
         default=None, description="The file that holds the password, relative to the fleet file."
     )
 
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The environment variables with the password: whoever needs none must not get them."""
+        return () if self.env is None else (self.env,)
+
     @model_validator(mode="before")
     @classmethod
     def _no_password_itself(cls, given: object) -> object:
