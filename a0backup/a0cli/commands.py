@@ -217,7 +217,7 @@ class A0cli:
     def _program(self, command: str) -> str:
         found = shutil.which(self.settings.path)
         if found is None:
-            if "/" in self.settings.path and Path(self.settings.path).is_file():
+            if "/" in self.settings.path and shutil.which(self.settings.path, os.F_OK):
                 reason = f"{self.settings.path} is not executable"
             else:
                 reason = f"no program {self.settings.path}" + ("" if "/" in self.settings.path else " on PATH")

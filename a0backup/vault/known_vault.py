@@ -101,7 +101,7 @@ def refusal(fleet: Fleet) -> UnknownVaultError | None:
     try:
         if _remembered(fleet) is not None:
             require_known(fleet)
-        if (fleet.vault / VAULT).exists():
+        if _exists(Vault(fleet.vault)):
             require_able(fleet.vault)
     except UnknownVaultError as error:
         return error
@@ -129,7 +129,8 @@ def adopt(fleet: Fleet) -> str:
 def memory_warning(fleet: Fleet) -> str:
     """Return a warning if nothing can remember the vault of *fleet*; otherwise an empty text."""
     places = _places(fleet)
-    if any(place.exists() or os.access(nearest(place.parent), os.W_OK) for place in places):
+    # Not Path.exists(), which raises an error below a folder that this user may not enter.
+    if any(os.path.exists(place) or os.access(nearest(place.parent), os.W_OK) for place in places):  # noqa: PTH110
         return ""
     return (
         f"no run remembers which vault it used, as it cannot write {' or '.join(map(str, places))}: if the vault's"
@@ -149,13 +150,27 @@ def _is_empty(root: Path) -> bool:
 
 
 def create(vault: Vault) -> None:
-    """Make the vault unless it exists. Raise VaultUnusableError if its disk is not mounted, OSError."""
-    if (vault.root / VAULT).exists():
+    """Make the vault unless it exists.
+
+    Raise UnknownVaultError if that cannot be seen, VaultUnusableError if its disk is not mounted, OSError.
+    """
+    if _exists(vault):
         return
     vault.require_mounted("the vault")
     make_private_directory(vault.root)
     made = _Identity(id=str(uuid.uuid4()), made_at=datetime.now(UTC).replace(microsecond=0))
     publish_new(vault.root / VAULT, made.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
+
+
+def _exists(vault: Vault) -> bool:
+    """Return whether there is a vault.json, whatever it is. Raise UnknownVaultError if that cannot be seen."""
+    try:
+        (vault.root / VAULT).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UnknownVaultError(str(vault.root), f"cannot be read: {error.strerror}") from None
+    return True
 
 
 def _places(fleet: Fleet) -> list[Path]:

@@ -118,8 +118,9 @@ class Others:
 
 
 def nearest(place: Path) -> Path:
-    """Return *place*, or its nearest parent that exists."""
-    while not place.exists() and place != place.parent:
+    """Return *place*, or its nearest parent that exists and that this user can see."""
+    # Not Path.exists(), which raises an error below a folder that this user may not enter.
+    while not os.path.exists(place) and place != place.parent:  # noqa: PTH110
         place = place.parent
     return place
 

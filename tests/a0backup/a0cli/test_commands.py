@@ -43,6 +43,7 @@ from a0backup.files import digests
 from a0backup.fleet.load import load_fleet
 from simulator.fleet import SimulatedFleet
 from tests.support.patience import patience
+from tests.support.users import as_user, needs_root, open_folder
 
 SECRET = "S3cret 'Pa\"ss/w0rd+&"
 
@@ -225,6 +226,14 @@ async def test_a_program_on_path_is_found(program: Program, monkeypatch: pytest.
     program.does('print("here")')
     monkeypatch.setenv("PATH", f"{program.room}:{os.environ['PATH']}")
     assert (await program.a0cli(path="a0cli").call("ping")).stdout == "here\n"
+
+
+@needs_root
+async def test_a_program_in_a_folder_that_this_user_may_not_enter_is_reported_as_missing(program: Program) -> None:
+    with open_folder() as folder:
+        (folder / "closed").mkdir(0o700)
+        with as_user(12345, 54321), pytest.raises(A0cliMissingError, match="no program"):
+            await program.a0cli(path=str(folder / "closed" / "a0cli")).call("ping")
 
 
 async def test_a_program_that_does_not_exist_or_does_not_start_is_reported_as_missing(program: Program) -> None:

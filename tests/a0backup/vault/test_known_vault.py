@@ -11,10 +11,12 @@ import pytest
 from a0backup.errors import UnknownVaultError
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Fleet
+from a0backup.nodes.exposure import of_fleet
 from a0backup.vault.known_vault import adopt, memory_warning, recognise, refusal, require_known, require_vault
 from a0backup.vault.vault import Vault
 from tests.support.paths import REPOSITORY
 from tests.support.patience import patience
+from tests.support.users import as_user, needs_root, open_folder
 
 
 @pytest.fixture
@@ -189,3 +191,20 @@ def test_a_file_system_that_cannot_keep_a_vault_is_refused_with_the_call_and_its
     said = looked_at(fleet, fault)
     assert says in said
     assert "HINT: move the vault to a file system of Linux" in said
+
+
+@needs_root
+def test_a_vault_in_a_folder_that_this_user_may_not_enter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_folder() as folder:
+        (folder / "closed").mkdir(0o700)
+        (folder / "fleet.yaml").write_text("vault: closed/vault\npassword: {env: P}\nnodes: [{name: a0-1, host: a}]\n")
+        (folder / "fleet.yaml").chmod(0o644)
+        monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+        fleet = load_fleet(folder / "fleet.yaml")
+        with as_user(12345, 54321):
+            for use in (recognise, require_known, adopt):
+                with pytest.raises(UnknownVaultError, match="Permission denied"):
+                    use(fleet)
+            assert "Permission denied" in str(refusal(fleet))
+            assert isinstance(of_fleet(fleet), list)
+            assert isinstance(memory_warning(fleet), str)
