@@ -38,10 +38,11 @@ def load_trusted(path: Path, below: Sequence[Path]) -> Fleet:
 
 def _distrust(path: Path, below: Sequence[Path]) -> str:
     """Return why the file at *path* is not taken; an empty text if it is."""
+    # Whatever is there or not: an error of the system would tell which files of others exist.
+    real = Path(os.path.realpath(path))
+    if below and not any(real.is_relative_to(os.path.realpath(folder)) for folder in below):
+        return f"this worker takes only fleet files below {' and '.join(map(str, below))} ({FOLDERS})"
     try:
-        real = path.resolve(strict=True)
-        if below and not any(real.is_relative_to(folder.resolve()) for folder in below):
-            return f"this worker takes only fleet files below {' and '.join(map(str, below))} ({FOLDERS})"
         if not stat.S_ISREG(real.stat().st_mode):
             return "is not a regular file"
         # By the name that was given: with a link on the way, its owner decides which file is read. The sticky bit does
@@ -50,6 +51,4 @@ def _distrust(path: Path, below: Sequence[Path]) -> str:
             return f"other users can write {real} or a folder above it, so this worker refuses it"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    except RuntimeError:
-        return "cannot be read: it is a link to itself"
     return ""

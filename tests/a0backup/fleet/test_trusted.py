@@ -123,6 +123,26 @@ def test_a_fleet_file_outside_of_the_configured_folders_is_refused_without_a_wor
     assert "somebody" not in str(refused.value)
 
 
+def test_whether_a_file_exists_outside_of_the_configured_folders_is_not_told(fleets: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "folder").mkdir(parents=True)
+    (elsewhere / "file").touch()
+    (elsewhere / "loop").symlink_to("loop")
+    (fleets / "out").symlink_to(elsewhere)
+
+    def reason(named: Path) -> tuple[str, ...]:
+        with pytest.raises(FleetFileError) as refused:
+            load_trusted(named, [fleets])
+        return refused.value.problems
+
+    names = ["file", "folder", "folder/more", "file/below", "nothing", "nothing/below", "loop", "loop/below"]
+    said = {
+        reason(place / name) for name in names for place in (elsewhere, fleets / "out", fleets / ".." / "elsewhere")
+    }
+    assert said == {(f"this worker takes only fleet files below {fleets} ({FOLDERS})",)}
+    assert reason(fleets / "nothing") == ("cannot be read: No such file or directory",)
+
+
 def test_without_configured_folders_an_error_quotes_nothing_of_the_file(fleets: Path) -> None:
     (fleets / "fleet.yaml").write_text("A0_BACKUP_PASSWORD=somebodyelses\n")
     with pytest.raises(FleetFileError, match="a0backup check --fleet") as refused:
