@@ -200,8 +200,8 @@ async def test_a_node_that_makes_its_backup_for_hours_takes_no_space_meanwhile(d
     await desk.night(flow_run="run-1")
     desk.say_the_last_was(int(shutil.disk_usage(desk.fleet.vault).free * 0.7))
     shutil.copytree(desk.vault.folder(desk.name), desk.vault.folder("a0-other"))
-    for file in desk.vault.folder("a0-other").rglob("manifest.json"):
-        file.write_text(file.read_text().replace(f'"{desk.name}', '"a0-other'))
+    for each in desk.vault.folder("a0-other").rglob("manifest.json"):
+        each.write_text(each.read_text().replace(f'"{desk.name}', '"a0-other'))
     other = desk.vault.newest("a0-other")
     assert other is not None
 
