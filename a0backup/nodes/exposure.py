@@ -53,6 +53,7 @@ def _writable(fleet: Fleet) -> Iterator[str]:
         "which keys a0cli uses": [fleet.a0cli.key_dir, *_entries(fleet.a0cli.key_dir)],
         "which password later backups get": filter(None, [fleet.password.file]),
         "to which key later passwords are sealed": fleet.password.sealed_to or (),
+        "where copies go": _settings_of_places(fleet),
     }
     seen = set[Path]()
     for what, files in decides.items():
@@ -60,6 +61,19 @@ def _writable(fleet: Fleet) -> Iterator[str]:
         for place in islice((place for place in places if place not in seen), _NAMED):
             yield f"others can write {place} and so decide {what}: {_remedy(place)}"
         seen |= places.keys()
+
+
+def _settings_of_places(fleet: Fleet) -> Iterator[Path]:
+    """Yield the folders that are places, and the files that say how the others are reached."""
+    schemes = {copy.scheme for copy in fleet.copies}
+    yield from (Path(copy.root) for copy in fleet.copies if copy.scheme == "file")
+    with contextlib.suppress(RuntimeError):  # this user has no home
+        home = Path.home()
+        if "s3" in schemes:
+            yield Path(os.environ.get("AWS_CONFIG_FILE", home / ".aws" / "config"))
+            yield Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", home / ".aws" / "credentials"))
+        if "sftp" in schemes:
+            yield from (home / ".ssh" / name for name in ("config", "known_hosts"))
 
 
 def _programs(name: str) -> Iterator[Path]:

@@ -624,3 +624,26 @@ async def test_a_check_leaves_no_copy_of_a_key(desk: Desk, tmp_path: Path, monke
     assert (await desk.check()).ok
     assert not [path for path in desk.room.rglob("*") if "a0backup-" in path.name]
     assert (tmp_path / "state" / "a0backup" / "keys").is_dir()
+
+
+def test_what_decides_where_copies_go_and_others_can_write_causes_a_warning(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder that is a place, and the settings by which the other places are reached."""
+    home = desk.room / "home"
+    files = [home / ".aws/config", home / ".ssh/known_hosts"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch(0o600)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    nas = desk.room / "nas"
+    nas.mkdir()
+    places = [("nas", str(nas)), ("offsite", "s3://bucket/a0"), ("far", "sftp://host/srv/a0")]
+    desk.configure(copies=[{"name": name, "url": url} for name, url in places])
+    assert others_decide(desk) == []
+    for place in (nas, *files):
+        place.chmod(0o777)
+        assert others_decide(desk) == [str(place)]
+        place.chmod(0o700)
