@@ -15,7 +15,7 @@ from a0backup.errors import PlacesBehindError
 from a0backup.files import in_thread
 from a0backup.places.catching_up import CaughtUp, catch_up
 from a0backup.places.places import Place, Places
-from a0backup.vault.known_vault import require_known
+from a0backup.vault.known_vault import is_there
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
 from flows.ending import now
@@ -45,7 +45,9 @@ async def copy_vault(
     if not chosen:
         get_run_logger().info("%s names no `copies`: there is nothing to do", settings.path)
         return []
-    await in_thread(require_known, settings)
+    if not await in_thread(is_there, settings):
+        get_run_logger().info("the vault %s is not made yet: there is nothing to copy", settings.vault)
+        return []
     manifests = await in_thread(Vault(settings.vault).manifests)
     results = await asyncio.gather(*(caught_up(place, manifests) for place in Places.of(settings, chosen)))
     await publish_copies(results)

@@ -11,7 +11,7 @@ from a0backup.files import in_thread
 from a0backup.places.places import Places
 from a0backup.places.verification import Verification
 from a0backup.places.verifying import Finding
-from a0backup.vault.known_vault import require_known
+from a0backup.vault.known_vault import is_there
 from a0backup.vault.vault import Vault
 from flows.ending import now
 from flows.fleet_file import fleet_of_run
@@ -36,7 +36,9 @@ async def verify_vault(fleet: Path = Path("fleet.yaml"), share: Share = "1/7", r
         repair: Whether to bring back what is damaged or missing from where it is whole.
     """
     settings = fleet_of_run(fleet)
-    await in_thread(require_known, settings)
+    if not await in_thread(is_there, settings):
+        get_run_logger().info("the vault %s is not made yet: there is nothing to verify", settings.vault)
+        return []
     part = None if share == "all" else 1 / int(share.partition("/")[2])
     verification = Verification(Vault(settings.vault), list(Places.of(settings)), share=part, told=log_finding)
     findings = await read_artifacts(verification)

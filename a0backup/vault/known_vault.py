@@ -108,6 +108,14 @@ def refusal(fleet: Fleet) -> UnknownVaultError | None:
     return None
 
 
+def is_there(fleet: Fleet) -> bool:
+    """Return whether the vault of *fleet* is there; False only if none was ever used. Raise UnknownVaultError."""
+    if _remembered(fleet) is None and not (fleet.vault / VAULT).exists():
+        return False
+    require_known(fleet)
+    return True
+
+
 def adopt(fleet: Fleet) -> str:
     """Make the vault of *fleet* the known one and return its identity. Raise UnknownVaultError, OSError."""
     vault = Vault(fleet.vault)

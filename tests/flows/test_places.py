@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from a0backup.fleet.load import load_fleet
+from a0backup.vault.known_vault import recognise
 from a0backup.vault.vault import Vault
 from simulator.fleet import SimulatedFleet
 from tests.flows.conftest import run_and_read
@@ -85,3 +87,22 @@ def test_a_verification_fails_for_what_is_damaged_and_mends_it_where_it_is_told_
     assert run.flow_run.state.name == "Completed"
     [table] = [artifact.data for artifact in run.artifacts if artifact.key == "verification-table"]
     assert table.count('"2 artifacts"') == 3
+
+
+def test_a_verification_has_nothing_to_do_before_the_first_night(engine: str, fleet_yaml: Path) -> None:
+    from flows.verify_vault import verify_vault
+
+    assert run_and_read(verify_vault, fleet=fleet_yaml).flow_run.state.name == "Completed"
+    assert not (fleet_yaml.parent / "vault").exists()
+
+
+def test_a_verification_fails_if_the_vault_that_was_used_is_gone(engine: str, with_places: Path) -> None:
+    from flows.copy_vault import copy_vault
+    from flows.verify_vault import verify_vault
+
+    recognise(load_fleet(with_places))
+    shutil.rmtree(with_places.parent / "vault")
+    for flow in (copy_vault, verify_vault):
+        run = run_and_read(flow, fleet=with_places)
+        assert run.flow_run.state.name == "Failed"
+        assert "does not exist" in run.flow_run.state.message
