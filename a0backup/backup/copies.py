@@ -2,7 +2,7 @@
 
 from a0backup.backup.context import Context
 from a0backup.backup.steps import Done, StepName, step
-from a0backup.errors import NotCopiedError, VaultUnusableError
+from a0backup.errors import NotCopiedError
 from a0backup.vault.manifest import Manifest
 
 
@@ -20,12 +20,7 @@ class Copies:
         Raise NotCopiedError if fewer than `require_copies` hold it, VaultError.
         """
         context, required = self.context, self.context.fleet.copies_required
-        try:
-            copied = await self.session.run.places.copy(stored, lambda text: context.tell(StepName.COPY, text))
-        except OSError as error:
-            raise VaultUnusableError(
-                self.session.node.name, f"the copies cannot be recorded: {error.strerror}"
-            ) from error
+        copied = await self.session.run.places.copy(stored, lambda text: context.tell(StepName.COPY, text))
         if len(copied.proven) < required:
             raise NotCopiedError(self.session.node.name, stored.id, len(copied.proven), required, copied.reasons())
         for reason in copied.reasons():

@@ -1,5 +1,6 @@
 """`copies` in fleet.yaml: the further places that hold each artifact."""
 
+import posixpath
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -96,16 +97,26 @@ class Copy(Strict):
 
 
 def require_distinct(copies: tuple[Copy, ...], vault: Path | None) -> None:
-    """Raise ValueError where two places have one name or one address, or one is the vault or lies in it."""
+    """Raise ValueError where two places have one name or are one place, or one is the vault or lies in it."""
     if any(copy.name == "vault" for copy in copies):
         raise ValueError("`vault` names the vault itself: give the place another name")
-    for key in ("name", "url"):
-        values = [str(getattr(copy, key)).casefold() for copy in copies]
+    for key, values in {"name": [copy.name for copy in copies], "url": [_spelled_out(copy) for copy in copies]}.items():
         if len(set(values)) < len(values):
             raise ValueError(f"two places have the same {key}: each copy needs a place of its own")
     for copy in copies:
         if vault is None or copy.scheme != "file":
             continue
-        folder, root = Path(copy.url).absolute(), vault.absolute()
+        folder, root = Path(copy.url).resolve(), vault.resolve()
         if folder == root or root in folder.parents or folder in root.parents:
             raise ValueError(f"{copy.name}: the folder is the vault, lies in it or contains it: choose another one")
+
+
+def _spelled_out(copy: Copy) -> str:
+    """Return the address of the place in one spelling, whatever links, ports and slashes it is written with."""
+    if copy.scheme == "file":
+        return str(Path(copy.url).resolve())
+    parts = urlsplit(copy.url)
+    folder = posixpath.normpath(f"/{copy.root}")
+    if copy.scheme == "s3":
+        return f"s3://{parts.netloc}{folder}"
+    return f"sftp://{parts.hostname}:{parts.port or 22}{folder}"

@@ -50,7 +50,7 @@ async def catch_up(
 
     *told* receives the id of each artifact that is copied with its result and, about every ten
     seconds, with the bytes that have moved. The place's own listing decides what it holds, where it
-    may be listed. Raise OSError if the vault cannot be written.
+    may be listed.
     """
     result = CaughtUp(place.copy.name)
     try:
@@ -80,13 +80,13 @@ async def catch_up(
             transfer = place.new_transfer()
             under_way[manifest.id] = manifest, transfer
             try:
-                await place.bring(manifest, transfer)
+                _, sent = await place.bring(manifest, transfer)
             except (PlaceError, VaultError) as error:
                 result.failed[manifest.id] = error.reason if isinstance(error, PlaceError) else error.text()
                 told(manifest.id, f"not copied: {result.failed[manifest.id]}")
             else:
-                result.copied.append(manifest.id)
-                told(manifest.id, "copied")
+                (result.copied if sent else result.held).append(manifest.id)
+                told(manifest.id, "copied" if sent else "was there, and is whole")
             finally:
                 del under_way[manifest.id]
 

@@ -6,78 +6,104 @@ The manifest comes last, as in the vault: a place where it is missing does not s
 """
 
 import hashlib
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import ValidationError
-
 from a0backup.errors import ArtifactDamagedError, PlaceArtifactError, PlaceError, VaultUnusableError
-from a0backup.files import CHUNK, UnsuitableFileError, open_regular, read_whole
+from a0backup.files import CHUNK, UnsuitableFileError, drop_cached_pages, open_regular, read_whole
+from a0backup.places.records import known_manifest
 from a0backup.places.store import Store
 from a0backup.places.transfer import Transfer
-from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
-from a0backup.vault.vault import Vault, reading, require_size
+from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, UnreadableManifest
+from a0backup.vault.vault import Vault, parsed, reading, require_size
 
 
 class CopiedNow(NamedTuple):
-    """How an artifact was proven in a place, and the SHA-256 of the manifest that is there."""
+    """How an artifact was proven in a place, whether its bytes were sent, and the SHA-256 of the manifest there."""
 
     by: Literal["read", "checksum"]
+    sent: bool
     manifest: str
 
 
 def copy_artifact(vault: Vault, manifest: Manifest, store: Store, *, place: str, transfer: Transfer) -> CopiedNow:
     """Make the place hold the artifact and its manifest, and prove that it does.
 
-    What an earlier copy left there is used if it proves to be whole. Raise PlaceError;
-    PlaceArtifactError if the place has another artifact under this id; ArtifactDamagedError or
-    VaultUnusableError if the vault's own bytes cannot be sent.
+    What is there and proves to be whole is not sent again; what is not whole goes to the place's
+    quarantine first. Raise PlaceError; PlaceArtifactError if the place has another artifact under
+    this id, or one that a later version wrote; ArtifactDamagedError or VaultUnusableError if the
+    vault's own bytes cannot be sent.
     """
     content = manifest_bytes(vault, manifest)
-    require_no_other(store, manifest, content, place)
+    known, here = known_manifest(vault, manifest.id), hashlib.sha256(content).hexdigest()
+    if known not in (None, here):
+        raise ArtifactDamagedError(manifest.node.name, manifest.id, f"{MANIFEST} is not the one that was copied before")
+    there = read_small(store, manifest_path(manifest.id), MAX_MANIFEST_BYTES)
+    if there not in (None, content):
+        _require_no_other(there, manifest, place, is_known=known is not None)
     path = artifact_path(manifest)
+    whole = _is_whole(store, manifest, transfer)
     by_server = False
-    if store.size(path) != manifest.artifact.size or not _is_whole(store, manifest, transfer):
+    if not whole:
+        _keep_aside(store, path, manifest.id, transfer)
         by_server = store.write(path, _sent(vault, manifest, transfer), size=manifest.artifact.size)
         if not by_server and not _is_whole(store, manifest, transfer):
             raise PlaceError(
                 place, f"{path}: other bytes came back than were sent", "check the disk and the memory of the place"
             )
+    if there not in (None, content):
+        _keep_aside(store, manifest_path(manifest.id), manifest.id, transfer)
     write_small(store, manifest_path(manifest.id), content, place)
-    return CopiedNow("checksum" if by_server else "read", hashlib.sha256(content).hexdigest())
+    return CopiedNow("checksum" if by_server else "read", not whole, here)
 
 
-def is_there(vault: Vault, manifest: Manifest, store: Store) -> bool:
-    """Return whether the place shows an artifact of this size with this manifest; its bytes are not read.
+def _require_no_other(there: bytes | None, manifest: Manifest, place: str, *, is_known: bool) -> None:
+    """Raise PlaceArtifactError unless *there*, the manifest in the place, may be replaced by the vault's.
 
-    Raise PlaceError, VaultUnusableError.
+    It may if it is damaged: it cannot be read, or the vault knows (*is_known*) that the places were
+    given another one for these bytes.
     """
-    content = manifest_bytes(vault, manifest)
-    if store.size(artifact_path(manifest)) != manifest.artifact.size:
-        return False
-    return read_small(store, manifest_path(manifest.id), MAX_MANIFEST_BYTES) == content
-
-
-def require_no_other(store: Store, manifest: Manifest, content: bytes, place: str) -> None:
-    """Raise PlaceArtifactError if the place has a manifest with this id that describes another artifact.
-
-    A manifest that cannot be read, or that describes these bytes in other words, is replaced.
-    """
-    found = read_small(store, manifest_path(manifest.id), MAX_MANIFEST_BYTES)
-    if found is None or found == content:
-        return
-    try:
-        other = Manifest.model_validate_json(found)
-    except ValidationError:
+    other = parsed(manifest.id, there or b"")
+    if isinstance(other, UnreadableManifest):
+        if other.later:
+            raise PlaceArtifactError(place, f"{manifest.id}: {other.reason}", "use that version")
         return
     if other.artifact.sha256 != manifest.artifact.sha256:
-        raise PlaceArtifactError(
-            place,
-            f"it holds another artifact as {manifest.id} (sha256 {other.artifact.sha256})",
-            "two artifacts have one name, and none is overwritten: compare both with `a0backup verify`, and move one"
-            " away",
-        )
+        reason = f"it holds another artifact as {manifest.id} (sha256 {other.artifact.sha256})"
+    elif not is_known:
+        reason = f"its manifest of {manifest.id} is not the vault's, and nothing says which one is right"
+    else:
+        return
+    raise PlaceArtifactError(
+        place, reason, "nothing is overwritten: compare both with `a0backup verify`, and move one away"
+    )
+
+
+def _keep_aside(store: Store, path: str, artifact_id: str, transfer: Transfer) -> None:
+    """Copy the damaged file into the quarantine of the place, as far as it can be read."""
+    node, _, name = artifact_id.partition("/")
+    kept = f"{node}/quarantine/{name}.damaged-{secrets.token_hex(4)}/{path.rpartition('/')[2]}.damaged"
+    unread: list[PlaceError] = []
+
+    def readable() -> Iterator[bytes]:
+        try:
+            yield from transfer.passing(store.read(path))
+        except PlaceError as error:
+            unread.append(error)
+            raise
+
+    try:
+        size = store.size(path)
+        if size is not None:
+            store.write(kept, readable(), size=size)
+    except PlaceArtifactError:
+        return  # no regular file
+    except PlaceError:
+        if not unread:
+            raise
+        # A bad sector: what cannot be read cannot be kept. The vault's bytes, which are whole, replace it.
 
 
 def manifest_bytes(vault: Vault, manifest: Manifest) -> bytes:
@@ -139,8 +165,10 @@ def _is_whole(store: Store, manifest: Manifest, transfer: Transfer) -> bool:
     """Read the artifact in the place to its end and return whether it is what the manifest says."""
     expected = manifest.artifact
     try:
+        if store.size(artifact_path(manifest)) != expected.size:
+            return False
         return sha256_of(transfer.passing(store.read(artifact_path(manifest)))) == (expected.sha256, expected.size)
-    except FileNotFoundError:
+    except (FileNotFoundError, PlaceArtifactError):  # the latter: no regular file, or a bad sector
         return False
 
 
@@ -148,7 +176,7 @@ def _sent(vault: Vault, manifest: Manifest, transfer: Transfer) -> Iterator[byte
     """Yield the bytes in the vault; raise ArtifactDamagedError at their end unless they are what the manifest says."""
     hasher, size = hashlib.sha256(), 0
     with reading(vault, manifest) as path:
-        for chunk in transfer.passing(_chunks(path)):
+        for chunk in transfer.passing(chunks_of(path)):
             hasher.update(chunk)
             size += len(chunk)
             yield chunk
@@ -158,7 +186,10 @@ def _sent(vault: Vault, manifest: Manifest, transfer: Transfer) -> Iterator[byte
         raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def chunks_of(path: Path, *, past_cache: bool = False) -> Iterator[bytes]:
+    """Yield the bytes of the file in the vault, with *past_cache* as its disk has them. Raise OSError."""
     with open(path, "rb", buffering=0, opener=open_regular) as file:
+        if past_cache:
+            drop_cached_pages(file.fileno())
         while chunk := file.read(CHUNK):
             yield chunk

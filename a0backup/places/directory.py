@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from a0backup.errors import PlaceDeniedError, PlaceError
+from a0backup.errors import PlaceArtifactError, PlaceDeniedError, PlaceError
 from a0backup.files import drop_cached_pages, folder_below, fsync_directory, make_private, make_private_directory
 from a0backup.fleet.copies import Copy
 from a0backup.places.store import CHUNK, LEFT_AFTER, Entry, Store
 from a0backup.vault.mounts import unmounted
 
+# A bad sector, a link, a folder or a pipe in the place of a file: the other files may be well.
+_OF_ONE_FILE = (errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENOTDIR)
 _SYNC = 64 << 20  # bytes; a sync of many gigabytes at once would look like a disk that hangs
 
 
@@ -41,13 +43,17 @@ class _Directory:
             except (FileNotFoundError, NotADirectoryError):
                 return None
             if not stat.S_ISREG(status.st_mode):
-                raise PlaceError(self._name, f"{self._root / path} is not a regular file", "look at it, and remove it")
+                raise PlaceArtifactError(
+                    self._name, f"{self._root / path} is not a regular file", "look at it, and remove it"
+                )
             return status.st_size
 
     def read(self, path: str) -> Iterator[bytes]:
         with self._failing(path, missing=True), self._parent(path) as parent:
             file = os.open(Path(path).name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
             try:
+                if not stat.S_ISREG(os.fstat(file).st_mode):
+                    raise PlaceArtifactError(self._name, f"{self._root / path} is not a regular file")
                 drop_cached_pages(file)
                 while chunk := os.read(file, CHUNK):
                     yield chunk
@@ -59,6 +65,8 @@ class _Directory:
         aside = f".{name}.{secrets.token_hex(8)}.partial"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with self._failing(path):
+            if "/" in path and not self._root.is_dir():
+                raise PlaceError(self._name, f"{self._root} is gone", "mount its disk")
             make_private_directory((self._root / path).parent)
             with self._parent(path) as parent:
                 file = os.open(aside, flags, 0o600, dir_fd=parent)
@@ -144,8 +152,11 @@ class _Directory:
             }
             where = self._root / path if path else self._root
             remedy = remedies.get(error.errno or 0, "")
-            denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-            kind = PlaceDeniedError if denied else PlaceError
+            kind: type[PlaceError] = PlaceError
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                kind = PlaceDeniedError
+            elif "/" in path and error.errno in _OF_ONE_FILE:
+                kind = PlaceArtifactError
             raise kind(self._name, f"{where}: {error.strerror}", remedy) from error
 
 

@@ -5,28 +5,22 @@ copied = await places.copy(manifest)
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
-from a0backup.errors import PlaceArtifactError, PlaceDeniedError, PlaceError, VaultError
-from a0backup.files import read_whole
+from a0backup.errors import PlaceArtifactError, PlaceDeniedError, PlaceError, VaultError, VaultUnusableError
+from a0backup.files import in_thread, read_whole
 from a0backup.fleet.copies import Copy
 from a0backup.fleet.models import Fleet
-from a0backup.places.copying import CopiedNow, copy_artifact, is_there, read_small, write_small
+from a0backup.places.copying import CopiedNow, copy_artifact, read_small, write_small
 from a0backup.places.opening import open_store
-from a0backup.places.records import (
-    PlaceRecord,
-    Proven,
-    note_proven,
-    now,
-    place_record,
-    proven_in,
-    tidy_place_records,
-    write_place_record,
-)
+from a0backup.places.records import Proven, note_proven, note_used, now, tidy_place_records, was_used
 from a0backup.places.store import Store
 from a0backup.places.transfer import Throttle, Transfer, watched
 from a0backup.report.words import human_size
@@ -60,8 +54,7 @@ class Place:
         self.vault, self.copy = vault, copy
         self._throttle = Throttle(copy.limit)
         self._slots = asyncio.Semaphore(copy.at_most)
-        self._recognising = asyncio.Lock()
-        self._recognised = False
+        self._tidied = False
         self._failed: tuple[float, PlaceError] | None = None
 
     async def bring(
@@ -70,7 +63,7 @@ class Place:
         """Return the proof that the place holds the artifact, and whether it was copied now.
 
         *waiting* is called when another transfer must end first. The proof is recorded in the vault.
-        Raise PlaceError, VaultError, OSError if the vault cannot be written.
+        Raise PlaceError, VaultError.
         """
         if self._slots.locked():
             waiting()
@@ -85,12 +78,18 @@ class Place:
         """
         if (failure := self.failure) is not None:
             raise failure
+
+        if not self._tidied:
+            self._tidied = True
+            await in_thread(tidy_place_records, self.vault, self.copy.name)
+
+        def recognised(store: Store) -> R:
+            # Each time: another disk may be in its place by now.
+            recognise(self.vault, self.copy, store)
+            return work(store)
+
         try:
-            async with self._recognising:
-                if not self._recognised:
-                    await self.call(partial(recognise, self.vault, self.copy), self.new_transfer())
-                    self._recognised = True
-            return await self.call(work, transfer)
+            return await self.call(recognised, transfer)
         except (PlaceArtifactError, PlaceDeniedError):
             raise  # about this one artifact, or at once
         except PlaceError as error:
@@ -111,24 +110,30 @@ class Place:
         """Return what *work* returns with the place opened, whoever's it is. Raise PlaceError."""
 
         def opened() -> R:
-            with open_store(self.copy) as store:
-                return work(store)
+            try:
+                with open_store(self.copy) as store:
+                    return work(store)
+            except FileNotFoundError as error:
+                raise PlaceError(self.copy.name, f"{self.copy.url} is gone: {error}") from error
 
         # A hanging directory lets no call return; the others keep the deadline themselves, byte by byte.
         deadline = self.copy.deadline if self.copy.scheme == "file" else None
         return await watched(opened, transfer, place=self.copy.name, deadline=deadline)
 
     def _bring(self, manifest: Manifest, transfer: Transfer, store: Store) -> tuple[Proven, bool]:
-        known = proven_in(self.vault, manifest.id).get(self.copy.name)
-        if known is not None and known.url == self.copy.url and is_there(self.vault, manifest, store):
-            return known, False
         copied = copy_artifact(self.vault, manifest, store, place=self.copy.name, transfer=transfer)
-        return self.note(manifest, copied), True
+        # What was written must be in the place that was recognised, not in another that came there meanwhile.
+        require_ours(self.vault, self.copy, store)
+        return self.note(manifest, copied), copied.sent
 
     def note(self, manifest: Manifest, copied: CopiedNow) -> Proven:
-        """Record in the vault what was just copied to this place, and return the record. Raise OSError."""
+        """Record in the vault what this place was just proven to hold. Raise VaultUnusableError."""
         proven = Proven(url=self.copy.url, at=now(), by=copied.by)
-        note_proven(self.vault, manifest.id, self.copy.name, proven, manifest=copied.manifest)
+        try:
+            note_proven(self.vault, manifest.id, self.copy.name, proven, manifest=copied.manifest)
+        except OSError as error:
+            reason = f"the copies of {manifest.id} cannot be recorded: {error.strerror}"
+            raise VaultUnusableError(manifest.node.name, reason) from error
         return proven
 
 
@@ -153,8 +158,8 @@ class Places:
         """Bring the artifact to every place at once, and record where it is proven.
 
         *told* receives how far each place is, about every ten seconds. A place that fails is in the
-        result. Raise VaultError if the vault's own bytes cannot be sent, OSError if the vault cannot
-        record what is proven.
+        result. Raise VaultError if the vault's own bytes cannot be sent, or if it cannot record what is
+        proven.
         """
         copied = Copied()
         transfers = {place.copy.name: place.new_transfer() for place in self._all}
@@ -205,27 +210,53 @@ def recognise(vault: Vault, copy: Copy, store: Store) -> None:
     The mark is the vault's own identity: a vault that is restored from the place is then the same vault.
     """
     require_ours(vault, copy, store)
-    tidy_place_records(vault, copy.name)
-    write_small(store, VAULT, read_whole(vault.root / VAULT, MAX_IDENTITY), copy.name)
-    record = place_record(vault, copy.name)
-    if record is None or record.url != copy.url:
-        write_place_record(vault, copy.name, PlaceRecord(url=copy.url, used_since=now()))
+    if not was_used(vault, copy):
+        write_small(store, VAULT, read_whole(vault.root / VAULT, MAX_IDENTITY), copy.name)
+        note_used(vault, copy)
+        require_apart(vault, copy)
+
+
+def require_apart(vault: Vault, copy: Copy) -> None:
+    """Raise PlaceError if the place is the folder of the vault itself, by whatever name."""
+    with suppress(FileNotFoundError):
+        if copy.scheme == "file" and Path(copy.root).samefile(vault.root):
+            raise PlaceError(copy.name, f"{copy.url} is the vault itself", "give the place a folder of its own")
 
 
 def require_ours(vault: Vault, copy: Copy, store: Store) -> None:
-    """Raise PlaceError if the place was used before and is empty now, or has the copies of another vault."""
-    found = read_small(store, VAULT, MAX_IDENTITY)
-    record = place_record(vault, copy.name)
-    if found is None and record is not None and record.url == copy.url:
+    """Raise PlaceError if the place was used before and is empty now, or is not one of this vault's."""
+    require_apart(vault, copy)
+    found, identity = read_small(store, VAULT, MAX_IDENTITY), _identity(vault)
+    if found is None:
+        if was_used(vault, copy):
+            raise PlaceError(
+                copy.name,
+                f"{copy.url} was used before, and now holds no {VAULT}: it is empty, or another disk is in its place",
+                f"mount the right one; if it is to start anew, remove {vault.root}/.places/{copy.name}.json",
+            )
+    elif identity is None:
         raise PlaceError(
             copy.name,
-            f"{copy.url} was used before, and now holds no {VAULT}: it is empty, or another disk is in its place",
-            f"mount the right one; if it is to start anew, remove {vault.root}/.places/{copy.name}.json",
+            f"{copy.url} holds the copies of a vault, and there is no vault at {vault.root}",
+            "`a0backup verify --repair` brings that vault back",
         )
-    if found is not None and found != _identity(vault):
+    elif found != identity and _is_identity(found):
         raise PlaceError(
             copy.name, f"{copy.url} holds the copies of another vault", "give each vault a place of its own"
         )
+    elif found != identity:
+        raise PlaceError(
+            copy.name,
+            f"its {VAULT} cannot be read",
+            f"if this is the right place, put {vault.root / VAULT} there again",
+        )
+
+
+def _is_identity(content: bytes) -> bool:
+    try:
+        return isinstance(json.loads(content), dict)
+    except ValueError:
+        return False
 
 
 def _identity(vault: Vault) -> bytes | None:

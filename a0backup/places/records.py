@@ -6,7 +6,11 @@
 They spare work and show what is behind. What a place really holds, only the place can say.
 """
 
+import fcntl
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -21,7 +25,7 @@ from a0backup.vault.vault import Vault
 COPIES = "copies.json"
 _PLACES = ".places"  # no node can have this name
 _MOST = 16 << 20  # bytes
-_writing = threading.Lock()  # several places prove one artifact at once
+_threads = threading.Lock()  # several places prove one artifact at once
 
 
 class _Part(BaseModel):
@@ -51,14 +55,17 @@ class _Copies(_Part):
 class PlaceRecord(_Part):
     """The content of a place's record (schema 1).
 
-    *read* has the time at which each artifact was last read there and found whole, *begun* that of
-    a verification of all that has not ended.
+    *formerly*: the addresses that it had before *url*. *read* has the time at which each artifact
+    was last read there and found whole, *tried* that at which it was last looked at, *begun* that
+    of a verification of all that has not ended.
     """
 
     version: Literal[1] = Field(default=1, alias="schema")
     url: str
     used_since: Time
+    formerly: list[str] = []
     read: dict[str, Time] = {}
+    tried: dict[str, Time] = {}
     begun: Time | None = None
 
 
@@ -79,18 +86,35 @@ def is_proven(vault: Vault, artifact_id: str, copy: Copy) -> bool:
 
 
 def note_proven(vault: Vault, artifact_id: str, place: str, proven: Proven, *, manifest: str) -> None:
-    """Record that the place holds the artifact, with the manifest of this SHA-256. Raise OSError."""
-    with _writing:
+    """Record that the place holds the artifact, with the manifest of this SHA-256. Raise OSError.
+
+    The manifest's SHA-256 is set once: nothing ever changes what the places were given first.
+    """
+    with _writing(vault, artifact_id):
         copies = _read_copies(vault, artifact_id)
-        _write_copies(vault, artifact_id, _Copies(manifest=manifest, places=copies.places | {place: proven}))
+        first = copies.manifest or manifest
+        _write_copies(vault, artifact_id, _Copies(manifest=first, places=copies.places | {place: proven}))
 
 
 def forget_proven(vault: Vault, artifact_id: str, place: str) -> None:
     """Remove the place from the record of the artifact: it does not hold it. Raise OSError."""
-    with _writing:
+    with _writing(vault, artifact_id):
         copies = _read_copies(vault, artifact_id)
         if copies.places.pop(place, None) is not None:
             _write_copies(vault, artifact_id, copies)
+
+
+@contextmanager
+def _writing(vault: Vault, artifact_id: str) -> Iterator[None]:
+    """Let one thread and one process at a time change the record of the artifact. Raise OSError."""
+    with _threads:
+        folder = os.open(vault.root / artifact_id, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with suppress(OSError):  # NFS locks no folders: what two processes overwrite there is proven again
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
 
 def _read_copies(vault: Vault, artifact_id: str) -> _Copies:
@@ -110,6 +134,24 @@ def place_record(vault: Vault, name: str) -> PlaceRecord | None:
         return PlaceRecord.model_validate_json(read_whole(_place_file(vault, name), _MOST))
     except (OSError, UnsuitableFileError, ValidationError):
         return None
+
+
+def was_used(vault: Vault, copy: Copy) -> bool:
+    """Return whether the place was used under this address. A record that cannot be read counts as one that says so."""
+    record = place_record(vault, copy.name)
+    if record is None:
+        return os.path.lexists(_place_file(vault, copy.name))
+    return copy.url in (record.url, *record.formerly)
+
+
+def note_used(vault: Vault, copy: Copy) -> None:
+    """Record that the place is used under this address. Raise OSError."""
+    record = place_record(vault, copy.name)
+    if record is None:
+        write_place_record(vault, copy.name, PlaceRecord(url=copy.url, used_since=now()))
+    elif record.url != copy.url:
+        formerly = [url for url in (*record.formerly, record.url) if url != copy.url]
+        write_place_record(vault, copy.name, PlaceRecord(url=copy.url, used_since=now(), formerly=formerly))
 
 
 def write_place_record(vault: Vault, name: str, record: PlaceRecord) -> None:

@@ -17,7 +17,7 @@ async def bring_back(fleet: Fleet) -> str | None:
     that of another vault than the one that was used last.
     """
     vault = Vault(fleet.vault)
-    if vault.root.is_dir() and any(vault.root.iterdir()):
+    if (vault.root / VAULT).exists() or vault.nodes():
         return None
     vault.require_mounted("the vault")
     reasons = []

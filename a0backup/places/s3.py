@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -131,14 +131,14 @@ class _Bucket:
         except FileNotFoundError:
             self._require_bucket()
             return None
-        return head["ContentLength"]
+        return _length(self._copy, head)
 
     def read(self, path: str) -> Iterator[bytes]:
         from botocore.exceptions import BotoCoreError
         from urllib3.exceptions import HTTPError
 
         reply = self._get(self._client.get_object, path)
-        announced, came = reply["ContentLength"], 0
+        announced, came = _length(self._copy, reply), 0
         with closing(reply["Body"]) as body:
             while True:
                 try:
@@ -328,6 +328,14 @@ class _Bucket:
                 log.debug("%s: tried again in %.1f s: %s", self._copy.name, nap, _explained(self._copy, error).reason)
             time.sleep(nap)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _length(copy: Copy, reply: Mapping[str, object]) -> int:
+    """Return the length that the server announces. Raise PlaceError if it announces none."""
+    length = reply.get("ContentLength")
+    if not isinstance(length, int):
+        raise PlaceError(copy.name, "the server does not say how long a file is", "use a server that speaks S3")
+    return length
 
 
 def _names(error: Exception) -> list[str]:

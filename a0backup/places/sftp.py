@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from a0backup.a0cli.text import quote
-from a0backup.errors import PlaceError
+from a0backup.errors import PlaceArtifactError, PlaceError
 from a0backup.fleet.copies import Copy
 from a0backup.places.store import CHUNK, LEFT_AFTER, Entry, Store, missing_extra
 
@@ -262,7 +262,7 @@ class _Server:
         try:
             async with asyncio.timeout(timeout):
                 self._connection = await asyncssh.connect(host, known_hosts=known_hosts, **named)
-                self._sftp = await self._connection.start_sftp_client()
+                self._sftp = await self._connection.start_sftp_client(path_errors="surrogateescape")
         except TimeoutError as error:
             self._lose_connection()
             reason = f"the server did not let us in within {timeout:.0f} s"
@@ -303,7 +303,7 @@ class _Server:
     def _require(self, kind: Any, path: str, attributes: "SFTPAttrs") -> None:
         if not kind(attributes.permissions or 0):
             what = "folder" if kind is stat.S_ISDIR else "regular file"
-            raise PlaceError(self._copy.name, f"{self._root}/{path} is no {what}", "look at it, and remove it")
+            raise PlaceArtifactError(self._copy.name, f"{self._root}/{path} is no {what}", "look at it, and remove it")
 
     async def _size(self, path: str) -> int | None:
         async with self._asking(path) as (sftp, whole):

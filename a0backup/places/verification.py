@@ -6,23 +6,26 @@ findings = await verification.repaired(findings)
 """
 
 import asyncio
+import logging
 import math
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from a0backup.errors import A0BackupError, LockDeadlineError, PlaceError
+from a0backup.errors import A0BackupError, LockDeadlineError, PlaceArtifactError, PlaceError, VaultUnusableError
 from a0backup.files import in_thread
-from a0backup.places.copying import manifest_bytes
+from a0backup.places.copying import CopiedNow, copy_artifact, manifest_bytes
 from a0backup.places.places import Place
 from a0backup.places.records import (
     PlaceRecord,
     forget_proven,
+    is_proven,
     known_manifest,
     now,
     place_record,
     write_place_record,
 )
-from a0backup.places.repairing import mend_place, mend_vault
+from a0backup.places.repairing import mend_vault
 from a0backup.places.store import Entry, Store
 from a0backup.places.verifying import (
     IN_VAULT,
@@ -36,6 +39,8 @@ from a0backup.places.verifying import (
 from a0backup.vault.lock import node_lock
 from a0backup.vault.manifest import Manifest, UnreadableManifest
 from a0backup.vault.vault import Vault
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 2  # files of the vault that are read at once: more only make a disk seek
 _RESUMED_WITHIN = timedelta(days=7)  # an older verification that did not end begins anew
@@ -101,14 +106,14 @@ class Verification:
 
     def _only_elsewhere(self, findings: Iterable[Finding]) -> list[Finding]:
         """Return a finding for each artifact that only a place has."""
-        lacking: dict[str, str] = {}
+        lacking: dict[str, list[str]] = defaultdict(list)
         for finding in findings:
             if finding.ok and finding.place != IN_VAULT and finding.id not in self._entries:
-                lacking.setdefault(finding.id, finding.place)
+                lacking[finding.id].append(finding.place)
         hint = "`a0backup verify --repair` brings it back"
         missing = [
-            Finding(IN_VAULT, artifact_id, "missing", f"only {place} has it", hint)
-            for artifact_id, place in lacking.items()
+            Finding(IN_VAULT, artifact_id, "missing", f"only the copies are left: {', '.join(places)}", hint)
+            for artifact_id, places in lacking.items()
         ]
         for finding in missing:
             self._told(finding)
@@ -135,8 +140,7 @@ class Verification:
 
         async def read(artifact_id: str) -> Finding:
             finding = await self._look(place, artifact_id)
-            if finding.is_damage and artifact_id in self._entries:
-                await in_thread(forget_proven, self._vault, artifact_id, name)
+            await in_thread(self._record, place, finding)
             return await self._found(finding, reads)
 
         findings = await _each(read, todo, at_once=place.copy.at_most)
@@ -145,6 +149,19 @@ class Verification:
             findings += [self._tell(stray) for stray in listing.strays(name, but=set(there))]
         return findings
 
+    def _record(self, place: Place, finding: Finding) -> None:
+        """Record in the vault what was found of an artifact that it has; a vault that cannot be written is verified."""
+        entry = self._entries.get(finding.id)
+        if not isinstance(entry, Manifest):
+            return
+        try:
+            if finding.is_damage:
+                forget_proven(self._vault, finding.id, place.copy.name)
+            elif finding.ok and not is_proven(self._vault, finding.id, place.copy):
+                place.note(entry, CopiedNow("read", False, finding.manifest))
+        except (OSError, VaultUnusableError) as error:
+            log.warning("%s in %s: what was found cannot be recorded: %s", finding.id, finding.place, error)
+
     async def _look(self, place: Place, artifact_id: str) -> Finding:
         name, transfer = place.copy.name, place.new_transfer()
         try:
@@ -152,6 +169,8 @@ class Verification:
             return await place.ask(
                 lambda store: verify_in_place(store, name, artifact_id, expected, transfer), transfer
             )
+        except PlaceArtifactError as error:
+            return Finding(name, artifact_id, "damaged", error.reason, error.hint())
         except PlaceError as error:
             return Finding(name, artifact_id, "not read", error.reason, error.hint())
 
@@ -214,16 +233,20 @@ class Verification:
         entry = self._entries.get(finding.id)
         if not finding.is_damage or finding.result == "differs" or not isinstance(entry, Manifest):
             return finding
+        ours = await in_thread(verify_in_vault, self._vault, entry)
+        if not ours.ok:
+            reason = f"{finding.reason}; not mended: the vault's own is damaged ({ours.reason})"
+            return self._tell(Finding(finding.place, finding.id, finding.result, reason))
         transfer = place.new_transfer()
         try:
             copied = await place.ask(
-                lambda store: mend_place(self._vault, entry, store, place=finding.place, transfer=transfer), transfer
+                lambda store: copy_artifact(self._vault, entry, store, place=finding.place, transfer=transfer), transfer
             )
+            await in_thread(place.note, entry, copied)
         except A0BackupError as error:
             why = error.reason if isinstance(error, PlaceError) else error.text()
             reason = f"{finding.reason}; not mended: {why}"
             return self._tell(Finding(finding.place, finding.id, finding.result, reason, error.hint()))
-        await in_thread(place.note, entry, copied)
         return self._tell(Finding(finding.place, finding.id, "ok", "mended from the vault"))
 
     # -- small things ------------------------------------------------------------------------------------------
@@ -236,8 +259,7 @@ class Verification:
         return sorted(each for each in ids if self._ids is None or each in self._ids)
 
     async def _found(self, finding: Finding, reads: "_Reads") -> Finding:
-        if finding.ok:
-            await in_thread(reads.note, finding.id)
+        await in_thread(reads.note, finding)
         return self._tell(finding)
 
     def _tell(self, finding: Finding) -> Finding:
@@ -257,24 +279,32 @@ class _Reads:
         self._written = datetime.now(UTC)
         begun = self._record.begun
         self.resumed = 0
-        if whole and (begun is None or datetime.now(UTC) - begun > _RESUMED_WITHIN):
+        if whole and (begun is None or not timedelta(0) <= datetime.now(UTC) - begun <= _RESUMED_WITHIN):
             self._record.begun = datetime.now(UTC)
 
     def pick(self, ids: Sequence[str], share: float | None) -> list[str]:
         """Return which of *ids* to read now, the one that was not read for the longest time first."""
-        read, begun = self._record.read, self._record.begun
-        never = datetime.min.replace(tzinfo=UTC)
-        oldest = sorted(ids, key=lambda each: read.get(each, never))
+        never, begun = datetime.min.replace(tzinfo=UTC), self._record.begun
         if share is not None:
-            return oldest[: math.ceil(len(oldest) * share)]
+            tried = self._past(self._record.tried)
+            return sorted(ids, key=lambda each: tried.get(each, never))[: math.ceil(len(ids) * share)]
         if not self._whole or begun is None:
             return list(ids)
-        left = [each for each in oldest if read.get(each, never) < begun]
+        read = self._past(self._record.read)
+        left = [each for each in ids if read.get(each, never) < begun]
         self.resumed = len(ids) - len(left)
         return left
 
-    def note(self, artifact_id: str) -> None:
-        self._record.read[artifact_id] = datetime.now(UTC)
+    @staticmethod
+    def _past(times: dict[str, datetime]) -> dict[str, datetime]:
+        """Return *times* without those in the future, from a clock that was ahead."""
+        now = datetime.now(UTC)
+        return {each: time for each, time in times.items() if time <= now}
+
+    def note(self, finding: Finding) -> None:
+        self._record.tried[finding.id] = datetime.now(UTC)
+        if finding.ok:
+            self._record.read[finding.id] = datetime.now(UTC)
         if datetime.now(UTC) - self._written > self._EVERY:
             self._write()
 

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from a0backup.a0cli.text import quote
 from a0backup.errors import ArtifactDamagedError, LaterVersionError, NotReadableError, VaultUnusableError
 from a0backup.places.copying import artifact_path, manifest_bytes, manifest_path, read_small, sha256_of
 from a0backup.places.records import COPIES, known_manifest
@@ -19,7 +18,7 @@ from a0backup.places.store import Entry, Store
 from a0backup.places.transfer import Transfer
 from a0backup.vault.lock import is_held
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, UnreadableManifest
-from a0backup.vault.vault import VAULT, Vault, parsed
+from a0backup.vault.vault import OF_ANOTHER, VAULT, Vault, parsed
 
 Result = Literal["ok", "damaged", "missing", "stray", "foreign", "differs", "not read"]
 
@@ -27,6 +26,7 @@ IN_VAULT = "vault"  # the name of the vault among the places
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*/\d{8}T\d{6}Z-[a-z][a-z-]*)/(?P<file>[^/]+)\Z")
 _OTHER = re.compile(rf"(?:{re.escape(VAULT)}|[A-Za-z0-9][A-Za-z0-9._-]*/quarantine/.+|(?:.*/)?\.[^/]+\.partial)\Z")
 _MENDS = "`a0backup verify --repair` mends it"
+_DECIDE = "no run decides which one is right: open both with `a0backup drill`, and move one away"
 _LOOK = "nothing of a0backup needs it: look at it, and remove it"
 _BESIDE = (COPIES,)  # files that may lie beside an artifact and its manifest
 
@@ -40,6 +40,7 @@ class Finding:
     result: Result
     reason: str = ""
     hint: str = ""
+    manifest: str = ""  # the SHA-256 of the manifest, if the artifact is whole
 
     @property
     def ok(self) -> bool:
@@ -104,12 +105,14 @@ def verify_in_place(store: Store, place: str, artifact_id: str, expected: Expect
         return found("missing", f"{MANIFEST} is missing", "`a0backup copy` copies it again")
     manifest = parsed(artifact_id, content)
     if isinstance(manifest, UnreadableManifest):
+        if manifest.reason == OF_ANOTHER:
+            return found("foreign", manifest.reason, _MENDS)
         error = manifest.error()
-        return found("damaged" if manifest.damaged else "not read", error.message(), error.hint())
-    if manifest.id != artifact_id:
-        return found("foreign", f"{MANIFEST} is that of {quote(manifest.id)}", _MENDS)
+        return found("damaged" if manifest.damaged else "not read", manifest.reason, error.hint())
     is_other = expected.manifest is not None and manifest.artifact.sha256 != expected.manifest.artifact.sha256
     if expected.differs_from(content) and not is_other:
+        if expected.known is None:
+            return found("differs", f"{MANIFEST} is not the vault's, for the same bytes", _DECIDE)
         return found("damaged", f"{MANIFEST} is not the one that was copied here", _MENDS)
     wrong = _wrong_bytes(store, manifest, transfer)
     if is_other and expected.manifest is not None:
@@ -118,14 +121,14 @@ def verify_in_place(store: Store, place: str, artifact_id: str, expected: Expect
         wrong = f"{MANIFEST} and the artifact are not the vault's"
     if wrong:
         return found("damaged", wrong, _MENDS)
-    return Finding(place, artifact_id, "ok")
+    return Finding(place, artifact_id, "ok", manifest=hashlib.sha256(content).hexdigest())
 
 
 def _differs(there: Manifest, here: Manifest) -> tuple[str, str]:
     return (
         f"it is whole, but another one than the vault's: its sha256 is {there.artifact.sha256}, the vault's is"
         f" {here.artifact.sha256}",
-        "no run decides which one is right: open both with `a0backup drill`, and move one away",
+        _DECIDE,
     )
 
 

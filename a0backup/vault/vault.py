@@ -49,6 +49,7 @@ VAULT = "vault.json"  # at the root of each vault: its identity
 _FOLDER = re.compile(r"(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z][a-z-]*)\Z")
 _FOLDERS = ("work", "passwords", "quarantine")  # of a node, besides those of its artifacts
 _LINK = "a link is in the place of the folder, and no link is followed in a vault"
+OF_ANOTHER = f"{MANIFEST} is that of another artifact"
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
@@ -234,14 +235,7 @@ class Vault:
         except OSError as error:
             denied = owner_of(folder) if isinstance(error, PermissionError) else ""
             return UnreadableManifest(id=place, reason=f"{MANIFEST} cannot be read: {error.strerror}", denied_by=denied)
-        manifest = parsed(place, content)
-        if isinstance(manifest, UnreadableManifest):
-            return manifest
-        parts = (manifest.node.name, manifest.kind, manifest.artifact.file)
-        kind = folder.name.partition("-")[2]
-        if manifest.id != place or parts != (folder.parent.name, kind, f"{kind}.tar.gz.enc"):
-            return UnreadableManifest(id=place, reason=f"{MANIFEST} is that of another artifact")
-        return manifest
+        return parsed(place, content)
 
     def holding(
         self,
@@ -279,11 +273,17 @@ class Vault:
 
 
 def parsed(artifact_id: str, content: bytes) -> Manifest | UnreadableManifest:
-    """Return the manifest in *content*, or why it cannot be read."""
+    """Return the manifest of the artifact in *content*, or why it cannot be read as that."""
     if content.count(b",") > MAX_MANIFEST_COMMAS:
         return UnreadableManifest(id=artifact_id, reason=f"{MANIFEST} holds too many values")
+    node, _, name = artifact_id.partition("/")
+    kind = name.partition("-")[2]
     try:
-        return Manifest.model_validate_json(content)
+        manifest = Manifest.model_validate_json(content)
+        parts = (manifest.id, manifest.node.name, manifest.kind, manifest.artifact.file)
+        if parts != (artifact_id, node, kind, f"{kind}.tar.gz.enc"):
+            return UnreadableManifest(id=artifact_id, reason=OF_ANOTHER)
+        return manifest
     except ValidationError as error:
         if later := later_schema(error):
             return UnreadableManifest(id=artifact_id, reason=f"{MANIFEST} {later}", later=True)

@@ -790,8 +790,8 @@ def test_reading_a_reply_takes_time_in_proportion_to_its_size(text: str) -> None
         made_nothing(reply, said)
         gave_no_role(reply, said)
         teach(reply)
-    # 192 KiB in all: 15 microseconds for each byte, of the processor alone.
-    assert time.process_time() - began < patience(3)
+    # 192 KiB in all: 30 microseconds for each byte, of the processor alone, whatever else runs beside it.
+    assert time.process_time() - began < patience(6)
 
 
 @pytest.mark.parametrize(

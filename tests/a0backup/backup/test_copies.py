@@ -163,3 +163,16 @@ async def test_a_place_that_fails_is_left_alone_for_a_while(desk: Desk, monkeypa
     ended = await desk.night()
     assert ended.outcome.ending is Ending.NOT_DELETED
     assert asked == ["nas"]
+
+
+async def test_a_copy_of_an_earlier_night_is_read_again_before_it_counts(desk: Desk) -> None:
+    desk.configure(copies=[NAS, FAR], require_copies=2)
+    block(desk.room / "far")
+    await desk.night(flow_run="run-1")
+    [stored] = desk.stored
+    copy = desk.room / "nas" / stored.id / "backup.tar.gz.enc"
+    copy.write_bytes(copy.read_bytes()[:-1] + b"?")
+    (desk.room / "far").unlink()
+    assert (await desk.night(flow_run="run-2")).outcome.ending is Ending.STORED
+    assert stored in held(desk.room / "nas")
+    assert stored in held(desk.room / "far")

@@ -74,6 +74,28 @@ def test_a_place_that_cannot_be_used_is_refused_with_what_to_write(
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        ("/mnt/nas", "file:///mnt//nas/"),
+        ("/mnt/nas", "/mnt/x/../nas"),
+        ("sftp://a0@host/srv/a0", "sftp://a0@HOST:22/srv//a0/"),
+        ("sftp://host/srv/a0", "sftp://host/srv/%610"),
+        ("s3://bucket/a0", "s3://bucket//a0/"),
+    ],
+)
+def test_two_spellings_of_one_address_are_one_place(tmp_path: Path, one: str, same: str) -> None:
+    with pytest.raises(FleetFileError, match="two places have the same url"):
+        fleet_with(tmp_path, {"name": "nas", "url": one}, {"name": "far", "url": same})
+
+
+def test_a_link_to_the_vault_is_no_place(tmp_path: Path) -> None:
+    (tmp_path / "vault").mkdir()
+    (tmp_path / "link").symlink_to("vault")
+    with pytest.raises(FleetFileError, match="the folder is the vault"):
+        fleet_with(tmp_path, {"name": "nas", "url": "link"})
+
+
 @pytest.mark.parametrize("same", [{"name": "nas"}, {"url": "/mnt/nas"}])
 def test_each_copy_has_a_name_and_a_place_of_its_own(tmp_path: Path, same: dict[str, str]) -> None:
     with pytest.raises(FleetFileError, match="two places have the same"):

@@ -42,6 +42,8 @@ class Site:
 
 @pytest.fixture
 def site(spot: Spot) -> Iterator[Site]:
+    if spot.copy.scheme == "file":
+        spot.folder.mkdir(0o700)  # a folder is a place once it bears the vault's identity
     with open_store(spot.copy) as store:
         yield Site(store, spot.folder, spot.copy)
 

@@ -250,7 +250,7 @@ def test_a_quarantine_that_cannot_be_read_or_is_a_link_does_not_disturb_other_no
             place.mkdir(0)
         case _:
             place.touch()
-    assert make_room(vault, 1)
+    assert make_room(vault, "a0-9", "backup", 1)
     assert theirs.exists()
     drop_all_quarantines(vault)
     assert not theirs.exists()
@@ -269,7 +269,7 @@ def test_a_quarantine_of_another_user_does_not_disturb_other_nodes(
     quarantined(vault, "a0-1", 1, 100)
     (vault.folder("a0-1") / "quarantine").chmod(0o700)
     with as_user(12345, 54321):
-        assert make_room(vault, 1)
+        assert make_room(vault, "a0-9", "backup", 1)
         drop_all_quarantines(vault)
         assert not theirs.exists()
 
