@@ -18,6 +18,7 @@ from a0backup.files import in_thread
 from a0backup.fleet.models import Existing, Fleet, Node
 from a0backup.limits import keep_memory_private
 from a0backup.passwords.shared import LoadShared
+from a0backup.places.looking import require_no_lost_vault
 from a0backup.places.places import Places
 from a0backup.report.progress import Step, tell
 from a0backup.vault.known_vault import recognise, require_same
@@ -61,9 +62,10 @@ class Run:
     def begin(cls, fleet: Fleet, nodes: Sequence[Node], *, id: str, existing: Existing | None = None) -> "Run":
         """Return a run that begins now; *stored_before* omits a node whose folder cannot be used.
 
-        Raise UnknownVaultError if the vault is not the one that was used last.
+        Raise UnknownVaultError if the vault is not the one that was used last, or is lost and has copies.
         """
         keep_memory_private()
+        require_no_lost_vault(fleet)
         identity = recognise(fleet)
         vault, began = Vault(fleet.vault), datetime.now(UTC)
         stored = {}

@@ -64,7 +64,7 @@ def use(fleet_path: Path) -> int:
 
     A run refuses a vault that is not the one it used last: its disk may not be mounted. Run this after you have
     started a new, empty vault on purpose, or have replaced the old one. An empty folder becomes a vault; nothing else
-    is changed.
+    is changed. It does not bring back a vault that is lost: `a0backup verify --repair` does, from its copies.
 
     \b
     Exit codes:
@@ -72,9 +72,11 @@ def use(fleet_path: Path) -> int:
       1  it cannot be read or written
       2  usage or fleet.yaml wrong
     """
+    from a0backup.places.looking import require_no_lost_vault
     from a0backup.vault.known_vault import adopt
 
     fleet = load_fleet(fleet_path)
+    require_no_lost_vault(fleet)
     click.echo(f"{fleet.vault} is the vault from now on ({adopt(fleet)})")
     return ExitCode.OK
 

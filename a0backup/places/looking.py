@@ -1,14 +1,18 @@
 """Look at the places before a run, without changing anything there."""
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from a0backup.errors import PlaceError
+from a0backup.errors import PlaceError, UnknownVaultError
 from a0backup.fleet.models import Fleet
-from a0backup.places.places import Place, Places, require_ours
+from a0backup.places.copying import read_small
+from a0backup.places.opening import open_store
+from a0backup.places.places import MAX_IDENTITY, Place, Places, require_ours
 from a0backup.report.outcomes import Problem
 from a0backup.vault.space import nearest
+from a0backup.vault.vault import VAULT
 
 
 async def look_at_places(fleet: Fleet) -> tuple[list[Problem], list[str]]:
@@ -25,6 +29,23 @@ async def _error_of(place: Place) -> PlaceError | None:
     except PlaceError as error:
         return error
     return None
+
+
+def require_no_lost_vault(fleet: Fleet) -> None:
+    """Raise UnknownVaultError if there is no vault, and a place holds the copies of one: a new one could not use it.
+
+    A place that fails is passed over.
+    """
+    if (fleet.vault / VAULT).exists():
+        return
+    for copy in fleet.copies:
+        with suppress(PlaceError), open_store(copy) as store:
+            if read_small(store, VAULT, MAX_IDENTITY) is not None:
+                raise UnknownVaultError(
+                    str(fleet.vault),
+                    f"is not there, and the place {copy.name} holds the copies of one",
+                    "`a0backup verify --repair` brings that vault back; for a new vault, give it places of its own",
+                )
 
 
 def same_disk_warnings(fleet: Fleet) -> tuple[str, ...]:

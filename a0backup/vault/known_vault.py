@@ -27,6 +27,9 @@ from a0backup.vault.space import nearest
 from a0backup.vault.vault import VAULT, Vault
 
 MAX_BYTES = 4096
+_FROM_COPIES = (
+    "mount its disk, or correct fleet.yaml; if it is lost, `a0backup verify --repair` brings it back from its copies"
+)
 
 
 class _Identity(BaseModel):
@@ -70,7 +73,12 @@ def require_known(fleet: Fleet) -> str:
 
     Raise UnknownVaultError unless it is there, and is the one that was used last, if any was.
     """
-    identity, known = require_vault(Vault(fleet.vault)), _remembered(fleet)
+    try:
+        identity, known = require_vault(Vault(fleet.vault)), _remembered(fleet)
+    except UnknownVaultError as error:
+        if not fleet.copies or error.remedy:
+            raise
+        raise UnknownVaultError(error.root, error.reason, _FROM_COPIES) from None
     if known is not None and known.id != identity:
         raise UnknownVaultError(str(fleet.vault), _another(known))
     return identity

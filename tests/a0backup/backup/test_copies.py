@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from a0backup.errors import ArtifactDamagedError, NotCopiedError
+from a0backup.errors import ArtifactDamagedError, NotCopiedError, UnknownVaultError
 from a0backup.places import places as module
 from a0backup.report.outcomes import Ending
+from a0backup.vault.known_vault import create
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
 from tests.support.desk import Desk
@@ -128,6 +129,7 @@ async def test_a_place_that_held_copies_and_is_empty_now_is_not_filled_anew(desk
 
 async def test_a_place_of_another_vault_is_left_alone(desk: Desk) -> None:
     desk.configure(copies=[NAS])
+    create(desk.vault)
     (desk.room / "nas").mkdir()
     identity = {"schema": 1, "id": "another", "made_at": "2026-11-23T02:00:00Z"}
     (desk.room / "nas" / "vault.json").write_text(json.dumps(identity))
@@ -176,3 +178,15 @@ async def test_a_copy_of_an_earlier_night_is_read_again_before_it_counts(desk: D
     assert (await desk.night(flow_run="run-2")).outcome.ending is Ending.STORED
     assert stored in held(desk.room / "nas")
     assert stored in held(desk.room / "far")
+
+
+async def test_a_night_makes_no_new_vault_while_a_place_holds_the_copies_of_the_lost_one(desk: Desk) -> None:
+    desk.configure(copies=[NAS])
+    await desk.night(flow_run="run-1")
+    shutil.rmtree(desk.fleet.vault)
+    for memory in desk.room.glob(".fleet.yaml.vault"):
+        memory.unlink()
+    with pytest.raises(UnknownVaultError, match="the place nas holds the copies of one"):
+        await desk.night(flow_run="run-2")
+    assert not desk.fleet.vault.exists()
+    assert len(held(desk.room / "nas")) == 1

@@ -147,6 +147,23 @@ def test_a_vault_that_is_gone_stays_gone_without_repair(copied: Room) -> None:
     assert not (copied.folder / "vault").exists()
 
 
+@pytest.mark.parametrize("remembered", [True, False])
+def test_no_new_vault_is_made_while_a_place_holds_the_copies_of_the_lost_one(copied: Room, remembered: bool) -> None:
+    before = {path: path.read_bytes() for path in (copied.folder / "nas").rglob("*.*") if path.is_file()}
+    shutil.rmtree(copied.folder / "vault")
+    if remembered:
+        (copied.folder / ".fleet.yaml.vault").write_text('{"schema": 1, "id": "ours", "path": "vault"}')
+    ended = a0backup("vault", "use", "--fleet", copied.fleet)
+    assert ended.returncode == 1
+    assert "the place nas holds the copies of one" in ended.stderr
+    for command in ("list", "status", "verify", "copy"):
+        ended = copied.run(command)
+        assert ended.returncode == 1
+        assert "`a0backup verify --repair` brings it back" in ended.stderr
+    assert not (copied.folder / "vault").exists()
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_status_shows_how_far_behind_a_place_is(room: Room) -> None:
     assert room.run("copy", "--to", "far").returncode == 0
     ended = room.run("status", "--json")
