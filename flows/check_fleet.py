@@ -56,7 +56,7 @@ async def check_fleet(
     doubts += tuple(map(RunWarning, await in_thread(alias_warnings, chosen)))
     of_places, behind = await look_at_places(settings)
     problems += tuple(of_places)
-    doubts += tuple(map(RunWarning, behind))
+    doubts += tuple(RunWarning(text, of_place=True) for text in behind)
     warn(doubts)
     notes, warnings = await in_thread(fleet_notes, settings), [*await warned_of(settings), *doubts]
     look = partial(finding_of, fleet=settings, existing=chosen_policy(existing), problems=problems)

@@ -3,6 +3,7 @@
 from a0backup.backup.context import Context
 from a0backup.backup.steps import Done, StepName, step
 from a0backup.errors import NotCopiedError
+from a0backup.report.outcomes import NOT_COPIED
 from a0backup.vault.manifest import Manifest
 
 
@@ -24,6 +25,6 @@ class Copies:
         if len(copied.proven) < required:
             raise NotCopiedError(self.session.node.name, stored.id, len(copied.proven), required, copied.reasons())
         for reason in copied.reasons():
-            context.note(f"not copied to {reason}; `a0backup copy` copies what is missing there")
+            context.note(f"{NOT_COPIED} {reason}; `a0backup copy` copies what is missing there")
         places = ", ".join(sorted(copied.proven)) or "no place"
         return Done(f"{stored.id} is proven in {places}", cached=bool(copied.proven) and not copied.sent)

@@ -101,7 +101,12 @@ def json_option(command: F) -> F:
 
 def quiet_option(command: F) -> F:
     """Add --quiet."""
-    return click.option("-q", "--quiet", is_flag=True, help="Print nothing if all is well, for cron.")(command)
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        help="Print nothing if all is well, for cron. A place of `copies` that fails is printed.",
+    )(command)
 
 
 def engine_option(command: F) -> F:

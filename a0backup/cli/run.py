@@ -56,7 +56,8 @@ def run(
 
     \b
     Exit codes:
-      0    every node backup succeeded
+      0    every node backup succeeded, and `require_copies` places hold each; a place that failed is named, even with
+           --quiet
       1    every node failed, or the run itself
       2    usage or fleet.yaml wrong; nothing was touched
       3    some nodes failed; a backup stored but not deleted on its node counts as failed
@@ -87,7 +88,7 @@ def check(
 
     \b
     Exit codes:
-      0    every node is ok
+      0    every node is ok; a place that fails is named, even with --quiet, if enough others can be used
       1    no node is ok, or the check itself failed
       2    usage or fleet.yaml wrong; nothing was touched
       3    some nodes are not ok
@@ -131,7 +132,7 @@ def back_up_nodes(
         outcomes.sort(key=lambda outcome: order.index(outcome.node))
         if as_json:
             terminal.report(json.dumps(to_json(outcomes, warnings), indent=2))
-        elif outcomes and not (quiet and exit_code(outcomes) == ExitCode.OK):
+        elif outcomes and not (quiet and _is_all_well(outcomes)):
             terminal.report("\n".join(lines(outcomes, warnings)))
     return _code(exit_code(outcomes), error)
 
@@ -160,9 +161,16 @@ def check_nodes(
     findings.sort(key=lambda finding: order.index(finding.node))
     if as_json:
         terminal.report(json.dumps(check_json(findings, warnings), indent=2))
-    elif findings and not (quiet and check_exit_code(findings) == ExitCode.OK):
+    elif findings and not (
+        quiet and check_exit_code(findings) == ExitCode.OK and not any(each.of_place for each in warnings)
+    ):
         terminal.report("\n".join(check_lines(findings, warnings, fleet_notes(fleet))))
     return _code(check_exit_code(findings), error)
+
+
+def _is_all_well(outcomes: Sequence[Outcome]) -> bool:
+    """Return whether every backup is stored, and in every place: a run with enough other copies succeeds without."""
+    return exit_code(outcomes) == ExitCode.OK and all(outcome.is_in_every_place for outcome in outcomes)
 
 
 def _code(code: int, error: Exception | None) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # From build 11638 on, a full recovery needs both (vendor's page on backups): `backup` omits the encryption keys.
 _HALVES = ("backup", "backup-sensitive")
+NOT_COPIED = "not copied to"  # how the note about a place that failed begins
 _NOT_FULLY = "an installation cannot be fully recovered from it"
 
 
@@ -53,6 +54,11 @@ class Outcome:
     def ok(self) -> bool:
         """Whether the artifact is stored and the node is free for its next backup."""
         return self.ending is Ending.STORED
+
+    @property
+    def is_in_every_place(self) -> bool:
+        """Whether no place of copies failed to hold the artifact."""
+        return not any(note.startswith(NOT_COPIED) for note in self.notes)
 
 
 @dataclass(frozen=True)

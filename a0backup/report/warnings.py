@@ -9,10 +9,14 @@ from a0backup.report.words import escaped, plain
 
 @dataclass(frozen=True)
 class RunWarning:
-    """Something that does not stop the run but should be fixed. *node* is empty if it concerns the fleet."""
+    """Something that does not stop the run but should be fixed. *node* is empty if it concerns the fleet.
+
+    *of_place*: a place of copies fails. Even a quiet command prints that: copies are missing from now on.
+    """
 
     text: str
     node: str = ""
+    of_place: bool = False
 
     def __str__(self) -> str:
         return f"{self.node}: {self.text}" if self.node else self.text

@@ -583,6 +583,26 @@ def test_a_quiet_run_prints_nothing_if_all_is_well_and_the_failures_otherwise(
         assert ended.stderr == ""
 
 
+@pytest.mark.engine
+def test_a_quiet_command_names_a_place_that_fails_although_enough_others_hold_the_artifact(
+    engine_server: str, tmp_path: Path
+) -> None:
+    with SimulatedFleet(tmp_path / "sim", nodes=1) as appliances:
+        copies = [{"name": "nas", "url": "nas"}, {"name": "far", "url": "far"}]
+        fleet_yaml = appliances.fleet_yaml(tmp_path / "fleet.yaml", copies=copies)
+        for command in ("run", "check"):
+            ended = a0backup(command, "--quiet", "--fleet", fleet_yaml, api=engine_server)
+            assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+        shutil.rmtree(tmp_path / "nas")
+        (tmp_path / "nas").write_text("not a folder")
+        ended = a0backup("run", "--quiet", "--fleet", fleet_yaml, api=engine_server)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "  not copied to nas: " in ended.stdout
+        ended = a0backup("check", "--quiet", "--fleet", fleet_yaml, api=engine_server)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert re.search("^warning: nas: .*; enough other places can be used", ended.stdout, re.MULTILINE)
+
+
 # -- the engine --------------------------------------------------------------------------------------------------------
 
 
