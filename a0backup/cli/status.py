@@ -56,7 +56,10 @@ def status(fleet_path: Path, as_json: bool) -> int:
         click.echo(f"  last artifact  {row['last'] or 'none yet'}")
         click.echo(f"  unfinished     {row['journal'] or 'nothing'}")
         click.echo(f"  lock           {row['holder'] or 'free'}")
-        for place, count in (row["behind"] or {}).items():
+        behind = row["behind"] or {}
+        if complete := [place for place, count in behind.items() if row["last"] and not count]:
+            click.echo(f"  copies         {', '.join(complete)}: complete")
+        for place, count in behind.items():
             if count:
                 click.echo(f"  copies         {place} is {count} behind; `a0backup copy` copies what it lacks")
         if row["quarantine"]:

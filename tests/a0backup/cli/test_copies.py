@@ -172,3 +172,18 @@ def test_status_shows_how_far_behind_a_place_is(room: Room) -> None:
     assert "nas is 2 behind" in room.run("status").stdout
     assert room.run("copy").returncode == 0
     assert "behind" not in room.run("status").stdout
+
+
+def test_status_names_the_places_that_are_complete(room: Room) -> None:
+    assert ": complete" not in room.run("status").stdout
+    assert room.run("copy", "--to", "far").returncode == 0
+    shown = room.run("status").stdout
+    assert "  copies         far: complete\n  copies         nas is 2 behind; " in shown
+    assert room.run("copy").returncode == 0
+    assert "  copies         nas, far: complete\n" in room.run("status").stdout
+
+
+def test_status_calls_no_place_complete_before_the_first_artifact(room: Room) -> None:
+    for manifest in room.manifests:
+        shutil.rmtree(room.folder / "vault" / manifest.id)
+    assert "complete" not in room.run("status").stdout
