@@ -18,7 +18,7 @@ from a0backup.report.words import plain
 from a0backup.vault.journal import JournalFile
 from a0backup.vault.lock import is_held, read_holder
 from a0backup.vault.manifest import Manifest
-from a0backup.vault.quarantine import quarantined
+from a0backup.vault.quarantine import kept_damaged, quarantined
 from a0backup.vault.vault import Vault, is_ahead
 
 _MAX_REASON = 4 << 20  # with the sealed passwords of many starts
@@ -30,8 +30,9 @@ _MAX_REASON = 4 << 20  # with the sealed passwords of many starts
 def status(fleet_path: Path, as_json: bool) -> int:
     """Show each node's last artifact, open backup, lock and copies.
 
-    Prints these, what is in quarantine, and which places lack artifacts, for every node and kind. Reads only the vault
-    and contacts no node and no place.
+    Prints these, what is in quarantine, and which places lack artifacts, for every node and kind. In quarantine are the
+    last retrieval that could not be verified, and the damaged files that `a0backup verify --repair` replaced in the
+    vault. Reads only the vault and contacts no node and no place.
 
     \b
     Exit codes:
@@ -64,12 +65,14 @@ def status(fleet_path: Path, as_json: bool) -> int:
                 click.echo(f"  copies         {place} is {count} behind; `a0backup copy` copies what it lacks")
         if row["quarantine"]:
             click.echo(f"  quarantine     {row['quarantine']}")
+        for folder in row["damaged"] or ():
+            click.echo(f"  quarantine     {folder}: damaged files of a mended artifact")
     return code
 
 
 def _readable_row(vault: Vault, node: str, kind: str, copies: Sequence[Copy]) -> dict[str, Any]:
     """Return what is known of one kind of a node; only an `error` where its folder cannot be read."""
-    empty = dict.fromkeys(("last", "journal", "holder", "quarantine", "behind"))
+    empty = dict.fromkeys(("last", "journal", "holder", "quarantine", "damaged", "behind"))
     try:
         vault.require_no_links(node)
         return _row(vault, node, kind, copies) | {"error": None}
@@ -98,6 +101,7 @@ def _row(vault: Vault, node: str, kind: str, copies: Sequence[Copy]) -> dict[str
         "journal": unfinished,
         "holder": holder,
         "quarantine": _quarantine(vault, node, kind),
+        "damaged": [str(folder) for folder in kept_damaged(vault, node, kind)],
         "behind": _behind(vault, node, kind, copies),
     }
 

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from datetime import datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from a0backup.files import (
@@ -151,7 +152,16 @@ def _quarantine(vault: Vault, node: str) -> Path:
 
 def quarantined(vault: Vault, node: str, kind: str) -> list[Path]:
     """Return the folders of the quarantined retrievals of *kind*, oldest first. Raise OSError."""
+    return _matching(vault, node, f"*Z-{kind}")
+
+
+def kept_damaged(vault: Vault, node: str, kind: str) -> list[Path]:
+    """Return the folders with the damaged files of mended artifacts of *kind*, oldest first. Raise OSError."""
+    return _matching(vault, node, f"*Z-{kind}{_DAMAGED}-*")
+
+
+def _matching(vault: Vault, node: str, pattern: str) -> list[Path]:
     try:
-        return sorted(path for path in _quarantine(vault, node).iterdir() if path.name.endswith(f"Z-{kind}"))
+        return sorted(path for path in _quarantine(vault, node).iterdir() if fnmatchcase(path.name, pattern))
     except (FileNotFoundError, NotADirectoryError):
         return []

@@ -187,3 +187,16 @@ def test_status_calls_no_place_complete_before_the_first_artifact(room: Room) ->
     for manifest in room.manifests:
         shutil.rmtree(room.folder / "vault" / manifest.id)
     assert "complete" not in room.run("status").stdout
+
+
+def test_status_shows_the_damaged_files_of_what_was_mended(copied: Room) -> None:
+    damaged = copied.folder / "vault" / copied.manifests[0].id / "backup.tar.gz.enc"
+    damaged.write_bytes(b"?" + damaged.read_bytes()[1:])
+    assert copied.run("verify", "--repair").returncode == 0
+    [kept] = (copied.folder / "vault" / "a0-1" / "quarantine").iterdir()
+    assert f"  quarantine     {kept}: damaged files of a mended artifact\n" in copied.run("status").stdout
+    [row] = json.loads(copied.run("status", "--json").stdout)
+    assert (row["damaged"], row["quarantine"]) == ([str(kept)], None)
+    assert copied.run("verify").returncode == 0
+    shutil.rmtree(kept)
+    assert "quarantine" not in copied.run("status").stdout
