@@ -619,17 +619,24 @@ class DeleteNotConfirmedError(NodeError):
 
 
 class NotCopiedError(NodeError):
-    """Too few places hold the artifact, so its backup stays on the node; *reasons* say why, one for each place."""
+    """Too few places hold the artifact, so its backup stays on the node.
 
-    def __init__(self, node: str, artifact_id: str, copied: int, required: int, reasons: Sequence[str]) -> None:
-        super().__init__(node, artifact_id, copied, required, tuple(reasons))
-        self.id, self.copied, self.required, self.reasons = artifact_id, copied, required, tuple(reasons)
+    *reasons* say why, one for each place; *remedy* is the hint of the first place that gives one.
+    """
+
+    def __init__(
+        self, node: str, artifact_id: str, copied: int, required: int, reasons: Sequence[str], remedy: str = ""
+    ) -> None:
+        super().__init__(node, artifact_id, copied, required, tuple(reasons), remedy)
+        self.id, self.copied, self.required = artifact_id, copied, required
+        self.reasons, self.remedy = tuple(reasons), remedy
 
     def text(self) -> str:
-        return f"copied to {self.copied} places, {self.required} required; " + "; ".join(self.reasons)
+        return f"{self.copied} of {self.required} required copies; " + "; ".join(self.reasons)
 
     def hint(self) -> str:
-        return "the next run copies it and then deletes it on the node; `a0backup copy` copies it now"
+        then = "the next run copies it and then deletes it on the node"
+        return f"{self.remedy}; {then}" if self.remedy else then
 
 
 class VaultError(NodeError):
@@ -691,4 +698,7 @@ class ArtifactDamagedError(VaultError):
     """What is stored is not what its manifest says."""
 
     def hint(self) -> str:
-        return "restore it from another copy; a run stores it again if the node still holds it"
+        return (
+            "`a0backup verify --repair` brings it back from a place of `copies`; a run stores it again if the node"
+            " still holds it"
+        )

@@ -23,7 +23,9 @@ class Copies:
         context, required = self.context, self.context.fleet.copies_required
         copied = await self.session.run.places.copy(stored, lambda text: context.tell(StepName.COPY, text))
         if len(copied.proven) < required:
-            raise NotCopiedError(self.session.node.name, stored.id, len(copied.proven), required, copied.reasons())
+            remedy = next((error.hint() for error in copied.failed.values() if error.hint()), "")
+            reasons = copied.reasons()
+            raise NotCopiedError(self.session.node.name, stored.id, len(copied.proven), required, reasons, remedy)
         for reason in copied.reasons():
             context.note(f"{NOT_COPIED} {reason}; `a0backup copy` copies what is missing there")
         places = ", ".join(sorted(copied.proven)) or "no place"

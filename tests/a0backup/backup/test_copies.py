@@ -53,7 +53,7 @@ async def test_a_backup_that_is_in_too_few_places_stays_on_the_node(desk: Desk) 
     assert ended.outcome.ending is Ending.NOT_DELETED
     assert ended.outcome.step == "copy"
     assert isinstance(ended.error, NotCopiedError)
-    assert "copied to 1 places, 2 required" in ended.outcome.reason
+    assert "1 of 2 required copies; " in ended.outcome.reason
     assert "nas: " in ended.outcome.reason
     assert desk.holds is not None
     assert desk.counted("backup-delete") == 0
@@ -124,6 +124,8 @@ async def test_a_place_that_held_copies_and_is_empty_now_is_not_filled_anew(desk
     ended = await desk.night(flow_run="run-2")
     assert ended.outcome.ending is Ending.NOT_DELETED
     assert "it is empty, or another disk is in its place" in ended.outcome.reason
+    assert ended.outcome.hint.startswith("mount the right one; ")
+    assert ended.outcome.hint.endswith("; the next run copies it and then deletes it on the node")
     assert not (desk.room / "nas").exists()
 
 

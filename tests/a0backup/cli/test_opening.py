@@ -331,7 +331,7 @@ def test_a_drill_names_a_damaged_artifact_reads_the_others_and_ends_with_4(place
     assert ended.returncode == 4
     assert f"{bad.id}  DAMAGED: " in ended.stdout
     assert f"{good.id}  ok" in ended.stdout
-    assert "HINT: restore it from another copy" in ended.stdout
+    assert "HINT: `a0backup verify --repair` brings it back from a place of `copies`; " in ended.stdout
 
 
 def test_an_intact_artifact_that_holds_no_backup_is_damage_too(place: Path) -> None:
