@@ -16,7 +16,8 @@ from a0backup.exit_codes import ExitCode
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Fleet
 from a0backup.report import terminal
-from a0backup.report.words import plain
+from a0backup.report.places_report import finding_lines, mended_of, verify_summary
+from a0backup.report.words import counted, plain
 from a0backup.vault.vault import Vault
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def _share(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
     is_flag=True,
     help="Bring back what is damaged or missing from where it is whole. The damaged bytes go to quarantine first.",
 )
+@click.option("--all", "all_of_them", is_flag=True, help="Print a line for each whole artifact, too.")
 @json_option
 @click.argument("artifact_ids", metavar="[ID]...", nargs=-1, shell_complete=complete_ids)
 def verify(
@@ -61,19 +63,22 @@ def verify(
     names: tuple[str, ...],
     share: float | None,
     repair: bool,
+    all_of_them: bool,
     as_json: bool,
     artifact_ids: tuple[str, ...],
 ) -> int:
     """Read artifacts again and compare them with their manifests.
 
     Reads every artifact in the vault, and in each of the `copies` of fleet.yaml, from the disk; give IDs to read only
-    these, or NODE, NODE/KIND or latest for the newest. Needs no password. Prints one line per artifact and place: ok,
-    DAMAGED, MISSING, FOREIGN (the manifest of another artifact), DIFFERS (whole, but not the vault's), STRAY (a file
-    that no artifact explains), or NOT READ. A verification of everything that was interrupted continues.
+    these, or NODE, NODE/KIND or latest for the newest. Needs no password. Prints at once what is not ok: DAMAGED,
+    MISSING, FOREIGN (the manifest of another artifact), DIFFERS (whole, but not the vault's), STRAY (a file that no
+    artifact explains), or NOT READ; at the end a line for each place, and the counts. A verification of everything that
+    was interrupted continues.
 
     \b
     Exit codes:
-      0  success
+      0  all that was read is whole, or --repair mended it; how many it mended is on standard error: do not trust that
+         disk. A STRAY alone is no failure
       1  there is no artifact, or something was not read: a place failed, a later version wrote it, or it belongs to
          another user
       2  usage or fleet.yaml wrong, or no such artifact or place
@@ -89,18 +94,53 @@ def verify(
     vault = vault_at(fleet_path, vault_path) if fleet is None else vault_of(fleet)
     ids = [entry.id for entry in find_all(vault, artifact_ids)] if artifact_ids else None
 
-    def told(finding: "Finding") -> None:
-        if not as_json:
-            click.echo("\n".join(_lines(finding)))
-
-    verification = _verification(vault, fleet, names, ids, share, told)
+    output = None if as_json else _Output(repair=repair, all_of_them=all_of_them)
+    verification = _verification(vault, fleet, names, ids, share, output.tell if output else _nothing)
     findings = asyncio.run(_findings(verification, repair=repair))
-    if as_json:
+    if output is None:
         click.echo(json.dumps([_row(finding) for finding in findings], indent=2))
+    elif findings:
+        output.end(findings)
     if not findings and not any(verification.resumed.values()):
         terminal.say(f"nothing is proven: the vault {vault.root} holds no artifact yet")
         return ExitCode.FAILED
+    _say_mended(findings)
     return _code(findings)
+
+
+class _Output:
+    """What is not ok as soon as it is found, each finding once; at the end the counts."""
+
+    def __init__(self, *, repair: bool, all_of_them: bool) -> None:
+        self._repair, self._all = repair, all_of_them
+        self._printed: set[Finding] = set()
+
+    def tell(self, finding: "Finding") -> None:
+        if self._all or not finding.ok or finding.reason:
+            self._print(finding)
+
+    def end(self, findings: "Sequence[Finding]") -> None:
+        # A repair of the vault also changes what is found in places, and that was not told yet.
+        doubted = {(finding.place, finding.id) for finding in self._printed}
+        for finding in findings:
+            if (finding.place, finding.id) in doubted:
+                self._print(finding)
+        click.echo("\n".join(verify_summary(findings)))
+
+    def _print(self, finding: "Finding") -> None:
+        if finding not in self._printed:
+            self._printed.add(finding)
+            click.echo("\n".join(finding_lines(finding, repair=self._repair)))
+
+
+def _nothing(finding: "Finding") -> None:
+    pass
+
+
+def _say_mended(findings: "Sequence[Finding]") -> None:
+    if mended := mended_of(findings):
+        disks = ", ".join(dict.fromkeys(finding.place for finding in mended))
+        terminal.say(f"mended: {counted(len(mended), 'artifact')} ({disks}); do not trust that disk")
 
 
 def _verification(
@@ -139,13 +179,6 @@ async def _bring_back(fleet: Fleet) -> None:
 
     if (place := await bring_back(fleet)) is not None:
         terminal.say(f"the vault {fleet.vault} was gone; it is made again from what {place} has")
-
-
-def _lines(finding: "Finding") -> list[str]:
-    where = "" if finding.place == "vault" else f"{finding.place}: "
-    result = "ok" if finding.ok else finding.result.upper()
-    lines = [f"{plain(finding.id)}  {where}{result}" + (f": {plain(finding.reason)}" if finding.reason else "")]
-    return [*lines, f"  HINT: {plain(finding.hint)}"] if finding.hint else lines
 
 
 def _row(finding: "Finding") -> dict[str, str]:

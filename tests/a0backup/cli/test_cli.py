@@ -232,8 +232,10 @@ def test_the_command_that_show_prints_opens_the_artifact(stored: Path) -> None:
 
 @pytest.mark.engine
 def test_verify_succeeds_on_a_good_vault(stored: Path) -> None:
-    ended = a0backup("verify", "--fleet", stored)
+    ended = a0backup("verify", "--all", "--fleet", stored)
     assert (ended.returncode, ended.stdout.count("  ok")) == (0, 2)
+    ended = a0backup("verify", "--fleet", stored)
+    assert (ended.returncode, ended.stdout) == (0, "vault: 2 artifacts read, all whole\n2 read: 2 whole\n")
 
 
 def flip(path: Path) -> None:
@@ -256,7 +258,7 @@ def flip(path: Path) -> None:
 def test_a_damaged_artifact_ends_verify_with_4_and_is_named(copied: Path, spoil, seen_by_list: bool) -> None:
     artifact = artifacts(copied)[0]
     spoil(artifact)
-    ended = a0backup("verify", "--fleet", copied)
+    ended = a0backup("verify", "--all", "--fleet", copied)
     assert ended.returncode == 4
     assert f"{artifact.parent.parent.name}/{artifact.parent.name}  DAMAGED" in ended.stdout
     assert ended.stdout.count("  ok") == 1

@@ -103,7 +103,7 @@ def test_an_unknown_place_is_a_usage_error_that_names_the_places(room: Room) -> 
 def test_verify_names_the_place_of_what_is_damaged_and_repair_mends_it(copied: Room) -> None:
     damaged = copied.folder / "far" / copied.manifests[0].id / "backup.tar.gz.enc"
     damaged.write_bytes(b"?" + damaged.read_bytes()[1:])
-    ended = copied.run("verify")
+    ended = copied.run("verify", "--all")
     assert ended.returncode == 4
     [line] = [line for line in ended.stdout.splitlines() if "DAMAGED" in line]
     assert line.startswith(f"{copied.manifests[0].id}  far: DAMAGED: backup.tar.gz.enc has sha256 ")
@@ -111,8 +111,71 @@ def test_verify_names_the_place_of_what_is_damaged_and_repair_mends_it(copied: R
     mended = copied.run("verify", "--repair")
     assert mended.returncode == 0, mended.stdout
     assert f"{copied.manifests[0].id}  far: ok: mended from the vault\n" in mended.stdout
+    assert "mended: 1 artifact (far); do not trust that disk\n" in mended.stderr
     assert copied.run("verify").returncode == 0
     assert copied.held("far") == copied.manifests
+
+
+def test_verify_prints_a_line_for_each_place_what_is_not_ok_and_the_counts(copied: Room) -> None:
+    whole = copied.run("verify")
+    assert whole.stdout == (
+        "vault: 2 artifacts read, all whole\n"
+        "nas: 2 artifacts read, all whole\n"
+        "far: 2 artifacts read, all whole\n"
+        "6 read: 6 whole\n"
+    )
+    shutil.rmtree(copied.folder / "far" / copied.manifests[1].id)
+    (copied.folder / "nas" / "odd").write_text("nobody's")
+    ended = copied.run("verify")
+    assert ended.returncode == 4
+    assert sorted(ended.stdout.splitlines()[:-4]) == [
+        "  HINT: `a0backup copy` copies it again",
+        "  HINT: nothing of a0backup needs it: look at it, and remove it",
+        f"{copied.manifests[1].id}  far: MISSING: manifest.json is missing",
+        "odd  nas: STRAY: it belongs to no artifact",
+    ]
+    assert ended.stdout.splitlines()[-4:] == [
+        "vault: 2 artifacts read, all whole",
+        "nas: 2 artifacts read: 2 whole; 1 stray",
+        "far: 2 artifacts read: 1 whole, 1 missing",
+        "6 read: 5 whole, 1 missing; 1 stray",
+    ]
+
+
+def test_a_stray_file_alone_is_no_failure(copied: Room) -> None:
+    (copied.folder / "nas" / "odd").write_text("nobody's")
+    assert copied.run("verify").returncode == 0
+
+
+def test_a_place_that_fails_is_counted_as_not_read(copied: Room) -> None:
+    shutil.rmtree(copied.folder / "nas")
+    (copied.folder / "nas").write_text("not a folder")
+    ended = copied.run("verify")
+    assert ended.returncode == 1
+    assert "\nnas: 1 not read\n" in ended.stdout
+    assert ended.stdout.endswith("\n4 read: 4 whole; 1 not read\n")
+
+
+def test_a_repair_says_what_it_mended_and_gives_no_hint_to_repair(copied: Room) -> None:
+    (copied.folder / "vault" / copied.manifests[0].id / "manifest.json").write_text("{")
+    (copied.folder / "far" / copied.manifests[0].id / "backup.tar.gz.enc").unlink()
+    shutil.rmtree(copied.folder / "far" / copied.manifests[1].id)
+    assert "HINT: `a0backup verify --repair`" in copied.run("verify").stdout
+    ended = copied.run("verify", "--repair")
+    assert ended.returncode == 0, ended.stdout
+    assert "HINT" not in ended.stdout
+    lines = ended.stdout.splitlines()
+    assert f"{copied.manifests[0].id}  ok: mended from nas" in lines
+    assert f"{copied.manifests[0].id}  far: ok: mended from the vault" in lines
+    assert len(lines) == len(set(lines))
+    assert lines[-4:] == [
+        "vault: 2 artifacts read: 2 whole (1 mended)",
+        "nas: 2 artifacts read, all whole",
+        "far: 2 artifacts read: 2 whole (2 mended)",
+        "6 read: 6 whole (3 mended)",
+    ]
+    assert "mended: 3 artifacts (vault, far); do not trust that disk\n" in ended.stderr
+    assert copied.run("verify").stdout.endswith("\n6 read: 6 whole\n")
 
 
 def test_verify_of_one_place_reads_no_other(copied: Room) -> None:
