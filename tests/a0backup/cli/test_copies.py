@@ -84,6 +84,15 @@ def test_copy_replaces_what_a_place_has_lost(copied: Room) -> None:
     assert copied.held("nas") == copied.manifests
 
 
+def test_a_place_with_a_new_disk_is_filled_once_its_record_is_removed(copied: Room) -> None:
+    shutil.rmtree(copied.folder / "nas")
+    assert copied.run("copy", "--to", "nas").returncode == 4
+    assert not (copied.folder / "nas").exists()
+    (copied.folder / "vault" / ".places" / "nas.json").unlink()
+    assert copied.run("copy", "--to", "nas").returncode == 0
+    assert copied.held("nas") == copied.manifests
+
+
 def test_a_place_that_fails_ends_copy_with_4_and_does_not_stop_the_other(room: Room) -> None:
     (room.folder / "nas").write_text("not a folder")
     ended = room.run("copy", "--json")
