@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,11 +14,17 @@ import pytest
 from a0backup.errors import PlaceError
 from a0backup.fleet.copies import Copy
 from a0backup.places.catching_up import catch_up
+from a0backup.places.copying import copy_artifact
+from a0backup.places.opening import open_store
 from a0backup.places.places import Place
 from a0backup.places.records import note_proven, place_record, proven_in
 from a0backup.places.restoring import bring_back
+from a0backup.places.store import Store
+from a0backup.places.transfer import Throttle, Transfer
 from a0backup.places.verification import Verification
+from a0backup.vault.vault import Vault
 from tests.a0backup.fleet.test_copies import fleet_with
+from tests.a0backup.places.conftest import Spot
 from tests.a0backup.places.test_verification import Room, bad, flip, read_only
 from tests.support.paths import REPOSITORY
 from tests.support.stored import store
@@ -276,3 +283,32 @@ async def test_the_first_manifest_that_was_copied_stays_the_measure(room: Room) 
     proven = proven_in(room.vault, artifact.id)["nas"]
     note_proven(room.vault, artifact.id, "nas", proven, manifest="0" * 64)
     assert bad(await room.verify()) == []
+
+
+class Lying:
+    """A place that stores something else than it was sent, and says nothing."""
+
+    def __init__(self, store: Store, change: Callable[[bytes], bytes]) -> None:
+        self._store, self._change = store, change
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def write(self, path: str, chunks: Iterable[bytes], *, size: int) -> bool:
+        content = self._change(b"".join(chunks))
+        return self._store.write(path, [content], size=len(content))
+
+
+@pytest.mark.parametrize("change", [lambda sent: sent[:-1], lambda sent: b"another object", lambda sent: b""])
+def test_a_place_that_stores_other_bytes_than_it_was_sent_is_found_out(
+    spot: Spot, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    """Whatever kind of place it is: it truncates silently, mixes objects up, or stores nothing."""
+    manifest = store(tmp_path / "vault", "Passw0rd", size=4_000)
+    vault = Vault(tmp_path / "vault")
+    if spot.copy.scheme == "file":
+        spot.folder.mkdir()
+    with open_store(spot.copy) as place, pytest.raises(PlaceError, match="other bytes came back"):
+        copy_artifact(vault, manifest, Lying(place, change), place="nas", transfer=Transfer(Throttle(None)))  # type: ignore[arg-type]
+    with open_store(spot.copy) as place:
+        assert place.size(f"{manifest.id}/manifest.json") is None
