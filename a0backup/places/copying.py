@@ -46,7 +46,9 @@ def copy_artifact(vault: Vault, manifest: Manifest, store: Store, *, place: str,
     path = artifact_path(manifest)
     whole = _is_whole(store, manifest, transfer)
     by_server = False
-    if not whole:
+    if whole:
+        store.settle(path)
+    else:
         _keep_aside(store, path, manifest.id, transfer)
         by_server = store.write(path, _sent(vault, manifest, transfer), size=manifest.artifact.size)
         if not by_server and not _is_whole(store, manifest, transfer):
@@ -130,6 +132,7 @@ def manifest_path(artifact_id: str) -> str:
 def write_small(store: Store, path: str, content: bytes, place: str) -> None:
     """Make *path* hold *content*, and read it back unless it was there already. Raise PlaceError."""
     if read_small(store, path, len(content)) == content:
+        store.settle(path)
         return
     store.write(path, [content], size=len(content))
     back = read_small(store, path, len(content))

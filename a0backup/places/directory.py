@@ -88,6 +88,16 @@ class _Directory:
             self._make_names_durable(path)
         return False
 
+    def settle(self, path: str) -> None:
+        with self._failing(path), self._parent(path) as parent:
+            file = os.open(Path(path).name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+            os.fsync(parent)
+            self._make_names_durable(path)
+
     def _make_names_durable(self, path: str) -> None:
         """Make the names of the folders above the file durable: who made them may have been killed before they were."""
         for folder in (self._root / path).parent.parents:

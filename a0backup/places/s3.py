@@ -160,6 +160,9 @@ class _Bucket:
         head = self._call(self._client.head_object, Bucket=self._bucket, Key=key, ChecksumMode="ENABLED")
         return head["ContentLength"] == size and head.get("ChecksumSHA256") == checksum
 
+    def settle(self, path: str) -> None:
+        """Do nothing: what a bucket shows is durable."""
+
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         # Not by a paginator of boto3: after an error it ends as if there were no further page.
         place: ListObjectsV2RequestTypeDef = {"Bucket": self._bucket, "Prefix": self._root + prefix}

@@ -145,6 +145,9 @@ class _Server:
             raise
         return False
 
+    def settle(self, path: str) -> None:
+        """Do nothing: a file has its name only after its sync, and SFTP cannot sync names."""
+
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         for entry, _ in self._walk(prefix):
             yield entry

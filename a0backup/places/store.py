@@ -40,6 +40,9 @@ class Store(Protocol):
         itself has computed a SHA-256 over what it stored, and it is that of *chunks*.
         """
 
+    def settle(self, path: str) -> None:
+        """Make a file that is there durable: whoever wrote it may have been killed before it was."""
+
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """Yield every file whose path begins with *prefix*, also those that are not ours."""
 
