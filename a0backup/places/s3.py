@@ -36,7 +36,7 @@ PART = 8 << 20  # bytes; a file up to this size is sent at once
 PROBE = ".checksum-probe"
 
 _MOST_PARTS = 9000  # S3 takes 10,000
-_AT_ONCE = 3  # parts on their way; with the one that is being filled, this bounds the memory of a transfer
+_AT_ONCE = 2  # parts on their way; with the one that is being filled, this bounds the memory of a transfer
 _CONNECT = 20.0  # seconds
 _SILENCE = 60.0  # seconds in which a server that is alive sends something
 _LONGEST_PAUSE = 20.0  # seconds between two tries
