@@ -77,8 +77,7 @@ def verify(
 
     \b
     Exit codes:
-      0  all that was read is whole, or --repair mended it; how many it mended is on standard error: do not trust that
-         disk. A STRAY alone is no failure
+      0  everything is whole, or --repair mended it; a STRAY alone is no failure
       1  there is no artifact, or something was not read: a place failed, a later version wrote it, or it belongs to
          another user
       2  usage or fleet.yaml wrong, or no such artifact or place

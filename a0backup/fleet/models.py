@@ -10,7 +10,7 @@ No message ever repeats the value of `password`.
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from a0backup.errors import BuildTooOldError, UnknownNodeError, UnknownPlaceError
+from a0backup.errors import BuildTooOldError, FleetFileError, UnknownNodeError, UnknownPlaceError
 from a0backup.fleet.clashes import clashes
 from a0backup.fleet.copies import Copy, require_distinct
 from a0backup.fleet.fields import (
@@ -270,6 +270,9 @@ class ContentsLimits(Strict):
     )
 
 
+Named = TypeVar("Named", Node, Copy)
+
+
 class Fleet(Strict):
     """The nodes and the settings in one fleet.yaml."""
 
@@ -404,21 +407,21 @@ class Fleet(Strict):
 
         Raise UnknownNodeError, which lists every unknown name.
         """
-        wanted = list(dict.fromkeys(names))
-        by_name = {node.name: node for node in self.nodes}
-        unknown = [f"no node is named {quoted_value(n)}{suggestion(n, by_name)}" for n in wanted if n not in by_name]
-        if unknown:
-            raise UnknownNodeError(str(self.path), unknown)
-        return tuple(by_name[name] for name in wanted) if wanted else self.nodes
+        return self._named("node", self.nodes, names, UnknownNodeError)
 
     def chosen_copies(self, names: Iterable[str]) -> tuple[Copy, ...]:
         """Return the places with these *names*; without names, all. Raise UnknownPlaceError."""
+        return self._named("place", self.copies, names, UnknownPlaceError)
+
+    def _named(
+        self, what: str, entries: tuple[Named, ...], names: Iterable[str], error: type[FleetFileError]
+    ) -> tuple[Named, ...]:
         wanted = list(dict.fromkeys(names))
-        by_name = {copy.name: copy for copy in self.copies}
-        unknown = [f"no place is named {quoted_value(n)}{suggestion(n, by_name)}" for n in wanted if n not in by_name]
+        by_name = {entry.name: entry for entry in entries}
+        unknown = [f"no {what} is named {quoted_value(n)}{suggestion(n, by_name)}" for n in wanted if n not in by_name]
         if unknown:
-            raise UnknownPlaceError(str(self.path), unknown)
-        return tuple(by_name[name] for name in wanted) if wanted else self.copies
+            raise error(str(self.path), unknown)
+        return tuple(by_name[name] for name in wanted) if wanted else entries
 
 
 def schema() -> dict[str, Any]:
