@@ -96,7 +96,9 @@ def test_a_kill_at_the_changes_of_a_place_that_matter_most_loses_nothing(
     points = reference(arena_, plain, kind=kind)
     for name in ("backup.tar.gz.enc", "manifest.json"):
         [point] = [o for o in points if o.name == "rename" and Path(o.to).match(f"nas/*/*Z-backup/{name}")]
-        for ordinal, when in ((point.ordinal, "at"), (point.ordinal + 1, "before the sync of its folder, after")):
+        folder = str(Path(point.to).parent)
+        sync = next(o for o in points if o.ordinal > point.ordinal and (o.name, o.path) == ("fsync", folder))
+        for struck in (point, sync):
             trial = kind(arena_)
-            trial.disk.kill_at(ordinal)
-            finish(trial, f"{when} {point.name} of {point.to}", telling, *trial.run())
+            trial.disk.kill_at(struck.ordinal)
+            finish(trial, f"at {struck.name} of {struck.to or struck.path}", telling, *trial.run())
