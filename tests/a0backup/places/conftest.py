@@ -20,13 +20,13 @@ class Spot:
 
 
 @pytest.fixture(scope="session")
-def s3_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def sftp_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
+def sftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
     with sftp_server(tmp_path_factory.mktemp("sftp")) as server:
         yield server
 
@@ -38,12 +38,12 @@ def spot(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         case "file":
             return Spot(place("disk", str(folder)), folder)
         case "s3":
-            server = request.getfixturevalue("s3_of_all")
+            server = request.getfixturevalue("s3")
             server.introduce(monkeypatch, tmp_path)
             # A bucket of all tests, and in it a prefix of this one.
             folder = server.folder / f"{tmp_path.name}-{random.getrandbits(64):x}" / "copies"
             return Spot(server.copy(str(folder.relative_to(server.folder))), folder)
         case _:
-            server = request.getfixturevalue("sftp_of_all")
+            server = request.getfixturevalue("sftp")
             server.introduce(monkeypatch, tmp_path / "home")
             return Spot(server.copy(folder), folder)

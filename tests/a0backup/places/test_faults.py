@@ -41,18 +41,6 @@ from tests.support.places import (
 SIZE = 20_000_000  # bytes: two parts of an upload to S3
 
 
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def sftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SftpServer]:
-    with sftp_server(tmp_path_factory.mktemp("sftp")) as server:
-        yield server
-
-
 @pytest.fixture
 def prefix(tmp_path: Path) -> str:
     """Return a prefix in the bucket for this test alone."""
