@@ -15,6 +15,7 @@ from a0backup.errors import EngineError
 from a0backup.vault.lock import is_held
 from deployments.engine_objects import Deployment
 from deployments.prefect_yaml import prefect_yaml, read_deployments
+from deployments.server import own_server
 from simulator.fleet import SimulatedFleet
 from tests.support.deployed import BIN, REPOSITORY, Deployed, deployed_in
 from tests.support.patience import eventually, patience
@@ -164,11 +165,11 @@ def appliances(tmp_path: Path) -> Iterator[SimulatedFleet]:
 
 
 @pytest.fixture
-def deployed(tmp_path: Path, engine_server: str, appliances: SimulatedFleet) -> Iterator[Deployed]:
+def deployed(tmp_path: Path, own_home: Path, appliances: SimulatedFleet) -> Iterator[Deployed]:
     folder = tmp_path / "operator"
     folder.mkdir()
     appliances.fleet_yaml(folder / "fleet.yaml")
-    with deployed_in(folder, engine_server) as place:
+    with own_server(own_home) as api, deployed_in(folder, api) as place:
         yield place
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from a0backup.passwords.recovery_keys import make_pair
 from a0backup.vault.lock import is_held
+from deployments.home import use_api
+from deployments.server import own_server
 from simulator.fleet import SimulatedFleet
 from tests.flows.conftest import Recorded, recorded
 from tests.support.deployed import Deployed, deployed_in
@@ -344,18 +346,18 @@ def test_each_parameter_is_described_and_the_form_has_a_pattern_for_the_device()
 
 
 @pytest.fixture
-def deployed(tmp_path: Path, engine_server: str, new_node: SimulatedFleet) -> Iterator[Deployed]:
+def deployed(tmp_path: Path, own_home: Path, new_node: SimulatedFleet) -> Iterator[Deployed]:
     folder = tmp_path / "operator"
     folder.mkdir()
     new_node.fleet_yaml(folder / "fleet.yaml")
-    with deployed_in(folder, engine_server) as place:
+    with own_server(own_home) as api, use_api(api, own_home), deployed_in(folder, api) as place:
         place.prefect("deploy", "flows.enrol_node.enrol_node", "--name", "tried", "--pool", "appliance")
         yield place
 
 
 @pytest.mark.slow
 def test_under_a_worker_enrolment_continues_when_confirmed_and_ends_at_once_when_cancelled(
-    engine: str, deployed: Deployed, new_node: SimulatedFleet
+    deployed: Deployed, new_node: SimulatedFleet
 ) -> None:
     def started() -> tuple[str, psutil.Process]:
         parameters = {"node": "a0-1", "device": DEVICE, "fleet": str(deployed.folder / "fleet.yaml")}

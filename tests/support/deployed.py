@@ -99,11 +99,12 @@ class Deployed:
         found = self.get(f"deployments/name/{deployment}")
         return self._api.post(f"deployments/{found['id']}/create_flow_run", json={"parameters": parameters})
 
-    def pause_schedules(self, deployment: str) -> None:
-        found = self.get(f"deployments/name/{deployment}")
-        for schedule in found["schedules"]:
-            path = f"deployments/{found['id']}/schedules/{schedule['id']}"
-            self._api.patch(path, json={"active": False}).raise_for_status()
+    def pause_schedules(self) -> None:
+        """Pause the schedules of all deployments: one may become due during a test."""
+        for found in self._api.post("deployments/filter", json={}).raise_for_status().json():
+            for schedule in found["schedules"]:
+                path = f"deployments/{found['id']}/schedules/{schedule['id']}"
+                self._api.patch(path, json={"active": False}).raise_for_status()
 
     def get(self, path: str) -> dict[str, Any]:
         found: dict[str, Any] = self._api.get(path).raise_for_status().json()
@@ -156,15 +157,16 @@ class Deployed:
 
 @contextmanager
 def deployed_in(folder: Path, api: str) -> Iterator[Deployed]:
-    """Deploy prefect.yaml from *folder* with all schedules paused, and start a worker for its runs."""
+    """Deploy prefect.yaml from *folder* with all schedules paused, and start a worker for its runs.
+
+    The server at *api* must be this deployment's own: a second worker of the same pool would take its runs.
+    """
     (folder / "elsewhere").mkdir()
     shutil.copy(REPOSITORY / "prefect.yaml", folder)
     place = Deployed(folder, api)
     place.prefect("work-pool", "create", "appliance", "--type", "process", "--overwrite")
     place.prefect("deploy", "--all")
-    for deployment in ("backup-fleet/nightly", "check-fleet/hourly-check"):
-        # Otherwise a schedule may become due during a test.
-        place.pause_schedules(deployment)
+    place.pause_schedules()
     place.start_worker()
     try:
         yield place
