@@ -12,6 +12,7 @@ import queue
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -55,6 +56,7 @@ def run_here(
     without it. Raise KeyboardInterrupt when interrupted, EngineError where no engine is available,
     A0BackupError where the run ended before any node was tried.
     """
+    began = datetime.now(UTC)
     fleet = fleet.absolute()
     leave_untrusted_directory()
     _quiet_prefect()
@@ -77,7 +79,7 @@ def run_here(
         parameters: dict[str, Any] = {"fleet": fleet, "nodes": list(nodes)}
         if existing is not None:
             parameters["existing"] = existing
-        error = run_in_thread(partial(_run_flow, flow_name, parameters), interrupt)
+        error = run_in_thread(partial(_run_flow, flow_name, parameters, began), interrupt)
     if error is None or isinstance(error, A0BackupError):
         return error
     if len(untold) == whole:
@@ -245,10 +247,13 @@ def run_in_thread(work: Callable[[], Awaitable[None]], interrupt: Interrupt) -> 
     return error
 
 
-async def _run_flow(flow_name: str, parameters: dict[str, Any]) -> None:
+async def _run_flow(flow_name: str, parameters: dict[str, Any], began: datetime) -> None:
     from prefect.utilities.importtools import import_object
 
+    from flows.due import COMMAND_BEGAN
     from tasks.engine_task import task_runs
+
+    COMMAND_BEGAN.set(began)
 
     flow = import_object(FLOWS[flow_name])
 

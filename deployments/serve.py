@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PORT = 4200
 # Running flows are cancelled first: their a0cli processes end, and the engine is informed.
+# Each run is a process of more than 100 MB. After an absence, all missed runs are due at once.
+MOST_RUNS = 8
 CALLED_OFF_WITHIN = 10.0
 WORKER_ENDS_WITHIN = 6.0
 LAST_RESORT = 25.0
@@ -110,7 +112,8 @@ async def _work(server: OwnServer) -> None:
 
     from deployments.automations import POOL
 
-    worker = asyncio.create_task(ProcessWorker(work_pool_name=POOL, name="a0backup-serve").start(printer=_unsaid))
+    start = ProcessWorker(work_pool_name=POOL, name="a0backup-serve", limit=MOST_RUNS).start
+    worker = asyncio.create_task(start(printer=_unsaid))
     alone = asyncio.create_task(server.ended())
     try:
         await asyncio.wait({worker, alone}, return_when=asyncio.FIRST_COMPLETED)

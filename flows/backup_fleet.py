@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from prefect import flow, runtime
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from a0backup.backup.session import Run
 from a0backup.files import in_thread
 from a0backup.report.outcomes import Outcome
 from flows.backup_node import backed_up
+from flows.due import due, later_run
 from flows.ending import ExistingChoice, chosen_policy, conclude, now, warned_of
 from flows.fan_out import for_each
 from flows.fleet_file import fleet_of_run
@@ -33,8 +36,8 @@ async def backup_fleet(
     nodes: list[str] = [],  # noqa: B006 - Prefect shows the default in its form; it is never mutated
     existing: ExistingChoice = "as in fleet.yaml",
     fan_out: Literal["in this run", "workers"] = "in this run",
-) -> list[Outcome]:
-    """Back up the nodes of a fleet file.
+) -> list[Outcome] | State[None]:
+    """Back up the nodes of a fleet file, unless the run is late and a later one of its schedule is due as well.
 
     Args:
         fleet: The fleet file, as an absolute path on the machine that runs this.
@@ -44,10 +47,12 @@ async def backup_fleet(
         fan_out: Where each node's backup runs. in this run: in the process of this run. workers: as a separate run,
             on whichever worker of the pool takes it.
     """
+    if (later := await later_run()) is not None:
+        return Completed(name="Skipped", message=f"late; the later run {later.name} is due too and does the work")
     settings = fleet_of_run(fleet)
     chosen = settings.chosen(nodes)
     run_id = str(runtime.flow_run.id)
-    run = await in_thread(Run.begin, settings, chosen, id=run_id, existing=chosen_policy(existing))
+    run = await in_thread(Run.begin, settings, chosen, id=run_id, existing=chosen_policy(existing), due=await due())
     warnings = await warned_of(settings)
     back_up = NodeRuns(settings, existing, run_id).outcomes if fan_out == "workers" else partial(backed_up, run=run)
     async with progress_published(chosen):

@@ -20,6 +20,7 @@ from a0backup.files import in_thread
 from a0backup.fleet.models import Node
 from a0backup.report.outcomes import Outcome
 from a0backup.report.run_report import summary
+from flows.due import due
 from flows.ending import ExistingChoice, chosen_policy, conclude, log_failure, tell_ended, warned_of
 from flows.fleet_file import fleet_of_run
 from tasks.engine_task import engine_task
@@ -55,7 +56,9 @@ async def backup_node(
     [chosen] = settings.chosen([node])
     # All runs of a node work under the id of the fleet's run: what one has settled stays settled for the next.
     run_id = str(UUID(fleet_run or runtime.flow_run.id))
-    run = await in_thread(Run.begin, settings, [chosen], id=run_id, existing=chosen_policy(existing))
+    run = await in_thread(
+        Run.begin, settings, [chosen], id=run_id, existing=chosen_policy(existing), due=await due(fleet_run)
+    )
     # The run of the fleet has already given the warnings about the fleet file.
     warnings = [] if fleet_run else await warned_of(settings)
     # The run of the fleet has already waited for its turn, and takes a run that does not begin for dead.

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from datetime import timedelta
 
 from a0backup.a0cli.status import Absent, Found, InProgress, Status, shown
 from a0backup.backup import reconcile as actions
@@ -31,6 +32,7 @@ from a0backup.vault.manifest import Manifest
 from a0backup.vault.quarantine import keep_given_up
 from a0backup.vault.space import release
 from a0backup.vault.storing import confirm
+from a0backup.vault.vault import time_of
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +75,33 @@ class NodeBackup:
             self.so_far.outcome = last
             return
         before = run.stored_before.get(node)
-        if before is not None:
-            last = context.vault.stored_since(node, self.kind, before)
-            if last is not None and self._counts(last):
-                self.so_far.outcome = last
-                context.note(f"run {last.flow_run} stored {last.id} while this run waited for the lock")
+        last = context.vault.stored_since(node, self.kind, before) if before is not None else None
+        if last is not None and self._counts(last):
+            self.so_far.outcome = last
+            context.note(f"run {last.flow_run} stored {last.id} while this run waited for the lock")
+        elif (last := self._stored_since_due()) is not None:
+            self.so_far.outcome = last
+            context.note(f"run {last.flow_run} stored {last.id} after this run was due, and before it began")
 
     def _counts(self, stored: Manifest) -> bool:
         """Return whether what a run has stored may be this run's outcome: a run may have finished an older backup."""
         run = self.session.run
-        return stored.started_at is not None and is_recent(stored.started_at, run.began, run.fleet.reuse_within)
+        return stored.started_at is not None and is_recent(
+            stored.started_at, run.due or run.began, run.fleet.reuse_within
+        )
+
+    def _stored_since_due(self) -> Manifest | None:
+        """Return the last artifact that a run stored after this run was due and before it began, if that is known."""
+        run = self.session.run
+        if run.due is None:
+            return None
+        oldest = run.due - timedelta(seconds=run.fleet.reuse_within)
+        for manifest in self.context.vault.newest_first(self.session.node.name, self.kind):
+            if run.due <= manifest.stored_at <= run.began and self._counts(manifest):
+                return manifest
+            if time_of(manifest.id) < oldest:
+                return None  # all others were started still earlier
+        return None
 
     @step(StepName.STATUS)
     async def status(self) -> Status:

@@ -41,8 +41,9 @@ class Run:
     *id* is the id of the flow run that this work belongs to; what that flow run has stored is not
     made again. *existing* is the operator's choice for this run only. *stored_before* maps each
     node to the artifacts that existed when the run *began*; what another run stores later counts as
-    this run's outcome. *vault_id*: the identity of the vault then. *places*: where each artifact is
-    copied to.
+    this run's outcome. So does what it stored since this run was *due*: at the start of the command,
+    or at the time of the schedule. *vault_id*: the identity of the vault then. *places*: where each
+    artifact is copied to.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Run:
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     vault_id: str = ""
     places: Places = field(default_factory=lambda: Places(()))
+    due: datetime | None = None  # if that was before it began
 
     def require_same_vault(self) -> None:
         """Raise UnknownVaultError if the vault is not the one of the beginning: its disk may have gone since."""
@@ -59,7 +61,15 @@ class Run:
             require_same(Vault(self.fleet.vault), self.vault_id)
 
     @classmethod
-    def begin(cls, fleet: Fleet, nodes: Sequence[Node], *, id: str, existing: Existing | None = None) -> "Run":
+    def begin(
+        cls,
+        fleet: Fleet,
+        nodes: Sequence[Node],
+        *,
+        id: str,
+        existing: Existing | None = None,
+        due: datetime | None = None,
+    ) -> "Run":
         """Return a run that begins now; *stored_before* omits a node whose folder cannot be used.
 
         Raise UnknownVaultError if the vault is not the one that was used last, or is lost and has copies.
@@ -73,7 +83,7 @@ class Run:
             with contextlib.suppress(OSError, VaultUnusableError):
                 vault.make(node.name)  # a new vault can then be recognised later
                 stored[node.name] = vault.snapshot(node.name)
-        return cls(id, fleet, existing, stored, began, identity, Places.of(fleet))
+        return cls(id, fleet, existing, stored, began, identity, Places.of(fleet), due)
 
 
 class NodeSession:

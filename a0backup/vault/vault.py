@@ -310,11 +310,16 @@ def is_ahead(artifact_id: str, now: datetime) -> bool:
 
     Until that time has come, each later backup looks older.
     """
+    return time_of(artifact_id) > now + AHEAD
+
+
+def time_of(artifact_id: str) -> datetime:
+    """Return the time in the id of an artifact; for an id that holds none, a time before all others."""
     stamp = artifact_id.rpartition("/")[2].partition("-")[0]
     try:
-        return datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) > now + AHEAD
+        return datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
     except ValueError:
-        return False
+        return datetime.min.replace(tzinfo=UTC)
 
 
 @contextmanager

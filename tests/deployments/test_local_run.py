@@ -119,6 +119,28 @@ def test_an_interrupted_run_ends_in_time_and_the_next_one_finishes_its_backups(
 
 
 @pytest.mark.engine
+def test_two_runs_begun_at_once_make_one_backup_per_node_although_one_engine_starts_much_later(
+    own: Place, migrated_home: Path, tmp_path: Path, appliances: SimulatedFleet
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = Place(tmp_path / "other")
+    other.engine.parent.mkdir(parents=True)
+    shutil.copytree(migrated_home, other.engine)
+    late = other.start("run", "--fleet", str(tmp_path / "fleet.yaml"))
+    assert eventually(lambda: server_of(late) is not None, 30)
+    server = server_of(late)
+    assert server is not None
+    server.suspend()
+    ended = own.run("run")
+    server.resume()
+    out, err = late.communicate(timeout=patience(120))
+    assert (ended.returncode, late.returncode) == (0, 0), ended.stderr + err
+    assert own.stored() == ["a0-1", "a0-2"]
+    assert [len(appliances.calls(node, "backup")) for node in appliances.names] == [1, 1]
+    assert out.count("after this run was due, and before it began") == 2
+
+
+@pytest.mark.engine
 def test_sigterm_while_the_engine_starts_ends_both(own: Place, appliances: SimulatedFleet) -> None:
     process = own.start("run")
     assert eventually(lambda: server_of(process) is not None, 30)

@@ -3,7 +3,9 @@
 import signal
 import subprocess
 import zoneinfo
+from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +254,22 @@ def test_a_prefect_yaml_that_others_can_write_is_refused(tmp_path: Path) -> None
     tmp_path.chmod(0o777)
     with pytest.raises(EngineError, match="can be written or replaced by others"):
         prefect_yaml(tmp_path)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "America/Santiago", "Australia/Lord_Howe"])
+@pytest.mark.parametrize("cron", ["0 0 * * *", "30 0 * * *", "0 2 * * *", "30 2 * * *", "0 3 * * *"])
+async def test_each_date_has_one_night_also_when_the_clocks_change(zone: str, cron: str) -> None:
+    from prefect.server.schemas.schedules import CronSchedule
+
+    schedule, here = CronSchedule(cron=cron, timezone=zone), zoneinfo.ZoneInfo(zone)
+    noons = [datetime(2027, 1, 1, 12, tzinfo=here) + timedelta(days=day) for day in range(365)]
+    changes = [noon for noon in noons if noon.utcoffset() != (noon - timedelta(days=1)).utcoffset()]
+    assert len(changes) == 2
+    for noon in changes:
+        # The server asks again and again for the runs to come, also in the hours of the change.
+        first = noon.astimezone(UTC) - timedelta(hours=18)
+        asked = [first + timedelta(minutes=20 * step) for step in range(54)]
+        nights = {night for start in asked for night in await schedule.get_dates(n=2, start=start)}
+        dates = Counter(night.astimezone(here).date() for night in nights)
+        assert noon.date() in dates
+        assert set(dates.values()) == {1}

@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import psutil
 import pytest
 
 from a0backup.vault.lock import is_held
+from deployments.serve import MOST_RUNS
 from deployments.server import own_server, served_api
 from simulator.fleet import SimulatedFleet
 from tests.support.deployed import REPOSITORY, PatientClient, kill_with_all_it_started
@@ -220,6 +223,41 @@ def every_minute(place: Place) -> None:
     ours = (REPOSITORY / "prefect.yaml").read_text()
     assert ours.count('cron: "0 2 * * *"') == 1
     (place.root / "prefect.yaml").write_text(ours.replace('cron: "0 2 * * *"', 'cron: "* * * * *"'))
+
+
+def test_missed_nights_make_one_backup_per_node_and_a_bounded_number_of_processes(
+    served: Served, appliances: SimulatedFleet
+) -> None:
+    nightly = served.client.get("deployments/name/backup-fleet/nightly").raise_for_status().json()["id"]
+    twice = [{"active": True, "schedule": {"cron": "0 3 * * *", "timezone": "Etc/UTC"}}]
+    served.client.post(f"deployments/{nightly}/schedules", json=twice).raise_for_status()
+    now, nights = datetime.now(UTC), MOST_RUNS // 2 + 1
+    # The server makes the runs of the past days, as it would have made them ahead of time.
+    past = {"start_time": (now - timedelta(days=nights)).isoformat(), "end_time": now.isoformat(), "min_runs": nights}
+    served.client.post(f"deployments/{nightly}/schedule", json=past).raise_for_status()
+
+    wanted = {
+        "deployments": {"name": {"any_": ["nightly"]}},
+        "flow_runs": {"expected_start_time": {"before_": now.isoformat()}},
+    }
+    worker, most = psutil.Process(served.process.pid), 0
+
+    def states() -> Counter[str]:
+        runs = served.client.post("flow_runs/filter", json=wanted).raise_for_status().json()
+        return Counter(run["state_name"] for run in runs)
+
+    def ended() -> bool:
+        nonlocal most
+        # The server is a child, too.
+        most = max(most, sum(not gone(each) for each in worker.children()) - 1)
+        return states().keys() <= {"Completed", "Skipped", "Failed", "Crashed"}
+
+    assert eventually(ended, 300), states()
+    # One that has not been skipped takes the backups of another for its own.
+    assert states()["Skipped"] + states()["Completed"] == states().total() == 2 * nights
+    assert states()["Skipped"] > 0
+    assert [len(appliances.calls(node, "backup")) for node in appliances.names] == [1, 1]
+    assert 1 < most <= MOST_RUNS
 
 
 @pytest.mark.parametrize("fan_out", ["in this run", "workers"])

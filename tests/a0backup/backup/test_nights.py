@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -775,9 +776,45 @@ async def test_a_backup_that_another_run_made_since_this_run_began_is_the_outcom
     assert desk.counts == (1, 1, 1)
 
 
-def beginning(desk: Desk, flow_run: str = "run-2") -> Run:
-    """Return a run that begins now."""
-    return Run.begin(desk.fleet, desk.fleet.nodes, id=flow_run)
+def beginning(desk: Desk, flow_run: str = "run-2", *, due: datetime | None = None) -> Run:
+    """Return a run that begins now, and was *due* earlier."""
+    return Run.begin(desk.fleet, desk.fleet.nodes, id=flow_run, due=due)
+
+
+async def test_a_backup_that_was_stored_after_a_run_was_due_and_before_it_began_is_its_outcome(desk: Desk) -> None:
+    due = datetime.now(UTC).replace(microsecond=0)
+    first = await desk.night(flow_run="run-1")
+    late = await continued(desk, beginning(desk, due=due))
+    assert late.outcome.id == first.outcome.id
+    assert "run run-1 stored" in late.notes
+    assert "after this run was due" in late.notes
+    assert desk.counts == (1, 1, 1)
+
+
+async def test_a_run_that_was_due_after_the_last_backup_makes_another(desk: Desk) -> None:
+    await desk.night(flow_run="run-1")
+    [stored] = desk.stored
+    late = await continued(desk, beginning(desk, due=stored.stored_at + timedelta(microseconds=1)))
+    assert late.outcome.ok
+    assert desk.counts == (2, 2, 2)
+
+
+async def test_a_foreign_backup_that_was_stored_after_a_run_was_due_is_not_its_outcome(desk: Desk) -> None:
+    due = datetime.now(UTC).replace(microsecond=0)
+    desk.put()
+    desk.tell("backup", "refuse")
+    await desk.night(flow_run="run-1")
+    desk.forget()
+    late = await continued(desk, beginning(desk, due=due))
+    assert late.outcome.ok
+    assert desk.counted("backup") == 2
+
+
+async def test_what_a_wrong_clock_says_was_stored_after_a_late_run_began_is_not_its_outcome(desk: Desk) -> None:
+    await desk.night(flow_run="run-1")
+    [stored] = desk.stored
+    run = replace(beginning(desk, due=stored.stored_at), began=stored.stored_at - timedelta(seconds=1))
+    assert (await continued(desk, run)).outcome.id != stored.id
 
 
 async def continued(desk: Desk, run: Run) -> Night:
