@@ -16,6 +16,7 @@ from a0backup.places.copying import artifact_path, manifest_bytes, manifest_path
 from a0backup.places.records import COPIES, known_manifest
 from a0backup.places.store import Entry, Store
 from a0backup.places.transfer import Transfer
+from a0backup.vault.drilled import DRILLED
 from a0backup.vault.lock import is_held
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, UnreadableManifest
 from a0backup.vault.vault import OF_ANOTHER, VAULT, Vault, parsed
@@ -28,7 +29,7 @@ _OTHER = re.compile(rf"(?:{re.escape(VAULT)}|[A-Za-z0-9][A-Za-z0-9._-]*/quaranti
 _MENDS = "`a0backup verify --repair` mends it"
 _DECIDE = "no run decides which one is right: open both with `a0backup drill`, and move one away"
 _LOOK = "nothing of a0backup needs it: look at it, and remove it"
-_BESIDE = (COPIES,)  # files that may lie beside an artifact and its manifest
+_BESIDE = (COPIES, DRILLED)  # files that may lie beside an artifact and its manifest
 
 
 @dataclass(frozen=True)

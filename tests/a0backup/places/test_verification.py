@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from a0backup.places.catching_up import catch_up
 from a0backup.places.places import Place
 from a0backup.places.verification import Verification
 from a0backup.places.verifying import Finding
+from a0backup.vault.drilled import Drilled, read_drilled, write_drilled
 from a0backup.vault.vault import Vault
 from tests.support.stored import store
 
@@ -153,6 +154,16 @@ async def test_files_that_no_artifact_explains_are_named_and_left_alone(room: Ro
         ("nas", f"{room.manifests[0].id}/notes.txt", "stray"),
     ]
     assert stray.read_text() == "mine"
+
+
+async def test_the_record_of_a_drill_belongs_to_its_artifact_and_is_not_copied(room: Room) -> None:
+    drilled = Drilled(drilled_at=datetime(2026, 11, 29, tzinfo=UTC), passed=True, level="contents")
+    for place in ("vault", "far"):
+        write_drilled(room.folder / place / room.manifests[0].id, drilled)
+    await room.copy()
+    assert bad(await room.verify()) == []
+    there = [place for place in ("vault", "nas", "far") if read_drilled(room.folder / place / room.manifests[0].id)]
+    assert there == ["vault", "far"]
 
 
 async def test_what_is_damaged_everywhere_stays_as_it_is_and_is_named(room: Room) -> None:
