@@ -18,7 +18,7 @@ def human_size(size: int) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """Return a duration as `0.4 s`, `12 s`, `2 min 05 s` or `1 h 02 min`."""
+    """Return a duration as `0.4 s`, `12 s`, `2 min 05 s`, `1 h 02 min` or, from two days on, `6 d 03 h`."""
     if round(seconds, 1) < 10:
         return f"{max(seconds, 0.0):.1f} s"
     whole = round(seconds)
@@ -26,6 +26,9 @@ def human_seconds(seconds: float) -> str:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
+    if seconds >= 2 * 86400:
+        hours = round(seconds / 3600)
+        return f"{hours // 24} d {hours % 24:02} h"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02} min"
 
