@@ -136,7 +136,7 @@ class ForeignFileError(UnsuitableFileError):
     """Somebody else than this user and root owns a file that must be private."""
 
 
-def read_whole(path: Path, limit: int, *, follow: bool = False, private: bool = False) -> bytes:
+def read_whole(path: Path | str, limit: int, *, follow: bool = False, private: bool = False) -> bytes:
     """Return the content of the regular file *path*, at most *limit* bytes, without waiting for a pipe.
 
     A link is refused unless *follow*. Raise UnsuitableFileError, OSError; if the file must be

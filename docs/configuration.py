@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from a0backup.fleet.copies import Copy
 from a0backup.fleet.example import EXAMPLE
 from a0backup.fleet.fields import Between, RateBetween, SizeBetween
+from a0backup.fleet.freshness import BetweenOrOff, Freshness
 from a0backup.fleet.kinds import EXPORT_FIELDS
 from a0backup.fleet.models import (
     FIRST_SPLIT_BUILD,
@@ -32,9 +33,15 @@ SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "password": (PasswordSource, "Exactly one of the four keys. Never write the password itself into this file."),
     "polling": (Polling, "Optional."),
     "contents": (ContentsLimits, "Optional."),
+    "freshness": (
+        Freshness,
+        "Optional, and also for a single node. [monitoring.md](monitoring.md) explains what it is for.",
+    ),
     "copies": (Copy, "A list, optional; each entry has these keys. [copies.md](copies.md) explains them."),
     "nodes": (Node, "A list; each entry has these keys."),
 }
+
+MARKS = {Between: "duration", BetweenOrOff: "duration", RateBetween: "bytes per second", SizeBetween: "size"}
 
 HEAD = """\
 # fleet.yaml
@@ -145,8 +152,7 @@ def values(field: FieldInfo, shape: dict[str, Any]) -> str:
     # The marks of an optional value are on its first alternative.
     for mark in (*field.metadata, *getattr(next(iter(get_args(field.annotation)), None), "__metadata__", ())):
         if isinstance(mark, Between | RateBetween | SizeBetween):
-            kind = {Between: "duration", RateBetween: "bytes per second", SizeBetween: "size"}[type(mark)]
-            return f"{kind}, {mark.least} to {mark.most}"
+            return f"{MARKS[type(mark)]}, {mark.least} to {mark.most}" + ", or `off`" * isinstance(mark, BetweenOrOff)
     forms = [form for form in shape.get("anyOf", []) if form.get("type") != "null"]
     if len(forms) == 1:
         return values(field, forms[0])

@@ -35,6 +35,7 @@ password:                       # exactly one of these; never the password itsel
 # reuse_within: 6h              # a backup that a stopped run started earlier is kept, and a new one is made
 # give_up_after: 2              # nights, for a backup that arrives whole and never matches its md5
 # contents: {max_unpacked: 10TB, max_ratio: 200}   # an artifact that unpacks to more is refused
+# freshness: {max_age: 26h}     # `a0backup status` fails for an older newest backup; off: for none
 # kinds: [backup]               # from build 11638 on also backup-sensitive; also {user-export: [_id, email]}
 
 nodes:
@@ -42,4 +43,5 @@ nodes:
     host: 192.168.1.186
     # port: 10121
     # build: 13451              # a node below 6868 is refused and not touched
+    # freshness: {max_age: 8d}  # for this node alone
 """

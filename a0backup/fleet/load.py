@@ -11,6 +11,7 @@ from a0backup.errors import FleetFileError
 from a0backup.fleet.clashes import clashes
 from a0backup.fleet.copies import Copy
 from a0backup.fleet.fields import Place, suggestion
+from a0backup.fleet.freshness import Freshness
 from a0backup.fleet.models import MEANINGS, A0cliSettings, ContentsLimits, Fleet, Node, PasswordSource, Polling
 from a0backup.fleet.yaml_tree import Problem, Tree, at_place, read_text, read_tree, sorted_texts
 
@@ -47,7 +48,7 @@ def _clash_problems(tree: Tree) -> Iterator[Problem]:
         yield Problem(tree.line(place), at_place(place, remedy, rows[index][key]))
 
 
-_MODELS: Final[dict[Place, type[BaseModel]]] = {
+_MODELS: Final[dict[tuple[str, ...], type[BaseModel]]] = {
     (): Fleet,
     ("a0cli",): A0cliSettings,
     ("password",): PasswordSource,
@@ -55,7 +56,17 @@ _MODELS: Final[dict[Place, type[BaseModel]]] = {
     ("contents",): ContentsLimits,
     ("nodes",): Node,
     ("copies",): Copy,
+    ("freshness",): Freshness,
+    ("nodes", "freshness"): Freshness,
 }
+
+
+def _model_of(place: Place) -> type[BaseModel]:
+    """Return the model that the key at *place* belongs to."""
+    keys = tuple(part for part in place[:-1] if isinstance(part, str))
+    while keys not in _MODELS:
+        keys = keys[:-1]
+    return _MODELS[keys]
 
 
 def _problem(tree: Tree, detail: ErrorDetails) -> Problem:
@@ -65,8 +76,7 @@ def _problem(tree: Tree, detail: ErrorDetails) -> Problem:
         place = place[:-1]  # a single value in place of a list
     kind, given, limits = detail["type"], detail["input"], detail.get("ctx", {})
     if kind in ("extra_forbidden", "unknown_key"):
-        model = _MODELS.get(place[:-1] if place[:-1] in _MODELS else place[:1], Fleet)
-        known = MEANINGS if kind == "unknown_key" else model.model_fields
+        known = MEANINGS if kind == "unknown_key" else _model_of(place).model_fields
         return Problem(tree.line(place), at_place(place, f"unknown key{suggestion(str(place[-1]), known)}"))
     if kind == "missing":
         return Problem(tree.line(place), at_place(place, f"is missing: {_description(place)}"))
@@ -80,7 +90,7 @@ def _problem(tree: Tree, detail: ErrorDetails) -> Problem:
     elif kind == "literal_error":
         remedy = f"write {limits['expected']}".replace("'", "")
     elif kind in ("greater_than_equal", "less_than_equal"):
-        field = _MODELS[place[:1] if len(place) > 1 else ()].model_fields[str(place[-1])]
+        field = _model_of(place).model_fields[str(place[-1])]
         bounds = {name: getattr(m, name) for m in field.metadata for name in ("ge", "le") if hasattr(m, name)}
         number = "number" if field.annotation is float else "whole number"
         remedy = f"write a {number} from {bounds['ge']} to {bounds['le']}"
@@ -113,6 +123,5 @@ _WANTED: Final = {
 
 
 def _description(place: Place) -> str:
-    model = _MODELS.get(place[:-1] if place[:-1] in _MODELS else place[:1], Fleet)
-    text = model.model_fields[str(place[-1])].description or ""
+    text = _model_of(place).model_fields[str(place[-1])].description or ""
     return text[:1].lower() + text[1:].rstrip(".")

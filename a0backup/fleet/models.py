@@ -42,6 +42,7 @@ from a0backup.fleet.fields import (
     quoted_value,
     suggestion,
 )
+from a0backup.fleet.freshness import Freshness
 from a0backup.fleet.kinds import Kind, KindEntry
 
 Existing = Literal["preserve", "replace", "fail"]
@@ -97,6 +98,9 @@ class Node(Strict):
         le=10**9,
         strict=True,
         description=f"The appliance's build number, if known; a node below {FIRST_BUILD} is refused and not touched.",
+    )
+    freshness: Freshness | None = Field(
+        default=None, description="How old the newest backup of this node may be, in place of the fleet's `freshness`."
     )
 
     @property
@@ -325,6 +329,9 @@ class Fleet(Strict):
         description="In how many of these places an artifact must be proven before the node's backup is deleted; 1 "
         "where there are any.",
     )
+    freshness: Freshness = Field(
+        default_factory=Freshness, description="How old the newest backup of each node may be."
+    )
     kinds: tuple[KindEntry, ...] = Field(
         default=("backup",),  # type: ignore[arg-type]  # the defaults are validated
         min_length=1,
@@ -392,6 +399,10 @@ class Fleet(Strict):
         On such a build the main backup still contains the encryption keys.
         """
         return tuple(kind for kind in self.kinds if node.splits is not False or kind != "backup-sensitive")
+
+    def max_age_of(self, node: Node) -> float | None:
+        """Return how old the newest backup of *node* may be, in seconds; None if no age is too old."""
+        return (node.freshness or self.freshness).max_age
 
     def arguments(self, kind: str) -> tuple[str, ...]:
         """Return what the start of *kind* takes after the password: the comma-separated fields of an export."""

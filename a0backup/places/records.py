@@ -9,7 +9,7 @@ They spare work and show what is behind. What a place really holds, only the pla
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from a0backup.files import UnsuitableFileError, make_private_directory, publish, read_whole
 from a0backup.fleet.copies import Copy
-from a0backup.vault.manifest import HexSha256, Time
+from a0backup.vault.manifest import MANIFEST, HexSha256, Time
 from a0backup.vault.vault import Vault
 
 COPIES = "copies.json"
@@ -85,6 +85,19 @@ def is_proven(vault: Vault, artifact_id: str, copy: Copy) -> bool:
     return proven is not None and proven.url == copy.url
 
 
+def lacking(vault: Vault, ids: Iterable[str], copies: Sequence[Copy]) -> dict[str, list[str]]:
+    """Return which of the artifacts *ids* are not proven in each place, in their order; each record is read once."""
+    lacked: dict[str, list[str]] = {copy.name: [] for copy in copies}
+    for artifact_id in ids if copies else ():
+        places = proven_in(vault, artifact_id)
+        without = [c.name for c in copies if c.name not in places or places[c.name].url != c.url]
+        # What a killed run left without a manifest is no backup, and no place needs it.
+        if without and os.path.lexists(vault.root / artifact_id / MANIFEST):
+            for name in without:
+                lacked[name].append(artifact_id)
+    return lacked
+
+
 def note_proven(vault: Vault, artifact_id: str, place: str, proven: Proven, *, manifest: str) -> None:
     """Record that the place holds the artifact, with the manifest of this SHA-256. Raise OSError.
 
@@ -119,7 +132,8 @@ def _writing(vault: Vault, artifact_id: str) -> Iterator[None]:
 
 def _read_copies(vault: Vault, artifact_id: str) -> _Copies:
     try:
-        return _Copies.model_validate_json(read_whole(vault.root / artifact_id / COPIES, _MOST))
+        # As text: paths of 100,000 artifacts take longer to build than the files take to read.
+        return _Copies.model_validate_json(read_whole(f"{vault.root}/{artifact_id}/{COPIES}", _MOST))
     except (OSError, UnsuitableFileError, ValidationError):
         return _Copies()
 

@@ -148,6 +148,18 @@ class Vault:
             return []
         return sorted(Path(e.path) for e in entries if _FOLDER.match(e.name) and e.is_dir(follow_symlinks=False))
 
+    def ids(self, node: str, kind: str) -> list[str]:
+        """Return the ids of the artifact folders of *node* and *kind*, with or without a manifest, oldest first.
+
+        Raise OSError if the node's folder cannot be read.
+        """
+        try:
+            entries = [] if self.folder(node).is_symlink() else list(os.scandir(self.folder(node)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        of_kind = (entry for entry in entries if (match := _FOLDER.match(entry.name)) and match["kind"] == kind)
+        return sorted(f"{node}/{entry.name}" for entry in of_kind if entry.is_dir(follow_symlinks=False))
+
     def entries(self, node: str | None = None) -> Iterator[Manifest | UnreadableManifest]:
         """Yield the manifests of one node or of all, by node and oldest first; unreadable ones are marked as such."""
         for name in [node] if node is not None else self._names():

@@ -61,7 +61,7 @@ def store(
     *,
     node: str = "a0-1",
     kind: str = "backup",
-    nights: int = 0,
+    nights: float = 0,
     sealed: Sequence[SealedPassword] = (),
     size: int = 40_000,
     plain: bytes | None = None,
