@@ -19,6 +19,6 @@ MEANINGS = {
     ExitCode.FAILED: "failed",
     ExitCode.USAGE: "usage or fleet.yaml wrong",
     ExitCode.SOME_FAILED: "some nodes failed",
-    ExitCode.DAMAGED: "a stored artifact is damaged or missing",
+    ExitCode.DAMAGED: "a stored artifact is damaged, missing or too old, or a place is behind",
     ExitCode.INTERRUPTED: "interrupted",
 }

@@ -228,10 +228,14 @@ def test_no_new_vault_is_made_while_a_place_holds_the_copies_of_the_lost_one(cop
     ended = a0backup("vault", "use", "--fleet", copied.fleet)
     assert ended.returncode == 1
     assert "the place nas holds the copies of one" in ended.stderr
-    for command in ("list", "status", "verify", "copy"):
+    for command in ("list", "verify", "copy"):
         ended = copied.run(command)
         assert ended.returncode == 1
         assert "`a0backup verify --repair` brings it back" in ended.stderr
+    # A vault that nobody remembers may never have been: then status says that nothing is backed up.
+    ended = copied.run("status")
+    assert ended.returncode == (1 if remembered else 4)
+    assert "`a0backup verify --repair` brings it back" in ended.stdout + ended.stderr
     assert not (copied.folder / "vault").exists()
     assert {path: path.read_bytes() for path in before} == before
 

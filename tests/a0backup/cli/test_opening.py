@@ -394,12 +394,11 @@ def test_members_that_would_escape_their_folder_are_named(place: Path) -> None:
     assert "\x1b" not in ended.stdout
 
 
-@pytest.mark.parametrize("command", ["drill", "status"])
-def test_an_artifact_from_the_future_is_named_and_is_not_the_newest(place: Path, keys: Keys, command: str) -> None:
+def test_an_artifact_from_the_future_is_named_and_is_not_the_newest(place: Path, keys: Keys) -> None:
     sealed = keys.seal("abc123", "recovery")
     now = store(place / "vault", "abc123", sealed=sealed)
     ahead = store(place / "vault", "abc123", sealed=sealed, nights=40_000)
-    ended = a0backup(command, *(keys.options() if command == "drill" else []), cwd=place)
+    ended = a0backup("drill", *keys.options(), cwd=place)
     assert ended.returncode == 0, ended.stderr
     assert now.id in ended.stdout
     assert ahead.id not in ended.stdout
