@@ -9,6 +9,7 @@ A0BackupError
 ├── EngineError               the engine's server cannot be started or reached
 ├── RunFailedError            a fleet run ended with nodes that are not stored
 ├── CheckFailedError          the preflight found what would make a run fail
+├── NotFreshError             the newest backup of a node is too old or missing
 ├── NoHomeError               the user has no folder for state
 ├── UnknownVaultError         the vault is not there, or is another one
 ├── PlacesBehindError         places lack artifacts that the vault has
@@ -175,6 +176,20 @@ class CheckFailedError(A0BackupError):
 
     def text(self) -> str:
         return "a run would fail: " + "; ".join(problem.partition("\n")[0] for problem in self.problems)
+
+
+class NotFreshError(A0BackupError):
+    """The newest backup of a node is too old or missing, or a place is too far behind; *reasons* name each such."""
+
+    def __init__(self, total: int, reasons: Sequence[str]) -> None:
+        super().__init__(total, tuple(reasons))
+        self.total, self.reasons = total, tuple(reasons)
+
+    def text(self) -> str:
+        return f"{len(self.reasons)} of {self.total} not fresh: " + "; ".join(self.reasons)
+
+    def hint(self) -> str:
+        return "find out why the last night failed, or why none began: `a0backup engine check`, `a0backup status`"
 
 
 class NoHomeError(A0BackupError):

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 
+from a0backup.nodes.status import KindStatus
 from a0backup.places.catching_up import CaughtUp
 from a0backup.places.verifying import Finding as PlaceFinding
 from a0backup.report.check_report import check_markdown, check_rows
 from a0backup.report.outcomes import Finding, Outcome
 from a0backup.report.places_report import copy_rows, verify_rows
 from a0backup.report.run_report import markdown, rows
+from a0backup.report.status_report import status_rows
 from a0backup.report.warnings import RunWarning
 from tasks.engine_task import engine_task
 
@@ -59,4 +61,12 @@ async def publish_verification(findings: Sequence[PlaceFinding]) -> None:
     """Publish on the run's page what was read in each place, and what is not as it should be."""
     await acreate_table_artifact(
         key="verification-table", table=verify_rows(findings), description="Place, artifact, and what was found."
+    )
+
+
+@engine_task(name="publish-status", task_run_name="publish-status")
+async def publish_status(statuses: Sequence[KindStatus]) -> None:
+    """Publish on the run's page how old the newest backup of each node and kind is."""
+    await acreate_table_artifact(
+        key="freshness-table", table=status_rows(statuses), description="Node, kind, age, and why it is not fresh."
     )

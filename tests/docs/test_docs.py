@@ -19,7 +19,10 @@ from simulator.artifact import make
 from tests.support.paths import REPOSITORY as ROOT
 from tests.support.patience import patience
 
-DOCS = ("configuration", "copies", "design", "hardening", "install", "operations", "reliability", "restore", "upgrade")
+DOCS = (
+    *("configuration", "copies", "design", "hardening", "install", "monitoring", "operations", "reliability"),
+    *("restore", "upgrade"),
+)
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
@@ -160,6 +163,21 @@ def test_the_openssl_line_of_the_readme_lists_an_artifact(tmp_path: Path):
     noise = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
     assert noise.returncode
     assert "not in gzip format" in noise.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "code"), [("OK - fresh", 0), ("WARNING - odd", 1), ("CRITICAL - old", 2), ("error: fleet.yaml", 3)]
+)
+def test_the_plugin_of_the_page_on_monitoring_takes_its_state_from_the_first_word(
+    tmp_path: Path, output: str, code: int
+):
+    plugin = text_of("docs/monitoring.md").partition("```sh\n")[2].partition("```")[0]
+    probe = tmp_path / "a0backup"
+    probe.write_text(f"#!/bin/sh\n[ $1 = status ] && echo '{output}' >&2\n")
+    probe.chmod(0o755)
+    plugin = plugin.replace("/opt/a0backup/.venv/bin/a0backup", str(probe))
+    ended = subprocess.run(["sh", "-c", plugin], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (code, f"{output}\n")
 
 
 def test_the_exit_codes_are_the_same_in_the_readme_in_operations_and_in_the_help():
