@@ -12,7 +12,7 @@ from pathlib import Path
 from a0backup.errors import PlaceArtifactError, PlaceDeniedError, PlaceError
 from a0backup.files import drop_cached_pages, folder_below, fsync_directory, make_private, make_private_directory
 from a0backup.fleet.copies import Copy
-from a0backup.places.store import CHUNK, LEFT_AFTER, Entry, Store
+from a0backup.places.store import CHUNK, LEFT_AFTER, PARTIAL, Entry, Store, can_be_nodes
 from a0backup.vault.mounts import unmounted
 
 # A bad sector, a link, a folder or a pipe in the place of a file: the other files may be well.
@@ -114,6 +114,8 @@ class _Directory:
 
         with self._failing(prefix):
             for folder, folders, names in os.walk(self._root / prefix.rpartition("/")[0], onerror=fail):
+                if Path(folder) == self._root:
+                    folders[:] = filter(can_be_nodes, folders)
                 folders.sort()
                 for name in sorted(names):
                     file = Path(folder, name)
@@ -131,9 +133,8 @@ class _Directory:
 
     def tidy(self) -> None:
         for entry in self.entries():
-            name = Path(entry.path).name
             with suppress(FileNotFoundError):
-                if name.startswith(".") and name.endswith(".partial"):
+                if PARTIAL.fullmatch(Path(entry.path).name):
                     age = time.time() - (self._root / entry.path).lstat().st_mtime
                     if age > LEFT_AFTER:
                         self.remove(entry.path)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from a0backup.errors import PlaceError, UnknownVaultError
 from a0backup.fleet.models import Fleet
-from a0backup.places.copying import read_small
 from a0backup.places.opening import open_store
-from a0backup.places.places import MAX_IDENTITY, Place, Places, require_ours
+from a0backup.places.places import Place, Places, identity_in, require_ours
 from a0backup.report.outcomes import Problem
 from a0backup.vault.space import nearest
 from a0backup.vault.vault import VAULT
@@ -40,7 +39,7 @@ def require_no_lost_vault(fleet: Fleet) -> None:
         return
     for copy in fleet.copies:
         with suppress(PlaceError), open_store(copy) as store:
-            if read_small(store, VAULT, MAX_IDENTITY) is not None:
+            if identity_in(store) is not None:
                 raise UnknownVaultError(
                     str(fleet.vault),
                     f"is not there, and the place {copy.name} holds the copies of one",

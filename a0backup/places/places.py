@@ -81,7 +81,8 @@ class Place:
 
         if not self._tidied:
             self._tidied = True
-            await in_thread(tidy_place_records, self.vault, self.copy.name)
+            with suppress(OSError):  # what is left there harms nothing
+                await in_thread(tidy_place_records, self.vault, self.copy.name)
 
         def recognised(store: Store) -> R:
             # Each time: another disk may be in its place by now.
@@ -212,7 +213,11 @@ def recognise(vault: Vault, copy: Copy, store: Store) -> None:
     require_ours(vault, copy, store)
     if not was_used(vault, copy):
         write_small(store, VAULT, read_whole(vault.root / VAULT, MAX_IDENTITY), copy.name)
-        note_used(vault, copy)
+        try:
+            note_used(vault, copy)
+        except OSError as error:
+            reason = f"the vault cannot record that this place is used: {error.strerror}"
+            raise PlaceError(copy.name, reason, "make the vault writable") from error
         require_apart(vault, copy)
 
 
@@ -226,7 +231,7 @@ def require_apart(vault: Vault, copy: Copy) -> None:
 def require_ours(vault: Vault, copy: Copy, store: Store) -> None:
     """Raise PlaceError if the place was used before and is empty now, or is not one of this vault's."""
     require_apart(vault, copy)
-    found, identity = read_small(store, VAULT, MAX_IDENTITY), _identity(vault)
+    found, identity = identity_in(store), _identity(vault)
     if found is None:
         if was_used(vault, copy):
             raise PlaceError(
@@ -252,10 +257,19 @@ def require_ours(vault: Vault, copy: Copy, store: Store) -> None:
         )
 
 
+def identity_in(store: Store) -> bytes | None:
+    """Return the identity of the vault whose copies the place holds; None if there is none. Raise PlaceError."""
+    try:
+        return read_small(store, VAULT, MAX_IDENTITY)
+    except PlaceArtifactError as error:
+        # It concerns the place as a whole, and no artifact.
+        raise PlaceError(error.place, error.reason, error.remedy) from None
+
+
 def _is_identity(content: bytes) -> bool:
     try:
         return isinstance(json.loads(content), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

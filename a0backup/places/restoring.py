@@ -3,8 +3,7 @@
 from a0backup.errors import PlaceError, UnknownVaultError
 from a0backup.files import make_private_directory, publish_new
 from a0backup.fleet.models import Fleet
-from a0backup.places.copying import read_small
-from a0backup.places.places import MAX_IDENTITY, Places
+from a0backup.places.places import Places, identity_in
 from a0backup.vault.known_vault import require_known
 from a0backup.vault.vault import VAULT, Vault
 
@@ -24,7 +23,7 @@ async def bring_back(fleet: Fleet) -> str | None:
     for place in Places.of(fleet):
         name = place.copy.name
         try:
-            identity = await place.call(lambda store: read_small(store, VAULT, MAX_IDENTITY), place.new_transfer())
+            identity = await place.call(identity_in, place.new_transfer())
         except PlaceError as error:
             reasons.append(error.text())
             continue

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from a0backup.a0cli.text import quote
 from a0backup.errors import PlaceDeniedError, PlaceError
 from a0backup.fleet.copies import Copy
-from a0backup.places.store import CHUNK, LEFT_AFTER, Entry, Store, missing_extra
+from a0backup.places.store import CHUNK, LEFT_AFTER, OF_TRANSFER, Entry, Store, missing_extra
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -53,6 +53,7 @@ _RIGHTS = (
 _REGION = "set the region of the bucket for the profile in ~/.aws/config"
 _LATER = "the next run tries again; if it stays like this, lower at_most or limit of this place"
 _NETWORK = "check that the server runs, the network, and endpoint_url for the profile in ~/.aws/config"
+_NO_S3 = "check endpoint_url of this place: what answers there is no server that speaks S3"
 _SPACE = "free space on the server, or raise the quota"
 _REMEDIES = {
     "NoCredentialsError": "put credentials into ~/.aws/credentials, and name their `profile` for this place if it is "
@@ -131,14 +132,14 @@ class _Bucket:
         except FileNotFoundError:
             self._require_bucket()
             return None
-        return _length(self._copy, head)
+        return _told(self._copy, head, "ContentLength", int)
 
     def read(self, path: str) -> Iterator[bytes]:
         from botocore.exceptions import BotoCoreError
         from urllib3.exceptions import HTTPError
 
         reply = self._get(self._client.get_object, path)
-        announced, came = _length(self._copy, reply), 0
+        announced, came = _told(self._copy, reply, "ContentLength", int), 0
         with closing(reply["Body"]) as body:
             while True:
                 try:
@@ -158,7 +159,7 @@ class _Bucket:
         if self._copy.prove != "checksum" or not self._checks_checksums:
             return False
         head = self._call(self._client.head_object, Bucket=self._bucket, Key=key, ChecksumMode="ENABLED")
-        return head["ContentLength"] == size and head.get("ChecksumSHA256") == checksum
+        return head.get("ContentLength") == size and head.get("ChecksumSHA256") == checksum
 
     def settle(self, path: str) -> None:
         """Do nothing: what a bucket shows is durable."""
@@ -169,12 +170,15 @@ class _Bucket:
         while True:
             page = self._call(self._client.list_objects_v2, **place)
             for item in page.get("Contents", []):
-                path = item["Key"].removeprefix(self._root)
+                path = _told(self._copy, item, "Key", str).removeprefix(self._root)
                 if path and not path.endswith("/"):  # what a console makes to show an empty folder
-                    yield Entry(path, item["Size"])
+                    yield Entry(path, _told(self._copy, item, "Size", int))
             if not page.get("IsTruncated"):
                 return
-            place["ContinuationToken"] = page["NextContinuationToken"]
+            following = _told(self._copy, page, "NextContinuationToken", str)
+            if following == place.get("ContinuationToken"):
+                raise PlaceError(self._copy.name, "the server lists the same page again and again", _NO_S3)
+            place["ContinuationToken"] = following
 
     def remove(self, path: str) -> None:
         with suppress(FileNotFoundError):
@@ -187,11 +191,16 @@ class _Bucket:
             while True:
                 page = self._call(self._client.list_multipart_uploads, **place)
                 for upload in page.get("Uploads", []):
-                    if upload["Initiated"] < before:
-                        self._abort(upload["Key"], upload["UploadId"])
-                if not page.get("IsTruncated"):
+                    key, initiated = (
+                        _told(self._copy, upload, "Key", str),
+                        _told(self._copy, upload, "Initiated", datetime),
+                    )
+                    if initiated < before and OF_TRANSFER.fullmatch(key.removeprefix(self._root)):
+                        self._abort(key, _told(self._copy, upload, "UploadId", str))
+                following = page.get("NextKeyMarker", ""), page.get("NextUploadIdMarker", "")
+                if not page.get("IsTruncated") or following == (place.get("KeyMarker"), place.get("UploadIdMarker")):
                     return
-                place |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+                place |= {"KeyMarker": following[0], "UploadIdMarker": following[1]}
         except (PlaceError, FileNotFoundError) as error:
             # Many servers and credentials do not allow this; a rule of the bucket then ends such uploads.
             log.debug("%s: unfinished uploads cannot be listed: %s", self._copy.name, error)
@@ -208,7 +217,7 @@ class _Bucket:
         started = self._call(
             self._client.create_multipart_upload, Bucket=self._bucket, Key=key, ChecksumAlgorithm="SHA256"
         )
-        upload = started["UploadId"]
+        upload = _told(self._copy, started, "UploadId", str)
         try:
             parts = self._send_parts(key, upload, _parts(_counted(self._copy, chunks, size), _part_size(size)))
             self._call(
@@ -236,7 +245,7 @@ class _Bucket:
                 Body=part,
                 ChecksumSHA256=checksum,
             )
-            return {"PartNumber": number, "ETag": sent["ETag"], "ChecksumSHA256": checksum}
+            return {"PartNumber": number, "ETag": _told(self._copy, sent, "ETag", str), "ChecksumSHA256": checksum}
 
         done: list[CompletedPartTypeDef] = []
         waiting: deque[Future[CompletedPartTypeDef]] = deque()
@@ -316,6 +325,7 @@ class _Bucket:
         Raise FileNotFoundError if the server has no such key.
         """
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
 
         started, pause = time.monotonic(), 1.0
         while True:
@@ -329,16 +339,18 @@ class _Bucket:
                 if time.monotonic() + nap >= give_up_at:
                     raise _explained(self._copy, error) from error
                 log.debug("%s: tried again in %.1f s: %s", self._copy.name, nap, _explained(self._copy, error).reason)
+            except (ResponseParserError, ValueError) as error:  # botocore's for XML and values that are none
+                raise PlaceError(self._copy.name, "the answer of the server cannot be read", _NO_S3) from error
             time.sleep(nap)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-def _length(copy: Copy, reply: Mapping[str, object]) -> int:
-    """Return the length that the server announces. Raise PlaceError if it announces none."""
-    length = reply.get("ContentLength")
-    if not isinstance(length, int):
-        raise PlaceError(copy.name, "the server does not say how long a file is", "use a server that speaks S3")
-    return length
+def _told(copy: Copy, reply: Mapping[str, object], name: str, kind: type[R]) -> R:
+    """Return what the server says under *name*. Raise PlaceError if it says nothing, or nothing of that *kind*."""
+    value = reply.get(name)
+    if not isinstance(value, kind):
+        raise PlaceError(copy.name, f"there is no {name} in the answer of the server", _NO_S3)
+    return value
 
 
 def _names(error: Exception) -> list[str]:

@@ -7,7 +7,6 @@ server must prove to have the key that ~/.ssh/known_hosts has for it.
 import asyncio
 import logging
 import posixpath
-import re
 import secrets
 import stat
 import time
@@ -19,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from a0backup.a0cli.text import quote
 from a0backup.errors import PlaceArtifactError, PlaceError
 from a0backup.fleet.copies import Copy
-from a0backup.places.store import CHUNK, LEFT_AFTER, Entry, Store, missing_extra
+from a0backup.places.store import CHUNK, LEFT_AFTER, PARTIAL, Entry, Store, can_be_nodes, missing_extra
 
 if TYPE_CHECKING:
     from asyncssh import SFTPAttrs, SFTPClient, SFTPClientFile, SFTPName, SSHClientConnection
@@ -30,7 +29,6 @@ _CONNECT = 20.0  # seconds
 _KEEPALIVE = 15.0  # seconds
 _GOODBYE = 5.0  # seconds
 _FULL = CHUNK  # bytes; a disk with less free space refuses chunks
-_PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 
 _HOST_KEY = (
     "if the server is new, connect once by hand with `ssh` and compare the fingerprint with the one that its operator "
@@ -158,7 +156,7 @@ class _Server:
     def tidy(self) -> None:
         before = time.time() - LEFT_AFTER
         for entry, changed in self._walk(""):
-            if _PARTIAL.fullmatch(posixpath.basename(entry.path)) and changed is not None and changed < before:
+            if PARTIAL.fullmatch(posixpath.basename(entry.path)) and changed is not None and changed < before:
                 self.remove(entry.path)
 
     def _walk(self, prefix: str) -> Iterator[tuple[Entry, int | None]]:
@@ -171,7 +169,8 @@ class _Server:
                 path = posixpath.join(folder, name)
                 mode = attributes.permissions or 0
                 if stat.S_ISDIR(mode):
-                    below.append(path)
+                    if folder or can_be_nodes(name):
+                        below.append(path)
                 elif stat.S_ISREG(mode) and path.startswith(prefix):
                     yield Entry(path, attributes.size or 0), attributes.mtime
             folders += reversed(below)

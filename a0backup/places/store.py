@@ -7,6 +7,7 @@ with open_store(copy) as store:  # opening.py
 A directory, an S3 bucket and an SFTP server look the same from here. One thread at a time uses a store.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -15,6 +16,13 @@ from a0backup.fleet.copies import Copy
 
 CHUNK = 1 << 20  # bytes
 LEFT_AFTER = 86400.0  # seconds; what a transfer left that began longer ago is removed
+
+
+# What our own transfers leave when they are killed; a file of somebody else may end in .partial, too.
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
+# What they write in a place: artifacts and manifests, also in quarantine.
+OF_TRANSFER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/(?:quarantine/)?\d{8}T\d{6}Z-[a-z-]+[^/]*/[^/]+")
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Entry(NamedTuple):
@@ -44,13 +52,21 @@ class Store(Protocol):
         """Make a file that is there durable: whoever wrote it may have been killed before it was."""
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """Yield every file whose path begins with *prefix*, also those that are not ours."""
+        """Yield every file whose path begins with *prefix*, also those that are not ours.
+
+        Folders that can be no node's, such as lost+found, belong to the file system and are left out.
+        """
 
     def remove(self, path: str) -> None:
         """Remove the file if it exists."""
 
     def tidy(self) -> None:
         """Remove what transfers of ours left that were killed more than a day ago."""
+
+
+def can_be_nodes(folder: str) -> bool:
+    """Return whether a node can have a folder of this name at the root of a place."""
+    return _NODE.fullmatch(folder) is not None
 
 
 def missing_extra(copy: Copy) -> PlaceError:

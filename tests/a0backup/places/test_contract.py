@@ -233,9 +233,11 @@ def test_tidy_removes_what_killed_transfers_left_more_than_a_day_ago(site: Site)
 @pytest.mark.parametrize("spot", ["s3"], indirect=True)
 def test_tidy_ends_uploads_that_were_killed_more_than_a_day_ago(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.store.write("present", [b"1"], size=1)
-    s3_client().create_multipart_upload(Bucket=BUCKET, Key=f"{site.copy.root}/left")
+    for key in (f"{FOLDER}/backup.tar.gz.enc", "somebody/elses"):
+        s3_client().create_multipart_upload(Bucket=BUCKET, Key=f"{site.copy.root}/{key}")
     site.store.tidy()
-    assert unfinished_uploads(site.copy.root) == 1
+    assert unfinished_uploads(site.copy.root) == 2
     monkeypatch.setattr(s3, "LEFT_AFTER", -60.0)
     site.store.tidy()
-    assert unfinished_uploads(site.copy.root) == 0
+    assert unfinished_uploads(f"{site.copy.root}/{FOLDER}") == 0
+    assert unfinished_uploads(f"{site.copy.root}/somebody") == 1
