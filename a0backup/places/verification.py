@@ -8,13 +8,12 @@ findings = await verification.repaired(findings)
 import asyncio
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from a0backup.errors import A0BackupError, LockDeadlineError, PlaceArtifactError, PlaceError, VaultUnusableError
+from a0backup.errors import A0BackupError, PlaceArtifactError, PlaceError, VaultUnusableError
 from a0backup.files import in_thread
-from a0backup.places.copying import CopiedNow, copy_artifact, manifest_bytes
+from a0backup.places.copying import CopiedNow, copy_artifact, manifest_bytes, manifest_path, read_small
 from a0backup.places.places import Place
 from a0backup.places.records import (
     PlaceRecord,
@@ -28,6 +27,7 @@ from a0backup.places.records import (
 from a0backup.places.repairing import mend_vault
 from a0backup.places.store import Entry, Store
 from a0backup.places.verifying import (
+    DECIDE,
     IN_VAULT,
     Expected,
     Finding,
@@ -35,9 +35,10 @@ from a0backup.places.verifying import (
     strays_in_vault,
     verify_in_place,
     verify_in_vault,
+    without_manifest,
 )
 from a0backup.vault.lock import node_lock
-from a0backup.vault.manifest import Manifest, UnreadableManifest
+from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, UnreadableManifest
 from a0backup.vault.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -75,14 +76,17 @@ class Verification:
         Raise OSError if the vault cannot be read.
         """
         self._entries = {entry.id: entry for entry in await in_thread(lambda: list(self._vault.entries()))}
+        lost = await in_thread(without_manifest, self._vault)
         listings = await asyncio.gather(*map(self._listing, self._places))
-        known = {*self._entries, *(each for listing in listings if listing for each in listing.whole_ids)}
+        # An id without "/" is a node whose folder cannot be read.
+        known = {*filter(lambda each: "/" in each, self._entries), *lost}
+        known.update(each for listing in listings if listing for each in listing.whole_ids)
         work = [self._in_vault()] if self._of_vault else []
         places = zip(self._places, listings, strict=True)
         found = await asyncio.gather(*work, *(self._in_place(place, listing, known) for place, listing in places))
         findings = [finding for each in found for finding in each]
         if self._of_vault:
-            findings += self._only_elsewhere(findings)
+            findings += self._missing(findings, lost)
         if self._of_vault and self._is_of_all:
             strays = await in_thread(strays_in_vault, self._vault, but={finding.id for finding in findings})
             findings += [self._tell(stray) for stray in strays]
@@ -104,16 +108,18 @@ class Verification:
         await in_thread(reads.end)
         return findings
 
-    def _only_elsewhere(self, findings: Iterable[Finding]) -> list[Finding]:
-        """Return a finding for each artifact that only a place has."""
-        lacking: dict[str, list[str]] = defaultdict(list)
+    def _missing(self, findings: Iterable[Finding], lost: Iterable[str]) -> list[Finding]:
+        """Return a finding for each artifact that only a place has, and for those that *lost* their manifest."""
+        lacking: dict[str, list[str]] = {each: [] for each in self._chosen(lost)}
         for finding in findings:
             if finding.ok and finding.place != IN_VAULT and finding.id not in self._entries:
-                lacking[finding.id].append(finding.place)
+                lacking.setdefault(finding.id, []).append(finding.place)
         hint = "`a0backup verify --repair` brings it back"
         missing = [
-            Finding(IN_VAULT, artifact_id, "missing", f"only the copies are left: {', '.join(places)}", hint)
-            for artifact_id, places in lacking.items()
+            Finding(IN_VAULT, each, "missing", f"only the copies are left: {', '.join(places)}", hint)
+            if places
+            else Finding(IN_VAULT, each, "missing", f"{MANIFEST} is missing", f"{hint} from a place that has it")
+            for each, places in lacking.items()
         ]
         for finding in missing:
             self._told(finding)
@@ -179,7 +185,10 @@ class Verification:
         entry = self._entries.get(artifact_id)
         if not isinstance(entry, Manifest):
             return Expected(known=known)
-        content = manifest_bytes(self._vault, entry)
+        try:
+            content = manifest_bytes(self._vault, entry)
+        except VaultUnusableError:  # the vault's own finding says so
+            return Expected(known=known)
         expected = Expected(content, entry, known)
         return Expected(known=known) if expected.differs_from(content) else expected
 
@@ -198,20 +207,47 @@ class Verification:
         ]
 
     async def _mended_vault(self, finding: Finding) -> Finding:
-        if not finding.is_damage:
+        node, is_artifact, _ = finding.id.partition("/")
+        if not finding.is_damage or not is_artifact:
             return finding
-        node = finding.id.partition("/")[0]
+        if doubt := await self._doubt(finding.id):
+            return self._tell(Finding(IN_VAULT, finding.id, "differs", doubt, DECIDE))
         reasons = []
         try:
+            await in_thread(self._vault.require_no_links, node)
             async with node_lock(self._vault.folder(node), node=node, run="verify --repair", deadline=_WAITS):
                 for place in self._places:
                     if (reason := await self._fetched(finding.id, place)) is None:
                         return self._tell(Finding(IN_VAULT, finding.id, "ok", f"mended from {place.copy.name}"))
                     reasons.append(reason)
-        except LockDeadlineError as error:
+        except A0BackupError as error:
             reasons.append(error.text())
+        except OSError as error:
+            reasons.append(f"the vault cannot be written: {error.strerror}")
         why = "; ".join(reasons) or "no place has it"
         return self._tell(Finding(IN_VAULT, finding.id, finding.result, f"{finding.reason}; not mended: {why}"))
+
+    async def _doubt(self, artifact_id: str) -> str:
+        """Return why nobody can say which artifact of the places is the vault's; empty if it is known."""
+        known = await in_thread(known_manifest, self._vault, artifact_id)
+        if known is not None or isinstance(self._entries.get(artifact_id), Manifest):
+            return ""
+        manifests = [await self._manifest(place, artifact_id) for place in self._places]
+        if len(set(filter(None, manifests))) < 2:
+            return ""
+        looks = [await self._look(place, artifact_id) for place in self._places]
+        whole = {look.place: look.manifest for look in looks if look.ok}
+        if len(set(whole.values())) < 2:
+            return ""
+        return f"{' and '.join(whole)} hold different ones, each of them whole, and nothing says which one is right"
+
+    async def _manifest(self, place: Place, artifact_id: str) -> bytes | None:
+        try:
+            return await place.ask(
+                lambda store: read_small(store, manifest_path(artifact_id), MAX_MANIFEST_BYTES), place.new_transfer()
+            )
+        except PlaceError:
+            return None
 
     async def _fetched(self, artifact_id: str, place: Place) -> str | None:
         """Bring the artifact back from *place* into the vault; return why that failed, or None if it did not."""

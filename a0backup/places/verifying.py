@@ -5,6 +5,7 @@ place's own manifest.
 """
 
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -27,7 +28,7 @@ IN_VAULT = "vault"  # the name of the vault among the places
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*/\d{8}T\d{6}Z-[a-z][a-z-]*)/(?P<file>[^/]+)\Z")
 _OTHER = re.compile(rf"(?:{re.escape(VAULT)}|[A-Za-z0-9][A-Za-z0-9._-]*/quarantine/.+|(?:.*/)?\.[^/]+\.partial)\Z")
 _MENDS = "`a0backup verify --repair` mends it"
-_DECIDE = "no run decides which one is right: open both with `a0backup drill`, and move one away"
+DECIDE = "no run decides which one is right: open both with `a0backup drill`, and move one away"
 _LOOK = "nothing of a0backup needs it: look at it, and remove it"
 _BESIDE = (COPIES, DRILLED)  # files that may lie beside an artifact and its manifest
 
@@ -113,7 +114,7 @@ def verify_in_place(store: Store, place: str, artifact_id: str, expected: Expect
     is_other = expected.manifest is not None and manifest.artifact.sha256 != expected.manifest.artifact.sha256
     if expected.differs_from(content) and not is_other:
         if expected.known is None:
-            return found("differs", f"{MANIFEST} is not the vault's, for the same bytes", _DECIDE)
+            return found("differs", f"{MANIFEST} is not the vault's, for the same bytes", DECIDE)
         return found("damaged", f"{MANIFEST} is not the one that was copied here", _MENDS)
     wrong = _wrong_bytes(store, manifest, transfer)
     if is_other and expected.manifest is not None:
@@ -129,7 +130,7 @@ def _differs(there: Manifest, here: Manifest) -> tuple[str, str]:
     return (
         f"it is whole, but another one than the vault's: its sha256 is {there.artifact.sha256}, the vault's is"
         f" {here.artifact.sha256}",
-        _DECIDE,
+        DECIDE,
     )
 
 
@@ -176,6 +177,16 @@ class Listing:
     def whole_ids(self) -> list[str]:
         """The ids of the artifacts that have a manifest here."""
         return sorted(artifact_id for artifact_id, files in self.artifacts.items() if MANIFEST in files)
+
+
+def without_manifest(vault: Vault) -> list[str]:
+    """Return the ids of the artifacts that were copied once, and whose manifest is gone from the vault."""
+    return [
+        f"{node}/{folder.name}"
+        for node in vault.nodes()
+        for folder in vault.folders(node)
+        if (folder / COPIES).exists() and not os.path.lexists(folder / MANIFEST)
+    ]
 
 
 def strays_in_vault(vault: Vault, *, but: Collection[str]) -> list[Finding]:
