@@ -245,7 +245,7 @@ def require_ours(vault: Vault, copy: Copy, store: Store) -> None:
             f"{copy.url} holds the copies of a vault, and there is no vault at {vault.root}",
             "`a0backup verify --repair` brings that vault back",
         )
-    elif found != identity and _is_identity(found):
+    elif found != identity and is_identity(found):
         raise PlaceError(
             copy.name, f"{copy.url} holds the copies of another vault", "give each vault a place of its own"
         )
@@ -266,7 +266,8 @@ def identity_in(store: Store) -> bytes | None:
         raise PlaceError(error.place, error.reason, error.remedy) from None
 
 
-def _is_identity(content: bytes) -> bool:
+def is_identity(content: bytes) -> bool:
+    """Return whether *content* can be that of a vault.json."""
     try:
         return isinstance(json.loads(content), dict)
     except (ValueError, RecursionError):

@@ -17,6 +17,7 @@ from a0backup.vault.vault import Vault
 from tests.a0backup.fleet.test_copies import fleet_with
 from tests.a0backup.places.conftest import Spot
 from tests.support.patience import patience
+from tests.support.places import place
 from tests.support.stored import store
 
 
@@ -49,8 +50,8 @@ class Room:
 @pytest.fixture
 async def room(tmp_path: Path, spot: Spot) -> Room:
     room = Room(tmp_path, spot)
-    for place in Places.of(room.fleet):
-        caught_up = await catch_up(place, room.manifests)
+    for each in Places.of(room.fleet):
+        caught_up = await catch_up(each, room.manifests)
         assert not caught_up.is_behind, caught_up.text()
     return room
 
@@ -92,3 +93,24 @@ async def test_a_vault_is_not_brought_back_from_the_place_of_another(tmp_path: P
     with pytest.raises(UnknownVaultError, match="nas: it has the copies of another vault"):
         await bring_back(fleet)
     assert list((tmp_path / "vault").glob("*")) == []
+
+
+@pytest.mark.parametrize("left", [None, "torn", "[" * 4000])
+async def test_a_vault_that_lost_only_its_identity_gets_it_back(room: Room, left: str | None) -> None:
+    before, file = room.contents(), room.fleet.vault / "vault.json"
+    file.unlink()
+    if left is not None:
+        file.write_text(left)
+    assert await bring_back(room.fleet) == room.spot.copy.name
+    assert room.contents() == before
+
+
+async def test_another_disk_at_the_path_of_the_vault_does_not_become_the_vault(tmp_path: Path) -> None:
+    room = Room(tmp_path, Spot(place("nas", str(tmp_path / "nas")), tmp_path / "nas"))
+    for each in Places.of(room.fleet):
+        await catch_up(each, room.manifests)
+    shutil.rmtree(room.fleet.vault)
+    (room.fleet.vault / "photos").mkdir(parents=True)
+    with pytest.raises(UnknownVaultError, match="nas: it has none of the artifacts"):
+        await bring_back(room.fleet)
+    assert [path.name for path in room.fleet.vault.iterdir()] == ["photos"]
