@@ -39,7 +39,8 @@ def copy_artifact(vault: Vault, manifest: Manifest, store: Store, *, place: str,
     content = manifest_bytes(vault, manifest)
     known, here = known_manifest(vault, manifest.id), hashlib.sha256(content).hexdigest()
     if known not in (None, here):
-        raise ArtifactDamagedError(manifest.node.name, manifest.id, f"{MANIFEST} is not the one that was copied before")
+        reason = f"{MANIFEST} is not the one that was copied before; `a0backup verify` says what to do"
+        raise ArtifactDamagedError(manifest.node.name, manifest.id, reason)
     there = read_small(store, manifest_path(manifest.id), MAX_MANIFEST_BYTES)
     if there not in (None, content):
         _require_no_other(there, manifest, place, is_known=known is not None)

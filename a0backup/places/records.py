@@ -24,7 +24,8 @@ from a0backup.vault.vault import Vault
 
 COPIES = "copies.json"
 _PLACES = ".places"  # no node can have this name
-_MOST = 16 << 20  # bytes
+_MOST = 16 << 20  # bytes of the record of a place, with two times for each artifact
+_MOST_COPIES = 256 << 10  # bytes; a thousand places
 _threads = threading.Lock()  # several places prove one artifact at once
 
 
@@ -133,7 +134,7 @@ def _writing(vault: Vault, artifact_id: str) -> Iterator[None]:
 def _read_copies(vault: Vault, artifact_id: str) -> _Copies:
     try:
         # As text: paths of 100,000 artifacts take longer to build than the files take to read.
-        return _Copies.model_validate_json(read_whole(f"{vault.root}/{artifact_id}/{COPIES}", _MOST))
+        return _Copies.model_validate_json(read_whole(f"{vault.root}/{artifact_id}/{COPIES}", _MOST_COPIES))
     except (OSError, UnsuitableFileError, ValidationError):
         return _Copies()
 

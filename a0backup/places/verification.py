@@ -29,9 +29,11 @@ from a0backup.places.store import Entry, Store
 from a0backup.places.verifying import (
     DECIDE,
     IN_VAULT,
+    NOT_COPIED,
     Expected,
     Finding,
     Listing,
+    record_doubted,
     strays_in_vault,
     verify_in_place,
     verify_in_vault,
@@ -190,7 +192,7 @@ class Verification:
         except VaultUnusableError:  # the vault's own finding says so
             return Expected(known=known)
         expected = Expected(content, entry, known)
-        return Expected(known=known) if expected.differs_from(content) else expected
+        return Expected(known=known, doubtful=content) if expected.differs_from(content) else expected
 
     # -- repair ------------------------------------------------------------------------------------------------
 
@@ -225,7 +227,8 @@ class Verification:
         except OSError as error:
             reasons.append(f"the vault cannot be written: {error.strerror}")
         why = "; ".join(reasons) or "no place has it"
-        return self._tell(Finding(IN_VAULT, finding.id, finding.result, f"{finding.reason}; not mended: {why}"))
+        hint = record_doubted(finding.id) if finding.reason == NOT_COPIED else ""
+        return self._tell(Finding(IN_VAULT, finding.id, finding.result, f"{finding.reason}; not mended: {why}", hint))
 
     async def _doubt(self, artifact_id: str) -> str:
         """Return why nobody can say which artifact of the places is the vault's; empty if it is known."""

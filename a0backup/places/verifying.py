@@ -29,6 +29,7 @@ _ID = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*/\d{8}T\d{6}Z-[a-z][a-z-]*)/
 _OTHER = re.compile(rf"(?:{re.escape(VAULT)}|[A-Za-z0-9][A-Za-z0-9._-]*/quarantine/.+|(?:.*/)?\.[^/]+\.partial)\Z")
 _MENDS = "`a0backup verify --repair` mends it"
 DECIDE = "no run decides which one is right: open both with `a0backup drill`, and move one away"
+NOT_COPIED = f"{MANIFEST} is not what was copied to the places"
 _LOOK = "nothing of a0backup needs it: look at it, and remove it"
 _BESIDE = (COPIES, DRILLED)  # files that may lie beside an artifact and its manifest
 
@@ -65,17 +66,27 @@ class Expected:
 
     *content*, *manifest*: the vault's manifest and its bytes; None where the vault itself is
     damaged. *known*: the SHA-256 of the manifest that the places were given, if it is recorded.
+    *doubtful*: the bytes of the vault's manifest where they are not those.
     """
 
     content: bytes | None = None
     manifest: Manifest | None = None
     known: str | None = None
+    doubtful: bytes | None = None
 
     def differs_from(self, content: bytes) -> bool:
         """Return whether *content* is not the manifest that should be there."""
         if self.known is not None and hashlib.sha256(content).hexdigest() != self.known:
             return True
         return self.content is not None and content != self.content
+
+
+def record_doubted(artifact_id: str) -> str:
+    """Return what to do where the vault's record alone says that a manifest is wrong."""
+    return (
+        f"if every place has the same {MANIFEST} as the vault, the vault's {COPIES} is what is damaged: remove "
+        f"{artifact_id}/{COPIES} there, and verify again"
+    )
 
 
 def verify_in_vault(vault: Vault, entry: Manifest | UnreadableManifest) -> Finding:
@@ -85,7 +96,7 @@ def verify_in_vault(vault: Vault, entry: Manifest | UnreadableManifest) -> Findi
             raise entry.error()
         vault.reread(entry)
         if Expected(known=known_manifest(vault, entry.id)).differs_from(manifest_bytes(vault, entry)):
-            raise ArtifactDamagedError(entry.node.name, entry.id, f"{MANIFEST} is not what was copied to the places")
+            return Finding(IN_VAULT, entry.id, "damaged", NOT_COPIED, f"{_MENDS}; {record_doubted(entry.id)}")
     except ArtifactDamagedError as error:
         return Finding(IN_VAULT, entry.id, "damaged", error.message(), error.hint())
     except (LaterVersionError, NotReadableError, VaultUnusableError) as error:
@@ -115,6 +126,9 @@ def verify_in_place(store: Store, place: str, artifact_id: str, expected: Expect
     if expected.differs_from(content) and not is_other:
         if expected.known is None:
             return found("differs", f"{MANIFEST} is not the vault's, for the same bytes", DECIDE)
+        if content == expected.doubtful:
+            reason = f"{MANIFEST} is that of the vault, but not the one that was copied here, by the vault's {COPIES}"
+            return found("damaged", reason, record_doubted(artifact_id))
         return found("damaged", f"{MANIFEST} is not the one that was copied here", _MENDS)
     wrong = _wrong_bytes(store, manifest, transfer)
     if is_other and expected.manifest is not None:

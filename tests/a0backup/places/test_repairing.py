@@ -1,12 +1,15 @@
 """An unlucky world: no repair ends early, and none puts one artifact in the place of another."""
 
+import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from a0backup.errors import PlaceError
+from a0backup.places.records import proven_in
 from a0backup.places.repairing import mend_vault
 from a0backup.places.verification import Verification
 from tests.a0backup.places.test_trust import another, edit
@@ -109,3 +112,24 @@ async def test_a_manifest_that_vanishes_meanwhile_ends_no_verification(room: Roo
     verification._told = told
     found = await verification.run()
     assert {each.id for each in found} >= {each.id for each in room.manifests}
+
+
+async def test_a_record_that_is_wrong_is_named_with_what_to_do_about_it(room: Room) -> None:
+    before, doubted = room.contents(), room.manifests[0].id
+    record = room.vault.root / doubted / "copies.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"manifest": "0" * 64}))
+    for found in (await room.verify(), await room.repair()):
+        hints = {each.place: each.hint for each in found if not each.ok}
+        assert set(hints) == {"vault", "nas", "far"}
+        assert all(f"remove {doubted}/copies.json" in hint for hint in hints.values())
+    record.unlink()
+    assert bad(await room.verify()) == []
+    assert room.contents() == before
+
+
+async def test_a_record_that_is_huge_is_not_read(room: Room) -> None:
+    record = room.vault.root / room.manifests[0].id / "copies.json"
+    record.write_text("{" + ",".join(f'"k{number}": 0' for number in range(1_000_000)) + "}")
+    began = time.process_time()
+    assert proven_in(room.vault, room.manifests[0].id) == {}
+    assert time.process_time() - began < 1
