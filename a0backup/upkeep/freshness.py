@@ -15,12 +15,12 @@ fresh. An artifact that is further away was made while the clock was ahead. It i
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from a0backup.errors import VaultError
 from a0backup.report.words import counted, human_seconds
 from a0backup.vault.manifest import Manifest, UnreadableManifest
-from a0backup.vault.vault import Vault, reading
+from a0backup.vault.vault import Vault, reading, time_of
 
 TOLERANCE = timedelta(minutes=5)  # between the clocks of machines that share a vault
 
@@ -85,8 +85,8 @@ def judge(newest: Newest, *, lacking: Mapping[str, Sequence[str]], max_age: floa
     # Negative only within the tolerance.
     age = None if taken_at is None else max(0, round((now - taken_at).total_seconds()))
     problems, warnings = [], list(newest.unusable)
-    nearest = _seconds_ahead(newest.ahead[0], now) if newest.ahead else None
-    if nearest is not None and max_age is not None and nearest <= max_age:
+    nearest = (time_of(newest.ahead[0]) - now).total_seconds() if newest.ahead else None
+    if nearest is not None and max_age is not None and 0 < nearest <= max_age:
         problems.append(
             f"{newest.ahead[0]} is {human_seconds(nearest)} ahead of this machine's clock, so no age is known: set the"
             " clock, or wait until then if it is right"
@@ -143,12 +143,3 @@ def _stamp(moment: datetime) -> str:
 
 def _stamp_of(artifact_id: str) -> str:
     return artifact_id.rpartition("/")[2].partition("-")[0]
-
-
-def _seconds_ahead(artifact_id: str, now: datetime) -> float | None:
-    """Return how far the time in the id lies ahead; None if it is no time."""
-    try:
-        moment = datetime.strptime(_stamp_of(artifact_id), "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-    except ValueError:
-        return None
-    return (moment - now).total_seconds()

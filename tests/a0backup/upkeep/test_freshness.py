@@ -158,3 +158,13 @@ def test_a_place_is_too_far_behind_once_what_it_lacks_is_older_than_the_maximum(
     judged = nights.judged(2.5, lacking={"nas": ids, "far": ids[2:]})
     assert judged.problems == ("nas lacks 2 artifacts older than 24 h 00 min",)
     assert judged.fresh is False
+
+
+def test_an_id_that_holds_no_time_does_not_hide_the_age_of_the_others(nights: Nights) -> None:
+    _, odd = nights.add(0, 1)
+    nights.change(odd, id="a0-1/20279999T999999Z-backup")
+    folder = nights.vault.root / odd.id
+    folder.rename(folder.with_name("20279999T999999Z-backup"))
+    judged = nights.judged(0.5)
+    assert (judged.fresh, judged.age) == (True, 43_200)
+    assert "a0-1/20279999T999999Z-backup: its time lies in the future" in judged.warnings[0]
