@@ -227,8 +227,10 @@ class _Bucket:
                 UploadId=upload,
                 MultipartUpload={"Parts": parts},
             )
-        except BaseException:
-            self._abort(key, upload)
+        except BaseException as error:
+            # Another deadline of waiting for a server that does not answer would end nothing: `tidy` does, a day later.
+            if not _is_silence(error):
+                self._abort(key, upload)
             raise
         digests = b"".join(base64.b64decode(part["ChecksumSHA256"]) for part in parts)
         return f"{_sha256(digests)}-{len(parts)}"
@@ -358,6 +360,12 @@ def _names(error: Exception) -> list[str]:
     if response := getattr(error, "response", None):  # only a ClientError has one that is not None
         return [response["Error"]["Code"], str(response["ResponseMetadata"]["HTTPStatusCode"])]
     return [kind.__name__ for kind in type(error).__mro__]
+
+
+def _is_silence(error: BaseException) -> bool:
+    """Return whether *error* means that the server did not answer."""
+    cause = error.__cause__
+    return isinstance(cause, Exception) and not {"HTTPClientError", "ConnectionError"}.isdisjoint(_names(cause))
 
 
 def _is_missing(error: Exception) -> bool:

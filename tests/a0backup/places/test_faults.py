@@ -169,6 +169,16 @@ def test_a_server_that_hangs_in_an_upload_is_given_up_after_the_deadline(between
             store.write("artifact", chunks(), size=SIZE)
 
 
+def test_a_server_that_hangs_in_an_upload_costs_one_deadline(
+    s3: S3Server, tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Interference(s3.port) as proxy:
+        s3.introduce(monkeypatch, tmp_path, port=proxy.port)
+        proxy.stall_after = 3_000_000
+        with open_store(s3.copy(prefix, deadline="6s")) as store, soon(10), pytest.raises(PlaceError):
+            store.write("a0-1/20261123T020000Z-backup/backup.tar.gz.enc", chunks(), size=SIZE)
+
+
 def test_a_connection_that_breaks_in_a_download_is_no_shorter_file(between: tuple[Interference, Copy]) -> None:
     proxy, copy = between
     with open_store(copy) as store:
