@@ -12,7 +12,7 @@ from a0backup.backup.deletion import DeletionMark
 from a0backup.errors import VaultUnusableError
 from a0backup.files import UnsuitableFileError, read_whole
 from a0backup.fleet.models import Fleet, Node
-from a0backup.places.records import lacking
+from a0backup.places.records import kept_in_places, lacking
 from a0backup.report.words import plain
 from a0backup.upkeep.freshness import Newest, find_newest, judge
 from a0backup.vault.journal import JournalFile
@@ -98,7 +98,10 @@ def _status(fleet: Fleet, node: Node, kind: str, now: datetime) -> KindStatus:
         journal=_unfinished(vault, node.name, kind),
         holder=_holder(vault, node.name),
         quarantine=_quarantine(vault, node.name, kind),
-        damaged=[str(folder) for folder in kept_damaged(vault, node.name, kind)],
+        damaged=[
+            *map(str, kept_damaged(vault, node.name, kind)),
+            *kept_in_places(vault, fleet.copies, node.name, kind),
+        ],
         behind={place: len(each) for place, each in lacked.items()},
         problems=list(judged.problems),
         warnings=list(judged.warnings),

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,7 @@ from a0backup.vault.vault import Vault
 COPIES = "copies.json"
 _PLACES = ".places"  # no node can have this name
 _MOST = 16 << 20  # bytes of the record of a place, with two times for each artifact
+_MOST_FOLDERS = 100  # of a quarantine that are shown
 _MOST_COPIES = 256 << 10  # bytes; a thousand places
 _threads = threading.Lock()  # several places prove one artifact at once
 
@@ -58,7 +60,8 @@ class PlaceRecord(_Part):
 
     *formerly*: the addresses that it had before *url*. *read* has the time at which each artifact
     was last read there and found whole, *tried* that at which it was last looked at, *begun* that
-    of a verification of all that has not ended.
+    of a verification of all that has not ended. *quarantine*: the folders with damaged files there,
+    as they were last listed.
     """
 
     version: Literal[1] = Field(default=1, alias="schema")
@@ -68,6 +71,7 @@ class PlaceRecord(_Part):
     read: dict[str, Time] = {}
     tried: dict[str, Time] = {}
     begun: Time | None = None
+    quarantine: list[str] = []
 
 
 def proven_in(vault: Vault, artifact_id: str) -> dict[str, Proven]:
@@ -167,6 +171,23 @@ def note_used(vault: Vault, copy: Copy) -> None:
     elif record.url != copy.url:
         formerly = [url for url in (*record.formerly, record.url) if url != copy.url]
         write_place_record(vault, copy.name, PlaceRecord(url=copy.url, used_since=now(), formerly=formerly))
+
+
+def note_quarantines(vault: Vault, copy: Copy, folders: Sequence[str]) -> None:
+    """Record which folders the place has in quarantine, the first hundred. Raise OSError."""
+    record = place_record(vault, copy.name)
+    if record is not None and record.url == copy.url and record.quarantine != (first := [*folders[:_MOST_FOLDERS]]):
+        write_place_record(vault, copy.name, record.model_copy(update={"quarantine": first}))
+
+
+def kept_in_places(vault: Vault, copies: Sequence[Copy], node: str, kind: str) -> list[str]:
+    """Return the folders with damaged files of *kind* in the places, as a verification last listed them."""
+    kept = []
+    for copy in copies:
+        record = place_record(vault, copy.name)
+        folders = record.quarantine if record is not None and record.url == copy.url else []
+        kept += [f"{copy.name}: {each}" for each in folders if fnmatchcase(each, f"{node}/quarantine/*Z-{kind}.*")]
+    return kept
 
 
 def write_place_record(vault: Vault, name: str, record: PlaceRecord) -> None:

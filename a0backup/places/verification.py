@@ -9,7 +9,9 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from a0backup.errors import A0BackupError, PlaceArtifactError, PlaceError, VaultUnusableError
 from a0backup.files import in_thread
@@ -20,6 +22,7 @@ from a0backup.places.records import (
     forget_proven,
     is_proven,
     known_manifest,
+    note_quarantines,
     now,
     place_record,
     write_place_record,
@@ -153,6 +156,8 @@ class Verification:
 
         findings = await _each(read, todo, at_once=place.copy.at_most)
         await in_thread(reads.end)
+        if listing is not None:
+            await in_thread(_keep_quarantines, self._vault, place, listing)
         if listing is not None and self._is_of_all:
             findings += [self._tell(stray) for stray in listing.strays(name, but=set(there))]
         return findings
@@ -201,18 +206,22 @@ class Verification:
         after = [await self._mended_vault(each) if each.place == IN_VAULT else each for each in findings]
         self._entries = {entry.id: entry for entry in await in_thread(lambda: list(self._vault.entries()))}
         damaged = {each.id for each in after if each.place == IN_VAULT and not each.ok}
-        return [
+        after = [
             await self._mended_place(each)
             if each.place != IN_VAULT and each.is_damage and each.id not in damaged
             else each
             for each in after
         ]
+        for place in self._places:
+            if listing := await self._listing(place):
+                await in_thread(_keep_quarantines, self._vault, place, listing)
+        return after
 
     async def _mended_vault(self, finding: Finding) -> Finding:
         node, is_artifact, _ = finding.id.partition("/")
         if not finding.is_damage or not is_artifact:
             return finding
-        if doubt := await self._doubt(finding.id):
+        if doubt := await _doubt(self._vault, self._places, self._entries.get(finding.id), finding.id):
             return self._tell(Finding(IN_VAULT, finding.id, "differs", doubt, DECIDE))
         reasons = []
         try:
@@ -229,28 +238,6 @@ class Verification:
         why = "; ".join(reasons) or "no place has it"
         hint = record_doubted(finding.id) if finding.reason == NOT_COPIED else ""
         return self._tell(Finding(IN_VAULT, finding.id, finding.result, f"{finding.reason}; not mended: {why}", hint))
-
-    async def _doubt(self, artifact_id: str) -> str:
-        """Return why nobody can say which artifact of the places is the vault's; empty if it is known."""
-        known = await in_thread(known_manifest, self._vault, artifact_id)
-        if known is not None or isinstance(self._entries.get(artifact_id), Manifest):
-            return ""
-        manifests = [await self._manifest(place, artifact_id) for place in self._places]
-        if len(set(filter(None, manifests))) < 2:
-            return ""
-        looks = [await self._look(place, artifact_id) for place in self._places]
-        whole = {look.place: look.manifest for look in looks if look.ok}
-        if len(set(whole.values())) < 2:
-            return ""
-        return f"{' and '.join(whole)} hold different ones, each of them whole, and nothing says which one is right"
-
-    async def _manifest(self, place: Place, artifact_id: str) -> bytes | None:
-        try:
-            return await place.ask(
-                lambda store: read_small(store, manifest_path(artifact_id), MAX_MANIFEST_BYTES), place.new_transfer()
-            )
-        except PlaceError:
-            return None
 
     async def _fetched(self, artifact_id: str, place: Place) -> str | None:
         """Bring the artifact back from *place* into the vault; return why that failed, or None if it did not."""
@@ -304,6 +291,30 @@ class Verification:
     def _tell(self, finding: Finding) -> Finding:
         self._told(finding)
         return finding
+
+
+async def _doubt(
+    vault: Vault, places: Sequence[Place], entry: Manifest | UnreadableManifest | None, artifact_id: str
+) -> str:
+    """Return why nobody can say which artifact of the places is the vault's; empty if its *entry* or its record can."""
+    if isinstance(entry, Manifest) or await in_thread(known_manifest, vault, artifact_id) is not None:
+        return ""
+    path, whole = manifest_path(artifact_id), {}
+    manifests = set()
+    for place in places:
+        with suppress(PlaceError):
+            manifests.add(await place.ask(lambda s: read_small(s, path, MAX_MANIFEST_BYTES), place.new_transfer()))
+    if len(manifests - {None}) < 2:
+        return ""
+    for place in places:
+        name, transfer = place.copy.name, place.new_transfer()
+        look = partial(verify_in_place, place=name, artifact_id=artifact_id, expected=Expected(), transfer=transfer)
+        with suppress(PlaceError):
+            if (finding := await place.ask(look, transfer)).ok:
+                whole[name] = finding.manifest
+    if len(set(whole.values())) < 2:
+        return ""
+    return f"{' and '.join(whole)} hold different ones, each of them whole, and nothing says which one is right"
 
 
 class _Reads:
@@ -374,6 +385,12 @@ async def _each(read: Callable[[str], Awaitable[Finding]], ids: Iterable[str], *
         for _ in range(at_once):
             group.create_task(work())
     return findings
+
+
+def _keep_quarantines(vault: Vault, place: Place, listing: Listing) -> None:
+    """Record in the vault, as far as it can be written, what the place keeps in quarantine."""
+    with suppress(OSError):
+        note_quarantines(vault, place.copy, listing.quarantines)
 
 
 def _entries(store: Store) -> list[Entry]:

@@ -26,6 +26,7 @@ Result = Literal["ok", "damaged", "missing", "stray", "foreign", "differs", "not
 
 IN_VAULT = "vault"  # the name of the vault among the places
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*/\d{8}T\d{6}Z-[a-z][a-z-]*)/(?P<file>[^/]+)\Z")
+_QUARANTINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/quarantine/\d{8}T\d{6}Z-[a-z-]+\.damaged-[0-9a-f]+)/")
 _OTHER = re.compile(rf"(?:{re.escape(VAULT)}|[A-Za-z0-9][A-Za-z0-9._-]*/quarantine/.+|(?:.*/)?\.[^/]+\.partial)\Z")
 _MENDS = "`a0backup verify --repair` mends it"
 DECIDE = "no run decides which one is right: open both with `a0backup drill`, and move one away"
@@ -171,12 +172,15 @@ class Listing:
     def __init__(self, entries: Iterable[Entry]) -> None:
         self.artifacts: dict[str, dict[str, int]] = defaultdict(dict)
         self.others: list[str] = []
+        self.quarantines: list[str] = []  # folders
         for entry in entries:
             match = _ID.match(entry.path)
             if match:
                 self.artifacts[match["id"]][match["file"]] = entry.size
             elif not _OTHER.match(entry.path):
                 self.others.append(entry.path)
+            elif (kept := _QUARANTINE.match(entry.path)) and kept[1] not in self.quarantines[-1:]:
+                self.quarantines.append(kept[1])
 
     def strays(self, place: str, *, but: Collection[str]) -> Iterator[Finding]:
         """Yield the files that no artifact explains, and the folders without a manifest, except the ids *but*."""

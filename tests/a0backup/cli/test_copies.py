@@ -276,3 +276,15 @@ def test_status_shows_the_damaged_files_of_what_was_mended(copied: Room) -> None
     assert copied.run("verify").returncode == 0
     shutil.rmtree(kept)
     assert "quarantine" not in copied.run("status").stdout
+
+
+def test_status_shows_the_damaged_files_that_a_place_keeps(copied: Room) -> None:
+    damaged = copied.folder / "nas" / copied.manifests[0].id / "backup.tar.gz.enc"
+    damaged.write_bytes(b"?" + damaged.read_bytes()[1:])
+    assert copied.run("verify", "--repair").returncode == 0
+    [kept] = (copied.folder / "nas" / "a0-1" / "quarantine").iterdir()
+    shown = f"  quarantine     nas: a0-1/quarantine/{kept.name}: damaged files of a mended artifact\n"
+    assert shown in copied.run("status").stdout
+    shutil.rmtree(kept)
+    assert copied.run("verify").returncode == 0
+    assert "quarantine" not in copied.run("status").stdout
