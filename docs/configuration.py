@@ -26,6 +26,7 @@ from a0backup.fleet.models import (
     PasswordSource,
     Polling,
 )
+from a0backup.fleet.retention import CountText, PercentText, Retention, SpanText
 
 SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "the file": (Fleet, "The keys at the top level."),
@@ -38,6 +39,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
         "Optional, and also for a single node. [monitoring.md](monitoring.md) explains what it is for.",
     ),
     "copies": (Copy, "A list, optional; each entry has these keys. [copies.md](copies.md) explains them."),
+    "retention": (Retention, "Optional, also for a place of `copies`. [retention.md](retention.md) explains it."),
     "nodes": (Node, "A list; each entry has these keys."),
 }
 
@@ -147,12 +149,25 @@ def table(model: type[BaseModel]) -> Iterator[str]:
         yield f"| `{name}` | {values(field, properties[name])} | {default(field)} | {meaning} |"
 
 
+def form_of(mark: object) -> str:
+    """Return how a value with this *mark* is written; empty where the mark says nothing about that."""
+    if isinstance(mark, SpanText):
+        return "`7d`, `6m` (months), `1y6m`, …"
+    if isinstance(mark, PercentText):
+        return "percentage, 0% to 100%"
+    if isinstance(mark, CountText):
+        return "integer, or `unlimited`"
+    if isinstance(mark, Between | RateBetween | SizeBetween):
+        return f"{MARKS[type(mark)]}, {mark.least} to {mark.most}" + ", or `off`" * isinstance(mark, BetweenOrOff)
+    return ""
+
+
 def values(field: FieldInfo, shape: dict[str, Any]) -> str:
     """Return a description of the valid values of *field*, whose JSON Schema is *shape*."""
     # The marks of an optional value are on its first alternative.
     for mark in (*field.metadata, *getattr(next(iter(get_args(field.annotation)), None), "__metadata__", ())):
-        if isinstance(mark, Between | RateBetween | SizeBetween):
-            return f"{MARKS[type(mark)]}, {mark.least} to {mark.most}" + ", or `off`" * isinstance(mark, BetweenOrOff)
+        if text := form_of(mark):
+            return text
     forms = [form for form in shape.get("anyOf", []) if form.get("type") != "null"]
     if len(forms) == 1:
         return values(field, forms[0])

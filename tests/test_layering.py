@@ -17,6 +17,7 @@ ROOMS = (
     "tasks",
     "a0backup.nodes",
     "a0backup.backup",
+    "a0backup.retention",
     "a0backup.places",
     "a0backup.upkeep",
     "a0backup.report",

@@ -10,6 +10,7 @@ from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, mode
 from pydantic_core import PydanticCustomError
 
 from a0backup.fleet.fields import Between, RateBetween, Strict, matching, path_value, printable
+from a0backup.fleet.retention import Retention
 
 Scheme = Literal["file", "s3", "sftp"]
 
@@ -73,6 +74,10 @@ class Copy(Strict):
     deadline: Annotated[float, Between("1s", "1d")] = Field(
         default="2m",  # type: ignore[assignment]  # text, which the JSON Schema shows as it is written
         description="A transfer in which no byte moves for this long has failed.",
+    )
+    retention: Retention | None = Field(
+        default=None,
+        description="Which artifacts stay in this place after they were pruned from the vault; without it, none.",
     )
 
     @model_validator(mode="after")

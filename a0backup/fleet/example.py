@@ -27,6 +27,8 @@ password:                       # exactly one of these; never the password itsel
 # copies: [{name: nas, url: /mnt/nas/a0}]   # further places: a folder, s3://bucket/prefix, sftp://a0@host/srv/a0
 # require_copies: 1             # proven copies before a backup is deleted on its node
 
+# retention: {keep_daily: 14, keep_weekly: 8, keep_monthly: 12}   # what `a0backup prune` keeps; otherwise everything
+
 # polling: {interval: 15s, max_interval: 2m, deadline: 4h}   # deadline: of the wait alone; minimum 1s
 # lock_deadline: 2h             # how long to wait for a node that another run has locked
 # max_parallel: 16              # maximum number of nodes at once

@@ -44,6 +44,7 @@ from a0backup.fleet.fields import (
 )
 from a0backup.fleet.freshness import Freshness
 from a0backup.fleet.kinds import Kind, KindEntry
+from a0backup.fleet.retention import Retention
 
 Existing = Literal["preserve", "replace", "fail"]
 
@@ -331,6 +332,9 @@ class Fleet(Strict):
     )
     freshness: Freshness = Field(
         default_factory=Freshness, description="How old the newest backup of each node may be."
+    )
+    retention: Retention | None = Field(
+        default=None, description="Which artifacts stay when the vault is pruned; without it, all of them."
     )
     kinds: tuple[KindEntry, ...] = Field(
         default=("backup",),  # type: ignore[arg-type]  # the defaults are validated

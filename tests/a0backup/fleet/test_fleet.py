@@ -133,7 +133,17 @@ WRONG: list[tuple[str, int, str, str]] = [
     (HEAD, 1, "nodes", "is missing"),
     (NODE + "name: a0-1\n", 4, "nodes[0].host", "is missing"),
     (LEAST + "exsting: fail\n", 5, "exsting", "did you mean existing?"),
-    (LEAST + "retention: {}\n", 5, "retention", "write one of vault, a0cli, password"),
+    (LEAST + "schedule: {}\n", 5, "schedule", "write one of vault, a0cli, password"),
+    (LEAST + "retention: {}\n", 5, "retention", "write at least one rule"),
+    (LEAST + "retention: {keep_dayly: 7}\n", 5, "retention.keep_dayly", "did you mean keep_daily?"),
+    (LEAST + "retention: {keep_last: 1, keep_min: 0}\n", 5, "retention.keep_min", "from 1 to 100000"),
+    (
+        LEAST + "copies: [{name: nas, url: nas, retention: {keep_last: 1, keep_min: 0}}]\n",
+        5,
+        "copies[0].retention.keep_min",
+        "from 1 to 100000",
+    ),
+    (LEAST + "retention: {keep_within: 7}\n", 5, "retention.keep_within", "write 7d"),
     (LEAST + "contents: {max_unpack: 1TB}\n", 5, "contents.max_unpack", "max_"),
     (LEAST + "vault: other\n", 5, "vault", "written twice, first on line 1"),
     (LEAST + "a0cli:\n  path: a\n  Path: b\n", 7, "a0cli.Path", "did you mean path?"),
@@ -718,7 +728,8 @@ def test_the_example_loads_unchanged_and_with_every_comment_activated(write: Wri
     assert full.nodes[0].build == 13451
     assert [copy.name for copy in full.copies] == ["nas"]
     # The other comments show the defaults.
-    same = {"nodes": fleet.nodes, "copies": fleet.copies, "require_copies": fleet.require_copies}
+    assert full.retention is not None
+    same = {"nodes": fleet.nodes, "copies": fleet.copies, "require_copies": fleet.require_copies, "retention": None}
     assert full.model_copy(update=same).model_dump() == fleet.model_dump()
     keys = set(yaml.safe_load(opened))
     assert keys == set(Fleet.model_fields)

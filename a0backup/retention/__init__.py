@@ -1,0 +1,1 @@
+"""Retention: which artifacts stay, and the removal of the others."""
