@@ -16,6 +16,7 @@ from a0backup.places.store import Store
 from a0backup.places.transfer import Transfer
 from a0backup.report.words import human_size
 from a0backup.vault.manifest import Manifest
+from a0backup.vault.pruned import Record
 
 
 @dataclass
@@ -82,8 +83,7 @@ async def catch_up(
             try:
                 _, sent = await place.bring(manifest, transfer)
             except (PlaceError, VaultError) as error:
-                result.failed[manifest.id] = error.reason if isinstance(error, PlaceError) else error.text()
-                told(manifest.id, f"not copied: {result.failed[manifest.id]}")
+                await in_thread(_fail, place, manifest.id, error, result, told)
             else:
                 (result.copied if sent else result.held).append(manifest.id)
                 told(manifest.id, "copied" if sent else "was there, and is whole")
@@ -98,6 +98,15 @@ async def catch_up(
     finally:
         reporter.cancel()
     return result
+
+
+def _fail(
+    place: Place, artifact_id: str, error: PlaceError | VaultError, result: CaughtUp, told: Callable[[str, str], None]
+) -> None:
+    """Add the failure to *result*, unless the artifact was pruned meanwhile: the next prune ends it in the place."""
+    if artifact_id not in Record(place.vault):
+        result.failed[artifact_id] = error.reason if isinstance(error, PlaceError) else error.text()
+        told(artifact_id, f"not copied: {result.failed[artifact_id]}")
 
 
 def _listed(store: Store) -> dict[str, int] | None:

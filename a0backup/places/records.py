@@ -9,7 +9,7 @@ They spare work and show what is behind. What a place really holds, only the pla
 import fcntl
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -21,9 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from a0backup.files import UnsuitableFileError, make_private_directory, publish, read_whole
 from a0backup.fleet.copies import Copy
 from a0backup.vault.manifest import MANIFEST, HexSha256, Time
-from a0backup.vault.vault import Vault
+from a0backup.vault.vault import COPIES, Vault
 
-COPIES = "copies.json"
 _PLACES = ".places"  # no node can have this name
 _MOST = 16 << 20  # bytes of the record of a place, with two times for each artifact
 _MOST_FOLDERS = 100  # of a quarantine that are shown
@@ -195,6 +194,16 @@ def write_place_record(vault: Vault, name: str, record: PlaceRecord) -> None:
     file = _place_file(vault, name)
     make_private_directory(file.parent)
     publish(file, record.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
+
+
+def forget_read(vault: Vault, name: str, ids: Collection[str]) -> None:
+    """Remove the artifacts *ids* from the record of the place, which no longer has them. Raise OSError."""
+    record = place_record(vault, name)
+    if record is not None and any(each in record.read or each in record.tried for each in ids):
+        for times in (record.read, record.tried):
+            for each in ids:
+                times.pop(each, None)
+        write_place_record(vault, name, record)
 
 
 def tidy_place_records(vault: Vault, name: str) -> None:

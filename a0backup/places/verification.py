@@ -44,6 +44,7 @@ from a0backup.places.verifying import (
 )
 from a0backup.vault.lock import node_lock
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, UnreadableManifest
+from a0backup.vault.pruned import Record
 from a0backup.vault.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class Verification:
         todo = reads.pick(chosen, self._share)
         self.resumed[IN_VAULT] = reads.resumed
 
-        async def read(artifact_id: str) -> Finding:
+        async def read(artifact_id: str) -> Finding | None:
             finding = await in_thread(verify_in_vault, self._vault, self._entries[artifact_id])
             return await self._found(finding, reads)
 
@@ -114,10 +115,15 @@ class Verification:
         return findings
 
     def _missing(self, findings: Iterable[Finding], lost: Iterable[str]) -> list[Finding]:
-        """Return a finding for each artifact that only a place has, and for those that *lost* their manifest."""
+        """Return a finding for each artifact that only a place has, and for those that *lost* their manifest.
+
+        What was pruned is not missing, though a place may keep it for longer.
+        """
+        pruned = Record(self._vault)
         lacking: dict[str, list[str]] = {each: [] for each in self._chosen(lost)}
         for finding in findings:
-            if finding.ok and finding.place != IN_VAULT and finding.id not in self._entries:
+            is_elsewhere = finding.ok and finding.place != IN_VAULT
+            if is_elsewhere and finding.id not in self._entries and finding.id not in pruned:
                 lacking.setdefault(finding.id, []).append(finding.place)
         hint = "`a0backup verify --repair` brings it back"
         missing = [
@@ -149,7 +155,7 @@ class Verification:
         todo = reads.pick(there, self._share)
         self.resumed[name] = reads.resumed
 
-        async def read(artifact_id: str) -> Finding:
+        async def read(artifact_id: str) -> Finding | None:
             finding = await self._look(place, artifact_id)
             await in_thread(self._record, place, finding)
             return await self._found(finding, reads)
@@ -159,7 +165,8 @@ class Verification:
         if listing is not None:
             await in_thread(_keep_quarantines, self._vault, place, listing)
         if listing is not None and self._is_of_all:
-            findings += [self._tell(stray) for stray in listing.strays(name, but=set(there))]
+            strays = await in_thread(lambda: list(listing.strays(name, but=set(there), pruned=Record(self._vault))))
+            findings += [self._tell(stray) for stray in strays]
         return findings
 
     def _record(self, place: Place, finding: Finding) -> None:
@@ -227,6 +234,8 @@ class Verification:
         try:
             await in_thread(self._vault.require_no_links, node)
             async with node_lock(self._vault.folder(node), node=node, run="verify --repair", deadline=_WAITS):
+                if finding.id in Record(self._vault):
+                    return Finding(IN_VAULT, finding.id, "stray", "it was pruned meanwhile")
                 for place in self._places:
                     if (reason := await self._fetched(finding.id, place)) is None:
                         return self._tell(Finding(IN_VAULT, finding.id, "ok", f"mended from {place.copy.name}"))
@@ -284,9 +293,17 @@ class Verification:
     def _chosen(self, ids: Iterable[str]) -> list[str]:
         return sorted(each for each in ids if self._ids is None or each in self._ids)
 
-    async def _found(self, finding: Finding, reads: "_Reads") -> Finding:
+    async def _found(self, finding: Finding, reads: "_Reads") -> Finding | None:
+        """Return the finding after it was told; None for what was pruned, perhaps while this reads."""
+        if finding.is_damage and await in_thread(self._was_pruned, finding):
+            return None
         await in_thread(reads.note, finding)
         return self._tell(finding)
+
+    def _was_pruned(self, finding: Finding) -> bool:
+        # A place may keep for longer what was pruned from the vault: damage to that counts.
+        is_gone = finding.place == IN_VAULT or finding.result == "missing"
+        return is_gone and finding.id in Record(self._vault)
 
     def _tell(self, finding: Finding) -> Finding:
         self._told(finding)
@@ -372,14 +389,15 @@ class _Reads:
             return  # a copy on a disk that cannot be written is verified all the same
 
 
-async def _each(read: Callable[[str], Awaitable[Finding]], ids: Iterable[str], *, at_once: int) -> list[Finding]:
-    """Return what *read* returns for each of *ids*, *at_once* at a time."""
+async def _each(read: Callable[[str], Awaitable[Finding | None]], ids: Iterable[str], *, at_once: int) -> list[Finding]:
+    """Return what *read* finds of each of *ids*, *at_once* at a time."""
     findings: list[Finding] = []
     queue = iter(ids)
 
     async def work() -> None:
         for each in queue:
-            findings.append(await read(each))
+            if (finding := await read(each)) is not None:
+                findings.append(finding)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(at_once):

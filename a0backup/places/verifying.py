@@ -8,19 +8,21 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from a0backup.errors import ArtifactDamagedError, LaterVersionError, NotReadableError, VaultUnusableError
 from a0backup.places.copying import artifact_path, manifest_bytes, manifest_path, read_small, sha256_of
-from a0backup.places.records import COPIES, known_manifest
+from a0backup.places.records import known_manifest
 from a0backup.places.store import Entry, Store
 from a0backup.places.transfer import Transfer
 from a0backup.vault.drilled import DRILLED
 from a0backup.vault.lock import is_held
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, UnreadableManifest
-from a0backup.vault.vault import OF_ANOTHER, VAULT, Vault, parsed
+from a0backup.vault.pinned import PINNED
+from a0backup.vault.pruned import MARK, Record
+from a0backup.vault.vault import COPIES, OF_ANOTHER, VAULT, Vault, parsed
 
 Result = Literal["ok", "damaged", "missing", "stray", "foreign", "differs", "not read"]
 
@@ -32,7 +34,7 @@ _MENDS = "`a0backup verify --repair` mends it"
 DECIDE = "no run decides which one is right: open both with `a0backup drill`, and move one away"
 NOT_COPIED = f"{MANIFEST} is not what was copied to the places"
 _LOOK = "nothing of a0backup needs it: look at it, and remove it"
-_BESIDE = (COPIES, DRILLED)  # files that may lie beside an artifact and its manifest
+_BESIDE = (COPIES, PINNED, DRILLED, MARK)  # files that may lie beside an artifact and its manifest
 
 
 @dataclass(frozen=True)
@@ -182,13 +184,16 @@ class Listing:
             elif (kept := _QUARANTINE.match(entry.path)) and kept[1] not in self.quarantines[-1:]:
                 self.quarantines.append(kept[1])
 
-    def strays(self, place: str, *, but: Collection[str]) -> Iterator[Finding]:
-        """Yield the files that no artifact explains, and the folders without a manifest, except the ids *but*."""
+    def strays(self, place: str, *, but: Collection[str], pruned: Container[str] = ()) -> Iterator[Finding]:
+        """Yield the files that no artifact explains, and the folders without a manifest, except the ids *but*.
+
+        What is left of those *pruned* is removed by the next prune.
+        """
         for path in self.others:
             yield Finding(place, path, "stray", "it belongs to no artifact", _LOOK)
         for artifact_id, files in self.artifacts.items():
             yield from _beside(place, artifact_id, files)
-            if MANIFEST not in files and artifact_id not in but:
+            if MANIFEST not in files and artifact_id not in but and artifact_id not in pruned:
                 yield Finding(place, artifact_id, "stray", f"it has no {MANIFEST}", _LOOK)
 
     @property
@@ -198,13 +203,15 @@ class Listing:
 
 
 def without_manifest(vault: Vault) -> list[str]:
-    """Return the ids of the artifacts that were copied once, and whose manifest is gone from the vault."""
-    return [
+    """Return the ids of the artifacts that were copied once, and whose manifest is gone and was not pruned."""
+    pruned = Record(vault)
+    ids = (
         f"{node}/{folder.name}"
         for node in vault.nodes()
         for folder in vault.folders(node)
         if (folder / COPIES).exists() and not os.path.lexists(folder / MANIFEST)
-    ]
+    )
+    return [each for each in ids if each not in pruned]
 
 
 def strays_in_vault(vault: Vault, *, but: Collection[str]) -> list[Finding]:
@@ -213,12 +220,13 @@ def strays_in_vault(vault: Vault, *, but: Collection[str]) -> list[Finding]:
     The ids *but* are known to lack theirs.
     """
     findings: list[Finding] = []
+    pruned = Record(vault)
     for node in vault.nodes():
         held = is_held(vault.folder(node) / "lock")
         for folder in vault.folders(node):
             artifact_id, names = f"{node}/{folder.name}", [path.name for path in folder.iterdir()]
             findings += _beside(IN_VAULT, artifact_id, names)
-            if MANIFEST not in names and not held and artifact_id not in but:
+            if MANIFEST not in names and not held and artifact_id not in but and artifact_id not in pruned:
                 findings.append(Finding(IN_VAULT, artifact_id, "stray", f"it has no {MANIFEST}", _LOOK))
     return findings
 

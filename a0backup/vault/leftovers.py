@@ -12,6 +12,7 @@ from a0backup.a0cli.ownership import take_over
 from a0backup.files import Digests, digests, remove_file, remove_tree
 from a0backup.vault.journal import Journal, JournalFile
 from a0backup.vault.manifest import MANIFEST
+from a0backup.vault.pruned import MARK
 from a0backup.vault.quarantine import outdated_quarantine
 from a0backup.vault.space import spare
 from a0backup.vault.vault import Vault
@@ -112,6 +113,8 @@ def sweep(vault: Vault, node: str, *, kind: str, keep: Path) -> Swept:
     for folder in vault.folders(node):
         for path in folder.glob(".*.partial"):
             swept.remove(path)
+        if os.path.lexists(folder / MARK):
+            continue  # the next prune ends its removal
         if folder.name.endswith(f"Z-{kind}") and not (folder / MANIFEST).exists():
             artifact = folder / f"{kind}.tar.gz.enc"
             if os.path.lexists(artifact) and (not artifact.is_file() or artifact.stat().st_size):

@@ -46,6 +46,7 @@ from a0backup.vault.mounts import FSTAB, unmounted
 
 AHEAD = timedelta(hours=12)  # less does no harm: the next night's backup is newer
 VAULT = "vault.json"  # at the root of each vault: its identity
+COPIES = "copies.json"  # beside an artifact: in which places it is proven
 _FOLDER = re.compile(r"(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z][a-z-]*)\Z")
 _FOLDERS = ("work", "passwords", "quarantine")  # of a node, besides those of its artifacts
 _LINK = "a link is in the place of the folder, and no link is followed in a vault"

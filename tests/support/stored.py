@@ -92,8 +92,10 @@ def store(
     )
 
 
-def at_terminal(*arguments: object, cwd: Path, answers: Sequence[str] = ()) -> tuple[int, str]:
-    """Run the command at a terminal, and type *answers* when it asks. Return its exit code and its output."""
+def at_terminal(
+    *arguments: object, cwd: Path, answers: Sequence[str] = (), prompt: str = r"[a-z0-9.]: $"
+) -> tuple[int, str]:
+    """Run the command at a terminal, and type *answers* when it shows *prompt*. Return its exit code and its output."""
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(cwd)
@@ -105,7 +107,7 @@ def at_terminal(*arguments: object, cwd: Path, answers: Sequence[str] = ()) -> t
         except OSError:  # on Linux: the other end is closed
             break
         shown += piece
-        if left and re.search(rb"[a-z0-9.]: $", shown):
+        if left and re.search(prompt.encode(), shown):
             os.write(terminal, left.pop(0).encode() + b"\n")
             shown += b"\n"
     os.close(terminal)

@@ -1,0 +1,274 @@
+"""Prune: remove from the vault what no reason keeps, then from the places what was pruned from the vault.
+
+ended = await prune_node(vault, fleet, retention, "a0-1", approved=plan.removals, now=now)
+ended = await prune_place(place, fleet, retention, now=now)
+"""
+
+import asyncio
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from a0backup.errors import A0BackupError, PlaceArtifactError, PlaceDeniedError, PlaceError, PruneRefusedError
+from a0backup.files import in_thread, raise_if_stopped
+from a0backup.fleet.models import Fleet
+from a0backup.fleet.retention import Retention
+from a0backup.places.copying import manifest_path, read_small
+from a0backup.places.places import Place, Places
+from a0backup.places.records import forget_read
+from a0backup.places.store import Store
+from a0backup.places.transfer import Transfer
+from a0backup.places.verifying import IN_VAULT, Listing
+from a0backup.retention.planning import Plan, Stored, add_node, kept, read_stored, time_of
+from a0backup.vault.drilled import DRILLED, MAX_DRILLED_BYTES, Drilled
+from a0backup.vault.lock import node_lock
+from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES
+from a0backup.vault.pruned import Pruned, Record, finish, remove
+from a0backup.vault.vault import Vault
+
+WAITS = 60.0  # seconds for the lock of a node; a run that takes longer is followed by the next prune
+Told = Callable[[str, str], None]
+
+
+@dataclass
+class PrunedHere:
+    """What was pruned of one node, or in one place: ids removed, ids kept after all and why, and what failed.
+
+    *refusal*: why a place does not let anything be removed; that is no failure.
+    """
+
+    where: str
+    removed: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    refusal: str = ""
+    error: str = ""
+
+    def text(self) -> str:
+        """Return the result in one line."""
+        parts = [f"{len(self.removed)} removed"]
+        if self.kept:
+            parts.append(f"{len(self.kept)} kept after all: {next(iter(self.kept.values()))}")
+        if self.refusal:
+            parts.append(f"does not let its artifacts be removed: {self.refusal}")
+        return f"{self.where}: {', '.join(parts)}" + (f"; {self.error}" if self.error else "")
+
+
+def _silent(artifact_id: str, text: str) -> None:
+    pass
+
+
+# -- the vault ---------------------------------------------------------------------------------------------------------
+
+
+async def prune_node(
+    vault: Vault,
+    retention: Retention,
+    node: str,
+    *,
+    approved: Collection[str],
+    now: datetime,
+    force: bool = False,
+    told: Told = _silent,
+) -> PrunedHere:
+    """Remove of *node* what still nothing keeps, and only what is *approved*; end the removals that a kill has cut.
+
+    The plan is made again under the node's lock: a run, or a pin, may have come meanwhile. What fails
+    is in the result.
+    """
+    ended = PrunedHere(node)
+    try:
+        vault.require_no_links(node)
+        async with node_lock(vault.folder(node), node=node, run="prune", deadline=WAITS):
+            await in_thread(_prune_locked, vault, retention, node, set(approved), now, force, ended, told)
+    except A0BackupError as error:
+        ended.error = error.text()
+    except OSError as error:
+        ended.error = f"{error.filename}: {error.strerror}"
+    return ended
+
+
+def _prune_locked(
+    vault: Vault,
+    retention: Retention,
+    node: str,
+    approved: set[str],
+    now: datetime,
+    force: bool,
+    ended: PrunedHere,
+    told: Told,
+) -> None:
+    plan, record = Plan(), Record(vault)
+    add_node(plan, vault, node, retention, now=now)
+    if plan.refusals and not force:
+        raise PruneRefusedError(plan.refusals)
+    for artifact_id in plan.begun:
+        finish(vault, artifact_id, record, now=now)
+        told(artifact_id, "the removal that was interrupted is done")
+        ended.removed.append(artifact_id)
+    for artifact_id in plan.removals:
+        raise_if_stopped()
+        if artifact_id not in approved:
+            continue
+        if reason := remove(vault, artifact_id, record, now=now):
+            ended.kept[artifact_id] = reason
+        else:
+            ended.removed.append(artifact_id)
+            told(artifact_id, "removed")
+    if ended.removed:
+        forget_read(vault, IN_VAULT, ended.removed)
+
+
+# -- a place -----------------------------------------------------------------------------------------------------------
+
+
+async def prune_place(place: Place, fleet: Fleet, *, now: datetime, told: Told = _silent) -> PrunedHere:
+    """Remove in *place* what was pruned from the vault, unless the place's own retention keeps it.
+
+    What the vault has merely lost is never removed. What fails is in the result.
+    """
+    ended = PrunedHere(place.copy.name)
+    transfer = place.new_transfer()
+    pruner = _PlacePruner(place, fleet.retention, now, transfer, ended, told)
+    try:
+        await place.ask(pruner.run, transfer)
+    except PlaceDeniedError as error:
+        ended.refusal = error.reason
+    except PlaceError as error:
+        ended.error = error.reason
+    if ended.removed:
+        try:
+            await in_thread(forget_read, place.vault, place.copy.name, ended.removed)
+        except OSError as error:
+            ended.error = f"what was removed cannot be recorded: {error.strerror}"
+    return ended
+
+
+class _PlacePruner:
+    """One prune of one place."""
+
+    def __init__(
+        self,
+        place: Place,
+        retention: Retention | None,
+        now: datetime,
+        transfer: Transfer,
+        ended: PrunedHere,
+        told: Told,
+    ) -> None:
+        self._vault, self._copy, self._retention = place.vault, place.copy, retention
+        self._now, self._transfer, self._ended, self._told = now, transfer, ended, told
+        self._record = Record(place.vault)
+
+    def run(self, store: Store) -> None:
+        """Remove what was pruned. Raise PlaceError."""
+        listing = Listing(store.entries())
+        of_node: defaultdict[str, list[str]] = defaultdict(list)
+        for artifact_id in listing.artifacts:
+            of_node[artifact_id.partition("/")[0]].append(artifact_id)
+        for node, ids in sorted(of_node.items()):
+            pruned = [each for each in sorted(ids) if each in self._record]
+            if pruned:
+                kept_here = self._kept(store, listing, node, pruned, ids)
+                for artifact_id in pruned:
+                    if artifact_id not in kept_here:
+                        self._remove(store, artifact_id, listing.artifacts[artifact_id])
+
+    def _kept(
+        self, store: Store, listing: Listing, node: str, pruned: Sequence[str], ids: Sequence[str]
+    ) -> Collection[str]:
+        """Return the ids of those of *pruned* that stay in this place."""
+        whole = {each for each in ids if _is_whole(each, listing.artifacts[each])}
+        lines = self._record.of_node(node)
+        there = [
+            _as_stored(lines.get(each), each, self._drilled(store, each, listing)) for each in pruned if each in whole
+        ]
+        there += [each for each in read_stored(self._vault, node, now=self._now) if each.id in whole and not each.flaw]
+        if self._copy.retention is not None:
+            return kept(there, self._copy.retention, now=self._now)
+        return _last_ones(there, self._retention.keep_min if self._retention else 1)
+
+    def _drilled(self, store: Store, artifact_id: str, listing: Listing) -> datetime | None:
+        if DRILLED not in listing.artifacts[artifact_id]:
+            return None
+        content = read_small(store, f"{artifact_id}/{DRILLED}", MAX_DRILLED_BYTES)
+        drilled = Drilled.parsed(content or b"")
+        return drilled.drilled_at if drilled is not None and drilled.passed else None
+
+    def _remove(self, store: Store, artifact_id: str, files: Collection[str]) -> None:
+        raise_if_stopped()
+        self._transfer.alive()
+        if reason := self._doubt(store, artifact_id, files):
+            self._ended.kept[artifact_id] = f"{artifact_id}: {reason}"
+            return
+        # As in the vault: the manifest first, so that nothing takes the rest for a backup.
+        for name in (MANIFEST, _artifact_name(artifact_id), f"{MANIFEST}.sig", DRILLED):
+            if name in files:
+                store.remove(f"{artifact_id}/{name}")
+                self._transfer.alive()
+        self._ended.removed.append(artifact_id)
+        self._told(artifact_id, f"removed in {self._copy.name}")
+
+    def _doubt(self, store: Store, artifact_id: str, files: Collection[str]) -> str:
+        """Return why the artifact in the place may not be what was pruned; empty if it is."""
+        line = self._record.of_node(artifact_id.partition("/")[0]).get(artifact_id)
+        if MANIFEST not in files:
+            return ""  # an earlier prune has begun to remove it
+        if line is None or line.manifest is None:
+            return "the record does not tell which artifact was pruned"
+        try:
+            content = read_small(store, manifest_path(artifact_id), MAX_MANIFEST_BYTES)
+        except PlaceArtifactError as error:
+            return error.reason
+        if content is not None and hashlib.sha256(content).hexdigest() != line.manifest:
+            return "its manifest here is not that of what was pruned"
+        return ""
+
+
+def _artifact_name(artifact_id: str) -> str:
+    return f"{artifact_id.partition('Z-')[2]}.tar.gz.enc"
+
+
+def _is_whole(artifact_id: str, files: Collection[str]) -> bool:
+    return MANIFEST in files and _artifact_name(artifact_id) in files
+
+
+def _as_stored(line: Pruned | None, artifact_id: str, drilled_at: datetime | None) -> Stored:
+    kind, at = artifact_id.partition("Z-")[2], time_of(artifact_id)
+    if line is None:
+        return Stored(artifact_id, kind, at, drilled_at=drilled_at)
+    opened = line.level == "contents"
+    return Stored(artifact_id, kind, at, line.flow_run, line.ours, opened, drilled_at=drilled_at)
+
+
+def _last_ones(stored: Sequence[Stored], number: int) -> set[str]:
+    """Return the newest *number* ids of each kind, and the newest whose drill passed."""
+
+    def ids() -> Iterator[str]:
+        for kind in {each.kind for each in stored}:
+            newest_first = sorted((each for each in stored if each.kind == kind), key=lambda e: e.at, reverse=True)
+            yield from (each.id for each in newest_first[:number])
+            yield from [each.id for each in newest_first if each.drilled_at is not None][:1]
+
+    return set(ids())
+
+
+# -- all of it ---------------------------------------------------------------------------------------------------------
+
+
+async def prune_everything(
+    vault: Vault, fleet: Fleet, plan: Plan, *, now: datetime, force: bool = False, told: Told = _silent
+) -> list[PrunedHere]:
+    """Do what *plan* says, node by node, then in all places at once; return what became of each."""
+    retention = fleet.retention
+    if retention is None:
+        return []
+    approved = plan.removals
+    results = [
+        await prune_node(vault, retention, node, approved=approved, now=now, force=force, told=told)
+        for node in plan.nodes()
+    ]
+    return results + await asyncio.gather(
+        *(prune_place(place, fleet, now=now, told=told) for place in Places.of(fleet))
+    )

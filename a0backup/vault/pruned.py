@@ -1,0 +1,192 @@
+"""Remove an artifact from the vault, so that a kill at any point leaves what the next prune finishes.
+
+    vault/NODE/ID/manifest.json.pruned    the manifest of an artifact that is being removed
+    vault/NODE/pruned.jsonl               a line for each artifact that was pruned
+
+The manifest is renamed first: from then on, nothing takes the folder for a backup. The record tells
+what was pruned from what was lost: only the former is ever removed in a place, and never missed.
+The caller holds the node's lock.
+"""
+
+import hashlib
+import os
+from collections.abc import Collection, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from a0backup.files import (
+    UnsuitableFileError,
+    fsync_directory,
+    make_private,
+    open_regular,
+    read_whole,
+    remove_file,
+)
+from a0backup.vault.drilled import DRILLED
+from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, HexSha256, Manifest, Time
+from a0backup.vault.pinned import PINNED, reason_to_keep
+from a0backup.vault.vault import COPIES, Vault, parsed
+
+MARK = f"{MANIFEST}.pruned"
+RECORD = "pruned.jsonl"
+_MOST = 256 << 20  # bytes: a million lines
+_LONGEST_LINE = 4096
+
+
+class Pruned(BaseModel):
+    """A line of the record: what was pruned, and what decides on its copies.
+
+    *ours*: whether a run had started it. *sha256* is that of the artifact, *manifest* that of its manifest; None if
+    the manifest was damaged before the line could be written: then nobody removes its copies.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    version: Literal[1] = Field(default=1, alias="schema")
+    id: str
+    pruned_at: Time
+    ours: bool = True
+    level: Literal["md5", "contents"] = "md5"
+    flow_run: str = ""
+    sha256: HexSha256 | None = None
+    manifest: HexSha256 | None = None
+
+
+class Record:
+    """What was pruned from *vault*, read once for each node; a line that cannot be read counts as none."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._nodes: dict[str, dict[str, Pruned]] = {}
+
+    def of_node(self, node: str) -> dict[str, Pruned]:
+        """Return what was pruned of *node*, by id."""
+        if node not in self._nodes:
+            self._nodes[node] = {line.id: line for line in _lines(self._vault.folder(node) / RECORD, node)}
+        return self._nodes[node]
+
+    def note(self, line: Pruned) -> None:
+        """Add *line* durably, unless it is there. Raise OSError."""
+        node = line.id.partition("/")[0]
+        there = self.of_node(node).get(line.id)
+        if there is None or there.manifest != line.manifest:
+            _append(self._vault.folder(node) / RECORD, line.model_dump_json(by_alias=True).encode() + b"\n")
+            self._nodes[node][line.id] = line
+
+    def __contains__(self, artifact_id: object) -> bool:
+        """Return whether the artifact was pruned and is not in the vault again."""
+        if not isinstance(artifact_id, str):
+            return False
+        folder = self._vault.root / artifact_id
+        if os.path.lexists(folder / MANIFEST):
+            return False
+        return artifact_id in self.of_node(artifact_id.partition("/")[0]) or is_marked(folder)
+
+
+def is_marked(folder: Path) -> bool:
+    """Return whether the removal of the artifact in *folder* has begun and did not end."""
+    return os.path.lexists(folder / MARK) and not os.path.lexists(folder / MANIFEST)
+
+
+def begun(vault: Vault, node: str, *, but: Collection[str]) -> list[str]:
+    """Return the ids of the artifacts of *node* whose removal did not end; *but* are the ids that have a manifest."""
+    record = Record(vault)
+    ids = (f"{node}/{folder.name}" for folder in vault.folders(node))
+    return [each for each in ids if each not in but and each in record]
+
+
+def remove(vault: Vault, artifact_id: str, record: Record, *, now: datetime) -> str:
+    """Remove the artifact from the vault durably; return why it is kept after all, if it was pinned meanwhile.
+
+    Raise OSError.
+    """
+    folder = vault.root / artifact_id
+    if reason := reason_to_keep(folder, now):
+        return reason
+    (folder / MANIFEST).rename(folder / MARK)
+    fsync_directory(folder)
+    # `keep` takes no lock, as a night may hold it for hours: it pins, and then looks whether the manifest is there.
+    if reason := reason_to_keep(folder, now):
+        (folder / MARK).rename(folder / MANIFEST)
+        fsync_directory(folder)
+        return reason
+    finish(vault, artifact_id, record, now=now)
+    return ""
+
+
+def finish(vault: Vault, artifact_id: str, record: Record, *, now: datetime) -> None:
+    """End a removal that has begun. Files that are not ours stay, in their folder. Raise OSError."""
+    node, _, name = artifact_id.partition("/")
+    folder = vault.root / artifact_id
+    if os.path.lexists(folder / MARK):
+        record.note(_line(folder, artifact_id, now))
+    artifact = f"{name.partition('-')[2]}.tar.gz.enc"
+    ours = (artifact, f"{MANIFEST}.sig", COPIES, PINNED, DRILLED)
+    names = [entry.name for entry in os.scandir(folder)]
+    for each in names:
+        if each in ours or (each.startswith(".") and each.endswith(".partial")):
+            remove_file(folder / each, below=vault.root)
+    # The mark comes last: what it says is needed for the line in the record.
+    fsync_directory(folder)
+    remove_file(folder / MARK, below=vault.root)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+    fsync_directory(vault.folder(node))
+
+
+def _line(folder: Path, artifact_id: str, now: datetime) -> Pruned:
+    try:
+        content = read_whole(folder / MARK, MAX_MANIFEST_BYTES)
+    except (OSError, UnsuitableFileError):
+        return Pruned(id=artifact_id, pruned_at=now)
+    manifest = parsed(artifact_id, content)
+    if not isinstance(manifest, Manifest):
+        return Pruned(id=artifact_id, pruned_at=now)
+    return Pruned(
+        id=artifact_id,
+        pruned_at=now,
+        ours=manifest.started_at is not None,
+        level=manifest.verified.level,
+        flow_run=manifest.flow_run,
+        sha256=manifest.artifact.sha256,
+        manifest=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _append(path: Path, content: bytes) -> None:
+    with open(path, "a+b", buffering=0, opener=_open) as file:
+        make_private(file.fileno(), 0o600)
+        # The end of a line that a kill has cut must not become part of this one.
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                content = b"\n" + content
+        view = memoryview(content)
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())
+    fsync_directory(path.parent)
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+
+
+def _lines(path: Path, node: str) -> Iterator[Pruned]:
+    try:
+        with open(path, "rb", opener=open_regular) as file:
+            if os.fstat(file.fileno()).st_size > _MOST:
+                return
+            while line := file.readline(_LONGEST_LINE):
+                try:
+                    pruned = Pruned.model_validate_json(line)
+                except ValidationError:
+                    continue
+                if pruned.id.partition("/")[0] == node:
+                    yield pruned
+    except OSError:
+        return

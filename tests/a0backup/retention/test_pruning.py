@@ -1,0 +1,289 @@
+"""The removal: what the plan says and nothing else, in the vault and then in the places."""
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from a0backup.places.catching_up import catch_up
+from a0backup.places.places import Places
+from a0backup.places.verification import Verification
+from a0backup.places.verifying import Finding
+from a0backup.retention.pruning import PrunedHere, prune_everything, prune_node
+from a0backup.vault import lock, pruned
+from a0backup.vault.pinned import Pin, write_pin
+from a0backup.vault.pruned import MARK, RECORD, Record
+from tests.support.pruning import Nights
+from tests.support.users import as_user, open_folder
+
+PLACES = [{"name": "nas", "url": "nas"}, {"name": "far", "url": "far"}]
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> Nights:
+    return Nights(tmp_path, copies=PLACES)
+
+
+def prune(nights: Nights, *, force: bool = False) -> dict[str, PrunedHere]:
+    results = asyncio.run(prune_everything(nights.vault, nights.fleet, nights.plan(), now=nights.now, force=force))
+    return {result.where: result for result in results}
+
+
+def copy(nights: Nights) -> None:
+    manifests = nights.vault.manifests()
+    for place in Places.of(nights.fleet):
+        assert not asyncio.run(catch_up(place, manifests)).is_behind
+
+
+def verify(nights: Nights, *, repair: bool = False) -> list[Finding]:
+    async def findings() -> list[Finding]:
+        verification = Verification(nights.vault, list(Places.of(nights.fleet)))
+        found = await verification.run()
+        return await verification.repaired(found) if repair else found
+
+    return asyncio.run(findings())
+
+
+def test_what_goes_leaves_nothing_and_what_stays_is_untouched(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    before = {path: path.read_bytes() for each in ids[:3] for path in (nights.vault.root / each).iterdir()}
+    assert prune(nights)["a0-1"].removed == sorted(ids[3:])
+    assert nights.held() == set(ids[:3])
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(path.name for path in nights.vault.folder("a0-1").iterdir() if path.is_dir()) == sorted(
+        each.partition("/")[2] for each in ids[:3]
+    )
+
+
+def test_the_record_names_what_was_pruned_and_is_private(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    manifest = json.loads((nights.vault.root / ids[5] / "manifest.json").read_text())
+    prune(nights)
+    record = nights.vault.folder("a0-1") / RECORD
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [line["id"] for line in lines] == sorted(ids[3:])
+    assert lines[0]["sha256"] == manifest["artifact"]["sha256"]
+    assert record.stat().st_mode & 0o777 == 0o600
+
+
+def test_only_what_was_approved_goes_though_more_has_aged_since(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    retention = nights.fleet.retention
+    assert retention is not None
+    ended = asyncio.run(prune_node(nights.vault, retention, "a0-1", approved=[ids[4]], now=nights.now))
+    assert ended.removed == [ids[4]]
+
+
+def test_a_pin_that_came_after_the_plan_keeps_its_artifact(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    plan = nights.plan()
+    write_pin(nights.vault.root / ids[5], Pin(pinned_at=nights.now))
+    asyncio.run(prune_everything(nights.vault, nights.fleet, plan, now=nights.now))
+    assert nights.held() == {*ids[:3], ids[5]}
+
+
+def test_a_pin_that_comes_while_its_artifact_goes_brings_it_back(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = nights.add_nights(6)
+    sync = pruned.fsync_directory
+
+    def pin_now(path: Path) -> None:
+        sync(path)
+        if path.name in ids[5] and (path / MARK).exists() and not (path / "pinned.json").exists():
+            write_pin(path, Pin(pinned_at=nights.now, because="just in time"))
+
+    monkeypatch.setattr(pruned, "fsync_directory", pin_now)
+    ended = prune(nights)["a0-1"]
+    assert ended.kept == {ids[5]: "pinned: just in time"}
+    assert nights.held() == {*ids[:3], ids[5]}
+
+
+def test_a_node_that_a_run_holds_is_not_pruned_and_said(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("a0backup.retention.pruning.WAITS", 0.1)
+    nights.add_nights(6)
+    other = nights.add_nights(6, node="a0-2")
+
+    async def held() -> list[PrunedHere]:
+        async with lock.node_lock(nights.vault.folder("a0-1"), node="a0-1", run="night", deadline=1):
+            return await prune_everything(nights.vault, nights.fleet, nights.plan(), now=nights.now)
+
+    first, second, *_ = asyncio.run(held())
+    assert "the node's lock, held by run night" in first.error
+    assert second.removed == sorted(other[3:])
+    assert len(nights.held()) == 6 + 3
+
+
+def test_files_that_are_not_ours_stay_in_their_folder(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    note = nights.vault.root / ids[5] / "READ ME.txt"
+    note.write_text("do not lose this")
+    prune(nights)
+    assert note.read_text() == "do not lose this"
+    assert [path.name for path in note.parent.iterdir()] == ["READ ME.txt"]
+    assert ids[5] not in nights.held()
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+
+
+def test_places_follow_the_vault(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    assert prune(nights)["nas"].removed == sorted(ids[3:])
+    assert nights.held("nas") == nights.held("far") == nights.held() == set(ids[:3])
+    assert {path.name for path in (nights.folder / "nas" / "a0-1").iterdir()} == {
+        each.partition("/")[2] for each in ids[:3]
+    }
+
+
+def test_a_place_with_a_longer_retention_keeps_what_the_vault_does_not(nights: Nights) -> None:
+    nights.change(copies=[PLACES[0], PLACES[1] | {"retention": {"keep_daily": 5}}])
+    ids = nights.add_nights(8)
+    copy(nights)
+    prune(nights)
+    assert nights.held("nas") == set(ids[:3])
+    assert nights.held("far") == set(ids[:5])
+    assert prune(nights)["far"].removed == []
+
+
+def test_what_the_vault_has_only_lost_is_removed_in_no_place(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    for each in ids[4:]:
+        shutil.rmtree(nights.vault.root / each)
+    prune(nights)
+    assert nights.held("nas") == {*ids[:3], *ids[4:]}
+    missing = [finding.id for finding in verify(nights) if finding.result == "missing"]
+    assert missing == sorted(ids[4:])
+
+
+def test_what_was_pruned_is_neither_missed_nor_copied_nor_brought_back(nights: Nights) -> None:
+    nights.change(copies=[PLACES[0], PLACES[1] | {"retention": {"keep_daily": 5}}])
+    ids = nights.add_nights(6)
+    copy(nights)
+    prune(nights)
+    assert [finding for finding in verify(nights) if not finding.ok] == []
+    assert [finding for finding in verify(nights, repair=True) if not finding.ok] == []
+    copy(nights)
+    assert nights.held() == nights.held("nas") == set(ids[:3])
+
+
+def test_damage_to_what_a_place_keeps_for_longer_is_found(nights: Nights) -> None:
+    nights.change(copies=[PLACES[0] | {"retention": {"keep_daily": 9}}])
+    ids = nights.add_nights(6)
+    copy(nights)
+    prune(nights)
+    (nights.folder / "nas" / ids[5] / "backup.tar.gz.enc").write_bytes(b"?")
+    assert [(each.id, each.result) for each in verify(nights) if not each.ok] == [(ids[5], "damaged")]
+
+
+def test_another_artifact_under_the_id_of_a_pruned_one_stays_and_is_said(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    manifest = nights.folder / "nas" / ids[5] / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    ended = prune(nights)["nas"]
+    assert "its manifest here is not that of what was pruned" in ended.kept[ids[5]]
+    assert nights.held("nas") == {*ids[:3], ids[5]}
+
+
+def test_an_artifact_that_came_back_into_the_vault_is_removed_in_no_place(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    shutil.copytree(nights.folder / "nas" / ids[5], nights.folder / "saved")
+    nights.change(copies=[PLACES[0] | {"retention": {"keep_daily": 6}}])
+    prune(nights)
+    shutil.copytree(nights.folder / "saved", nights.vault.root / ids[5])
+    write_pin(nights.vault.root / ids[5], Pin(pinned_at=nights.now))
+    nights.change(copies=[PLACES[0]])
+    assert prune(nights)["nas"].removed == [*sorted(ids[3:5])]
+    assert ids[5] in nights.held("nas")
+
+
+def test_a_place_that_was_away_catches_up_at_the_next_prune(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    (nights.folder / "nas").rename(nights.folder / "unmounted")
+    ended = prune(nights)
+    assert ended["nas"].error
+    assert ended["far"].removed == sorted(ids[3:])
+    (nights.folder / "unmounted").rename(nights.folder / "nas")
+    assert prune(nights)["nas"].removed == sorted(ids[3:])
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder of a user who is not root, who may remove everything; everything below it becomes theirs."""
+    with open_folder() as folder:
+        folder.chmod(0o777)
+        with as_user(12345, 12345) if os.geteuid() == 0 else nullcontext():
+            yield folder
+
+
+def test_a_place_that_refuses_deletion_is_said_once_and_is_no_failure(unprivileged: Path) -> None:
+    nights = Nights(unprivileged, copies=PLACES)
+    ids = nights.add_nights(6)
+    copy(nights)
+    protected = list((nights.folder / "nas" / "a0-1").iterdir())
+    for folder in protected:
+        folder.chmod(0o500)
+    ended = prune(nights)
+    assert "Permission denied" in ended["nas"].refusal
+    assert (ended["nas"].error, ended["nas"].removed) == ("", [])
+    assert nights.held("nas") == set(ids)
+    assert nights.held() == nights.held("far") == set(ids[:3])
+    assert [finding for finding in verify(nights) if not finding.ok] == []
+    for folder in protected:
+        folder.chmod(0o700)
+
+
+def test_the_last_artifact_of_a_node_in_a_place_stays(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    for each in ids[:4]:
+        shutil.rmtree(nights.folder / "nas" / each)
+    prune(nights)
+    assert nights.held("nas") == {ids[4]}
+
+
+def test_the_newest_that_was_drilled_in_a_place_stays_there(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    nights.drilled(ids[4])
+    shutil.copy(nights.vault.root / ids[4] / "drilled.json", nights.folder / "nas" / ids[4])
+    (nights.vault.root / ids[4] / "drilled.json").unlink()
+    prune(nights)
+    assert nights.held("nas") == {*ids[:3], ids[4]}
+    assert nights.held("far") == set(ids[:3])
+
+
+# -- what a kill leaves ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", ["renamed", "recorded", "emptied", "torn"])
+def test_a_removal_that_was_cut_is_ended_by_the_next_prune(nights: Nights, left: str) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    folder = nights.vault.root / ids[5]
+    (folder / "manifest.json").rename(folder / MARK)
+    record = nights.vault.folder("a0-1") / RECORD
+    if left == "recorded":
+        Record(nights.vault).note(pruned._line(folder, ids[5], nights.now - timedelta(hours=1)))
+    elif left == "emptied":
+        Record(nights.vault).note(pruned._line(folder, ids[5], nights.now - timedelta(hours=1)))
+        for name in ("backup.tar.gz.enc", MARK):
+            (folder / name).unlink()
+    elif left == "torn":
+        record.write_bytes(b'{"schema":1,"id":"a0-1/2026')
+    assert [finding for finding in verify(nights) if not finding.ok] == []
+    prune(nights)
+    assert nights.held() == nights.held("nas") == set(ids[:3])
+    assert not folder.exists()
+    assert sorted(Record(nights.vault).of_node("a0-1")) == sorted(ids[3:])
