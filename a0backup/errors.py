@@ -14,6 +14,8 @@ A0BackupError
 ├── UnknownVaultError         the vault is not there, or is another one
 ├── PlacesBehindError         places lack artifacts that the vault has
 ├── VerificationFailedError   stored artifacts are damaged, missing or could not be read
+├── PruneRefusedError         what a prune would remove looks like a mistake
+├── PruneFailedError          nodes or places could not be pruned
 ├── PlaceError                a place of copies fails or refuses
 │   ├── PlaceArtifactError    what it holds under an id is not the artifact; the place itself is well
 │   └── PlaceDeniedError      the credentials do not allow this, or the object is locked
@@ -251,6 +253,34 @@ class VerificationFailedError(A0BackupError):
 
     def hint(self) -> str:
         return "`a0backup verify --repair` brings back what another place has whole"
+
+
+class PruneRefusedError(A0BackupError):
+    """What a prune would remove looks like a mistake, so nothing was removed; *reasons* say why."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__(tuple(reasons))
+        self.reasons = tuple(reasons)
+
+    def text(self) -> str:
+        return "nothing was pruned: " + "; ".join(self.reasons)
+
+    def hint(self) -> str:
+        return "look at `a0backup prune --dry-run`; if that is what you want, `a0backup prune --force` does it"
+
+
+class PruneFailedError(A0BackupError):
+    """Nodes or places could not be pruned; *reasons* name each."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__(tuple(reasons))
+        self.reasons = tuple(reasons)
+
+    def text(self) -> str:
+        return "not pruned: " + "; ".join(self.reasons)
+
+    def hint(self) -> str:
+        return "the next prune goes on where this one ended"
 
 
 class PlaceError(A0BackupError):

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import click
 
-from a0backup.cli import artifacts, copies, engine, opening, run, serve, setup, status, verify
+from a0backup.cli import artifacts, copies, engine, opening, retention, run, serve, setup, status, verify
 from a0backup.errors import A0BackupError, FleetFileError
 from a0backup.exit_codes import MEANINGS, ExitCode
 from a0backup.limits import keep_memory_private
@@ -15,6 +15,7 @@ COMMANDS = (
     *(setup.init, setup.key, setup.vault, setup.print_schema),
     *(run.check, run.run),
     *(status.status, artifacts.list_artifacts, artifacts.show, verify.verify, copies.copy_artifacts),
+    *(retention.prune, retention.keep, retention.unkeep),
     *(opening.drill_artifacts, opening.decrypt, opening.hand_off),
     *(serve.serve, engine.engine, serve.demo),
 )
