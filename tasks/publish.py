@@ -10,9 +10,11 @@ from a0backup.places.verifying import Finding as PlaceFinding
 from a0backup.report.check_report import check_markdown, check_rows
 from a0backup.report.outcomes import Finding, Outcome
 from a0backup.report.places_report import copy_rows, verify_rows
+from a0backup.report.retention_report import retention_rows
 from a0backup.report.run_report import markdown, rows
 from a0backup.report.status_report import status_rows
 from a0backup.report.warnings import RunWarning
+from a0backup.retention.planning import Plan
 from tasks.engine_task import engine_task
 
 
@@ -69,4 +71,14 @@ async def publish_status(statuses: Sequence[KindStatus]) -> None:
     """Publish on the run's page how old the newest backup of each node and kind is."""
     await acreate_table_artifact(
         key="freshness-table", table=status_rows(statuses), description="Node, kind, age, and why it is not fresh."
+    )
+
+
+@engine_task(name="publish-retention", task_run_name="publish-retention")
+async def publish_retention(plan: Plan) -> None:
+    """Publish on the run's page what becomes of each artifact, and why."""
+    await acreate_table_artifact(
+        key="retention-table",
+        table=retention_rows(plan.decisions),
+        description="Each artifact, whether it is kept or removed, and every reason.",
     )

@@ -21,7 +21,7 @@ from tests.support.patience import patience
 
 DOCS = (
     *("configuration", "copies", "design", "hardening", "install", "monitoring", "operations", "reliability"),
-    *("restore", "upgrade"),
+    *("restore", "retention", "upgrade"),
 )
 PAGES = [
     "README.md",
