@@ -30,6 +30,7 @@ class Appliances:
         for node in self.nodes.values():
             shutil.rmtree(node.appliance.folder, ignore_errors=True)
             node.appliance.folder.mkdir(parents=True)
+        self.health_key = ""  # of the health endpoints, once they are there
         self.answer: Answer = lambda node, reader, writer: writer.close()  # until a server sets it
         self.stopping = threading.Event()
         self._background: set[asyncio.Task[None]] = set()

@@ -5,6 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 KINDS = {"backup": "Backup", "backup-sensitive": "Sensitive backup", "user-export": "User export"}
+# The health endpoints: requests of any client, and no commands of a0cli.
+HEALTH = (
+    "testall",
+    *(f"status/{x}" for x in ("cpu", "memory", "disk", "services", "network", "internet", "email", "db", "replicaset")),
+)
 ANY = ("start", "status", "retrieve", "delete", "role", "other")
 
 
@@ -79,6 +84,11 @@ FAULTS = {
     # another desk
     "replaced": Fault(("status", "retrieve"), {"password": "laid by another hand"}),
     "taken": Fault(("status", "retrieve")),
+    # the health endpoints
+    "unwell": Fault(("health",)),
+    "health_answer": Fault(("health",), {"status": 500, "headers": {}, "body": ""}),
+    "health_silent": Fault(("health",)),
+    "health_endless": Fault(("health",), {"what": "body"}, {"what": ("body", "headers", "drip")}),
     "no_role": Fault(("node",)),
     "backup_folder": Fault(("node",)),
     "unreachable": Fault(("node",), {"seconds": None}),
@@ -96,6 +106,8 @@ def group_of(command: str) -> str:
         return "start"
     if command == "set-as-backup":
         return "role"
+    if command in HEALTH:
+        return "health"
     return command.rpartition("-")[2] if kind_of(command) in KINDS else "other"
 
 

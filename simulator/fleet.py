@@ -22,7 +22,8 @@ class SimulatedFleet:
 
     *nodes* is their number (a0-1, a0-2, ...) or their names. *builds* are the builds of the nodes that
     do not have the newest one. *scenario* is a list of orders. *vault* is where to check whether a
-    deleted backup was kept. Raise RuntimeError, with the process's output, where it does not come up.
+    deleted backup was kept. With *health*, there are health endpoints, too. Raise RuntimeError, with the
+    process's output, where it does not come up.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class SimulatedFleet:
         backup_seconds: float = 0.2,
         scenario: Sequence[Mapping[str, Any]] = (),
         vault: Path | None = None,
+        health: bool = False,
     ) -> None:
         self.state = state
         self.names = [f"a0-{number}" for number in range(1, nodes + 1)] if isinstance(nodes, int) else list(nodes)
@@ -42,6 +44,7 @@ class SimulatedFleet:
         self._options = ["--size", str(size), "--backup-seconds", str(backup_seconds)]
         if vault is not None:
             self._options += ["--vault", str(vault.resolve())]
+        self._options += ["--health"] if health else []
         self._scenario = list(scenario)
 
     def __enter__(self) -> Self:
@@ -64,6 +67,7 @@ class SimulatedFleet:
         ready = json.loads(line)
         self.a0cli, self.key_dir = Path(ready["a0cli"]), Path(ready["key_dir"])
         self.nodes: list[dict[str, Any]] = ready["nodes"]
+        self.health: dict[str, str] = ready.get("health", {})
         self._control, self._calls, self._events = ready["control"], Path(ready["calls"]), Path(ready["events"])
         return self
 
@@ -116,6 +120,11 @@ class SimulatedFleet:
     def events(self, node: str | None = None) -> list[dict[str, Any]]:
         """Return the record of changes in what the nodes hold, oldest first."""
         return [event for event in _lines(self._events) if node in (None, event["node"])]
+
+    def health_requests(self, node: str | None = None) -> list[dict[str, Any]]:
+        """Return the record of the requests to the health endpoints, oldest first."""
+        requests = _lines(Path(self.health["requests"]))
+        return [request for request in requests if node in (None, request["node"])]
 
     def holds(self, node: str, kind: str = "backup") -> dict[str, Any] | None:
         """Return the name, md5, size, path and password fingerprint of what is on the node now, or None."""
@@ -170,6 +179,9 @@ class SimulatedFleet:
             "lock_deadline": "30s",
             "nodes": self.nodes,
         }
+        if self.health:
+            key, ca = self.health["key_file"], self.health["ca_file"]
+            fleet["health"] = {"url": self.health["url"], "key": {"file": key}, "ca_file": ca}
         if "password" in overrides:
             del fleet["password"]
         path.write_text(_yaml(_merged(fleet, overrides)), encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 from simulator.appliance import PARAMETERS, Call, Node
 from simulator.appliances import Appliances
-from simulator.faults import KINDS, OrderError
+from simulator.faults import HEALTH, KINDS, OrderError
 
 
 class Orders:
@@ -102,7 +102,7 @@ class Orders:
         skip: int | None,
         settings: dict[str, Any],
     ) -> None:
-        if command not in (None, "*", *PARAMETERS):
+        if command not in (None, "*", *PARAMETERS, *HEALTH):
             raise OrderError(f"there is no command {command}; there are {', '.join(PARAMETERS)}")
         rule = node.rules.add(fault, command, times, skip, settings)
         if fault == "unreachable":

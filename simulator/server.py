@@ -25,6 +25,7 @@ from typing import Any
 from simulator.appliance import NEWEST_BUILD, Node
 from simulator.appliances import Appliances
 from simulator.conversation import answer
+from simulator.health import Health
 from simulator.orders import Orders
 
 CONTROL_LINE = 1 << 26
@@ -64,9 +65,10 @@ def control_path(state: Path) -> Iterator[Path]:
 
 
 async def serve(
-    appliances: Appliances, orders: list[dict[str, Any]], ready: dict[str, Any], *, with_stdin: bool
+    appliances: Appliances, orders: list[dict[str, Any]], ready: dict[str, Any], *, with_stdin: bool, with_health: bool
 ) -> None:
     """Print the ready line and serve until SIGTERM, SIGINT or, if *with_stdin*, the end of stdin."""
+    health = Health(appliances) if with_health else None
     ended, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
@@ -84,6 +86,8 @@ async def serve(
         for node in appliances.nodes.values():
             await node.open(appliances.answer)
         await asyncio.start_unix_server(desk.control, ready["control"], limit=CONTROL_LINE)
+        if health is not None:
+            ready = {**ready, "health": await health.open()}
         nodes = [{"name": n.name, "host": "127.0.0.1", "port": n.port} for n in appliances.nodes.values()]
         print(
             json.dumps(
@@ -113,6 +117,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=1 << 16, metavar="BYTES", help="of a backup, about")
     parser.add_argument("--backup-seconds", type=float, default=0.2, metavar="S", help="how long a backup takes")
     parser.add_argument("--vault", type=Path, metavar="DIR", help="where to look whether what is deleted was kept")
+    parser.add_argument("--health", action="store_true", help="also serve the health endpoints, over https")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end with the process that started this one")
     given = parser.parse_args()
     state, nodes = given.state.resolve(), given.nodes.split(",")
@@ -127,5 +132,5 @@ def main() -> int:
     appliances = Appliances(state, builds, size=given.size, backup_seconds=given.backup_seconds, vault=vault)
     with control_path(state) as control:
         ready = {"a0cli": str(client), "key_dir": str(keys), "control": str(control)}
-        asyncio.run(serve(appliances, orders, ready, with_stdin=given.until_stdin_closes))
+        asyncio.run(serve(appliances, orders, ready, with_stdin=given.until_stdin_closes, with_health=given.health))
     return 0
