@@ -149,7 +149,7 @@ class Limit(EngineObject):
 
 @dataclass
 class SecretBlock(EngineObject):
-    """The block that holds the shared password; with *value* None an existing block is left alone."""
+    """The block that holds the shared password or the health key; with *value* None an existing block is left alone."""
 
     name: str
     value: str | None = field(repr=False)
@@ -347,8 +347,7 @@ def wanted(
     """
     things: list[EngineObject] = [Pool(pool_type), Limit(ALL_NODES, fleet.max_parallel)]
     things += [Limit(limit_of(node.name), 1) for node in fleet.nodes]
-    if (block := fleet.password.secret_block) is not None:
-        things.append(SecretBlock(block, (secrets or {}).get(block)))
+    things += [SecretBlock(block, (secrets or {}).get(block)) for block in fleet.secret_blocks]
     path = fleet.path.absolute()
     things += [Deployment(entry, path, may_move) for entry in read_deployments(prefect_yaml(path.parent))]
     things += [Automation(core) for core in automations(notify)]

@@ -73,7 +73,7 @@ def run_here(
 
     with (
         interruptible() as interrupt,
-        _engine(own=own_engine, without=settings.password.variables) as api,
+        _engine(own=own_engine, without=settings.secret_variables) as api,
         watched_by(tick_off),
     ):
         parameters: dict[str, Any] = {"fleet": fleet, "nodes": list(nodes)}

@@ -63,7 +63,7 @@ def serve(fleet: Fleet, port: int, *, asked: Callable[[str], str] | None = None)
         interruptible(LAST_RESORT) as interrupt,
         serving(home) as announce,
         _temporary_files_in(home / "tmp"),
-        lasting_server(home, port, without=fleet.password.variables) as server,
+        lasting_server(home, port, without=fleet.secret_variables) as server,
         use_api(server.api, home),
     ):
         registered = asyncio.run(register(fleet, may_move=True, asked=asked))

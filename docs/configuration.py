@@ -15,6 +15,7 @@ from a0backup.fleet.copies import Copy
 from a0backup.fleet.example import EXAMPLE
 from a0backup.fleet.fields import Between, RateBetween, SizeBetween
 from a0backup.fleet.freshness import BetweenOrOff, Freshness
+from a0backup.fleet.health import Health, HealthKey
 from a0backup.fleet.kinds import EXPORT_FIELDS
 from a0backup.fleet.models import (
     FIRST_SPLIT_BUILD,
@@ -34,6 +35,11 @@ SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "password": (PasswordSource, "Exactly one of the four keys. Never write the password itself into this file."),
     "polling": (Polling, "Optional."),
     "contents": (ContentsLimits, "Optional."),
+    "health": (
+        Health,
+        "Optional. `check` asks the endpoints, and so does a run before a backup: [monitoring.md](monitoring.md).",
+    ),
+    "health.key": (HealthKey, "Exactly one of the three keys. Never write the key itself into this file."),
     "freshness": (
         Freshness,
         "Optional, and also for a single node. [monitoring.md](monitoring.md) explains what it is for.",

@@ -80,9 +80,9 @@ def register(
 ) -> int:
     """Register what the pipeline needs on the Prefect server.
 
-    This is the work pool, the concurrency limits, the Secret block that fleet.yaml names, the deployments and schedules
-    of prefect.yaml, and the automations. Uses the prefect.yaml beside the fleet file, else the one that is shipped with
-    a0backup. Running it again changes only what differs. Prints one line per object and what changed.
+    This is the work pool, the concurrency limits, the Secret blocks that fleet.yaml names, the deployments and
+    schedules of prefect.yaml, and the automations. Uses the prefect.yaml beside the fleet file, else the one that is
+    shipped with a0backup. Running it again changes only what differs. Prints one line per object and what changed.
 
     \b
     Exit codes:
@@ -111,9 +111,9 @@ def register(
 
 def ask_for_block(name: str) -> str:
     """Ask twice for the value of the Secret block *name*. Raise UsageError or PasswordError."""
-    differ = "the two passwords differ; nothing was changed"
+    differ = "the two texts differ; nothing was changed"
     return shared.checked(
-        ask_twice(f"password for the Secret block {name}", f"--secret {name}=FILE", differ), "what was typed"
+        ask_twice(f"value of the Secret block {name}", f"--secret {name}=FILE", differ), "what was typed"
     )
 
 
@@ -122,8 +122,9 @@ def _secrets(fleet: Fleet, given: Sequence[str]) -> dict[str, str]:
     secrets = {}
     for each in given:
         name, _, file = each.partition("=")
-        if name != fleet.password.secret_block:
-            named = fleet.password.secret_block or "no Secret block"
-            raise click.UsageError(f"--secret {name}: {fleet.path} names {named} for the password")
-        secrets[name] = shared.read_file(Path(file).expanduser(), f"file {file}")
+        if name not in fleet.secret_blocks:
+            named = ", ".join(fleet.secret_blocks) or "no Secret block"
+            raise click.UsageError(f"--secret {name}: {fleet.path} names {named}")
+        for_a0cli = fleet.secret_blocks[name].for_a0cli
+        secrets[name] = shared.read_file(Path(file).expanduser(), f"file {file}", for_a0cli=for_a0cli)
     return secrets

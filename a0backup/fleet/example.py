@@ -37,6 +37,7 @@ password:                       # exactly one of these; never the password itsel
 # reuse_within: 6h              # a backup that a stopped run started earlier is kept, and a new one is made
 # give_up_after: 2              # nights, for a backup that arrives whole and never matches its md5
 # contents: {max_unpacked: 10TB, max_ratio: 200}   # an artifact that unpacks to more is refused
+# health: {url: "https://{host}/health", key: {file: health.key}, ca_file: ca.pem}   # asked before each backup
 # freshness: {max_age: 26h}     # `a0backup status` fails for an older newest backup; off: for none
 # kinds: [backup]               # from build 11638 on also backup-sensitive; also {user-export: [_id, email]}
 

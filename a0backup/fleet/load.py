@@ -12,6 +12,7 @@ from a0backup.fleet.clashes import clashes
 from a0backup.fleet.copies import Copy
 from a0backup.fleet.fields import Place, suggestion
 from a0backup.fleet.freshness import Freshness
+from a0backup.fleet.health import Health, HealthKey
 from a0backup.fleet.models import MEANINGS, A0cliSettings, ContentsLimits, Fleet, Node, PasswordSource, Polling
 from a0backup.fleet.retention import Retention
 from a0backup.fleet.yaml_tree import Problem, Tree, at_place, read_text, read_tree, sorted_texts
@@ -57,6 +58,8 @@ _MODELS: Final[dict[tuple[str, ...], type[BaseModel]]] = {
     ("contents",): ContentsLimits,
     ("nodes",): Node,
     ("copies",): Copy,
+    ("health",): Health,
+    ("health", "key"): HealthKey,
     ("freshness",): Freshness,
     ("nodes", "freshness"): Freshness,
     ("retention",): Retention,

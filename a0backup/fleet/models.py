@@ -10,7 +10,7 @@ No message ever repeats the value of `password`.
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -43,8 +43,10 @@ from a0backup.fleet.fields import (
     suggestion,
 )
 from a0backup.fleet.freshness import Freshness
+from a0backup.fleet.health import Health
 from a0backup.fleet.kinds import Kind, KindEntry
 from a0backup.fleet.retention import Retention
+from a0backup.fleet.secrets import ENVIRONMENT_NAME, SecretSource
 
 Existing = Literal["preserve", "replace", "fail"]
 
@@ -61,8 +63,6 @@ _MAX_DELAYS = 50  # Prefect's maximum length of a list of retry delays
 _GROWTH = 1.5
 _JITTER = 0.2
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-_ENVIRONMENT_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_BLOCK_NAME = r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$"
 
 
 def reply_meaning(value: str) -> str:
@@ -133,7 +133,7 @@ class A0cliSettings(Strict):
         "60s", "The timeout of every a0cli call except a retrieval."
     )
     retrieve_timeout: Annotated[float, Between("0.1s", "30d")] = _duration("6h", "The timeout of a retrieval.")
-    env: tuple[Annotated[str, matching(_ENVIRONMENT_NAME, "write an environment variable's name")], ...] = Field(
+    env: tuple[Annotated[str, matching(ENVIRONMENT_NAME, "write an environment variable's name")], ...] = Field(
         default=(),
         max_length=50,
         description="Additional environment variables that a0cli is given, such as HTTPS_PROXY; the variable of the "
@@ -159,55 +159,18 @@ class A0cliSettings(Strict):
         return replies
 
 
-class PasswordSource(Strict):
+class PasswordSource(SecretSource):
     """Where the password that encrypts the backups comes from: exactly one source."""
 
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+    what: ClassVar[str] = "password"
+    section: ClassVar[str] = "password"
+    for_a0cli: ClassVar[bool] = True
 
     sealed_to: FilePaths | None = Field(
         default=None,
         description="The recovery public key, or a list of up to 10 of them, relative to the fleet file; each backup "
         "gets a new random password, sealed to each key.",
     )
-    secret_block: (
-        Annotated[str, matching(_BLOCK_NAME, "write a block's name: lower-case letters, digits and '-'")] | None
-    ) = Field(
-        default=None,
-        max_length=255,
-        description="The name of the Prefect Secret block that holds the password.",
-        json_schema_extra={"pattern": _BLOCK_NAME},
-    )
-    env: Annotated[str, matching(_ENVIRONMENT_NAME, "write an environment variable's name")] | None = Field(
-        default=None,
-        max_length=255,
-        description="The name of the environment variable that holds the password.",
-        json_schema_extra={"pattern": _ENVIRONMENT_NAME},
-    )
-    file: FilePath | None = Field(
-        default=None, description="The file that holds the password, relative to the fleet file."
-    )
-
-    @property
-    def variables(self) -> tuple[str, ...]:
-        """The environment variables with the password: whoever needs none must not get them."""
-        return () if self.env is None else (self.env,)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_password_itself(cls, given: object) -> object:
-        if isinstance(given, str | int):
-            raise PydanticCustomError(
-                "literal_password",
-                "never write the password itself into this file: write sealed_to, secret_block, env or file below "
-                "`password:`, and change this password if the file was shared",
-            )
-        return given
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if sum(place is not None for place in (self.secret_block, self.env, self.file, self.sealed_to)) != 1:
-            raise ValueError("name exactly one of sealed_to, secret_block, env or file")
-        return self
 
 
 class Polling(Strict):
@@ -330,6 +293,9 @@ class Fleet(Strict):
         description="In how many of these places an artifact must be proven before the node's backup is deleted; 1 "
         "where there are any.",
     )
+    health: Health | None = Field(
+        default=None, description="The health endpoints of the nodes, if they are to be asked."
+    )
     freshness: Freshness = Field(
         default_factory=Freshness, description="How old the newest backup of each node may be."
     )
@@ -347,9 +313,10 @@ class Fleet(Strict):
     _path: Path = PrivateAttr(default=Path("fleet.yaml"))
 
     @model_validator(mode="after")
-    def _keeps_the_password_from_a0cli(self) -> Self:
-        if self.password.env is not None and self.password.env in self.a0cli.env:
-            raise ValueError(f"a0cli.env: remove {self.password.env}, which holds the password")
+    def _keeps_secrets_from_a0cli(self) -> Self:
+        for source in self.secrets:
+            if source.env in self.a0cli.env:
+                raise ValueError(f"a0cli.env: remove {source.env}, which holds the {source.what}")
         return self
 
     @field_validator("kinds")
@@ -386,6 +353,21 @@ class Fleet(Strict):
     def copies_required(self) -> int:
         """In how many places an artifact must be proven before the node's backup is deleted."""
         return min(1, len(self.copies)) if self.require_copies is None else self.require_copies
+
+    @property
+    def secrets(self) -> tuple[SecretSource, ...]:
+        """Where all secrets of this fleet come from."""
+        return (self.password, *([self.health.key] if self.health is not None else []))
+
+    @property
+    def secret_variables(self) -> tuple[str, ...]:
+        """The environment variables that hold a secret: whoever needs none must not get them."""
+        return tuple(source.env for source in self.secrets if source.env is not None)
+
+    @property
+    def secret_blocks(self) -> dict[str, SecretSource]:
+        """The Prefect Secret blocks that hold a secret, by their names."""
+        return {source.secret_block: source for source in self.secrets if source.secret_block is not None}
 
     @property
     def path(self) -> Path:

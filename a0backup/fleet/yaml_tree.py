@@ -11,12 +11,15 @@ import yaml
 from a0backup.errors import FleetFileError
 from a0backup.files import UnsuitableFileError, read_whole
 from a0backup.fleet.fields import Place, quoted_value
+from a0backup.fleet.health import HealthKey
 from a0backup.fleet.models import PasswordSource
+from a0backup.fleet.secrets import SecretSource
 
 _LARGEST_FILE = 1024 * 1024
 _DEEPEST = 16
 _MAX_VALUES = 30_000
 _MAX_PROBLEMS = 50
+_SECRETS: dict[Place, type[SecretSource]] = {("password",): PasswordSource, ("health", "key"): HealthKey}
 
 
 @dataclass(frozen=True)
@@ -194,14 +197,15 @@ def _scalar(event: yaml.ScalarEvent) -> object:
 def at_place(place: Place, text: str, given: object = None) -> str:
     """Return *text* after its key and, unless that could reveal a secret, the value *given* there."""
     dotted = ""
-    for part in place[:1] if place[:1] == ("password",) and not _is_known(place) else place:
+    source = next((each for each in _SECRETS if place[: len(each)] == each), None)
+    for part in source if source is not None and not _is_known(place, source) else place:
         if isinstance(part, int):
             dotted += f"[{part}]"
         else:
             # A key that is not a plain word may be a misplaced value, e.g. `password=…`.
             plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,39}", part, re.ASCII)
             dotted += "." * bool(dotted) + (part if plain else _odd_key(part))
-    secret = any("passw" in str(part).casefold() for part in place)
+    secret = source is not None or any("passw" in str(part).casefold() for part in place)
     if secret or not isinstance(given, str | int) or given == "":
         return f"{dotted}: {text}" if dotted else text
     return f"{dotted} is {quoted_value(given)}: {text}"
@@ -217,9 +221,11 @@ def _odd_key(part: str) -> str:
     return "(odd key)"
 
 
-def _is_known(place: Place) -> bool:
+def _is_known(place: Place, source: Place) -> bool:
     # A nested key may be a misplaced value.
-    return len(place) > 1 and place[1] in PasswordSource.model_fields and all(isinstance(p, int) for p in place[2:])
+    nested = place[len(source) :]
+    known = _SECRETS[source].model_fields
+    return not nested or (nested[0] in known and all(isinstance(part, int) for part in nested[1:]))
 
 
 def sorted_texts(problems: Iterable[Problem]) -> list[str]:

@@ -53,6 +53,9 @@ def _writable(fleet: Fleet) -> Iterator[str]:
         "which keys a0cli uses": [fleet.a0cli.key_dir, *_entries(fleet.a0cli.key_dir)],
         "which password later backups get": filter(None, [fleet.password.file]),
         "to which key later passwords are sealed": fleet.password.sealed_to or (),
+        "which nodes count as well": filter(
+            None, [fleet.health.key.file, fleet.health.ca_file] if fleet.health else []
+        ),
         "where copies go": _settings_of_places(fleet),
     }
     seen = set[Path]()

@@ -21,7 +21,13 @@ _INVISIBLE = ("Cf", "Zs", "Zl", "Zp", "Co", "Cn", "Cs")
 
 
 class Source(Protocol):
-    """The `password` section of fleet.yaml: exactly one of the four is set."""
+    """Where fleet.yaml says that a password comes from: exactly one of the four is set.
+
+    One that is not *for_a0cli* may be a text that a0cli could not take.
+    """
+
+    @property
+    def for_a0cli(self) -> bool: ...
 
     @property
     def secret_block(self) -> str | None: ...
@@ -52,18 +58,19 @@ async def load(source: Source, *, block: Callable[[str], Awaitable[object]], ope
     """Return the shared password from *source*; *block* reads a Secret block of the engine by its name.
 
     Return None if each backup has its own password. With *opening*, accept every password that may have made an
-    artifact. Raise PasswordError, which never quotes the password, if there is none or a0cli could not take it.
+    artifact. Raise PasswordError, which never quotes the password, if there is none or a0cli, if it is for that,
+    could not take it.
     """
     if source.sealed_to is not None:
         return None
-    where = describe(source)
+    where, for_a0cli = describe(source), source.for_a0cli
     if source.env is not None:
         text = os.environ.get(source.env)
         if text is None:
             raise PasswordError(where, "it is not set", f"export {source.env} in the environment of the run")
-        return checked(text, where, opening=opening)
+        return checked(text, where, opening=opening, for_a0cli=for_a0cli)
     if source.file is not None:
-        return checked(_read(Path(source.file), where), where, opening=opening)
+        return checked(_read(Path(source.file), where), where, opening=opening, for_a0cli=for_a0cli)
     if source.secret_block is None:
         raise PasswordError("fleet.yaml", "it names no source", "name one under `password`")
     failure = ""
@@ -78,12 +85,12 @@ async def load(source: Source, *, block: Callable[[str], Awaitable[object]], ope
         raise PasswordError(where, f"it cannot be loaded ({failure})", f"create the Secret block {source.secret_block}")
     if not isinstance(value, str):
         raise PasswordError(where, "it does not hold a text", "store the password as a text, not as JSON")
-    return checked(value, where, opening=opening)
+    return checked(value, where, opening=opening, for_a0cli=for_a0cli)
 
 
-def read_file(path: Path, where: str) -> str:
+def read_file(path: Path, where: str, *, for_a0cli: bool = True) -> str:
     """Return the password from a file that only its owner may read. Raise PasswordError, which names *where*."""
-    return checked(_read(path, where), where)
+    return checked(_read(path, where), where, for_a0cli=for_a0cli)
 
 
 def _read(path: Path, where: str) -> str:
@@ -103,10 +110,11 @@ def _read(path: Path, where: str) -> str:
     return text
 
 
-def checked(text: str, where: str, *, opening: bool = False) -> str:
+def checked(text: str, where: str, *, opening: bool = False, for_a0cli: bool = True) -> str:
     """Return *text* if a0cli can take it as a password. Otherwise raise PasswordError, which names *where*.
 
-    A new backup needs one that a person can also see and retype; *opening* one does not.
+    A new backup needs one that a person can also see and retype; *opening* one does not. What is not *for_a0cli* may
+    also look like an option.
     """
     octets = text.encode(errors="replace")
     if octets.decode() != text:
@@ -122,9 +130,9 @@ def checked(text: str, where: str, *, opening: bool = False) -> str:
         else "it holds a line break or another control character"
         if any(unicodedata.category(char) == "Cc" for char in text)
         else "it starts with '-', which a0cli would read as an option"
-        if octets.startswith(b"-")
+        if for_a0cli and octets.startswith(b"-")
         else ""
-        if opening
+        if opening or not for_a0cli
         else _invisible(text)
     )
     if reason:

@@ -156,6 +156,22 @@ def test_a_secret_block_comes_from_a_private_file_and_is_never_shown(desk: Desk)
     assert desk.register().returncode == 0
 
 
+def test_the_secret_block_of_the_health_key_is_registered_too(desk: Desk) -> None:
+    desk.fleet_yaml(health={"url": "https://{host}/health", "key": {"secret_block": "a0-health"}})
+    missing = desk.register()
+    assert missing.returncode == 2
+    assert "--secret a0-health=FILE" in missing.stderr
+    wrong = desk.register("--secret", "a0-other=FILE")
+    assert f"--secret a0-other: {desk.folder / 'fleet.yaml'} names a0-health" in wrong.stderr
+    file = desk.folder / "health.key"
+    file.write_text("-key of the dashboard\n")
+    file.chmod(0o600)
+    assert desk.register("--secret", f"a0-health={file}").returncode == 0
+    path = "/block_types/slug/secret/block_documents/name/a0-health"
+    block = desk.client.get(path, params={"include_secrets": True}).raise_for_status().json()
+    assert block["data"]["value"] == "-key of the dashboard"
+
+
 def test_nothing_is_changed_if_the_value_of_the_secret_block_is_missing_and_nobody_can_be_asked(desk: Desk) -> None:
     desk.fleet_yaml(password={"secret_block": "a0-password"})
     # As `a0backup serve` does without a terminal.

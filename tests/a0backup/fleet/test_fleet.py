@@ -729,7 +729,8 @@ def test_the_example_loads_unchanged_and_with_every_comment_activated(write: Wri
     assert [copy.name for copy in full.copies] == ["nas"]
     # The other comments show the defaults.
     assert full.retention is not None
-    same = {"nodes": fleet.nodes, "copies": fleet.copies, "require_copies": fleet.require_copies, "retention": None}
+    assert full.health is not None
+    same = {name: getattr(fleet, name) for name in ("nodes", "copies", "require_copies", "retention", "health")}
     assert full.model_copy(update=same).model_dump() == fleet.model_dump()
     keys = set(yaml.safe_load(opened))
     assert keys == set(Fleet.model_fields)

@@ -26,6 +26,7 @@ class Source:
     env: str | None = None
     file: Path | None = None
     sealed_to: tuple[Path, ...] | None = None
+    for_a0cli: bool = True
 
 
 async def no_block(name: str) -> str:
@@ -262,7 +263,7 @@ async def test_no_password_error_contains_the_password(tmp_path: Path, monkeypat
     carried = []
     for source in ({"file": file}, {"env": "THE_PASSWORD"}, {"secret_block": "a-block"}):
         with pytest.raises(PasswordError) as caught:
-            await password.load(SimpleNamespace(**nothing | source), block=quoting)
+            await password.load(SimpleNamespace(**nothing | source, for_a0cli=True), block=quoting)
         if SECRET in chain(caught.value):
             carried += source
     assert carried == []
@@ -287,7 +288,7 @@ async def test_the_openssl_line_in_the_docs_decrypts_with_the_password_from_the_
     file.write_bytes(written)
     file.chmod(0o600)
     try:
-        source = SimpleNamespace(secret_block=None, env=None, file=file, sealed_to=None)
+        source = SimpleNamespace(secret_block=None, env=None, file=file, sealed_to=None, for_a0cli=True)
         given = await password.load(source, block=_never)
     except PasswordError:
         return  # fine: refused before anything is encrypted with it
