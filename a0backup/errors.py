@@ -30,6 +30,7 @@ A0BackupError
     ├── BuildTooOldError      builds before 6868 must not be backed up this way
     ├── LockDeadlineError     another run kept the node for too long
     ├── BackupInProgressError the node is still at it                   (transient)
+    ├── NodeUnwellError       its health endpoints say that it must not be asked for a backup
     ├── AwaitDeadlineError    the node was still at it at the deadline
     ├── StartFailedError      the start had no effect
     ├── ForeignBackupError    a backup that is not ours is in the way
@@ -447,6 +448,20 @@ class AwaitDeadlineError(NodeError):
 
     def hint(self) -> str:
         return "the next run resumes from here; polling.deadline in fleet.yaml sets how long to wait"
+
+
+class NodeUnwellError(NodeError):
+    """The node's health endpoints say that a backup would harm it or fail; *reasons* say what is not well."""
+
+    def __init__(self, node: str, reasons: Sequence[str]) -> None:
+        super().__init__(node, tuple(reasons))
+        self.reasons = tuple(reasons)
+
+    def text(self) -> str:
+        return f"the node is not asked for a backup: {'; '.join(self.reasons)}"
+
+    def hint(self) -> str:
+        return "mend the node; `health: {on_failure: warn}` in fleet.yaml makes the backup all the same"
 
 
 class StartFailedError(NodeError):

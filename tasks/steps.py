@@ -61,6 +61,7 @@ STEPS = {
         StepName.UPDATE_COMMANDS: READS,
         StepName.PING: READS,
         StepName.STATUS: READS,
+        StepName.HEALTH: ONCE,  # paces and repeats its requests itself; what it cannot learn is a warning
         StepName.START: ONCE,  # judged by the status that follows
         StepName.AWAIT: AGAIN,  # each poll is a retry, shown as AwaitingRetry; fleet.yaml sets the intervals
         StepName.RETRIEVE: ONCE,  # `retrieve_attempts` sets the number of attempts, also after an md5 mismatch

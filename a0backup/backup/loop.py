@@ -84,6 +84,8 @@ async def back_up_node(run: Run, outcomes: NodeOutcomes, *, take: TakeStep, shar
             outcomes.kinds = await unfinished_first(session, outcomes.kinds)
             for kind in outcomes.kinds:
                 await back_up_kind(session, kind, outcomes)
+            if session.health is not None:
+                outcomes.warnings += [RunWarning(text, node.name) for text in session.health.warnings]
             outcomes.warnings += await forgotten_kinds(session, outcomes.kinds)
             if half := halves(node.name, outcomes.kinds, splits=session.splits, outcomes=outcomes.all):
                 outcomes.warnings.append(RunWarning(half, node.name))
@@ -136,6 +138,7 @@ async def make_and_keep(backup: NodeBackup) -> None:
     for _ in range(MAX_ROUNDS):
         match await backup.next_action(status):
             case Start():
+                await backup.session.require_well()
                 await backup.start()
                 status = await backup.await_finished()
             case Await():

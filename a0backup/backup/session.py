@@ -21,6 +21,7 @@ from a0backup.passwords.shared import LoadShared
 from a0backup.places.looking import require_no_lost_vault
 from a0backup.places.places import Places
 from a0backup.report.progress import Step, tell
+from a0backup.upkeep.health import Look, look_at
 from a0backup.vault.known_vault import recognise, require_same
 from a0backup.vault.leftovers import private_name
 from a0backup.vault.lock import node_lock
@@ -108,6 +109,7 @@ class NodeSession:
         self.has_role: bool | None = None  # whether the node lists `backup`; None if that is not understood
         self.splits = bool(node.splits)  # whether its build keeps the encryption keys out of `backup`
         self.step = StepName.LOCK
+        self.health: Look | None = None  # what its health endpoints said, once they were asked
         self.in_progress = ""  # the kind that the node was still making when this run stopped waiting for it
 
     @property
@@ -163,6 +165,27 @@ class NodeSession:
         await self.a0cli.ping()
         await self.note_offered()
         return Done("PONG")
+
+    async def require_well(self) -> None:
+        """Ask the node's health endpoints, once in a run, if fleet.yaml has `health`.
+
+        Raise NodeUnwellError if the node must not be asked for a backup.
+        """
+        if self.fleet.health is None:
+            return
+        if self.health is None:
+            await self.look_at_health()
+        else:
+            self.enter(StepName.HEALTH)
+            self.health.require_well(self.node.name)
+
+    @step(StepName.HEALTH)
+    async def look_at_health(self) -> Done:
+        """Ask the node's health endpoints what a backup needs. Raise NodeUnwellError."""
+        assert self.fleet.health is not None, "only asked for where fleet.yaml has `health`"
+        self.health = await look_at(self.fleet.health, self.node, load=self.shared, known=self.a0cli.know)
+        self.health.require_well(self.node.name)
+        return Done(self.health.text())
 
     async def note_offered(self) -> None:
         """Record the commands that the last update_commands brought. Raise A0cliError."""

@@ -31,6 +31,7 @@ class StepName(StrEnum):
     PING = "ping"
     STATUS = "status"
     RECONCILE = "reconcile"
+    HEALTH = "health"
     START = "start"
     AWAIT = "await"
     RETRIEVE = "retrieve"

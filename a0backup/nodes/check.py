@@ -20,6 +20,7 @@ from a0backup.backup.reconcile import Facts, reconcile
 from a0backup.errors import (
     A0BackupError,
     A0cliTimeoutError,
+    NodeUnwellError,
     PasswordError,
     RecoveryKeyError,
     RefusedError,
@@ -28,6 +29,7 @@ from a0backup.errors import (
     VaultUnusableError,
 )
 from a0backup.files import in_thread
+from a0backup.fleet.health import Health
 from a0backup.fleet.models import KEYSTREAM_REUSE, Existing, Fleet, Node
 from a0backup.nodes import exposure
 from a0backup.passwords import recovery_keys
@@ -35,6 +37,7 @@ from a0backup.passwords.shared import LoadShared
 from a0backup.places.looking import same_disk_warnings
 from a0backup.report.outcomes import Finding, Problem, halves
 from a0backup.report.words import human_size
+from a0backup.upkeep.health import look_at
 from a0backup.vault.journal import Journal, JournalFile
 from a0backup.vault.known_vault import memory_warning, refusal
 from a0backup.vault.lock import is_held, read_holder
@@ -65,6 +68,8 @@ async def check_node(
         node.require_build()
         room = await in_thread(_check_room, vault, node.name, kinds, problems)
         warnings += await in_thread(exposure.of_node, fleet, node.name)
+        if fleet.health is not None:
+            warnings += await _check_health(fleet.health, node, shared, problems)
         # No lock and no file in the vault: a check must not disturb a run.
         with tempfile.TemporaryDirectory(prefix="a0backup-check-") as parent, contextlib.ExitStack() as stack:
             directory = PrivateDirectory(Path(parent), node.name, node=node.name)
@@ -108,6 +113,18 @@ async def check_node(
         teach=lesson,
         warnings=tuple(warnings),
     )
+
+
+async def _check_health(
+    health: Health, node: Node, shared: LoadShared | None, problems: list[Problem]
+) -> tuple[str, ...]:
+    """Return what the node's health endpoints make worth a warning; add what would stop a run to *problems*."""
+    look = await look_at(health, node, load=shared, everything=True)
+    try:
+        look.require_well(node.name)
+    except NodeUnwellError as error:
+        problems.append(Problem.of(error))
+    return look.warnings
 
 
 def _check_room(vault: Vault, node: str, kinds: Sequence[str], problems: list[Problem]) -> str:
