@@ -46,6 +46,7 @@ A0BackupError
     │   ├── UnexpectedFormatError it is something else than an encrypted tar.gz
     │   ├── GzipDamagedError      the compressed stream is broken or cut
     │   ├── TarTruncatedError     the tar in it is broken or cut
+    │   ├── DumpDamagedError      a file of the database dump in it is broken or cut
     │   ├── TooLargeUnpackedError it unpacks to more than fleet.yaml allows
     │   └── TooManyPartsError     it consists of too many tiny parts
     ├── DeleteNotConfirmedError  still shown after its deletion         (transient)
@@ -646,6 +647,13 @@ class TarTruncatedError(ContentsError):
 
     def hint(self) -> str:
         return "check whether the node's database was healthy while it made the backup"
+
+
+class DumpDamagedError(ContentsError):
+    """The tar is whole and a file of the MongoDB dump in it is broken or cut; the node itself made it so."""
+
+    def hint(self) -> str:
+        return "check whether the node's database was healthy while it made the backup; what it could not read is lost"
 
 
 class TooLargeUnpackedError(ContentsError):

@@ -2,7 +2,8 @@
 
 python bench/inspection.py --size 150000000
 
-There are two artifacts: one of documents that hardly compress, one of documents that compress about 5:1.
+There are three artifacts: one of documents that hardly compress, one of documents of 600 bytes that compress about
+5:1, one of documents of 170 bytes. "documents" is the walk over the documents alone, with the read of the tar.
 All measurements take turns, with a warm page cache; the fastest round of each counts. Speeds are in MB
 of the artifact per second.
 """
@@ -27,6 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from a0backup.artifact.bson_walk import walk_documents
 from a0backup.artifact.byte_stream import CHUNK, ByteStream, Work
 from a0backup.artifact.encryption import decryptor
 from a0backup.artifact.gunzip import gunzip
@@ -75,9 +77,26 @@ def documents(size: int) -> bytes:
     return b"".join(made)
 
 
-def make_compressible(path: Path, size: int) -> None:
-    """Write an artifact of about *size* bytes to *path*: one block, compressed at gzip's default level, repeated."""
-    block = documents(4 << 20)
+def small_documents(size: int) -> bytes:
+    """Return documents of 170 bytes, of about *size* bytes together."""
+    rng = random.Random("small")
+    words = [rng.randbytes(4).hex() for _ in range(200)]
+    count = size // 170
+    return b"".join(
+        artifact.bson(
+            {
+                "_id": rng.randbytes(12),
+                "email": f"user{number}@example.com",
+                "user_id": f"auth0|{rng.randbytes(6).hex():0>24}",
+                "roles": " ".join(rng.choices(words, k=7)),
+            }
+        )
+        for number in range(count)
+    )
+
+
+def make_compressible(path: Path, size: int, block: bytes) -> None:
+    """Write an artifact of about *size* bytes to *path*: *block*, compressed at gzip's default level, repeated."""
     packer = zlib.compressobj(6, zlib.DEFLATED, -15)
     packed = packer.compress(block) + packer.flush(zlib.Z_FULL_FLUSH)
     count = max(1, round(size / len(packed)))
@@ -124,6 +143,11 @@ def decrypt_all(path: Path) -> None:
         cipher.update(chunk)
 
 
+def follow_documents(tar: Path) -> None:
+    with tarfile.open(tar) as opened, opened.extractfile("dump/auth0/users.bson") as documents:  # type: ignore[union-attr]
+        walk_documents(iter(lambda: documents.read(4 * CHUNK), b""), Work(1 << 50))
+
+
 def inspect_all(path: Path) -> None:
     seen = inspect(path, [PASSWORD], node="a0-1", kind="backup", limits=Limits())
     assert seen.error is None, seen.error
@@ -157,6 +181,7 @@ def measure(place: Path, rounds: int) -> dict[str, Any]:
         "sha256": lambda: hash_all(encrypted, "sha256"),
         "AES-CTR": lambda: decrypt_all(encrypted),
         "inflate": lambda: exhaust(gunzip(ByteStream(chunks(packed)), [], Work(packed.stat().st_size))),
+        "documents": lambda: follow_documents(tar),
         "tar walk": lambda: walk(ByteStream(chunks(tar)), Work(tar.stat().st_size)),
     }
     reads = {"read tar": lambda: exhaust(chunks(tar))}
@@ -168,7 +193,7 @@ def measure(place: Path, rounds: int) -> dict[str, Any]:
     work = {name: took[name] - took["read"] for name in ("md5", "sha256", "AES-CTR", "inflate")}
     work["tar walk"] = max(0.0, took["tar walk"] - took["read tar"])
     least = max(max(work.values()), (took["read"] + sum(work.values())) / len(os.sched_getaffinity(0)))
-    slowest = max((name for name in stages if name != "tar walk"), key=took.__getitem__)
+    slowest = max((name for name in stages if name not in ("documents", "tar walk")), key=took.__getitem__)
     size = encrypted.stat().st_size
     return {
         "artifact_mb": round(size / 1e6),
@@ -197,7 +222,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     measured = {}
-    for name in ("hardly", "5:1"):
+    for name in ("hardly", "5:1", "small documents"):
         with tempfile.TemporaryDirectory(prefix="a0backup-bench-") as directory:
             path = Path(directory) / "artifact"
             if name == "hardly":
@@ -205,7 +230,8 @@ def main() -> None:
                     path, kind="backup", seed="bench", size=given.size, password=PASSWORD, stopped=lambda: False
                 )
             else:
-                make_compressible(path, given.size)
+                block = documents(4 << 20) if name == "5:1" else small_documents(4 << 20)
+                make_compressible(path, given.size, block)
             measured[name] = measure(path.parent, given.rounds)
     if given.json:
         print(json.dumps(measured))

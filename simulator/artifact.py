@@ -103,14 +103,20 @@ def _deflated(plain: bytes, *, last: bool = False) -> bytes:
     return compressor.compress(plain) + compressor.flush(zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH)
 
 
-def _gzip(kind: str, seed: str, size: int, *, cut: bool = False) -> Iterator[bytes]:
-    """Yield one gzip stream of a tar of about *size* bytes; with *cut*, the tar is truncated in its last member."""
+def _gzip(kind: str, seed: str, size: int, how: str = "") -> Iterator[bytes]:
+    """Yield one gzip stream of a tar of about *size* bytes, whole or spoilt.
+
+    *how*: "cut_tar" truncates the tar in its last member, "torn_document" a document in a member that is whole,
+    and "empty_users" leaves no users in it.
+    """
+    cut = how == "cut_tar"
     if kind == "user-export":
         small: dict[str, bytes] = {}
         large = "user-export.json"
     else:
         folder = "dump/auth0" if kind == "backup" else "dump/auth0-keys"
         tenant = bson({"_id": hashlib.sha256(seed.encode()).digest()[:12], "name": seed, "region": "private"})
+        tenant = tenant[:-3] if how == "torn_document" else tenant
         index = json.dumps({"options": {}, "indexes": [{"v": 1, "key": {"_id": 1}, "name": "_id_"}]}).encode()
         small = {
             f"{folder}/system.indexes.bson": b"",
@@ -124,7 +130,7 @@ def _gzip(kind: str, seed: str, size: int, *, cut: bool = False) -> Iterator[byt
     # Eight or more blocks match any size within a few percent.
     block = users(seed, min(MIB, max(SMALLEST_BLOCK, room // 8)), as_json=kind == "user-export")
     deflated = _deflated(block)
-    count = max(1, round(room / len(deflated)))
+    count = 0 if how == "empty_users" else max(1, round(room / len(deflated)))
 
     announced = (count + cut) * len(block)
     before += _header(large, announced)
@@ -143,7 +149,7 @@ def _spoilt(kind: str, seed: str, size: int, how: str) -> Iterator[bytes]:
     if how == "uncompressed":
         yield from (_header("users.bson", size), bytes(size), _padding(size), bytes(2 * tarfile.BLOCKSIZE))
         return
-    pieces = [piece for piece in _gzip(kind, seed, size, cut=how == "cut_tar") if piece]
+    pieces = [piece for piece in _gzip(kind, seed, size, how) if piece]
     if how == "flipped":
         middle = bytearray(pieces[len(pieces) // 2])
         middle[len(middle) // 2] ^= 1

@@ -30,8 +30,9 @@ KILL_WHEN = {"when": ("before", "during", "after")}
 ONLY_TRANSFERS = {"during": ("retrieve",)}
 
 # How a node may spoil a backup whose md5 is right: encrypted with another password, not compressed, a gzip with a
-# flipped bit, a truncated gzip, a whole gzip of a truncated tar.
-SPOILT = ("noise", "uncompressed", "flipped", "cut", "cut_tar", "unchanged")
+# flipped bit, a truncated gzip, a whole gzip of a truncated tar, a whole tar of a dump with a truncated document, a
+# whole dump without users.
+SPOILT = ("noise", "uncompressed", "flipped", "cut", "cut_tar", "torn_document", "empty_users", "unchanged")
 
 FAULTS = {
     # time

@@ -9,6 +9,7 @@ from a0backup.errors import ContentsError, TooManyPartsError
 CHUNK = 256 << 10
 _PARTS = 1_000_000  # allowed in any artifact
 _BYTES_PER_PART = 128  # one more part is allowed for each so many bytes
+_SMALL_PARTS = 100  # together take as long as one part
 LONGEST_HEADER = 1 << 20  # maximum of a long name, a pax header or a gzip header's text
 
 
@@ -27,12 +28,13 @@ class Fault(Exception):
 class Work:
     """Bounds the work of reading an artifact of *size* bytes.
 
-    A part is a gzip member, a tar header or a pax record. Each takes some 10 microseconds however small
-    it is, so an artifact of nothing else would be read for hours per gigabyte.
+    A part is a gzip member, a tar header, a pax record or a hundred documents. Each takes some 10 microseconds
+    however small it is, so an artifact of nothing else would be read for hours per gigabyte.
     """
 
     def __init__(self, size: int) -> None:
         self._most = self._left = _PARTS + size // _BYTES_PER_PART
+        self._small = 0
 
     def part(self, length: int = 0) -> None:
         """Count one part with a name or text of *length* characters. Raise Fault if there are too many."""
@@ -40,6 +42,13 @@ class Work:
         self._left -= 1 + length // 64
         if self._left < 0:
             raise Fault(TooManyPartsError, f"it consists of more than {self._most:,} parts; the reading ended there")
+
+    def small_parts(self, count: int) -> None:
+        """Count *count* documents. Raise Fault if there are too many."""
+        self._small += count
+        if self._small >= _SMALL_PARTS:
+            self.part(64 * (self._small // _SMALL_PARTS - 1))
+            self._small %= _SMALL_PARTS
 
 
 class ByteStream:
@@ -69,6 +78,12 @@ class ByteStream:
         while len(got) < count and (more := self.some(count - len(got))):
             got += more
         return got
+
+    def pieces(self, count: int) -> Iterator[bytes]:
+        """Yield the next *count* bytes, as few pieces as they come in; fewer only at the end."""
+        while count and (got := self.some(count)):
+            count -= len(got)
+            yield got
 
     def skip(self, count: int) -> int:
         """Skip *count* bytes and return how many of them existed."""

@@ -2,16 +2,15 @@
 
     inspection = inspect(path, ["Passw0rd"], node="a0-1", kind="backup", limits=fleet.contents)
 
-Three threads share the work: one reads and computes the md5, one computes the SHA-256 and decrypts, one unpacks
-and walks the tar. All this work releases the interpreter's lock, so the slowest part, unpacking, sets the pace.
+Four threads share the work: one reads and computes the md5, one computes the SHA-256 and decrypts, one unpacks and
+walks the tar, one walks the documents of the dump in it. But for the last, all this work releases the interpreter's
+lock, so the slowest part, unpacking, sets the pace.
 """
 
 import contextvars
 import hashlib
 import itertools
 import os
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ from typing import BinaryIO, Protocol
 
 from a0backup.a0cli.redaction import LOOKED_FOR
 from a0backup.artifact.byte_stream import CHUNK, ByteStream, Fault, Work
+from a0backup.artifact.dump import Collection, Dump
 from a0backup.artifact.encryption import decryptor
 from a0backup.artifact.formats import looks_like
 from a0backup.artifact.gunzip import gunzip, inflated, may_begin_gzip
+from a0backup.artifact.pipe import Pipe
 from a0backup.artifact.tar_walk import Member, Walked, walk
 from a0backup.errors import (
     ContentsError,
@@ -32,8 +33,8 @@ from a0backup.errors import (
     WrongPasswordError,
 )
 from a0backup.files import Digests, raise_if_stopped
+from a0backup.vault.manifest import Verified, VerifiedCollection, VerifiedMember
 
-DEPTH = 8  # maximum number of chunks that wait between two threads
 HEAD = 64 << 10  # bytes on which candidate passwords are tried
 RATIO_FROM = 64 << 20  # a small tar of zeros compresses 1000:1 and is no bomb
 SMALLEST_GZIP = 18
@@ -57,6 +58,7 @@ class Contents:
 
     *opened_by* is the index of the password that opened it, *unpacked_size* the size of the tar stream in
     bytes. *odd* holds sentences on what does not belong in a backup: '..', absolute names, links, devices.
+    *collections*: those of the MongoDB dump in it, the largest first; None without one.
     """
 
     opened_by: int
@@ -64,6 +66,23 @@ class Contents:
     unpacked_size: int
     largest: tuple[Member, ...]
     odd: tuple[str, ...]
+    collections: tuple[Collection, ...] | None = None
+
+
+def verified_by(contents: Contents | None) -> Verified:
+    """Return what a manifest says of an artifact whose *contents* were read; None if they were not."""
+    if contents is None:
+        return Verified()
+    collections = contents.collections
+    return Verified(
+        level="contents",
+        members=contents.members,
+        unpacked_size=contents.unpacked_size,
+        largest=tuple(VerifiedMember(name=each.name, size=each.size) for each in contents.largest),
+        collections=None
+        if collections is None
+        else tuple(VerifiedCollection(name=e.name, documents=e.documents, size=e.size) for e in collections),
+    )
 
 
 @dataclass(frozen=True)
@@ -90,15 +109,19 @@ def inspect(
         # Output beyond the whole file's size times the ratio cannot become acceptable later.
         most = _Most(limits, os.fstat(file.fileno()).st_size)
         kept_out = [secret for secret in dict.fromkeys([*passwords, *secrets]) if len(secret) >= LOOKED_FOR]
+        dump = Dump(most.dump_work, most.unpacked, most.reason, kept_out)
         try:
             opened_by = _choose(head, passwords)
         except Fault as fault:
-            return Inspection(_hashed_and_opened(file, head, None, most, kept_out)[0], None, fault.error(node, kind))
-        digests, read = _hashed_and_opened(file, head, passwords[opened_by], most, kept_out)
+            return Inspection(_hashed_and_opened(file, head, None, most, dump)[0], None, fault.error(node, kind))
+        digests, read = _hashed_and_opened(file, head, passwords[opened_by], most, dump)
+    read = dump.fault or read if isinstance(read, Walked) else read
     if isinstance(read, Fault):
         return Inspection(digests, None, read.error(node, kind))
     assert read is not None
-    contents = Contents(opened_by, read.members, read.unpacked_size, read.largest, tuple(read.odd))
+    for sentence in dump.odd:
+        read.note(sentence)
+    contents = Contents(opened_by, read.members, read.unpacked_size, read.largest, tuple(read.odd), dump.collections)
     return Inspection(digests, contents, None)
 
 
@@ -106,7 +129,7 @@ class _Most:
     """The maximum number of bytes that an artifact of *size* bytes may unpack to, and of parts in it."""
 
     def __init__(self, limits: Limits, size: int) -> None:
-        self.work = Work(size)
+        self.work, self.dump_work = Work(size), Work(size)  # each is counted by one thread
         by_ratio = max(RATIO_FROM, int(limits.max_ratio * size))
         self.unpacked = min(limits.max_unpacked, by_ratio)
         if by_ratio < limits.max_unpacked:
@@ -157,51 +180,14 @@ def _choose(head: bytes, passwords: Sequence[str]) -> int:
 # The threads
 
 
-class _Pipe:
-    """Passes chunks from one thread to another, few at a time. If one side leaves, the other never waits."""
-
-    def __init__(self) -> None:
-        self._chunks: deque[bytes] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self.left = False
-
-    def put(self, chunk: bytes) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._chunks) < DEPTH or self.left)
-            if not self.left:
-                self._chunks.append(chunk)
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        """Signal the end of the chunks."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def leave(self) -> None:
-        """Drop all waiting and all later chunks."""
-        with self._changed:
-            self.left = True
-            self._chunks.clear()
-            self._changed.notify_all()
-
-    def __iter__(self) -> Iterator[bytes]:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._chunks or self._closed or self.left)
-                if not self._chunks:
-                    return
-                chunk = self._chunks.popleft()
-                self._changed.notify_all()
-            yield chunk
-
-
 def _hashed_and_opened(
-    file: BinaryIO, head: bytes, password: str | None, most: _Most, secrets: Sequence[str]
+    file: BinaryIO, head: bytes, password: str | None, most: _Most, dump: Dump
 ) -> tuple[Digests, Walked | Fault | None]:
-    """Return the digests of *head* plus the rest of *file*, and what *password*, if given, opens in it."""
-    encrypted, packed = _Pipe(), _Pipe()
+    """Return the digests of *head* plus the rest of *file*, and what *password*, if given, opens in it.
+
+    *dump* has read what of it belongs to a dump.
+    """
+    encrypted, packed = Pipe[bytes](), Pipe[bytes]()
     md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
     cipher = decryptor(password) if password is not None else None
     if cipher is None:
@@ -219,17 +205,25 @@ def _hashed_and_opened(
 
     def unpack_and_walk() -> Walked | Fault | None:
         try:
-            return _read(iter(packed), most, secrets) if cipher is not None else None
+            return _read(iter(packed), most, dump) if cipher is not None else None
         except Fault as fault:
             return fault
         finally:
             packed.leave()
+            dump.close()
 
-    with ThreadPoolExecutor(2, "inspect") as threads:
+    def read_dump() -> None:
+        try:
+            dump.read()
+        finally:
+            dump.leave()
+
+    with ThreadPoolExecutor(3, "inspect") as threads:
         try:
             # Each thread runs in a copy of the context, through which a request to stop reaches it.
             hashing = threads.submit(contextvars.copy_context().run, hash_and_decrypt)
             opening = threads.submit(contextvars.copy_context().run, unpack_and_walk)
+            reading = threads.submit(contextvars.copy_context().run, read_dump)
             for chunk in itertools.chain([head], iter(lambda: file.read(CHUNK), b"")):
                 encrypted.put(chunk)
                 md5.update(chunk)
@@ -237,18 +231,21 @@ def _hashed_and_opened(
                 raise_if_stopped()
             encrypted.close()
             hashing.result()
-            return Digests(size, md5.hexdigest(), sha256.hexdigest()), opening.result()
+            read = opening.result()
+            reading.result()
+            return Digests(size, md5.hexdigest(), sha256.hexdigest()), read
         finally:
             encrypted.leave()
             packed.leave()
+            dump.leave()
 
 
-def _read(chunks: Iterator[bytes], most: _Most, secrets: Sequence[str]) -> Walked:
+def _read(chunks: Iterator[bytes], most: _Most, dump: Dump) -> Walked:
     """Read the packed *chunks* to their end. Raise Fault."""
     noise: list[str] = []
     unpacked = _bounded(gunzip(ByteStream(chunks), noise, most.work), most)
     try:
-        read = walk(ByteStream(unpacked), most.work, secrets)
+        read = walk(ByteStream(unpacked), most.work, dump.secrets, dump)
     except Fault as fault:
         if fault.kind_of_error in (TarTruncatedError, UnexpectedFormatError):
             # Read on: a damaged compressed stream explains a broken tar, and is reported instead.

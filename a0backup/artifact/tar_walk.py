@@ -6,6 +6,7 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from a0backup.a0cli.text import quote, without
 from a0backup.artifact.byte_stream import LONGEST_HEADER, ByteStream, Fault, Work
@@ -30,6 +31,7 @@ _EXTENDED = (
     tarfile.SOLARIS_XHDTYPE,
     tarfile.XGLTYPE,
 )
+_WHOLE = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)  # the bytes are the file's
 _PAX_RECORD = re.compile(rb"([1-9][0-9]{0,7}) ")
 _PAX_NUMBER = re.compile(rb"[0-9]{1,19}")
 _PAX_KEYS = {
@@ -37,6 +39,10 @@ _PAX_KEYS = {
     b"GNU.sparse.name": "name",
     b"linkpath": "linkname",
     b"size": "size",
+    # The bytes of such a member are those of the file without its holes.
+    b"GNU.sparse.major": "sparse",
+    b"GNU.sparse.map": "sparse",
+    b"GNU.sparse.numblocks": "sparse",
 }
 
 
@@ -46,6 +52,16 @@ class Member:
 
     name: str
     size: int
+
+
+class Reader(Protocol):
+    """Reads the bytes of some of the files while the walk goes on."""
+
+    def wants(self, name: str) -> bool:
+        """Return whether to read the file of this name."""
+
+    def take(self, name: str, size: int, piece: bytes) -> None:
+        """Take the next bytes of a file of *size* bytes; of an empty file once."""
 
 
 class Walked:
@@ -70,9 +86,9 @@ class Walked:
         """Count a member and note what is odd about it."""
         self.members += 1
         if len(self._largest) < MAX_LARGEST:
-            heapq.heappush(self._largest, (size, -self.members, _bounded(name)))
+            heapq.heappush(self._largest, (size, -self.members, bounded(name)))
         elif size > self._largest[0][0]:
-            heapq.heapreplace(self._largest, (size, -self.members, _bounded(name)))
+            heapq.heapreplace(self._largest, (size, -self.members, bounded(name)))
         # Names take long to search for secrets, and a tar may have a million odd ones.
         if len(self.odd) < MAX_ODD:
             self._note_oddities(name, header, linkname)
@@ -91,8 +107,7 @@ class Walked:
 
     def shown(self, name: str) -> str:
         """Return *name* printable, of bounded length, without the secrets."""
-        # Before it is cut: a part of a secret would not be recognised.
-        return quote(without(self._secrets, _bounded(name)))
+        return shown(name, self._secrets)
 
     def note(self, sentence: str) -> None:
         """Keep *sentence* unless the maximum is reached."""
@@ -100,11 +115,17 @@ class Walked:
             self.odd.append(sentence)
 
 
-def walk(tar: ByteStream, work: Work, secrets: Sequence[str] = ()) -> Walked:
+def shown(name: str, secrets: Sequence[str]) -> str:
+    """Return *name* printable, of bounded length, without *secrets*."""
+    # Before it is cut: a part of a secret would not be recognised.
+    return quote(without(secrets, bounded(name)))
+
+
+def walk(tar: ByteStream, work: Work, secrets: Sequence[str] = (), reader: Reader | None = None) -> Walked:
     """Walk every member of *tar* and what follows them. Raise Fault if it is no tar, broken or cut off.
 
     *work* bounds the headers and the records in them, by number and length. *secrets* are
-    removed from the names.
+    removed from the names. *reader* gets the bytes of the files that it wants.
     """
     walked = Walked(secrets)
     everywhere: dict[str, str] = {}  # the records of global pax headers
@@ -129,7 +150,7 @@ def walk(tar: ByteStream, work: Work, secrets: Sequence[str] = ()) -> Walked:
         elif header.type == tarfile.XGLTYPE:
             everywhere |= _pax(_long_header(tar, header, at, work), at, work)
         else:
-            _pass_member(tar, header, block, everywhere | ahead, walked, work)
+            _pass_member(tar, header, block, everywhere | ahead, walked, work, reader)
             ahead = {}
     if announced and walked.members:
         raise _broken(f"it ends at byte {at:,} where a header announced one more member")
@@ -190,9 +211,15 @@ def _pax(records: bytes, at: int, work: Work) -> dict[str, str]:
 
 
 def _pass_member(
-    tar: ByteStream, header: tarfile.TarInfo, block: bytes, said: dict[str, str], walked: Walked, work: Work
+    tar: ByteStream,
+    header: tarfile.TarInfo,
+    block: bytes,
+    said: dict[str, str],
+    walked: Walked,
+    work: Work,
+    reader: Reader | None,
 ) -> None:
-    """Note the member and skip its bytes; *said*, from extended headers, overrides its own header."""
+    """Note the member and pass its bytes on or skip them; *said*, from extended headers, overrides its own header."""
     # Not header.type: TarInfo treats a member with V7's file type as a directory if its name, perhaps cut off, ends
     # in '/'. GNU tar reads its bytes.
     has_bytes = block[156:157] not in _WITHOUT_BYTES
@@ -208,7 +235,10 @@ def _pass_member(
     name = said.get("name") or header.name
     work.part(len(name) + len(said.get("linkname", "")))
     walked.see(name.rstrip("/") or name, size, header, said.get("linkname") or header.linkname)
-    missing = size - tar.skip(size)
+    if reader is not None and block[156:157] in _WHOLE and "sparse" not in said and reader.wants(name):
+        missing = size - _hand_over(tar, reader, name, size)
+    else:
+        missing = size - tar.skip(size)
     if missing:
         raise _broken(f"it is cut off {missing:,} bytes before the end of {walked.shown(name)}")
     padding = -size % tarfile.BLOCKSIZE
@@ -216,10 +246,20 @@ def _pass_member(
         raise _broken(f"it is cut off at byte {tar.position:,}, without the mark of its end")
 
 
+def _hand_over(tar: ByteStream, reader: Reader, name: str, size: int) -> int:
+    """Give the next *size* bytes to *reader*, and return how many of them existed."""
+    passed = 0
+    for piece in tar.pieces(size) if size else (b"",):
+        reader.take(name, size, piece)
+        passed += len(piece)
+    return passed
+
+
 def _broken(reason: str) -> Fault:
     return Fault(TarTruncatedError, f"the tar is broken or cut: {reason}")
 
 
-def _bounded(name: str) -> str:
+def bounded(name: str) -> str:
+    """Return *name*, without its middle if it is longer than 2000 characters."""
     # What is shown of a name is processed by the character, and a name may have a million.
     return name if len(name) <= 2000 else name[:1000] + name[-1000:]

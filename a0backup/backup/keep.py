@@ -1,13 +1,13 @@
 """Store the verified bytes of a node backup: in the vault, read back, with their manifest."""
 
-from a0backup.artifact.inspection import Contents
+from a0backup.artifact.inspection import Contents, verified_by
 from a0backup.backup.context import Context, now
 from a0backup.backup.evidence import password_of
 from a0backup.backup.reconcile import Claim
 from a0backup.backup.retrieve import Retrieval
 from a0backup.backup.steps import Done, StepName, step
 from a0backup.vault.journal import Effect
-from a0backup.vault.manifest import Manifest, ManifestNode, ManifestPassword, Verified, VerifiedMember
+from a0backup.vault.manifest import Manifest, ManifestNode, ManifestPassword
 from a0backup.vault.storing import store
 
 
@@ -39,7 +39,7 @@ class Storing:
                 expected=retrieval.bytes.digests,
                 started_at=journal.started_at if journal else None,
                 password=await self._password(contents, ours=journal is not None),
-                verified=_verified(contents),
+                verified=verified_by(contents),
                 flow_run=self.session.run.id,
                 now=now(),
             )
@@ -91,10 +91,3 @@ class Storing:
             candidates=candidates,
             journal=context.journal if ours else None,
         )
-
-
-def _verified(contents: Contents | None) -> Verified:
-    if contents is None:
-        return Verified()
-    largest = tuple(VerifiedMember(name=member.name, size=member.size) for member in contents.largest)
-    return Verified(level="contents", members=contents.members, unpacked_size=contents.unpacked_size, largest=largest)

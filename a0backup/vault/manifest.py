@@ -16,7 +16,8 @@ MAX_MANIFEST_BYTES = 8 << 20  # room for ten recovery keys and hundreds of start
 MAX_MANIFEST_COMMAS = 40_000
 _MAX_SEALED = 8000
 _AROUND_SEALED = 256  # bytes of JSON around a sealed password
-_REST = 256 << 10  # bytes of a manifest without its sealed passwords
+MAX_COLLECTIONS = 500
+_REST = 1 << 20  # bytes of a manifest without its sealed passwords
 _ID = re.compile(r"(?P<node>[A-Za-z0-9][A-Za-z0-9._-]*)/(?P<folder>\d{8}T\d{6}Z-[a-z][a-z-]*)\Z")
 
 
@@ -98,6 +99,14 @@ class VerifiedMember(_Part):
     size: Annotated[int, Field(ge=0, le=_MOST)]
 
 
+class VerifiedCollection(_Part):
+    """A collection of the MongoDB dump: database.collection, and its documents by number and bytes, unpacked."""
+
+    name: str
+    documents: Annotated[int, Field(ge=0, le=_MOST)]
+    size: Annotated[int, Field(ge=0, le=_MOST)]
+
+
 class Verified(_Part):
     """What was verified before the manifest was written, with sizes in bytes; what was not checked is None."""
 
@@ -106,6 +115,9 @@ class Verified(_Part):
     unpacked_size: Annotated[int, Field(ge=0, le=_MOST)] | None = None  # of the tar
     largest: Annotated[tuple[VerifiedMember, ...], Field(max_length=100)] | None = (
         None  # a few of the members, largest first
+    )
+    collections: Annotated[tuple[VerifiedCollection, ...], Field(max_length=MAX_COLLECTIONS)] | None = (
+        None  # of a MongoDB dump, the largest first; None also if there is no dump
     )
 
 

@@ -92,7 +92,7 @@ def record(key: str, value: str) -> bytes:
     return str(length).encode() + rest
 
 
-TAR = file("dump/users.bson", b"users" * 500) + file("dump/tenants.bson", b"t") + END
+TAR = file("dump/users.bin", b"users" * 500) + file("dump/tenants.bin", b"t") + END
 
 
 def gzip_header(flags: int, rest: bytes = b"") -> bytes:

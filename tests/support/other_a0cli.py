@@ -37,7 +37,7 @@ def dump(content):
     packed = io.BytesIO()
     # Without a timestamp: the same content gives the same bytes every night.
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
-        member = tarfile.TarInfo("dump/users.bson")
+        member = tarfile.TarInfo("dump/users.txt")
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content.encode()))
     return packed.getvalue()

@@ -42,7 +42,7 @@ def test_every_field_of_a_gzip_header_is_read_however_it_is_cut_into_chunks(look
 
 def test_several_gzip_members_are_one_stream(look: Look) -> None:
     rng = random.Random(3)
-    tar = file("dump/users.bson", rng.randbytes(700_000)) + END
+    tar = file("dump/users.bin", rng.randbytes(700_000)) + END
     cuts = [0, *sorted(rng.sample(range(len(tar)), 300)), len(tar)]
     packed = b"".join(gzip.compress(tar[a:b], rng.choice([0, 1, 9])) for a, b in itertools.pairwise(cuts))
     assert opened(look(packed)).unpacked_size == len(tar)
@@ -62,7 +62,7 @@ def test_a_gzip_cut_anywhere_is_damaged(look: Look) -> None:
 
 @pytest.mark.parametrize("level", [0, 6])
 def test_a_truncated_large_gzip_is_damaged(level: int, look: Look) -> None:
-    packed = gzip.compress(file("dump/users.bson", random.Random(5).randbytes(6 * CHUNK)) + END, level)
+    packed = gzip.compress(file("dump/users.bin", random.Random(5).randbytes(6 * CHUNK)) + END, level)
     for size in (HEAD, HEAD + 1, CHUNK, HEAD + CHUNK, 4 * CHUNK + 3, len(packed) - 8, len(packed) - 1):
         refused(look(packed[:size]), GzipDamagedError, f"cut off after {size:,} bytes")
 

@@ -70,9 +70,9 @@ def folder(place: Path) -> Path:
     deep = root / "/".join(["d" * 120] * 3)
     deep.mkdir(parents=True)
     (deep / ("f" * 200)).write_bytes(b"deep" * 300)
-    (root / "empty.bson").touch()
-    (root / "block.bson").write_bytes(b"b" * BLOCK)
-    (root / "users.bson").write_bytes(random.Random(1).randbytes(300_001))
+    (root / "empty.bin").touch()
+    (root / "block.bin").write_bytes(b"b" * BLOCK)
+    (root / "users.bin").write_bytes(random.Random(1).randbytes(300_001))
     (root / "ünïcode €.json").write_text("{}")
     return root
 
@@ -94,7 +94,7 @@ def test_an_artifact_made_by_gnu_tar_and_openssl_is_opened(form: str, tmp_path: 
     assert sorted(contents.largest, key=repr) == sorted(members, key=repr)
     assert contents.members == len(members)
     assert contents.unpacked_size == len(gzip.decompress((tmp_path / "dump.tar.gz").read_bytes()))
-    assert contents.largest[0] == Member("dump/users.bson", 300_001)
+    assert contents.largest[0] == Member("dump/users.bin", 300_001)
     assert contents.odd == ()
 
 
@@ -175,14 +175,14 @@ def test_a_file_too_short_for_any_format_is_reported(size: int, look: Look) -> N
 
 
 def test_a_bomb_by_ratio_ends_the_unpacking_but_not_the_hashing(look: Look) -> None:
-    bomb = repeated(bytes(MIB), 200, before=header("dump/users.bson", 200 * MIB), after=END)
+    bomb = repeated(bytes(MIB), 200, before=header("dump/users.bin", 200 * MIB), after=END)
     assert len(bomb) < MIB
     refused(look(bomb, max_ratio=100), TooLargeUnpackedError, "100 times", "max_ratio")
     assert opened(look(bomb, max_ratio=2000)).members == 1
 
 
 def test_a_bomb_by_total_ends_the_unpacking_but_not_the_hashing(look: Look) -> None:
-    bomb = repeated(bytes(MIB), 50, before=header("dump/users.bson", 50 * MIB), after=END)
+    bomb = repeated(bytes(MIB), 50, before=header("dump/users.bin", 50 * MIB), after=END)
     refused(look(bomb, max_unpacked=50 * MIB), TooLargeUnpackedError, f"{50 * MIB:,} bytes", "max_unpacked")
     assert opened(look(bomb, max_unpacked=50 * MIB + BLOCK + len(END))).members == 1
 
@@ -249,26 +249,26 @@ def test_names_in_an_artifact_are_shown_without_the_passwords(secret: str, tmp_p
         header(f"pipe-{secret}", kind=tarfile.FIFOTYPE),
         long(tarfile.GNUTYPE_LONGNAME, b"/" + b"n" * 92 + secret.encode() + b"n" * 300 + b"\0") + header("long"),
     ]
-    members = b"".join(odd) + file(f"dump/{secret}.bson", b"users")
+    members = b"".join(odd) + file(f"dump/{secret}.bin", b"users")
     path = tmp_path / "artifact"
     path.write_bytes(encrypted(gzip.compress(members + END)))
     contents = opened(inspect(path, [PASSWORD], node="a0-1", kind="backup", limits=Bounds(), secrets=[OTHER]))
-    assert contents.largest[0] == Member("dump/***.bson", 5)
+    assert contents.largest[0] == Member("dump/***.bin", 5)
     assert len(contents.odd) == len(odd)
     assert not re.search("w0rd|Pass|Xk3", str(contents))
     assert secret.encode().hex() not in str(contents)
 
     path.write_bytes(encrypted(gzip.compress(members[:-BLOCK])))
     cut = inspect(path, [PASSWORD], node="a0-1", kind="backup", limits=Bounds(), secrets=[OTHER])
-    refused(cut, TarTruncatedError, "before the end of dump/***.bson")
+    refused(cut, TarTruncatedError, "before the end of dump/***.bin")
 
 
 def test_a_short_password_is_not_cut_out_of_names(tmp_path: Path) -> None:
     path = tmp_path / "artifact"
     path.write_bytes(encrypted(gzip.compress(TAR), "u"))
     assert {member.name for member in opened(inspected(path, ("u",))).largest} == {
-        "dump/users.bson",
-        "dump/tenants.bson",
+        "dump/users.bin",
+        "dump/tenants.bin",
     }
 
 
@@ -419,7 +419,7 @@ def originals() -> Iterator[tuple[bytes, bytes]]:
     """Yield (tar, its gzip): compressed, stored, in several members, with every gzip header field."""
     rng = random.Random(8)
     documents = b"".join(b'{"email":"user%d@example.com","id":"%s"}' % (n, rng.randbytes(6)) for n in range(60))
-    tar = file("dump/auth0/users.bson", documents) + file("dump/auth0/keys.bson", rng.randbytes(600)) + END
+    tar = file("dump/auth0/users.bin", documents) + file("dump/auth0/keys.bin", rng.randbytes(600)) + END
     yield tar, gzip.compress(tar)
     yield tar, gzip.compress(tar, 0)
     yield tar, b"".join(gzip.compress(tar[at : at + 900]) for at in range(0, len(tar), 900))
@@ -504,7 +504,7 @@ def test_a_lost_tar_header_is_damage(tmp_path: Path) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:", format=tarfile.GNU_FORMAT) as tar:
         for number in range(10):
-            member = tarfile.TarInfo(f"dump/auth0/collection-{number}.bson")
+            member = tarfile.TarInfo(f"dump/auth0/collection-{number}.bin")
             member.size = 1024
             tar.addfile(member, io.BytesIO(b"x" * 1024))
     broken = bytearray(out.getvalue())
@@ -535,11 +535,11 @@ def test_memory_is_constant_for_names_of_any_size(tmp_path: Path) -> None:
 
 
 def test_the_largest_members_together_are_not_larger_than_the_tar(tmp_path: Path) -> None:
-    link = tarfile.TarInfo("dump/auth0/users.bson")
+    link = tarfile.TarInfo("dump/auth0/users.bin")
     link.type, link.linkname, link.size = tarfile.LNKTYPE, "elsewhere", 1 << 70
     tar = link.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
     (tmp_path / "artifact").write_bytes(decryptor("P").update(gzip.compress(tar)))
     seen = inspect(tmp_path / "artifact", ["P"], node="n", kind="backup", limits=ContentsLimits())
     assert seen.contents is not None
-    # Otherwise the manifest would say: users.bson, 1,180,591,620,717,411,303,424 bytes, in a tar of 1,536.
+    # Otherwise the manifest would say: users.bin, 1,180,591,620,717,411,303,424 bytes, in a tar of 1,536.
     assert sum(member.size for member in seen.contents.largest) <= seen.contents.unpacked_size, seen.contents

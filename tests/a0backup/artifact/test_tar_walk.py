@@ -40,48 +40,48 @@ from tests.support.artifacts import (
 )
 def test_sparse_members_are_walked_correctly(options: list[str], tmp_path: Path, look: Look) -> None:
     # A hundred islands do not fit into the header itself: blocks of the sparse map follow.
-    with (tmp_path / "holes.bson").open("wb") as holes:
+    with (tmp_path / "holes.bin").open("wb") as holes:
         for island in range(100):
             holes.seek(island * 65_536)
             holes.write(b"island")
-    (tmp_path / "after.bson").write_bytes(b"after")
-    make = ["tar", "-C", tmp_path, "--sparse", *options, "-czf", "-", "holes.bson", "after.bson"]
+    (tmp_path / "after.bin").write_bytes(b"after")
+    make = ["tar", "-C", tmp_path, "--sparse", *options, "-czf", "-", "holes.bin", "after.bin"]
     packed = subprocess.run(make, check=True, capture_output=True).stdout
     contents = opened(look(packed))
     assert contents.members == 2
-    assert {member.name for member in contents.largest} == {"holes.bson", "after.bson"}
+    assert {member.name for member in contents.largest} == {"holes.bin", "after.bin"}
     assert contents.unpacked_size < 2_000_000
 
 
 def test_at_most_32_of_the_largest_members_are_listed_largest_first(look: Look) -> None:
     sizes = random.Random(2).sample(range(5000), 200)
-    tar = b"".join(file(f"{size}.bson", bytes(size)) for size in sizes) + END
+    tar = b"".join(file(f"{size}.bin", bytes(size)) for size in sizes) + END
     contents = opened(look(gzip.compress(tar)))
     assert contents.members == 200
-    assert contents.largest == tuple(Member(f"{size}.bson", size) for size in heapq.nlargest(32, sizes))
+    assert contents.largest == tuple(Member(f"{size}.bin", size) for size in heapq.nlargest(32, sizes))
 
 
 def test_equal_sizes_keep_the_order_of_the_tar(look: Look) -> None:
-    tar = b"".join(file(f"{n}.bson", b"x") for n in range(40)) + END
-    assert [member.name for member in opened(look(gzip.compress(tar))).largest] == [f"{n}.bson" for n in range(32)]
+    tar = b"".join(file(f"{n}.bin", b"x") for n in range(40)) + END
+    assert [member.name for member in opened(look(gzip.compress(tar))).largest] == [f"{n}.bin" for n in range(32)]
 
 
 def test_a_name_of_5000_bytes_is_read_and_shortened_for_display(look: Look) -> None:
-    name = "dump/" + "n" * 4990 + ".bson"
+    name = "dump/" + "n" * 4990 + ".bin"
     for tar in (
         long(tarfile.GNUTYPE_LONGNAME, name.encode() + b"\0") + file("short", b"x"),
         long(tarfile.XHDTYPE, record("path", name)) + file("short", b"x"),
     ):
         [member] = opened(look(gzip.compress(tar + END))).largest
         assert member.name.startswith("dump/nnn")
-        assert member.name.endswith("nnn.bson")
+        assert member.name.endswith("nnn.bin")
         assert len(member.name) <= 200
 
 
 def test_the_size_in_a_pax_header_overrides_the_one_in_the_tar_header(look: Look) -> None:
     held = b"h" * 1234
-    tar = long(tarfile.XHDTYPE, record("size", "1234")) + header("dump/users.bson", 0) + padded(held) + END
-    assert opened(look(gzip.compress(tar))).largest == (Member("dump/users.bson", 1234),)
+    tar = long(tarfile.XHDTYPE, record("size", "1234")) + header("dump/users.bin", 0) + padded(held) + END
+    assert opened(look(gzip.compress(tar))).largest == (Member("dump/users.bin", 1234),)
 
 
 def test_a_name_comes_from_the_header_nearest_to_the_member(look: Look) -> None:
@@ -177,7 +177,7 @@ def test_a_broken_tar_that_passes_has_as_many_members_as_pythons_tarfile_reads(s
     """Changed headers, mostly with a valid checksum. tarfile ends silently at a broken one, so it may see less."""
     rng = random.Random(seed)
     parts = [
-        file("dump/users.bson", rng.randbytes(1500)),
+        file("dump/users.bin", rng.randbytes(1500)),
         long(tarfile.GNUTYPE_LONGNAME, b"n" * 600 + b"\0") + file("short", b"held"),
         long(tarfile.XHDTYPE, record("path", "p" * 200) + record("size", "700")) + file("short", bytes(700)),
         header("dump", 0, tarfile.DIRTYPE),
@@ -228,9 +228,9 @@ def test_a_tar_without_an_end_marker_is_truncated(look: Look) -> None:
 
 def test_a_member_of_more_than_8_gib_with_missing_bytes_is_truncated(look: Look) -> None:
     refused(
-        look(gzip.compress(header("dump/users.bson", 9 << 30) + bytes(5000))),
+        look(gzip.compress(header("dump/users.bin", 9 << 30) + bytes(5000))),
         TarTruncatedError,
-        f"{(9 << 30) - 5000:,} bytes before the end of dump/users.bson",
+        f"{(9 << 30) - 5000:,} bytes before the end of dump/users.bin",
     )
 
 
@@ -315,7 +315,7 @@ def test_a_tar_without_a_member_is_reported(tar: bytes, look: Look) -> None:
         (header("null", 0, tarfile.CHRTYPE), "null is a device"),
         (header("disk", 0, tarfile.BLKTYPE), "disk is a device"),
         (header("queue", 0, tarfile.FIFOTYPE), "queue is a pipe"),
-        (file("evil\x1b[31m\r\n\u202egnp.bson/../x", b"x"), "evil gnp.bson/../x has '..' in its name"),
+        (file("evil\x1b[31m\r\n\u202egnp.bin/../x", b"x"), "evil gnp.bin/../x has '..' in its name"),
     ],
 )
 def test_an_odd_member_is_reported_but_is_not_an_error(member: bytes, sentence: str, look: Look) -> None:

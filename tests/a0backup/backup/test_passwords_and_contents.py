@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from a0backup.artifact.encryption import decryptor
 from a0backup.errors import (
     ContentsError,
+    DumpDamagedError,
     ForeignBackupError,
     GzipDamagedError,
     RecoveryKeyError,
@@ -196,6 +197,11 @@ async def test_the_manifest_records_what_was_read_in_the_artifact(desk: Desk) ->
     assert read.largest[0].name == "dump/auth0/users.bson"
     assert read.unpacked_size is not None
     assert read.unpacked_size > read.largest[0].size > 0
+    assert read.collections is not None
+    users, *others = read.collections
+    assert (users.name, users.size) == ("auth0.users", read.largest[0].size)
+    assert users.documents > 10
+    assert [(each.name, each.documents) for each in others] == [("auth0.tenants", 1), ("auth0.system.indexes", 0)]
     assert said_of_password(manifest) == ("shared", True)
 
 
@@ -206,6 +212,7 @@ async def test_a_backup_of_this_run_that_cannot_be_opened_fails_and_stays_on_the
         ("flipped", GzipDamagedError),
         ("cut", GzipDamagedError),
         ("cut_tar", TarTruncatedError),
+        ("torn_document", DumpDamagedError),
     ]
     for contents, error in causes:
         desk.tell("backup", "contents", are=contents, times=1)

@@ -526,7 +526,7 @@ def test_a_terminated_decrypt_leaves_nothing_decrypted(tmp_path: Path, number: s
 def test_a_highly_compressed_artifact_can_be_decrypted_without_a_fleet_yaml(tmp_path: Path) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:", format=tarfile.GNU_FORMAT) as tar:
-        member = tarfile.TarInfo("dump/auth0/empty.bson")
+        member = tarfile.TarInfo("dump/auth0/empty.bin")
         member.size = 80 << 20
         tar.addfile(member, io.BytesIO(bytes(80 << 20)))
     # The ratio is 220. A fleet with `contents: {max_ratio: 1032}` stores it in a run and opens it in a drill.

@@ -1,0 +1,171 @@
+"""The members of a tar that are a MongoDB dump, as mongodump lays it out: what they hold, and whether it is whole.
+
+    dump/auth0/users.bson               the documents of a collection; with `mongodump --gzip`, users.bson.gz
+    dump/auth0/users.metadata.json      its options and indexes; likewise
+
+The walk over the tar passes these members on; another thread reads them meanwhile.
+"""
+
+import heapq
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from a0backup.artifact.bson_walk import walk_documents
+from a0backup.artifact.byte_stream import ByteStream, Fault, Work
+from a0backup.artifact.gunzip import gunzip
+from a0backup.artifact.pipe import Pipe
+from a0backup.artifact.tar_walk import MAX_ODD, bounded, shown
+from a0backup.errors import DumpDamagedError, TooLargeUnpackedError
+from a0backup.vault.manifest import MAX_COLLECTIONS
+
+_DOCUMENTS, _METADATA, _GZIP = ".bson", ".metadata.json", ".gz"
+_LONGEST_METADATA = 1 << 20  # bytes; mongodump's are a few kilobytes
+_KEPT = 2 * MAX_COLLECTIONS  # collections, before the smallest are dropped
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A collection in a dump: *name* is database.collection, *size* its documents' bytes, unpacked."""
+
+    name: str
+    documents: int
+    size: int
+
+
+_Part = tuple[str, int, bytes]  # a file's name and size, and the next of its bytes
+
+
+class Dump:
+    """The dump in a tar of which the walk passes on the files, and what is in it.
+
+    One thread calls `take`, as a tar_walk.Reader, and then `close`; another one calls `read`. *fault* is the first
+    damage in the dump; what follows it is not read. *odd* holds sentences on what was not read otherwise.
+    """
+
+    def __init__(self, work: Work, max_unpacked: int, too_large: str, secrets: Sequence[str] = ()) -> None:
+        self._work, self._left, self._too_large, self.secrets = work, max_unpacked, too_large, secrets
+        self._parts: Pipe[_Part] = Pipe()
+        self._collections: dict[str, tuple[int, int]] = {}  # documents and bytes, by name
+        self._found = False
+        self.fault: Fault | None = None
+        self.odd: list[str] = []
+
+    # -- the walk's side ---------------------------------------------------------------------------------------
+
+    @staticmethod
+    def wants(name: str) -> bool:
+        file = name.rpartition("/")[2].removesuffix(_GZIP)
+        return file.endswith((_DOCUMENTS, _METADATA)) and file not in (_DOCUMENTS, _METADATA)
+
+    def take(self, name: str, size: int, piece: bytes) -> None:
+        self._parts.put((name, size, piece))
+
+    def close(self) -> None:
+        """Signal the end of the files."""
+        self._parts.close()
+
+    def leave(self) -> None:
+        """Drop what is not read yet."""
+        self._parts.leave()
+
+    # -- the other side ----------------------------------------------------------------------------------------
+
+    @property
+    def collections(self) -> tuple[Collection, ...] | None:
+        """The largest collections, at most MAX_COLLECTIONS, largest first; None if the tar has no dump."""
+        if not self._found:
+            return None
+        return tuple(Collection(self._show(name), *counts) for name, counts in self._largest(MAX_COLLECTIONS))
+
+    def _largest(self, count: int) -> list[tuple[str, tuple[int, int]]]:
+        return heapq.nsmallest(count, self._collections.items(), key=lambda each: (-each[1][1], each[0]))
+
+    def read(self) -> None:
+        """Read all files to their end."""
+        passing = iter(self._parts)
+        for name, size, piece in passing:
+            pieces = _rest(size, piece, passing)
+            if self.fault is None:
+                try:
+                    self._read_file(name, pieces)
+                except Fault as fault:
+                    self.fault = fault
+            for _ in pieces:
+                pass
+
+    def _read_file(self, name: str, pieces: Iterator[bytes]) -> None:
+        try:
+            plain, noise = pieces, list[str]()
+            if name.endswith(_GZIP):
+                plain = self._bounded(gunzip(ByteStream(pieces), noise, self._work))
+            bare = name.removesuffix(_GZIP)
+            if bare.endswith(_DOCUMENTS):
+                self._count(collection_name(bare), *walk_documents(plain, self._work))
+            else:
+                self._read_metadata(name, plain)
+            for sentence in noise:
+                self._note(f"{self._show(name)}: {sentence}")
+        except Fault as fault:
+            if fault.kind_of_error is TooLargeUnpackedError:
+                raise
+            raise Fault(fault.kind_of_error, f"{self._show(name)}: {fault.reason}") from None
+
+    def _bounded(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self._left -= len(piece)
+            if self._left < 0:
+                raise Fault(TooLargeUnpackedError, self._too_large)
+            yield piece
+
+    def _count(self, name: str, documents: int, size: int) -> None:
+        self._found = True
+        before = self._collections.get(name, (0, 0))
+        self._collections[name] = before[0] + documents, before[1] + size
+        if len(self._collections) > _KEPT:
+            self._collections = dict(self._largest(MAX_COLLECTIONS))
+
+    def _read_metadata(self, name: str, pieces: Iterable[bytes]) -> None:
+        text = b""
+        for piece in pieces:
+            if len(text) <= _LONGEST_METADATA:
+                text += piece
+        if len(text) > _LONGEST_METADATA:
+            self._note(f"{self._show(name)} is larger than {_LONGEST_METADATA >> 20} MiB, and was not read")
+            return
+        try:
+            # Numbers stay text: they are not needed, and a long one takes long to convert.
+            options = json.loads(text.decode(), parse_int=str, parse_float=str, parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+            raise Fault(DumpDamagedError, f"it is no JSON: {why}") from None
+        if not isinstance(options, dict):
+            raise Fault(DumpDamagedError, "it is JSON, and not the options of a collection")
+
+    def _show(self, name: str) -> str:
+        return shown(name, self.secrets)
+
+    def _note(self, sentence: str) -> None:
+        if len(self.odd) < MAX_ODD:
+            self.odd.append(sentence)
+
+
+def collection_name(path: str) -> str:
+    """Return database.collection for the *path* of a collection's documents in a dump, bounded in its length."""
+    parts = [part for part in path.removesuffix(_DOCUMENTS).split("/") if part not in ("", ".")]
+    return bounded(".".join(parts[-2:]))
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _rest(size: int, piece: bytes, passing: Iterator[_Part]) -> Iterator[bytes]:
+    """Yield *piece*, and the other bytes of the file of *size* bytes as they come."""
+    yield piece
+    left = size - len(piece)
+    while left > 0 and (following := next(passing, None)) is not None:
+        left -= len(following[2])
+        yield following[2]
+    # If the walk ended before the file, the walk reports why.

@@ -1,0 +1,163 @@
+"""What an inspection says of the MongoDB dump in an artifact."""
+
+import gzip
+import json
+import tarfile
+
+import pytest
+
+from a0backup.artifact.inspection import Contents, verified_by
+from a0backup.errors import DumpDamagedError, GzipDamagedError, TarTruncatedError, TooLargeUnpackedError
+from a0backup.vault.manifest import MAX_COLLECTIONS, MAX_MANIFEST_BYTES, Verified
+from simulator.artifact import bson
+from tests.support.artifacts import END, MIB, Look, file, header, long, opened, padded, record, refused
+
+ONE = bson({"_id": bytes(12), "email": "user@example.com"})
+METADATA = json.dumps({"indexes": [{"v": 2, "key": {"_id": 1}, "name": "_id_"}], "options": {}, "uuid": "a1"}).encode()
+
+
+def counted(contents: Contents) -> list[tuple[str, int, int]]:
+    return [(each.name, each.documents, each.size) for each in contents.collections or ()]
+
+
+def of(*files: bytes) -> bytes:
+    return gzip.compress(b"".join(files) + END)
+
+
+def test_the_documents_of_each_collection_are_counted_largest_first(look: Look) -> None:
+    contents = opened(
+        look(
+            of(
+                file("dump/auth0/empty.bson", b""),
+                file("dump/auth0/users.bson", ONE * 3000),
+                file("dump/auth0/users.metadata.json", METADATA),
+                file("dump/other/users.bson", ONE),
+            )
+        )
+    )
+    size = len(ONE)
+    assert counted(contents) == [("auth0.users", 3000, 3000 * size), ("other.users", 1, size), ("auth0.empty", 0, 0)]
+    assert contents.members == 4
+    assert contents.odd == ()
+
+
+@pytest.mark.parametrize("size", [1, 4097, 3 * MIB])
+def test_a_dump_that_mongodump_compressed_is_counted_unpacked(look: Look, size: int) -> None:
+    documents = ONE * (size // len(ONE) + 1)
+    packed = file("dump/auth0/users.bson.gz", gzip.compress(documents, mtime=0))
+    contents = opened(look(of(packed, file("dump/auth0/users.metadata.json.gz", gzip.compress(METADATA)))))
+    assert counted(contents) == [("auth0.users", len(documents) // len(ONE), len(documents))]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("users.bson", "users"),
+        ("./auth0/users.bson", "auth0.users"),
+        ("dump/auth0/fs.chunks.bson", "auth0.fs.chunks"),
+        ("a/b/auth0/a%2Fb.bson.gz", "auth0.a%2Fb"),
+    ],
+)
+def test_a_collection_is_named_by_its_database_and_file(look: Look, path: str, name: str) -> None:
+    held = gzip.compress(ONE) if path.endswith(".gz") else ONE
+    assert counted(opened(look(of(file(path, held))))) == [(name, 1, len(ONE))]
+
+
+@pytest.mark.parametrize("name", ["users.bson/x", "dump/.bson", "dump/users.bson.txt", "dump/bson", "user-export.json"])
+def test_another_layout_is_no_dump(look: Look, name: str) -> None:
+    contents = opened(look(of(file(name, b"anything"))))
+    assert contents.collections is None
+    assert "collections" not in json.loads(verified_by(contents).model_dump_json(exclude_none=True))
+
+
+def test_links_folders_and_files_with_holes_are_not_read_as_documents(look: Look) -> None:
+    contents = opened(
+        look(
+            of(
+                header("dump/a.bson", 0, tarfile.SYMTYPE, "elsewhere"),
+                header("dump/b.bson", 0, tarfile.LNKTYPE, "elsewhere"),
+                header("dump/c.bson", 0, tarfile.DIRTYPE),
+                long(tarfile.XHDTYPE, record("GNU.sparse.major", "1") + record("GNU.sparse.minor", "0")),
+                file("dump/d.bson", b"1\n0\n7\n"),
+            )
+        )
+    )
+    assert contents.members == 4
+    assert contents.collections is None
+
+
+@pytest.mark.parametrize(
+    ("path", "held", "words"),
+    [
+        ("dump/auth0/users.bson", ONE * 500 + ONE[:-1], ["dump/auth0/users.bson: it ends at byte"]),
+        ("dump/auth0/users.bson", ONE + b"\4\0\0\0\0", ["users.bson: ", f"at byte {len(ONE)} has a length of 4"]),
+        ("dump/auth0/users.bson.gz", gzip.compress(ONE[:-1]), ["users.bson.gz: ", "1 bytes before the end"]),
+        ("dump/auth0/users.metadata.json", b"", ["users.metadata.json: it is no JSON"]),
+        ("dump/auth0/users.metadata.json", METADATA[:-1], ["users.metadata.json: it is no JSON"]),
+        ("dump/auth0/users.metadata.json", b"[" * 100_000, ["it is no JSON: it is nested too deep"]),
+        ("dump/auth0/users.metadata.json", b'{"a": NaN}', ["NaN is no JSON"]),
+        ("dump/auth0/users.metadata.json", b'{"a": "\xff"}', ["it is no JSON"]),
+        ("dump/auth0/users.metadata.json", b"[]", ["it is JSON, and not the options of a collection"]),
+    ],
+)
+def test_a_damaged_file_of_a_dump_is_damaged_contents_and_named(
+    look: Look, path: str, held: bytes, words: list[str]
+) -> None:
+    refused(look(of(file("dump/auth0/before.bson", ONE), file(path, held))), DumpDamagedError, *words)
+
+
+def test_a_broken_gzip_in_a_dump_is_named_with_its_file(look: Look) -> None:
+    broken = gzip.compress(ONE * 1000)[:-5]
+    seen = look(of(file("dump/auth0/users.bson.gz", broken)))
+    refused(seen, GzipDamagedError, "dump/auth0/users.bson.gz: the compressed stream is cut off")
+
+
+def test_the_first_damage_is_named_and_a_broken_tar_or_gzip_around_it_instead(look: Look) -> None:
+    files = file("dump/a.bson", ONE[:-1]) + file("dump/b.bson", b"x")
+    refused(look(gzip.compress(files + END)), DumpDamagedError, "dump/a.bson: ")
+    refused(look(gzip.compress(files)[:-9]), GzipDamagedError, "cut off")
+    refused(look(gzip.compress(files + header("dump/c.bson", 10_000))), TarTruncatedError, "dump/c.bson")
+
+
+def test_numbers_of_any_length_in_metadata_are_passed(look: Look) -> None:
+    text = b'{"options": {"max": ' + b"9" * 20_000 + b"}}"
+    assert opened(look(of(file("dump/auth0/users.metadata.json", text)))).odd == ()
+
+
+def test_metadata_of_unusual_size_is_passed_and_noted(look: Look) -> None:
+    text = b'{"options": "' + b"x" * MIB + b'"}'
+    [odd] = opened(look(of(file("dump/auth0/users.metadata.json", text)))).odd
+    assert "dump/auth0/users.metadata.json is larger than 1 MiB" in odd
+
+
+def test_a_bomb_within_the_tar_ends_the_reading(look: Look) -> None:
+    bomb = gzip.compress(ONE * 4_000_000)
+    assert len(bomb) < 2 * MIB
+    seen = look(of(file("dump/auth0/users.bson.gz", bomb)), max_unpacked=50 * MIB)
+    refused(seen, TooLargeUnpackedError, "contents.max_unpacked")
+
+
+def test_the_largest_collections_are_kept_and_their_names_bounded(look: Look) -> None:
+    files = [padded_file(f"dump/{'n' * 150}{number}.bson", ONE * (number % 3)) for number in range(3000)]
+    contents = opened(look(of(*files)))
+    assert len(contents.collections or ()) == MAX_COLLECTIONS
+    assert {each.documents for each in contents.collections or ()} == {2}
+    verified = verified_by(contents)
+    assert len(verified.model_dump_json()) < MAX_MANIFEST_BYTES // 8
+    assert Verified.model_validate_json(verified.model_dump_json()) == verified
+
+
+def padded_file(name: str, held: bytes) -> bytes:
+    return long(tarfile.GNUTYPE_LONGNAME, name.encode() + b"\0") + header("short", len(held)) + padded(held)
+
+
+def test_files_of_one_name_add_up(look: Look) -> None:
+    contents = opened(look(of(file("one/auth0/users.bson", ONE), file("two/auth0/users.bson", ONE * 2))))
+    assert counted(contents) == [("auth0.users", 3, 3 * len(ONE))]
+
+
+def test_a_name_is_shown_without_control_characters_and_passwords(look: Look) -> None:
+    contents = opened(look(of(file("dump/\x1b[31mPassw0rd\u202e.bson", ONE))))
+    [(name, _, _)] = counted(contents)
+    assert name.isprintable()
+    assert "Passw0rd" not in name
