@@ -12,8 +12,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from a0backup.fleet.copies import Copy
+from a0backup.fleet.drills import Drills
 from a0backup.fleet.example import EXAMPLE
-from a0backup.fleet.fields import Between, RateBetween, SizeBetween
+from a0backup.fleet.fields import Between, PercentBetween, RateBetween, SizeBetween
 from a0backup.fleet.freshness import BetweenOrOff, Freshness
 from a0backup.fleet.health import Health, HealthKey
 from a0backup.fleet.kinds import EXPORT_FIELDS
@@ -27,7 +28,7 @@ from a0backup.fleet.models import (
     PasswordSource,
     Polling,
 )
-from a0backup.fleet.retention import CountText, PercentText, Retention, SpanText
+from a0backup.fleet.retention import CountText, Retention, SpanText
 
 SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "the file": (Fleet, "The keys at the top level."),
@@ -44,6 +45,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
         Freshness,
         "Optional, and also for a single node. [monitoring.md](monitoring.md) explains what it is for.",
     ),
+    "drills": (Drills, "Optional. [restore.md](restore.md#drills) explains what they are for."),
     "copies": (Copy, "A list, optional; each entry has these keys. [copies.md](copies.md) explains them."),
     "retention": (Retention, "Optional, also for a place of `copies`. [retention.md](retention.md) explains it."),
     "nodes": (Node, "A list; each entry has these keys."),
@@ -159,8 +161,8 @@ def form_of(mark: object) -> str:
     """Return how a value with this *mark* is written; empty where the mark says nothing about that."""
     if isinstance(mark, SpanText):
         return "`7d`, `6m` (months), `1y6m`, …"
-    if isinstance(mark, PercentText):
-        return "percentage, 0% to 100%"
+    if isinstance(mark, PercentBetween):
+        return f"percent, {mark.least}% to {mark.most}%"
     if isinstance(mark, CountText):
         return "integer, or `unlimited`"
     if isinstance(mark, Between | RateBetween | SizeBetween):

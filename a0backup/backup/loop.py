@@ -20,7 +20,9 @@ from a0backup.fleet.models import Fleet, Node
 from a0backup.passwords.shared import LoadShared
 from a0backup.report.outcomes import Outcome, halves, outcome_of
 from a0backup.report.warnings import RunWarning
+from a0backup.upkeep.comparison import losses_of
 from a0backup.vault.journal import JournalFile
+from a0backup.vault.manifest import Manifest
 
 MAX_ROUNDS = 20  # a night takes three or four; more means that somebody else keeps changing the node
 
@@ -89,6 +91,7 @@ async def back_up_node(run: Run, outcomes: NodeOutcomes, *, take: TakeStep, shar
             outcomes.warnings += await forgotten_kinds(session, outcomes.kinds)
             if half := halves(node.name, outcomes.kinds, splits=session.splits, outcomes=outcomes.all):
                 outcomes.warnings.append(RunWarning(half, node.name))
+            outcomes.warnings += await losses(session, outcomes.all)
     if ended.error is not None and len(outcomes.all) == len(outcomes.kinds):
         # Every backup has its outcome already, so only a warning can report it.
         why = ended.error.text() if isinstance(ended.error, A0BackupError) else repr(ended.error)
@@ -110,6 +113,18 @@ async def forgotten_kinds(session: NodeSession, kinds: Sequence[str]) -> list[Ru
     names = (path.stem.removeprefix("journal-") for path in journals)
     text = "an unfinished {} of an earlier run is not in `kinds` any more: no run finishes it"
     return [RunWarning(text.format(kind), node) for kind in names if kind not in kinds]
+
+
+async def losses(session: NodeSession, outcomes: Sequence[Outcome]) -> list[RunWarning]:
+    """Return a warning for each thing that a stored backup lacks of the one before it."""
+    vault, shrink = session.vault, session.fleet.drills.shrink
+    warnings = []
+    for outcome in outcomes:
+        stored = await session.on_disk(vault.get, outcome.id) if outcome.id else None
+        if isinstance(stored, Manifest):
+            found = await session.on_disk(losses_of, vault, stored, shrink)
+            warnings += [RunWarning(text, session.node.name) for text in found]
+    return warnings
 
 
 async def back_up_kind(session: NodeSession, kind: str, outcomes: NodeOutcomes) -> None:

@@ -39,6 +39,7 @@ password:                       # exactly one of these; never the password itsel
 # contents: {max_unpacked: 10TB, max_ratio: 200}   # an artifact that unpacks to more is refused
 # health: {url: "https://{host}/health", key: {file: health.key}, ca_file: ca.pem}   # asked before each backup
 # freshness: {max_age: 26h}     # `a0backup status` fails for an older newest backup; off: for none
+# drills: {max_age: 90d, shrink: 30%}              # warn of older drills, and of backups that shrank by more
 # kinds: [backup]               # from build 11638 on also backup-sensitive; also {user-export: [_id, email]}
 
 nodes:

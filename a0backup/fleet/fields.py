@@ -36,6 +36,7 @@ _MAX_RECOVERY_KEYS = 10
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"  # resolvers take underscores, too
 _DURATION = r"^(?:[0-9]+(?:\.[0-9]+)?[dhms])+$"
 _SIZE = r"^[0-9]{1,12}(?:\.[0-9]{1,12})?[MGTP]i?B$"
+_PERCENT = r"^[0-9]{1,3}%$"
 _RATE = r"^[0-9]{1,12}(?:\.[0-9]{1,12})?[kMG]B/s$"
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 Place = tuple[str | int, ...]
@@ -116,6 +117,32 @@ class SizeBetween:
         if not size(self.least) <= octets <= size(self.most):
             raise ValueError(f"write a size from {self.least} to {self.most}")
         return octets
+
+
+@dataclass(frozen=True)
+class PercentBetween:
+    """Marks a float as a share with bounds in percent: text in a fleet file, such as `30%`, and 0.3 in Python."""
+
+    least: int
+    most: int
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(self._read)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "pattern": _PERCENT, "examples": ["30%"]}
+
+    def _read(self, value: object, info: ValidationInfo) -> float:
+        # As with sizes: a bare number in a file may be meant as either.
+        if isinstance(value, float) and info.context is None:
+            percent = value * 100
+        elif isinstance(value, str) and re.fullmatch(_PERCENT[1:-1], value, re.ASCII):
+            percent = int(value[:-1])
+        else:
+            raise ValueError(f"write a share from {self.least}% to {self.most}%")
+        if not self.least <= percent <= self.most:
+            raise ValueError(f"write a share from {self.least}% to {self.most}%")
+        return percent / 100
 
 
 @dataclass(frozen=True)

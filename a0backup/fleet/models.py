@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 from a0backup.errors import BuildTooOldError, FleetFileError, UnknownNodeError, UnknownPlaceError
 from a0backup.fleet.clashes import clashes
 from a0backup.fleet.copies import Copy, require_distinct
+from a0backup.fleet.drills import Drills
 from a0backup.fleet.fields import (
     DEFAULT_PORT,
     FIRST_BUILD,
@@ -302,6 +303,7 @@ class Fleet(Strict):
     retention: Retention | None = Field(
         default=None, description="Which artifacts stay when the vault is pruned; without it, all of them."
     )
+    drills: Drills = Field(default_factory=Drills, description="When to warn of drills and of what backups lack.")
     kinds: tuple[KindEntry, ...] = Field(
         default=("backup",),  # type: ignore[arg-type]  # the defaults are validated
         min_length=1,

@@ -6,16 +6,15 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Annotated, Any, Final, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from a0backup.fleet.fields import Strict, quoted_value
+from a0backup.fleet.fields import PercentBetween, Strict, quoted_value
 
 ALL: Final = -1  # of a count: without a limit
 PERIODS: Final = ("hourly", "daily", "weekly", "monthly", "yearly")
 _MOST = 100_000
 _SPAN = r"^(?=.)(?:[0-9]{1,4}y)?(?:[0-9]{1,5}m)?(?:[0-9]{1,6}d)?(?:[0-9]{1,7}h)?$"
-_PERCENT = r"^[0-9]{1,3}%$"
 
 
 @dataclass(frozen=True)
@@ -93,25 +92,6 @@ class CountText:
         raise ValueError(f"write a number up to {_MOST}, or unlimited")
 
 
-class PercentText:
-    """Marks a float as a part of the whole: text such as 50% in a fleet file."""
-
-    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.with_info_plain_validator_function(self._read)
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "string", "pattern": _PERCENT, "examples": ["50%"]}
-
-    @staticmethod
-    def _read(value: object, info: ValidationInfo) -> float:
-        # A bare number in a file is a mistake. From Python, without a file's context, it is the part itself.
-        if isinstance(value, float) and 0 <= value <= 1 and info.context is None:
-            return value
-        if isinstance(value, str) and re.fullmatch(_PERCENT[1:-1], value, re.ASCII) and int(value[:-1]) <= 100:
-            return int(value[:-1]) / 100
-        raise ValueError("write 50%, or another part of 100%")
-
-
 def _time_zone(name: str) -> str:
     try:
         _zone(name)
@@ -162,7 +142,7 @@ class Retention(Strict):
     timezone: Annotated[str, Field(max_length=64), AfterValidator(_time_zone)] = Field(
         default="UTC", description="The time zone in which hours, days, weeks, months and years begin."
     )
-    prune_most: Annotated[float, PercentText()] = Field(
+    prune_most: Annotated[float, PercentBetween(0, 100)] = Field(
         default="50%",  # type: ignore[assignment]  # text, which the JSON Schema shows as it is written
         description="If more than this part of a node's artifacts would go at once, nothing is pruned without "
         "`--force`.",

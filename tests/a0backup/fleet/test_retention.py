@@ -45,9 +45,9 @@ def test_it_survives_being_written_as_json_and_read_again() -> None:
         ({"keep_within": "\N{ARABIC-INDIC DIGIT SEVEN}d"}, "write 7d"),
         ({"keep_last": 1, "timezone": "Mars/Base"}, "there is no time zone 'Mars/Base'"),
         ({"keep_last": 1, "timezone": "../../etc/passwd"}, "there is no time zone"),
-        ({"keep_last": 1, "prune_most": "101%"}, "write 50%"),
-        ({"keep_last": 1, "prune_most": 0.5}, "write 50%"),
-        ({"keep_last": 1, "prune_most": 2}, "write 50%"),
+        ({"keep_last": 1, "prune_most": "101%"}, "write a share from 0% to 100%"),
+        ({"keep_last": 1, "prune_most": 0.5}, "write a share from 0% to 100%"),
+        ({"keep_last": 1, "prune_most": 2}, "write a share from 0% to 100%"),
         ({"keep_days": 14}, "Extra inputs are not permitted"),
     ],
 )
