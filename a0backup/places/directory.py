@@ -130,6 +130,7 @@ class _Directory:
             os.fsync(parent)
         with suppress(OSError):  # other files are in it
             (self._root / path).parent.rmdir()
+            fsync_directory((self._root / path).parent.parent)
 
     def tidy(self) -> None:
         for entry in self.entries():
@@ -138,6 +139,12 @@ class _Directory:
                     age = time.time() - (self._root / entry.path).lstat().st_mtime
                     if age > LEFT_AFTER:
                         self.remove(entry.path)
+        for folder, folders, names in os.walk(self._root, topdown=False):
+            # A killed prune leaves an empty folder. One that is new may be that of a copy under way.
+            is_empty = not folders and not names and Path(folder) != self._root
+            with suppress(OSError):
+                if is_empty and time.time() - Path(folder).lstat().st_mtime > LEFT_AFTER:
+                    Path(folder).rmdir()
 
     @contextmanager
     def _parent(self, path: str) -> Iterator[int]:

@@ -27,12 +27,12 @@ NOW = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - ti
 class Nights:
     """A fleet file and its vault. Each artifact begins at 02:00 UTC on its day; the second kind 20 minutes later."""
 
-    def __init__(self, folder: Path, *, now: datetime = NOW, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, now: datetime = NOW, vault: str = "vault", **settings: Any) -> None:
         self.folder, self.now = folder, now
-        self.vault = Vault(folder / "vault")
+        self.vault = Vault(folder / vault)
         self.fleet_yaml = folder / "fleet.yaml"
         self.settings: dict[str, Any] = {
-            "vault": "vault",
+            "vault": vault,
             "a0cli": {"key_dir": "keys"},
             "password": {"env": "A0_BACKUP_PASSWORD"},
             "nodes": [{"name": f"a0-{number}", "host": f"127.0.0.{number}"} for number in (1, 2, 3)],

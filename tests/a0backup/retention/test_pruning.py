@@ -264,6 +264,17 @@ def test_the_newest_that_was_drilled_in_a_place_stays_there(nights: Nights) -> N
     assert nights.held("far") == set(ids[:3])
 
 
+def test_an_empty_folder_that_a_killed_prune_left_in_a_place_goes_with_a_later_copy(nights: Nights) -> None:
+    nights.add_nights(2)
+    copy(nights)
+    old, new = (nights.folder / "nas" / "a0-1" / f"2026010{day}T020000Z-backup" for day in (1, 2))
+    for folder in (old, new):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    copy(nights)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 # -- what a kill leaves ------------------------------------------------------------------------------------------------
 
 
