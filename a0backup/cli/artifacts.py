@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from a0backup.exit_codes import ExitCode
 from a0backup.report import terminal
 from a0backup.report.words import human_size, plain
 from a0backup.vault.manifest import MANIFEST, Manifest, UnreadableManifest
-from a0backup.vault.vault import Vault, is_ahead
+from a0backup.vault.vault import Vault, is_ahead, visible_flaw
 
 
 @click.command("list")
@@ -37,50 +37,72 @@ def list_artifacts(fleet_path: Path, vault_path: Path | None, as_json: bool, nod
     vault = vault_at(fleet_path, vault_path)
     for node in set(nodes) - set(vault.nodes()):
         raise click.UsageError(f"the vault {vault.root} has no node {node!r}")
-    entries = [entry for name in (nodes or [None]) for entry in vault.entries(name)]
-    manifests = [entry for entry in entries if isinstance(entry, Manifest)]
-    if as_json:
-        click.echo(json.dumps([manifest.to_json() for manifest in manifests], indent=2))
-    elif manifests:
-        click.echo("\n".join(_table(manifests)))
-    elif not entries:
-        terminal.say(f"the vault {vault.root} holds no artifact yet; `a0backup run` makes the first")
-    return _say_flaws(vault, entries)
-
-
-def _table(manifests: list[Manifest]) -> Iterator[str]:
-    width = max(len(manifest.id) for manifest in manifests)
-    yield f"{'ID':<{width}}  {'SIZE':>9}  {'STORED':<20}  {'VERIFIED':<8}  {'PASSWORD':<8}  MD5"
-    for manifest in manifests:
-        artifact = manifest.artifact
-        yield (
-            f"{manifest.id:<{width}}  {human_size(artifact.size):>9}  "
-            f"{manifest.stored_at:%Y-%m-%dT%H:%M:%SZ}  {manifest.verified.level:<8}  "
-            f"{manifest.encryption.password.mode:<8}  {artifact.md5}"
-        )
-
-
-def _say_flaws(vault: Vault, entries: list[Manifest | UnreadableManifest]) -> int:
-    """Print the damage that is visible without reading the artifacts; return the exit code."""
-    unread = [entry for entry in entries if isinstance(entry, UnreadableManifest)]
-    for entry in (entry for entry in unread if not entry.damaged):
-        terminal.say(f"not read: {plain(entry.error().message())}\nHINT: {entry.error().hint()}")
-    problems = [f"{entry.id}: {entry.reason}" for entry in unread if entry.damaged]
+    flaws = _Flaws(vault)
+    entries = flaws.noted(entry for name in (nodes or [None]) for entry in vault.entries(name))
     manifests = (entry for entry in entries if isinstance(entry, Manifest))
-    problems += [f"{manifest.id}: {flaw}" for manifest in manifests if (flaw := _visible_flaw(vault, manifest))]
-    for problem in problems:
-        terminal.say(f"damaged: {plain(problem)}")
-    return ExitCode.DAMAGED if problems else ExitCode.FAILED if unread else ExitCode.OK
+    if as_json:
+        terminal.echo_lines(json_lines(manifest.to_json() for manifest in manifests))
+    else:
+        # Only the text of each row is held, as a vault may have 100,000 manifests.
+        terminal.echo_lines(_table([_row(manifest) for manifest in manifests]))
+        if not flaws.number:
+            terminal.say(f"the vault {vault.root} holds no artifact yet; `a0backup run` makes the first")
+    return flaws.say()
 
 
-def _visible_flaw(vault: Vault, manifest: Manifest) -> str:
-    """Return the damage to an artifact that is visible without reading it."""
-    try:
-        size = vault.artifact(manifest).lstat().st_size
-    except OSError as error:
-        return f"the artifact cannot be found: {error.strerror}"
-    expected = manifest.artifact.size
-    return "" if size == expected else f"the artifact has {size} bytes, its manifest says {expected}"
+def _row(manifest: Manifest) -> tuple[str, str]:
+    """Return the id, and what follows it in the table."""
+    artifact = manifest.artifact
+    stored = manifest.stored_at.isoformat()[:19]
+    return manifest.id, (
+        f"{human_size(artifact.size):>9}  {stored}Z  {manifest.verified.level:<8}  "
+        f"{manifest.encryption.password.mode:<8}  {artifact.md5}"
+    )
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
+    if rows:
+        width = max(len(artifact_id) for artifact_id, _ in rows)
+        yield f"{'ID':<{width}}  {'SIZE':>9}  {'STORED':<20}  {'VERIFIED':<8}  {'PASSWORD':<8}  MD5"
+        yield from (f"{artifact_id:<{width}}  {rest}" for artifact_id, rest in rows)
+
+
+def json_lines(rows: Iterable[object]) -> Iterator[str]:
+    """Yield the lines of a JSON array with one of *rows* on each line."""
+    last = None
+    for row in rows:
+        yield "[" if last is None else f"  {last},"
+        last = json.dumps(row)
+    yield from ["[]"] if last is None else [f"  {last}", "]"]
+
+
+class _Flaws:
+    """The damage that is visible without reading the artifacts, noted while the manifests pass by."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._unread: list[UnreadableManifest] = []
+        self._damaged: list[str] = []
+        self.number = 0  # of all entries
+
+    def noted(self, entries: Iterable[Manifest | UnreadableManifest]) -> Iterator[Manifest | UnreadableManifest]:
+        """Yield *entries*, and note what is wrong with each."""
+        for entry in entries:
+            self.number += 1
+            if isinstance(entry, UnreadableManifest):
+                self._unread.append(entry)
+            elif flaw := visible_flaw(self._vault, entry):
+                self._damaged.append(f"{entry.id}: {flaw}")
+            yield entry
+
+    def say(self) -> int:
+        """Print what was noted; return the exit code."""
+        for entry in (entry for entry in self._unread if not entry.damaged):
+            terminal.say(f"not read: {plain(entry.error().message())}\nHINT: {entry.error().hint()}")
+        problems = [*(f"{entry.id}: {entry.reason}" for entry in self._unread if entry.damaged), *self._damaged]
+        for problem in problems:
+            terminal.say(f"damaged: {plain(problem)}")
+        return ExitCode.DAMAGED if problems else ExitCode.FAILED if self._unread else ExitCode.OK
 
 
 def find(vault: Vault, word: str) -> list[Manifest | UnreadableManifest]:
@@ -167,7 +189,9 @@ def show(fleet_path: Path, vault_path: Path | None, as_json: bool, artifact_id: 
     for name, value in _rows(vault, manifest).items():
         click.echo(f"{name:<13} {value}")
     click.echo("\n".join(_how_to_open(vault, manifest)))
-    return _say_flaws(vault, [manifest])
+    flaws = _Flaws(vault)
+    list(flaws.noted([manifest]))
+    return flaws.say()
 
 
 def _rows(vault: Vault, manifest: Manifest) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """`a0backup prune`, `keep` and `unkeep`: which artifacts stay."""
 
 import asyncio
-import json
 import sys
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from a0backup.cli.artifacts import get
+from a0backup.cli.artifacts import get, json_lines
 from a0backup.cli.options import complete_ids, fleet_option, json_option, vault_of
 from a0backup.errors import PruneRefusedError
 from a0backup.exit_codes import ExitCode
@@ -23,7 +22,7 @@ from a0backup.vault.pinned import LONGEST, Pin, remove_pin, write_pin
 from a0backup.vault.vault import Vault
 
 if TYPE_CHECKING:
-    from a0backup.retention.planning import Plan
+    from a0backup.retention.planning import Decision, Plan
     from a0backup.retention.pruning import PrunedHere
 
 
@@ -58,10 +57,9 @@ def prune(fleet_path: Path, dry_run: bool, yes: bool, force: bool, as_json: bool
     vault, now = vault_of(fleet), datetime.now(UTC)
     plan = plan_vault(vault, fleet, fleet.retention, now=now)
     if as_json:
-        _print_json(plan)
+        terminal.echo_lines(json_lines(map(_row, plan.decisions)))
     else:
-        for line in retention_lines(plan):
-            click.echo(line)
+        terminal.echo_lines(retention_lines(plan))
     if plan.refusals and not force:
         error = PruneRefusedError(plan.refusals)
         terminal.say("\n".join(refusal_lines(error.reasons, error.hint())))
@@ -92,13 +90,12 @@ def _not_confirmed(plan: "Plan", fleet: Fleet) -> ExitCode | None:
     return None
 
 
-def _print_json(plan: "Plan") -> None:
-    separator = "[\n"
-    for each in plan.decisions:
-        row = {"id": each.id, "action": each.action, "reasons": [plain(reason) for reason in each.reasons]}
-        click.echo(f"{separator}  {json.dumps(row)}", nl=False)
-        separator = ",\n"
-    click.echo("\n]" if plan.decisions else "[]")
+def _row(decision: "Decision") -> dict[str, object]:
+    return {
+        "id": decision.id,
+        "action": decision.action,
+        "reasons": [plain(reason) for reason in decision.reasons],
+    }
 
 
 async def _pruned(vault: Vault, fleet: Fleet, plan: "Plan", now: datetime, *, force: bool) -> "list[PrunedHere]":

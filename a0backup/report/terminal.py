@@ -3,9 +3,10 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
@@ -41,6 +42,13 @@ def report(text: str) -> None:
         discard_output()
         say(f"error: standard output cannot be written ({error.strerror}); the report follows here:")
         say(text)
+
+
+def echo_lines(lines: Iterable[str]) -> None:
+    """Print *lines* to standard output, many at a time."""
+    rest = iter(lines)
+    while some := list(islice(rest, 1000)):
+        click.echo("\n".join(some))
 
 
 def discard_output() -> None:

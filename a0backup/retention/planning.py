@@ -22,7 +22,7 @@ from a0backup.vault.drilled import DRILLED, read_drilled
 from a0backup.vault.manifest import Manifest, UnreadableManifest
 from a0backup.vault.pinned import PINNED, reason_to_keep
 from a0backup.vault.pruned import begun
-from a0backup.vault.vault import Vault
+from a0backup.vault.vault import Vault, visible_flaw
 
 AHEAD = timedelta(minutes=5)  # between the clocks of two machines
 _ONE_RUN = timedelta(hours=12)  # from the first to the last kind that one run makes
@@ -107,7 +107,7 @@ def add_node(
 
 
 def _refusals(node: str, ids: Sequence[str], removed: int, retention: Retention, *, now: datetime) -> Iterator[str]:
-    newest = max(ids, key=time_of)
+    newest = max(ids)  # all of one node: by the time in the id
     if time_of(newest) > now + AHEAD:
         yield f"{node}: the newest artifact, {newest}, lies in the future: a clock is or was wrong"
     if removed > retention.prune_most * len(ids):
@@ -131,16 +131,8 @@ def read_stored(vault: Vault, node: str, *, now: datetime) -> Iterator[Stored]:
 
 
 def _stored(vault: Vault, manifest: Manifest, now: datetime) -> Stored:
-    folder = vault.root / manifest.id
-    sizes = {}
-    for entry in os.scandir(folder):
-        sizes[entry.name] = entry.stat(follow_symlinks=False).st_size if entry.name == manifest.artifact.file else 0
-    size, flaw = sizes.get(manifest.artifact.file), ""
-    if size is None:
-        flaw = "the artifact is missing"
-    elif size != manifest.artifact.size:
-        flaw = f"the artifact has {size} bytes, its manifest says {manifest.artifact.size}"
-    drilled = read_drilled(folder) if DRILLED in sizes else None
+    names = os.listdir(f"{vault.root}/{manifest.id}")  # noqa: PTH208 - a Path for each takes longer
+    drilled = read_drilled(vault.root / manifest.id) if DRILLED in names else None
     return Stored(
         manifest.id,
         manifest.kind,
@@ -148,17 +140,17 @@ def _stored(vault: Vault, manifest: Manifest, now: datetime) -> Stored:
         manifest.flow_run,
         manifest.started_at is not None,
         manifest.verified.level == "contents",
-        flaw,
-        reason_to_keep(folder, now) if PINNED in sizes else "",
+        visible_flaw(vault, manifest),
+        reason_to_keep(vault.root / manifest.id, now) if PINNED in names else "",
         drilled.drilled_at if drilled and drilled.passed else None,
     )
 
 
 def time_of(artifact_id: str) -> datetime:
     """Return the time in the id; the first of all times if there is none."""
-    stamp = artifact_id.rpartition("/")[2][:15]
     try:
-        return datetime.strptime(stamp, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+        # Three times as fast as strptime, which is most of the time in a vault of 100,000 artifacts.
+        return datetime.fromisoformat(artifact_id.rpartition("/")[2][:15]).replace(tzinfo=UTC)
     except ValueError:
         return datetime.min.replace(tzinfo=UTC)
 

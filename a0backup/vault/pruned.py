@@ -94,8 +94,7 @@ def is_marked(folder: Path) -> bool:
 def begun(vault: Vault, node: str, *, but: Collection[str]) -> list[str]:
     """Return the ids of the artifacts of *node* whose removal did not end; *but* are the ids that have a manifest."""
     record = Record(vault)
-    ids = (f"{node}/{folder.name}" for folder in vault.folders(node))
-    return [each for each in ids if each not in but and each in record]
+    return [each for each in vault.all_ids(node) if each not in but and each in record]
 
 
 def remove(vault: Vault, artifact_id: str, record: Record, *, now: datetime) -> str:

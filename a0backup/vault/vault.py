@@ -149,17 +149,21 @@ class Vault:
             return []
         return sorted(Path(e.path) for e in entries if _FOLDER.match(e.name) and e.is_dir(follow_symlinks=False))
 
+    def all_ids(self, node: str) -> list[str]:
+        """Return the ids of the artifact folders of *node*, with or without a manifest, oldest first. Raise OSError."""
+        try:
+            entries = [] if self.folder(node).is_symlink() else list(os.scandir(self.folder(node)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        folders = (entry for entry in entries if _FOLDER.match(entry.name))
+        return sorted(f"{node}/{entry.name}" for entry in folders if entry.is_dir(follow_symlinks=False))
+
     def ids(self, node: str, kind: str) -> list[str]:
         """Return the ids of the artifact folders of *node* and *kind*, with or without a manifest, oldest first.
 
         Raise OSError if the node's folder cannot be read.
         """
-        try:
-            entries = [] if self.folder(node).is_symlink() else list(os.scandir(self.folder(node)))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        of_kind = (entry for entry in entries if (match := _FOLDER.match(entry.name)) and match["kind"] == kind)
-        return sorted(f"{node}/{entry.name}" for entry in of_kind if entry.is_dir(follow_symlinks=False))
+        return [each for each in self.all_ids(node) if each.endswith(f"Z-{kind}")]
 
     def entries(self, node: str | None = None) -> Iterator[Manifest | UnreadableManifest]:
         """Yield the manifests of one node or of all, by node and oldest first; unreadable ones are marked as such."""
@@ -178,7 +182,7 @@ class Vault:
             for entry in filter(lambda entry: _FOLDER.match(entry.name), found):
                 if entry.is_symlink():
                     yield UnreadableManifest(id=f"{name}/{entry.name}", reason=_LINK)
-                elif entry.is_dir() and (manifest := self._read(Path(entry.path))) is not None:
+                elif entry.is_dir() and (manifest := self._read(f"{name}/{entry.name}")) is not None:
                     yield manifest
 
     def manifests(self, node: str | None = None, kind: str | None = None) -> list[Manifest]:
@@ -192,7 +196,7 @@ class Vault:
     def newest_first(self, node: str, kind: str | None = None) -> Iterator[Manifest]:
         """Yield the readable manifests of *node*, and of *kind* if given, newest first; each is read when needed."""
         for folder in reversed(self.folders(node)):
-            manifest = self._read(folder)
+            manifest = self._read(f"{node}/{folder.name}")
             if isinstance(manifest, Manifest) and kind in (None, manifest.kind):
                 yield manifest
 
@@ -224,8 +228,8 @@ class Vault:
         now = self.snapshot(node)
         if now.vault != before.vault:
             return None
-        places = (self.root / each for each in now.ids - before.ids if each.endswith(f"Z-{kind}"))
-        found = [m for place in places if isinstance(m := self._read(place), Manifest) and m.started_at is not None]
+        ids = (each for each in now.ids - before.ids if each.endswith(f"Z-{kind}"))
+        found = [m for each in ids if isinstance(m := self._read(each), Manifest) and m.started_at is not None]
         return max(found, key=lambda manifest: manifest.stored_at, default=None)
 
     def get(self, artifact_id: str) -> Manifest | UnreadableManifest | None:
@@ -235,20 +239,21 @@ class Vault:
             return None
         if folder.is_symlink() or folder.parent.is_symlink():
             return UnreadableManifest(id=artifact_id, reason=_LINK)
-        return self._read(folder) if folder.is_dir() else None
+        return self._read(artifact_id) if folder.is_dir() else None
 
-    def _read(self, folder: Path) -> Manifest | UnreadableManifest | None:
-        place = f"{folder.parent.name}/{folder.name}"
+    def _read(self, artifact_id: str) -> Manifest | UnreadableManifest | None:
         try:
-            content = read_whole(folder / MANIFEST, MAX_MANIFEST_BYTES)
+            # Texts and no Paths: a vault may have 100,000 of them.
+            content = read_whole(f"{self.root}/{artifact_id}/{MANIFEST}", MAX_MANIFEST_BYTES)
         except FileNotFoundError:
             return None
         except UnsuitableFileError as error:
-            return UnreadableManifest(id=place, reason=f"{MANIFEST} {error.reason}")
+            return UnreadableManifest(id=artifact_id, reason=f"{MANIFEST} {error.reason}")
         except OSError as error:
-            denied = owner_of(folder) if isinstance(error, PermissionError) else ""
-            return UnreadableManifest(id=place, reason=f"{MANIFEST} cannot be read: {error.strerror}", denied_by=denied)
-        return parsed(place, content)
+            denied = owner_of(self.root / artifact_id) if isinstance(error, PermissionError) else ""
+            reason = f"{MANIFEST} cannot be read: {error.strerror}"
+            return UnreadableManifest(id=artifact_id, reason=reason, denied_by=denied)
+        return parsed(artifact_id, content)
 
     def holding(
         self,
@@ -356,6 +361,20 @@ def reading(vault: Vault, manifest: Manifest) -> Iterator[Path]:
         raise NotReadableError(node, str(path), owner_of(path)) from None
     except OSError as error:
         raise ArtifactDamagedError(node, manifest.id, f"the artifact cannot be read: {error.strerror}") from error
+
+
+def visible_flaw(vault: Vault, manifest: Manifest) -> str:
+    """Return the damage to an artifact that is visible without reading it; empty if there is none."""
+    try:
+        status = os.lstat(f"{vault.root}/{manifest.id}/{manifest.artifact.file}")
+    except OSError as error:
+        return f"the artifact cannot be found: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
+        return "the artifact is not a regular file"
+    expected = manifest.artifact.size
+    return (
+        "" if status.st_size == expected else f"the artifact has {status.st_size} bytes, its manifest says {expected}"
+    )
 
 
 def require_size(manifest: Manifest, size: int) -> None:
