@@ -13,6 +13,7 @@ from a0backup.exit_codes import ExitCode
 from a0backup.report import terminal
 from a0backup.report.words import human_size, plain
 from a0backup.vault.manifest import MANIFEST, Manifest, UnreadableManifest
+from a0backup.vault.pinned import reason_to_keep
 from a0backup.vault.vault import Vault, is_ahead, visible_flaw
 
 
@@ -210,6 +211,8 @@ def _rows(vault: Vault, manifest: Manifest) -> dict[str, str]:
         "verified": _how_verified(manifest),
         "password": password.mode + ("" if password.confirmed else ", not proven to open it"),
     }
+    if pin := reason_to_keep(vault.root / manifest.id, datetime.now(UTC)):
+        rows["retention"] = plain(pin)
     if password.sealed:
         rows["sealed to"] = ", ".join(dict.fromkeys(plain(entry.recovery_key) for entry in password.sealed))
     return rows

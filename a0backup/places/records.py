@@ -196,6 +196,14 @@ def write_place_record(vault: Vault, name: str, record: PlaceRecord) -> None:
     publish(file, record.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
 
 
+def not_found_whole(vault: Vault, name: str) -> set[str]:
+    """Return the ids of the artifacts that were not found whole when they were last looked at in the place."""
+    record = place_record(vault, name)
+    if record is None:
+        return set()
+    return {each for each, tried in record.tried.items() if each not in record.read or record.read[each] < tried}
+
+
 def forget_read(vault: Vault, name: str, ids: Collection[str]) -> None:
     """Remove the artifacts *ids* from the record of the place, which no longer has them. Raise OSError."""
     record = place_record(vault, name)

@@ -74,6 +74,7 @@ class Verification:
         self._vault, self._places, self._of_vault = vault, places, of_vault
         self._ids, self._share, self._told = ids, share, told
         self._entries: dict[str, Manifest | UnreadableManifest] = {}
+        self._pruned = Record(vault)
         self.resumed: dict[str, int] = {}  # how many artifacts an interrupted verification had read, by place
 
     async def run(self) -> list[Finding]:
@@ -198,7 +199,7 @@ class Verification:
         known = known_manifest(self._vault, artifact_id)
         entry = self._entries.get(artifact_id)
         if not isinstance(entry, Manifest):
-            return Expected(known=known)
+            return Expected(known=known or self._pruned.manifest_of(artifact_id))
         try:
             content = manifest_bytes(self._vault, entry)
         except VaultUnusableError:  # the vault's own finding says so

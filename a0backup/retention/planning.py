@@ -10,13 +10,15 @@ damaged stays, is named, and counts for nothing: it never makes another one go.
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
 from a0backup.fleet.models import Fleet
 from a0backup.fleet.retention import Retention
+from a0backup.places.records import not_found_whole
+from a0backup.places.verifying import IN_VAULT
 from a0backup.retention.policy import reasons_to_keep
 from a0backup.vault.drilled import DRILLED, read_drilled
 from a0backup.vault.manifest import Manifest, UnreadableManifest
@@ -29,6 +31,7 @@ _ONE_RUN = timedelta(hours=12)  # from the first to the last kind that one run m
 _ONE_NIGHT = timedelta(hours=6)  # between the kinds of a night that one run began and another one ended
 _UNFINISHED = re.compile(r"(?:journal|deleting)-.+\.json")
 _NO_RULE = "no rule keeps it"
+_DOUBTED = "the last verification did not find it whole"
 
 
 class Stored(NamedTuple):
@@ -39,10 +42,10 @@ class Stored(NamedTuple):
     at: datetime = datetime.min.replace(tzinfo=UTC)  # by its id: the start, or when a foreign one was stored
     flow_run: str = ""
     ours: bool = True
-    opened: bool = False  # its contents were verified
-    flaw: str = ""
+    opened: bool = False  # its contents were verified, and no later drill failed
     pin: str = ""
     drilled_at: datetime | None = None  # the last drill, if it passed
+    flaw: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,27 @@ def plan_vault(vault: Vault, fleet: Fleet, retention: Retention, *, now: datetim
     """Return what becomes of every artifact in the vault of *fleet*. Raise OSError."""
     plan = Plan()
     named = {node.name for node in fleet.nodes}
+    doubted = not_found_whole(vault, IN_VAULT)
     for node in vault.nodes():
-        add_node(plan, vault, node, retention, now=now, is_named=node in named)
+        add_node(plan, vault, node, retention, now=now, doubted=doubted, is_named=node in named)
     return plan
 
 
 def add_node(
-    plan: Plan, vault: Vault, node: str, retention: Retention, *, now: datetime, is_named: bool = True
+    plan: Plan,
+    vault: Vault,
+    node: str,
+    retention: Retention,
+    *,
+    now: datetime,
+    doubted: Container[str],
+    is_named: bool = True,
 ) -> None:
-    """Add to *plan* what becomes of the artifacts of *node*; one that fleet.yaml does not name is left alone."""
-    stored = list(read_stored(vault, node, now=now))
+    """Add to *plan* what becomes of the artifacts of *node*; one that fleet.yaml does not name is left alone.
+
+    *doubted* are the ids that the last verification did not find whole.
+    """
+    stored = list(read_stored(vault, node, now=now, doubted=doubted))
     unfinished = unfinished_of(vault, node)
     whole = [each for each in stored if not each.flaw]
     reasons = kept(whole, retention, now=now)
@@ -116,16 +130,21 @@ def _refusals(node: str, ids: Sequence[str], removed: int, retention: Retention,
 
 
 def unfinished_of(vault: Vault, node: str) -> str:
-    """Return which file says that a backup of *node* is unfinished; empty if none does. Raise OSError."""
-    names = sorted(entry.name for entry in os.scandir(vault.folder(node)) if _UNFINISHED.match(entry.name))
+    """Return what says that a backup of *node* is unfinished, or may be; empty if nothing does."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(vault.folder(node)) if _UNFINISHED.match(entry.name))
+    except OSError as error:
+        return f"perhaps: its folder cannot be read: {error.strerror}"
     return names[0] if names else ""
 
 
-def read_stored(vault: Vault, node: str, *, now: datetime) -> Iterator[Stored]:
+def read_stored(vault: Vault, node: str, *, now: datetime, doubted: Container[str] = ()) -> Iterator[Stored]:
     """Yield what decides about each artifact of *node*, oldest first."""
     for entry in vault.entries(node):
         if isinstance(entry, UnreadableManifest):
             yield Stored(entry.id, flaw=entry.reason)
+        elif flaw := visible_flaw(vault, entry) or (_DOUBTED if entry.id in doubted else ""):
+            yield Stored(entry.id, flaw=flaw)
         else:
             yield _stored(vault, entry, now)
 
@@ -139,8 +158,7 @@ def _stored(vault: Vault, manifest: Manifest, now: datetime) -> Stored:
         time_of(manifest.id),
         manifest.flow_run,
         manifest.started_at is not None,
-        manifest.verified.level == "contents",
-        visible_flaw(vault, manifest),
+        manifest.verified.level == "contents" and (drilled is None or drilled.passed),
         reason_to_keep(vault.root / manifest.id, now) if PINNED in names else "",
         drilled.drilled_at if drilled and drilled.passed else None,
     )

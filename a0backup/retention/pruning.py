@@ -17,7 +17,7 @@ from a0backup.fleet.models import Fleet
 from a0backup.fleet.retention import Retention
 from a0backup.places.copying import manifest_path, read_small
 from a0backup.places.places import Place, Places
-from a0backup.places.records import forget_read
+from a0backup.places.records import forget_read, not_found_whole, was_used
 from a0backup.places.store import Store
 from a0backup.places.transfer import Transfer
 from a0backup.places.verifying import IN_VAULT, Listing
@@ -100,7 +100,7 @@ def _prune_locked(
     told: Told,
 ) -> None:
     plan, record = Plan(), Record(vault)
-    add_node(plan, vault, node, retention, now=now)
+    add_node(plan, vault, node, retention, now=now, doubted=not_found_whole(vault, IN_VAULT))
     if plan.refusals and not force:
         raise PruneRefusedError(plan.refusals)
     for artifact_id in plan.begun:
@@ -129,6 +129,8 @@ async def prune_place(place: Place, fleet: Fleet, *, now: datetime, told: Told =
     What the vault has merely lost is never removed. What fails is in the result.
     """
     ended = PrunedHere(place.copy.name)
+    if not await in_thread(was_used, place.vault, place.copy):
+        return ended  # the first copy makes it this vault's
     transfer = place.new_transfer()
     pruner = _PlacePruner(place, fleet.retention, now, transfer, ended, told)
     try:

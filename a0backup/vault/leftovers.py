@@ -32,7 +32,9 @@ def salvage(vault: Vault, node: str, kind: str, md5: str) -> Digests | None:
     The bytes are moved to where verified bytes wait to be stored. Return None if there are none.
     """
     place = verified_file(vault, node, kind)
-    without_manifest = [folder for folder in vault.folders(node) if not (folder / MANIFEST).exists()]
+    without_manifest = [
+        folder for folder in vault.folders(node) if not any(os.path.lexists(folder / name) for name in (MANIFEST, MARK))
+    ]
     candidates = [place, *_arrived(vault, node)]
     candidates += [path for folder in without_manifest for path in sorted(folder.glob("*.tar.gz.enc"))]
     for candidate in candidates:

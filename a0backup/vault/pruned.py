@@ -68,6 +68,11 @@ class Record:
             self._nodes[node] = {line.id: line for line in _lines(self._vault.folder(node) / RECORD, node)}
         return self._nodes[node]
 
+    def manifest_of(self, artifact_id: str) -> str | None:
+        """Return the SHA-256 of the manifest of a pruned artifact; None if it was not pruned, or that is not known."""
+        line = self.of_node(artifact_id.partition("/")[0]).get(artifact_id)
+        return line.manifest if line is not None and artifact_id in self else None
+
     def note(self, line: Pruned) -> None:
         """Add *line* durably, unless it is there. Raise OSError."""
         node = line.id.partition("/")[0]

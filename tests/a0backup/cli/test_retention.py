@@ -114,6 +114,7 @@ def test_keep_pins_an_artifact_and_unkeep_lets_it_go(nights: Nights) -> None:
     file = nights.vault.root / oldest / "pinned.json"
     assert file.stat().st_mode & 0o777 == 0o600
     assert set(json.loads(file.read_text())) == {"schema", "until", "because", "pinned_at"}
+    assert "pinned until" in run(nights, "show", oldest).stdout
     assert run(nights, "prune", "--yes").returncode == 0
     assert oldest in nights.held()
     assert run(nights, "unkeep", oldest).stdout == f"{oldest}: not pinned any more\n"

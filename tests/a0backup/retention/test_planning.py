@@ -1,11 +1,13 @@
 """What becomes of each artifact: what is never removed, whatever the rules say, and when nothing is."""
 
+import asyncio
 import json
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from a0backup.places.verification import Verification
 from a0backup.retention.planning import time_of
 from a0backup.vault.pinned import PINNED, Pin, write_pin
 from tests.support.pruning import Nights
@@ -123,6 +125,35 @@ def test_what_is_damaged_stays_is_named_and_takes_no_place_of_another(nights: Ni
             (folder / "manifest.json").write_text(json.dumps(other))
     assert set(nights.reasons()) == set(ids[:4])
     assert nights.reasons()[ids[0]][0].startswith("left as it is: ")
+
+
+def test_what_the_last_verification_did_not_find_whole_takes_no_place_of_another(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    artifact = nights.vault.root / ids[0] / "backup.tar.gz.enc"
+    whole = artifact.read_bytes()
+    artifact.write_bytes(b"?" * len(whole))
+    assert set(nights.reasons()) == set(ids[:3])
+    asyncio.run(Verification(nights.vault, []).run())
+    assert set(nights.reasons()) == set(ids[:4])
+    assert nights.reasons()[ids[0]] == ("left as it is: the last verification did not find it whole",)
+    artifact.write_bytes(whole)
+    asyncio.run(Verification(nights.vault, []).run())
+    assert set(nights.reasons()) == set(ids[:3])
+
+
+def test_an_artifact_whose_drill_failed_is_not_the_newest_that_was_proven_to_open(nights: Nights) -> None:
+    nights.change(retention={"keep_last": 1, "keep_min": 1, "prune_most": "100%"})
+    ids = nights.add_nights(4)
+    nights.drilled(ids[0], passed=False)
+    assert set(nights.reasons()) == set(ids[:2])
+    assert "newest with verified contents" in nights.reasons()[ids[1]]
+
+
+def test_a_node_whose_folder_cannot_be_read_does_not_keep_others_from_being_pruned(nights: Nights) -> None:
+    nights.add_nights(6)
+    nights.vault.folder("a0-2").write_text("a file in the place of the folder")
+    nights.vault.folder("a0-3").symlink_to("nowhere")
+    assert len(nights.plan().removals) == 3
 
 
 def test_a_node_that_fleet_yaml_does_not_name_is_left_alone(nights: Nights) -> None:

@@ -160,8 +160,8 @@ def test_what_the_vault_has_only_lost_is_removed_in_no_place(nights: Nights) -> 
         shutil.rmtree(nights.vault.root / each)
     prune(nights)
     assert nights.held("nas") == {*ids[:3], *ids[4:]}
-    missing = [finding.id for finding in verify(nights) if finding.result == "missing"]
-    assert missing == sorted(ids[4:])
+    missing = {finding.id for finding in verify(nights) if finding.result == "missing"}
+    assert missing == set(ids[4:])
 
 
 def test_what_was_pruned_is_neither_missed_nor_copied_nor_brought_back(nights: Nights) -> None:
@@ -182,6 +182,22 @@ def test_damage_to_what_a_place_keeps_for_longer_is_found(nights: Nights) -> Non
     prune(nights)
     (nights.folder / "nas" / ids[5] / "backup.tar.gz.enc").write_bytes(b"?")
     assert [(each.id, each.result) for each in verify(nights) if not each.ok] == [(ids[5], "damaged")]
+
+
+def test_damage_to_the_manifest_of_what_a_place_keeps_for_longer_is_found(nights: Nights) -> None:
+    nights.change(copies=[PLACES[0] | {"retention": {"keep_daily": 9}}])
+    ids = nights.add_nights(6)
+    copy(nights)
+    prune(nights)
+    manifest = nights.folder / "nas" / ids[5] / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"port": 10121', '"port": 10122'))
+    assert [(each.id, each.result) for each in verify(nights) if not each.ok] == [(ids[5], "damaged")]
+
+
+def test_a_place_that_was_never_used_is_not_made_by_a_prune(nights: Nights) -> None:
+    nights.add_nights(6)
+    assert prune(nights)["nas"].text() == "nas: 0 removed"
+    assert not (nights.folder / "nas").exists()
 
 
 def test_another_artifact_under_the_id_of_a_pruned_one_stays_and_is_said(nights: Nights) -> None:
