@@ -87,7 +87,7 @@ FAULTS = {
     "taken": Fault(("status", "retrieve")),
     # the health endpoints
     "unwell": Fault(("health",)),
-    "health_answer": Fault(("health",), {"status": 500, "headers": {}, "body": ""}),
+    "health_answer": Fault(("health",), {"status": 500, "reason": "", "headers": {}, "body": ""}),
     "health_silent": Fault(("health",)),
     "health_endless": Fault(("health",), {"what": "body"}, {"what": ("body", "headers", "drip")}),
     "no_role": Fault(("node",)),

@@ -84,16 +84,16 @@ class Health:
         call = Call(node, what, []) if node is not None and what in HEALTH else None
         status = self._status(call, headers.get("authorization"))
         more: dict[str, str] = {}
-        body = "OK" if status == 200 else ""
+        body, reason = "OK" if status == 200 else "", REASONS.get(status, "")
         if call is not None and (said := call.met("health_answer")):
-            status, more, body = said["status"], said["headers"], said["body"]
+            status, more, body, reason = said["status"], said["headers"], said["body"], said["reason"]
         self._note(node, what, status, headers, call)
         if call is not None and call.met("health_silent"):
             await asyncio.to_thread(self.appliances.stopping.wait)
         if call is not None and (said := call.met("health_endless")):
             await self._send_without_end(said["what"], writer)
         length = {} if status == 204 else {"Content-Length": str(len(body))}
-        head = [f"HTTP/1.1 {status} {REASONS.get(status, '')}"]
+        head = [f"HTTP/1.1 {status} {reason}"]
         head += [f"{name}: {value}" for name, value in {**length, **more}.items()]
         writer.write(("\r\n".join(head) + "\r\n\r\n" + body).encode())
         await writer.drain()

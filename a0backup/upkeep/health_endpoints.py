@@ -6,8 +6,10 @@ is followed, which would hand the key to whoever is there.
 
 import asyncio
 import email.utils
+import logging
 import ssl
 import time
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +36,19 @@ _MOST = 64 << 10  # bytes of a body that nobody reads; more, and the connection 
 _TOO_OFTEN, _NOT_WELL = 429, 520
 
 
+_asking: ContextVar[bool] = ContextVar("asking", default=False)
+
+
+def _tells_nothing_of_a_node(record: logging.LogRecord) -> bool:
+    """Return whether the record of the HTTP client is about anything else than our requests to a node."""
+    return not _asking.get()
+
+
+# They show the reason and the headers of each answer, and a node can put the key into these.
+for _name in ("httpx", "httpcore.connection", "httpcore.http11"):
+    logging.getLogger(_name).addFilter(_tells_nothing_of_a_node)
+
+
 class _UnknownError(Exception):
     """The endpoints tell nothing, for a reason that concerns all of them."""
 
@@ -53,6 +68,7 @@ class Endpoints:
     async def ask(self, *, ca_file: Path | None, everything: bool) -> None:
         """Ask what a backup needs, or *everything*. Raises nothing: what cannot be learnt is among the doubts."""
         unknown = ""
+        quiet = _asking.set(True)
         try:
             context = await in_thread(_trusting, ca_file)
             async with (
@@ -70,6 +86,8 @@ class Endpoints:
             unknown = str(error)
         except TimeoutError:
             unknown = f"the endpoints did not all answer within {WHOLE:.0f} s"
+        finally:
+            _asking.reset(quiet)
         if unknown:
             self.doubts.append(f"its health is not known: {unknown}")
 

@@ -48,10 +48,10 @@ class Room:
     *migrated_home* saves our own engine from building its database.
     """
 
-    def __init__(self, root: Path, nodes: int, migrated_home: Path) -> None:
+    def __init__(self, root: Path, nodes: int, migrated_home: Path, *, health: bool = False) -> None:
         self.place, self.beside = root / "place", root / "beside"
         self.engine = self.place / "state" / "a0backup" / "engine"
-        self.appliances = SimulatedFleet(self.beside / "sim", nodes, size=20_000, backup_seconds=0.05)
+        self.appliances = SimulatedFleet(self.beside / "sim", nodes, size=20_000, backup_seconds=0.05, health=health)
         for folder in ("home", "state", "config", "cache", "share", "run", "tmp", "terminal", "storage"):
             (self.place / folder).mkdir(parents=True, mode=0o700)
         shutil.copytree(migrated_home, self.engine)

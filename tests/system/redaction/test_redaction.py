@@ -225,3 +225,22 @@ def test_the_sealed_password_of_the_previous_kind_is_recognised(room: Room) -> N
     room.run("run")
     assert len(room.told()) == 2
     room.is_clean_of(*room.told())
+
+
+def test_the_key_of_the_health_endpoints_is_left_nowhere(tmp_path: Path, migrated_home: Path) -> None:
+    with Room(tmp_path, 4, migrated_home, health=True) as room:
+        key = Path(room.appliances.health["key_file"]).read_text().strip()
+        room.fleet(room.password_from("env"))
+        tell = room.appliances.tell
+        tell("a0-1", "backup", "refuse", message=f"no: {key}\n")
+        echo = {"reason": f"see {key}", "headers": {"Location": f"https://127.0.0.1/?k={key}"}, "body": key}
+        tell("a0-2", "status/disk", "health_answer", status=302, **echo)
+        tell("a0-3", "status/disk", "health_endless", what="headers")
+        tell("a0-4", "status/disk", "unwell")
+        night = room.run("run", **LOUD)
+        assert night.code == 3, night.report
+        for number, ending in enumerate(("failed", "stored", "stored", "failed"), 1):
+            assert re.search(rf"^a0-{number} +{ending}", night.report, re.M), night.report
+        assert room.run("check", **LOUD).code == 3
+        room.is_clean_of(key, f"api_keys_health:{key}")
+        assert search([key], [room.beside])
