@@ -31,7 +31,8 @@ def copy_artifacts(fleet_path: Path, to: tuple[str, ...], as_json: bool, artifac
 
     The places are `copies` in fleet.yaml. Each artifact is read back there, or proven by the server's own checksum,
     before it counts. An interrupted copy continues where it ended. Without IDs, copies everything that the vault has,
-    the newest first; NODE, NODE/KIND or latest in place of an ID names the newest.
+    the newest first; NODE, NODE/KIND or latest in place of an ID names the newest. The records of drills that were made
+    on a place (drilled.json) are brought to the vault.
 
     \b
     Exit codes:
@@ -81,6 +82,7 @@ def _row(result: "CaughtUp") -> dict[str, object]:
         "copied": result.copied,
         "held": len(result.held),
         "failed": result.failed,
+        "drilled": result.drilled,
         "error": result.error.reason if result.error else None,
         "behind": result.is_behind,
     }

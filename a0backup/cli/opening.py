@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,19 +20,21 @@ from a0backup.cli.asking import ask
 from a0backup.cli.options import complete_ids, json_option, vault_at, vault_of, vault_options
 from a0backup.errors import A0BackupError, ArtifactDamagedError
 from a0backup.exit_codes import ExitCode
+from a0backup.fleet.drills import Drills
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import ContentsLimits, Fleet, PasswordSource
 from a0backup.report import terminal
 from a0backup.report.words import human_size, plain
-from a0backup.vault.manifest import Manifest, UnreadableManifest
+from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
 
 if TYPE_CHECKING:
-    from a0backup.upkeep.drill import Secrets
+    from a0backup.upkeep.drill import DrillResult, Secrets
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # The limits in fleet.yaml protect a run from its nodes. A user with artifact and password wants the contents.
+_CODES = {"ok": ExitCode.OK, "damaged": ExitCode.DAMAGED, "not opened": ExitCode.FAILED}
 _WHATEVER_IT_IS = ContentsLimits(max_unpacked=10**15, max_ratio=1032)
 
 
@@ -138,11 +141,15 @@ def _tidy_when_cancelled() -> None:
 @json_option
 @click.argument("artifact_ids", metavar="[ID]...", nargs=-1, shell_complete=complete_ids)
 def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any) -> int:
-    """Prove that artifacts can be restored; write nothing.
+    """Prove that artifacts can be restored.
 
-    Decrypts and decompresses each artifact and reads every member. Without IDs, reads the newest artifact of each node
-    and kind; NODE or NODE/KIND in place of an ID names its newest. Prints one line per artifact: ok, with the members
-    and the unpacked size, or DAMAGED or NOT OPENED, with the reason.
+    Decrypts and decompresses each artifact and reads every member; writes none of the contents. Without IDs, reads the
+    newest artifact of each node and kind; NODE or NODE/KIND in place of an ID names its newest. Prints one line per
+    artifact: ok, with the members, the unpacked size and the documents of the dump, or DAMAGED or NOT OPENED, with the
+    reason; and warns of what it lacks of the backup before it.
+
+    Records the result beside the artifact, in drilled.json. With --vault COPY it is recorded in that copy, and
+    `a0backup copy` brings it from there to the vault, for `a0backup status`.
 
     A sealed password needs --key; its passphrase is asked for. A shared one is that of --password-file, or of
     fleet.yaml if it names a file or an environment variable, or is asked for.
@@ -165,11 +172,16 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
     readable = [entry for entry in entries if isinstance(entry, Manifest)]
     secrets = opening.secrets(readable, fleet.password if fleet else None) if readable else drill.Secrets()
     limits = fleet.contents if fleet else _WHATEVER_IT_IS
+    shrink = fleet.drills.shrink if fleet else Drills().shrink
     rows, codes = [], {ExitCode.OK}
     for number, entry in enumerate(entries, 1):
-        code, row = _drilled(vault, entry, secrets, limits, f"{number} of {len(entries)}")
-        codes.add(code)
-        rows.append(row)
+        size = human_size(entry.artifact.size) if isinstance(entry, Manifest) else "no manifest"
+        with _at_work(f"reads {entry.id} to its end ({size}; {number} of {len(entries)})"):
+            drilled = drill.prove(
+                vault, entry, secrets, limits, shrink=shrink, now=datetime.now(UTC).replace(microsecond=0)
+            )
+        codes.add(_CODES[drilled.result])
+        rows.append(row := _row(drilled))
         if not as_json:
             click.echo("\n".join(_lines(row)))
     if as_json:
@@ -177,39 +189,26 @@ def drill_artifacts(artifact_ids: tuple[str, ...], as_json: bool, **options: Any
     return max(codes)
 
 
-def _drilled(
-    vault: Vault, entry: Manifest | UnreadableManifest, secrets: "Secrets", limits: ContentsLimits, which: str
-) -> tuple[ExitCode, dict[str, object]]:
-    """Drill one artifact; return the exit code and the row."""
-    from a0backup.upkeep import drill
-
-    try:
-        if isinstance(entry, UnreadableManifest):
-            raise entry.error()
-        with _at_work(f"reads {entry.id} to its end ({human_size(entry.artifact.size)}; {which})"):
-            contents = drill.drill(vault, entry, secrets.passwords(entry), limits)
-    except A0BackupError as error:
-        damaged = drill.is_damage(error)
-        hint = (
-            drill.remedy(error, entry, with_key=secrets.key is not None)
-            if isinstance(entry, Manifest)
-            else error.hint()
-        )
-        result = "damaged" if damaged else "not opened"
-        row: dict[str, object] = {"id": entry.id, "result": result, "reason": error.message(), "hint": hint}
-        return ExitCode.DAMAGED if damaged else ExitCode.FAILED, row
-    read = {"members": contents.members, "unpacked_size": contents.unpacked_size, "odd": list(contents.odd)}
-    return ExitCode.OK, {"id": entry.id, "result": "ok", **read}
+def _row(drilled: "DrillResult") -> dict[str, Any]:
+    row: dict[str, Any] = {"id": drilled.id, "result": drilled.result, "warnings": list(drilled.warnings)}
+    if drilled.contents is None:
+        return row | {"reason": drilled.reason, "hint": drilled.hint}
+    read = drilled.contents
+    documents = None if read.collections is None else sum(each.documents for each in read.collections)
+    sizes = {"members": read.members, "unpacked_size": read.unpacked_size, "documents": documents}
+    return row | sizes | {"odd": list(read.odd)}
 
 
 def _lines(row: Mapping[str, Any]) -> Iterator[str]:
     if row["result"] == "ok":
-        yield f"{row['id']}  ok: {row['members']} members, {human_size(row['unpacked_size'])} unpacked"
+        documents = "" if row["documents"] is None else f", {row['documents']:,} documents"
+        yield f"{row['id']}  ok: {row['members']} members, {human_size(row['unpacked_size'])} unpacked{documents}"
         yield from (f"  odd: {plain(sentence)}" for sentence in row["odd"])
     else:
         yield f"{row['id']}  {row['result'].upper()}: {plain(row['reason'])}"
         if row["hint"]:
             yield f"  HINT: {plain(row['hint'])}"
+    yield from (f"  warning: {plain(sentence)}" for sentence in row["warnings"])
 
 
 # -- decrypt -----------------------------------------------------------------------------------------------------------

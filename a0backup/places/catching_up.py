@@ -1,22 +1,27 @@
-"""Bring a place to what the vault has: copy what it lacks, the newest first.
+"""Bring a place to what the vault has: copy what it lacks, the newest first; and bring back records of drills.
 
 caught_up = await catch_up(place, manifests)
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from a0backup.errors import PlaceDeniedError, PlaceError, VaultError
 from a0backup.files import in_thread
 from a0backup.places.copying import artifact_path, manifest_path
+from a0backup.places.drills import drill_path, fetch_drills
 from a0backup.places.places import TOLD_EVERY, Place
 from a0backup.places.records import is_proven
 from a0backup.places.store import Store
 from a0backup.places.transfer import Transfer
-from a0backup.report.words import human_size
+from a0backup.report.words import counted, human_size
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.pruned import Record
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -28,6 +33,7 @@ class CaughtUp:
     copied: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # reasons, by id
     error: PlaceError | None = None  # what stopped the place as a whole
+    drilled: list[str] = field(default_factory=list)  # whose records of a drill were brought to the vault
 
     @property
     def is_behind(self) -> bool:
@@ -37,6 +43,8 @@ class CaughtUp:
     def text(self) -> str:
         """Return the result in one line."""
         counts = f"{len(self.copied)} copied, {len(self.held)} held already"
+        if self.drilled:
+            counts += f", {counted(len(self.drilled), 'record')} of drills brought to the vault"
         if not self.is_behind:
             return f"{self.place}: {counts}"
         missing = f"{len(self.failed)} missing" if self.failed else "not known what is missing"
@@ -59,6 +67,7 @@ async def catch_up(
     except PlaceError as error:
         result.error = error
         return result
+    await _bring_drills(place, [each.id for each in manifests if drill_path(each.id) in (listed or ())], result)
     lacking: list[Manifest] = []
     for manifest in sorted(manifests, key=lambda manifest: manifest.stored_at, reverse=True):
         if await in_thread(is_proven, place.vault, manifest.id, place.copy) and _is_listed(manifest, listed):
@@ -107,6 +116,20 @@ def _fail(
     if artifact_id not in Record(place.vault):
         result.failed[artifact_id] = error.reason if isinstance(error, PlaceError) else error.text()
         told(artifact_id, f"not copied: {result.failed[artifact_id]}")
+
+
+async def _bring_drills(place: Place, ids: Sequence[str], result: CaughtUp) -> None:
+    """Bring the records of drills of *ids* to the vault; a failure is logged, as the place lacks nothing by it."""
+    try:
+        if ids:
+            now = datetime.now(UTC)
+            result.drilled = await place.ask(
+                lambda store: fetch_drills(place.vault, store, ids, now=now), place.new_transfer()
+            )
+    except PlaceError as error:
+        log.warning("records of drills: %s", error.text())
+    except OSError as error:
+        log.warning("records of drills: the vault cannot be written: %s", error.strerror)
 
 
 def _listed(store: Store) -> dict[str, int] | None:

@@ -1,16 +1,19 @@
 """Prove that an artifact can be restored, or decrypt it: bytes, password and contents are all checked.
 
 contents = drill(vault, manifest, Secrets(key=load_private(path, passphrase)).passwords(manifest), limits)
+drilled = prove(vault, manifest, secrets, limits, shrink=0.3, now=now)    # and record it
 """
 
 import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from a0backup.artifact.encryption import decrypt_file
-from a0backup.artifact.inspection import Contents, Limits, inspect
+from a0backup.artifact.inspection import Contents, Limits, inspect, verified_by
 from a0backup.errors import (
     A0BackupError,
     ArtifactDamagedError,
@@ -23,7 +26,9 @@ from a0backup.errors import (
 from a0backup.files import fsync_directory, open_private, take_name
 from a0backup.passwords.recovery_keys import PrivateKey
 from a0backup.passwords.sealed import candidates
-from a0backup.vault.manifest import Manifest
+from a0backup.upkeep.comparison import lost_since, previous
+from a0backup.vault.drilled import Drilled, write_drilled
+from a0backup.vault.manifest import Manifest, UnreadableManifest
 from a0backup.vault.vault import Vault, reading, require_same
 
 
@@ -69,6 +74,77 @@ def drill(vault: Vault, manifest: Manifest, passwords: Sequence[str], limits: Li
         assert inspection.error is not None, "contents or an error"
         raise inspection.error
     return inspection.contents
+
+
+@dataclass(frozen=True)
+class DrillResult:
+    """How the drill of one artifact ended.
+
+    *not tried*: what opens it is not at hand. *warnings* name what it lacks of the backup before it, and whether
+    the result could not be recorded.
+    """
+
+    id: str
+    result: Literal["ok", "damaged", "not opened", "not tried"]
+    reason: str = ""
+    hint: str = ""
+    contents: Contents | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        return self.result in ("damaged", "not opened")
+
+
+def prove(
+    vault: Vault,
+    entry: Manifest | UnreadableManifest,
+    secrets: Secrets,
+    limits: Limits,
+    *,
+    shrink: float,
+    now: datetime,
+) -> DrillResult:
+    """Drill the artifact, compare it with the backup before it, and record beside it how that ended.
+
+    What the artifact was opened with proves nothing of it: a wrong password or key is not recorded.
+    """
+    now = now.replace(microsecond=0)
+    try:
+        if isinstance(entry, UnreadableManifest):
+            raise entry.error()
+        contents = drill(vault, entry, secrets.passwords(entry), limits)
+    except A0BackupError as error:
+        if isinstance(entry, UnreadableManifest):
+            return DrillResult(entry.id, "damaged" if is_damage(error) else "not opened", error.message(), error.hint())
+        hint = remedy(error, entry, with_key=secrets.key is not None)
+        if not is_damage(error):
+            return DrillResult(entry.id, "not opened", error.message(), hint)
+        level: Literal["contents", "md5"] = "contents" if isinstance(error, ContentsError) else "md5"
+        drilled = Drilled(drilled_at=now, passed=False, level=level, problem=error.text())
+        return DrillResult(entry.id, "damaged", error.message(), hint, warnings=_recorded(vault, entry, drilled))
+    drilled = Drilled(drilled_at=now, passed=True, level="contents")
+    warnings = (*_losses(vault, entry, contents, shrink), *_recorded(vault, entry, drilled))
+    return DrillResult(entry.id, "ok", contents=contents, warnings=warnings)
+
+
+def _recorded(vault: Vault, manifest: Manifest, drilled: Drilled) -> tuple[str, ...]:
+    """Record the result; return a warning if that is not possible, as in a copy that cannot be written."""
+    try:
+        write_drilled(vault.root / manifest.id, drilled)
+    except OSError as error:
+        return (f"the result cannot be recorded beside it: {error.strerror}",)
+    return ()
+
+
+def _losses(vault: Vault, manifest: Manifest, contents: Contents, shrink: float) -> tuple[str, ...]:
+    """Return what the artifact lacks of the backup before it; its manifest may not know its contents."""
+    read = manifest.model_copy(update={"verified": verified_by(contents)})
+    try:
+        before = previous(vault, read)
+    except OSError as error:
+        return (f"it cannot be compared with the backup before: {error.strerror}",)
+    return () if before is None else lost_since(before, read.verified, size=read.artifact.size, shrink=shrink)
 
 
 def decrypt(vault: Vault, manifest: Manifest, passwords: Sequence[str], limits: Limits, target: Path) -> Contents:

@@ -290,7 +290,7 @@ def reads(pid: int, path: Path) -> bool:
 # -- drill -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_drill_reads_the_newest_of_each_node_and_kind_and_writes_nothing(place: Path, keys: Keys) -> None:
+def test_a_drill_reads_the_newest_of_each_node_and_kind_and_writes_only_its_record(place: Path, keys: Keys) -> None:
     vault = place / "vault"
     old = store(vault, "old1", sealed=keys.seal("old1", "recovery"))
     newest = [
@@ -301,6 +301,10 @@ def test_a_drill_reads_the_newest_of_each_node_and_kind_and_writes_nothing(place
     before = everything(place)
     ended = a0backup("drill", *keys.options(), cwd=place)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    records = [vault / manifest.id / "drilled.json" for manifest in newest]
+    for record in records:
+        assert json.loads(record.read_text())["passed"] is True
+        record.unlink()
     assert everything(place) == before
     lines = ended.stdout.splitlines()
     assert sorted(line.split()[0] for line in lines) == sorted(manifest.id for manifest in newest)
@@ -309,8 +313,25 @@ def test_a_drill_reads_the_newest_of_each_node_and_kind_and_writes_nothing(place
 
 
 def everything(place: Path) -> dict[str, tuple[int, int, int]]:
-    found = {str(path): path.lstat() for path in place.rglob("*")}
+    found = {str(path): path.lstat() for path in place.rglob("*") if path.is_file()}
     return {path: (status.st_mtime_ns, status.st_size, status.st_mode) for path, status in found.items()}
+
+
+def test_a_drill_of_a_copy_is_recorded_there_and_the_next_copy_brings_the_record_to_the_vault(
+    place: Path, keys: Keys
+) -> None:
+    manifest = store(place / "vault", "abc123", sealed=keys.seal("abc123", "recovery"))
+    with (place / "fleet.yaml").open("a") as fleet:
+        fleet.write("copies: [{name: nas, url: nas}]\n")
+    assert a0backup("copy", cwd=place).returncode == 0
+    ended = a0backup("drill", "--vault", "nas", *keys.options(), cwd=place)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    record = place / "nas" / manifest.id / "drilled.json"
+    assert not (place / "vault" / manifest.id / "drilled.json").exists()
+    ended = a0backup("copy", cwd=place)
+    assert "1 record of drills brought to the vault" in ended.stdout
+    assert (place / "vault" / manifest.id / "drilled.json").read_bytes() == record.read_bytes()
+    assert a0backup("verify", cwd=place).returncode == 0
 
 
 def test_a_drill_reports_the_same_as_json(place: Path, keys: Keys) -> None:

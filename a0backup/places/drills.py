@@ -1,0 +1,50 @@
+"""Bring the records of drills from a place to the vault: the recovery key may be where only a copy is.
+
+    taken = fetch_drills(vault, store, ids, now=now)
+
+The private part of a recovery key is kept away from the backup machine, so a drill that needs it runs on a copy, and
+its result is recorded there, in drilled.json beside the artifact. The newest record of an artifact counts.
+"""
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import datetime, timedelta
+
+from a0backup.errors import PlaceArtifactError
+from a0backup.places.copying import read_small
+from a0backup.places.store import Store
+from a0backup.vault.drilled import DRILLED, MAX_DRILLED_BYTES, Drilled, read_drilled, write_drilled
+from a0backup.vault.vault import Vault
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = timedelta(minutes=5)  # between the clocks of machines
+
+
+def drill_path(artifact_id: str) -> str:
+    """Return the path of the record of the artifact's last drill in every place."""
+    return f"{artifact_id}/{DRILLED}"
+
+
+def fetch_drills(vault: Vault, store: Store, ids: Iterable[str], *, now: datetime) -> list[str]:
+    """Take over from the place, for each of the artifacts *ids*, a record that is newer than the vault's.
+
+    Return the ids of those taken over. A record in the future, or that is none, is left alone. Raise
+    PlaceError, OSError if the vault cannot be written.
+    """
+    taken = []
+    for artifact_id in ids:
+        try:
+            theirs = Drilled.parsed(read_small(store, drill_path(artifact_id), MAX_DRILLED_BYTES) or b"")
+        except PlaceArtifactError as error:
+            log.warning("%s", error.text())  # a link or a bad sector in its place: the others may be well
+            continue
+        ours = read_drilled(vault.root / artifact_id)
+        if theirs is None or theirs.drilled_at > now + TOLERANCE:
+            log.warning("%s is no record of a drill, or of one in the future", drill_path(artifact_id))
+        elif ours is None or ours.drilled_at < theirs.drilled_at:
+            with suppress(FileNotFoundError):  # pruned meanwhile
+                write_drilled(vault.root / artifact_id, theirs)
+                taken.append(artifact_id)
+    return taken
