@@ -16,6 +16,7 @@ A0BackupError
 ├── VerificationFailedError   stored artifacts are damaged, missing or could not be read
 ├── PruneRefusedError         what a prune would remove looks like a mistake
 ├── PruneFailedError          nodes or places could not be pruned
+├── DrillFailedError          stored backups do not open, or are damaged
 ├── PlaceError                a place of copies fails or refuses
 │   ├── PlaceArtifactError    what it holds under an id is not the artifact; the place itself is well
 │   └── PlaceDeniedError      the credentials do not allow this, or the object is locked
@@ -283,6 +284,20 @@ class PruneFailedError(A0BackupError):
 
     def hint(self) -> str:
         return "the next prune goes on where this one ended"
+
+
+class DrillFailedError(A0BackupError):
+    """Stored backups do not open with the password that they should open with, or are damaged; *reasons* name each."""
+
+    def __init__(self, total: int, reasons: Sequence[str]) -> None:
+        super().__init__(total, tuple(reasons))
+        self.total, self.reasons = total, tuple(reasons)
+
+    def text(self) -> str:
+        return f"{len(self.reasons)} of {self.total} do not open: " + "; ".join(self.reasons)
+
+    def hint(self) -> str:
+        return "make a new backup of these nodes now, then find out why: `a0backup drill ID`, `a0backup verify ID`"
 
 
 class PlaceError(A0BackupError):

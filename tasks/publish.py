@@ -8,6 +8,7 @@ from a0backup.nodes.status import KindStatus
 from a0backup.places.catching_up import CaughtUp
 from a0backup.places.verifying import Finding as PlaceFinding
 from a0backup.report.check_report import check_markdown, check_rows
+from a0backup.report.drill_report import drill_rows
 from a0backup.report.outcomes import Finding, Outcome
 from a0backup.report.places_report import copy_rows, verify_rows
 from a0backup.report.retention_report import retention_rows
@@ -15,6 +16,7 @@ from a0backup.report.run_report import markdown, rows
 from a0backup.report.status_report import status_rows
 from a0backup.report.warnings import RunWarning
 from a0backup.retention.planning import Plan
+from a0backup.upkeep.drill import DrillResult
 from tasks.engine_task import engine_task
 
 
@@ -63,6 +65,14 @@ async def publish_verification(findings: Sequence[PlaceFinding]) -> None:
     """Publish on the run's page what was read in each place, and what is not as it should be."""
     await acreate_table_artifact(
         key="verification-table", table=verify_rows(findings), description="Place, artifact, and what was found."
+    )
+
+
+@engine_task(name="publish-drills", task_run_name="publish-drills")
+async def publish_drills(results: Sequence[DrillResult]) -> None:
+    """Publish on the run's page how the drill of each artifact ended."""
+    await acreate_table_artifact(
+        key="drill-table", table=drill_rows(results), description="Artifact, result, and what was read or why not."
     )
 
 

@@ -10,9 +10,12 @@ from prefect.blocks.system import Secret
 from a0backup.passwords import shared as password
 
 
-async def shared_password(source: password.Source) -> str | None:
-    """Return the shared password, or None where each backup has its own sealed one. Raise PasswordError."""
-    return await password.load(source, block=secret_block)
+async def shared_password(source: password.Source, *, opening: bool = False) -> str | None:
+    """Return the shared password, or None where each backup has its own sealed one. Raise PasswordError.
+
+    With *opening*, accept every password that may have made an artifact.
+    """
+    return await password.load(source, block=secret_block, opening=opening)
 
 
 async def secret_block(name: str) -> object:

@@ -6,9 +6,9 @@ drilled = prove(vault, manifest, secrets, limits, shrink=0.3, now=now)    # and 
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -24,12 +24,13 @@ from a0backup.errors import (
     WrongPasswordError,
 )
 from a0backup.files import fsync_directory, open_private, take_name
+from a0backup.fleet.models import Fleet, Node
 from a0backup.passwords.recovery_keys import PrivateKey
 from a0backup.passwords.sealed import candidates
 from a0backup.upkeep.comparison import lost_since, previous
 from a0backup.vault.drilled import Drilled, write_drilled
 from a0backup.vault.manifest import Manifest, UnreadableManifest
-from a0backup.vault.vault import Vault, reading, require_same
+from a0backup.vault.vault import Vault, is_ahead, reading, require_same
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,44 @@ class DrillResult:
     @property
     def failed(self) -> bool:
         return self.result in ("damaged", "not opened")
+
+
+def newest_of(vault: Vault, fleet: Fleet, nodes: Iterable[Node]) -> list[Manifest | UnreadableManifest]:
+    """Return the newest artifact of each of the *nodes* and of each kind that *fleet* makes of it.
+
+    One whose time lies in the future counts only if there is no other. Raise OSError if a folder cannot be read.
+    """
+    at, found = datetime.now(UTC), []
+    for node in nodes:
+        for kind in fleet.kinds_of(node):
+            ids = vault.ids(node.name, kind)
+            # Those in the future last.
+            newest_first = sorted(ids, key=lambda each: (not is_ahead(each, at), each), reverse=True)
+            newest = next((entry for entry in map(vault.get, newest_first) if entry is not None), None)
+            found += [newest] if newest is not None else []
+    return found
+
+
+def not_at_hand(entry: Manifest | UnreadableManifest, shared: str | None) -> DrillResult | None:
+    """Return that *entry* is not tried, if the *shared* password of the fleet is not known to be the one that opens it.
+
+    None if it is to be tried.
+    """
+    if isinstance(entry, UnreadableManifest):
+        return None
+    password = entry.encryption.password
+    if password.sealed:
+        reason = "its password is sealed: it needs the recovery key"
+        hint = "where the private part is: `a0backup drill --vault COPY --key FILE`"
+    elif password.mode != "shared":
+        reason = "its password is not known: this vault did not start that backup"
+        hint = "ask who started it, and use `a0backup drill --password-file FILE`"
+    elif shared is None:
+        reason = "its password is an earlier shared one, and fleet.yaml names none"
+        hint = "`a0backup drill --password-file FILE`"
+    else:
+        return None
+    return DrillResult(entry.id, "not tried", reason, hint)
 
 
 def prove(

@@ -61,7 +61,7 @@ def test_every_deployment_is_described_tagged_and_in_the_pool(deployment: dict[s
     assert ("a0backup" if deployment["name"] != "of-fleet" else "a0backup-node") in deployment["tags"]
     # The lease of a concurrency limit crashes a healthy run if the server restarts meanwhile, so no deployment that
     # backs up has one.
-    of_one = ("hourly-check", "watch-freshness", "daily-copy", "nightly-verify", "prune")
+    of_one = ("hourly-check", "watch-freshness", "daily-copy", "nightly-verify", "prune", "drill")
     assert ("concurrency_limit" in deployment) is (deployment["name"] in of_one)
     assert deployment["work_pool"]["name"] == "appliance"
     for schedule in deployment.get("schedules", []):
@@ -72,7 +72,7 @@ def test_every_deployment_is_described_tagged_and_in_the_pool(deployment: dict[s
 def test_only_what_needs_nobody_is_scheduled() -> None:
     crons = {each["name"]: [schedule["cron"] for schedule in each.get("schedules", [])] for each in DEPLOYMENTS}
     scheduled = {"nightly": ["0 2 * * *"], "hourly-check": ["30 * * * *"]}
-    scheduled |= {"watch-freshness": ["45 * * * *"]}
+    scheduled |= {"watch-freshness": ["45 * * * *"], "drill": ["0 12 * * 0"]}
     scheduled |= {"daily-copy": ["0 8 * * *"], "nightly-verify": ["0 5 * * *"], "prune": ["0 7 * * *"]}
     assert crons == {"single-node": [], "of-fleet": [], "enrol": []} | scheduled
 
