@@ -14,6 +14,8 @@ from a0backup.files import UnsuitableFileError, read_whole
 from a0backup.fleet.models import Fleet, Node
 from a0backup.places.records import kept_in_places, lacking
 from a0backup.report.words import plain
+from a0backup.upkeep.comparison import losses_of
+from a0backup.upkeep.drill_age import LastDrill, drill_warnings, last_drill
 from a0backup.upkeep.freshness import Newest, find_newest, judge
 from a0backup.vault.journal import JournalFile
 from a0backup.vault.known_vault import is_there
@@ -28,7 +30,8 @@ _MAX_REASON = 4 << 20  # bytes, with the sealed passwords of many starts
 class KindStatus:
     """One kind of a node, as the vault shows it; *age* and *max_age* in seconds.
 
-    *problems* say why it is not fresh, *warnings* what a person should look at, *notes* what is good to know. *error*
+    *drilled*: the last drill, by `id`, `at`, `passed` and `problem`. *problems* say why it is not fresh, *warnings*
+    what a person should look at, *notes* what is good to know. *error*
     says why nothing is known: then nothing else is set.
     """
 
@@ -44,6 +47,7 @@ class KindStatus:
     quarantine: str | None = None
     damaged: list[str] | None = None
     behind: Mapping[str, int] | None = None
+    drilled: Mapping[str, object] | None = None
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -87,6 +91,10 @@ def _status(fleet: Fleet, node: Node, kind: str, now: datetime) -> KindStatus:
     newest = find_newest(vault, ids, now=now)
     lacked = lacking(vault, ids, fleet.copies)
     judged = judge(newest, lacking=lacked, max_age=fleet.max_age_of(node), now=now)
+    last = last_drill(vault, ids, now=now)
+    warnings = [*judged.warnings, *drill_warnings(last, ids, max_age=fleet.drills.max_age, now=now)]
+    if newest.last is not None:
+        warnings += losses_of(vault, newest.last, fleet.drills.shrink)
     return KindStatus(
         node=node.name,
         kind=kind,
@@ -103,9 +111,18 @@ def _status(fleet: Fleet, node: Node, kind: str, now: datetime) -> KindStatus:
             *kept_in_places(vault, fleet.copies, node.name, kind),
         ],
         behind={place: len(each) for place, each in lacked.items()},
+        drilled=_drilled(last),
         problems=list(judged.problems),
-        warnings=list(judged.warnings),
+        warnings=warnings,
     )
+
+
+def _drilled(last: LastDrill | None) -> dict[str, object] | None:
+    if last is None:
+        return None
+    drilled = last.drilled
+    at = f"{drilled.drilled_at:%Y-%m-%dT%H:%M:%SZ}"
+    return {"id": last.id, "at": at, "passed": drilled.passed, "problem": drilled.problem}
 
 
 def _last(newest: Newest) -> str | None:

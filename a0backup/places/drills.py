@@ -9,17 +9,16 @@ its result is recorded there, in drilled.json beside the artifact. The newest re
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from a0backup.errors import PlaceArtifactError
 from a0backup.places.copying import read_small
 from a0backup.places.store import Store
+from a0backup.upkeep.freshness import TOLERANCE
 from a0backup.vault.drilled import DRILLED, MAX_DRILLED_BYTES, Drilled, read_drilled, write_drilled
 from a0backup.vault.vault import Vault
 
 log = logging.getLogger(__name__)
-
-TOLERANCE = timedelta(minutes=5)  # between the clocks of machines
 
 
 def drill_path(artifact_id: str) -> str:

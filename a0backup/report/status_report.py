@@ -85,15 +85,22 @@ def _lines(row: "KindStatus", width: int) -> Iterator[str]:
         yield f"  unfinished     {row.journal}"
     if row.holder:
         yield f"  lock           {row.holder}"
-    behind = row.behind or {}
-    if complete := [place for place, count in behind.items() if row.last and not count]:
-        yield f"  copies         {', '.join(complete)}: complete"
-    for place, count in behind.items():
-        if count:
-            yield f"  copies         {place} is {count} behind; `a0backup copy` copies what it lacks"
+    yield from _copies(row)
+    if row.drilled:
+        ended = "opened" if row.drilled["passed"] else "did not pass"
+        yield f"  drill          {row.drilled['at']}: {row.drilled['id']} {ended}"
     if row.quarantine:
         yield f"  quarantine     {row.quarantine}"
     for folder in row.damaged or ():
         yield f"  quarantine     {folder}: damaged files of a mended artifact"
     for note in row.notes:
         yield f"  note           {plain(note)}"
+
+
+def _copies(row: "KindStatus") -> Iterator[str]:
+    behind = row.behind or {}
+    if complete := [place for place, count in behind.items() if row.last and not count]:
+        yield f"  copies         {', '.join(complete)}: complete"
+    for place, count in behind.items():
+        if count:
+            yield f"  copies         {place} is {count} behind; `a0backup copy` copies what it lacks"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from a0backup.vault.drilled import Drilled, write_drilled
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
 from tests.support.command import a0backup
@@ -16,7 +17,7 @@ from tests.support.stored import START, store
 
 KEYS = [
     *("node", "kind", "last", "age", "taken_at", "max_age", "fresh", "journal", "holder", "quarantine", "damaged"),
-    *("behind", "problems", "warnings", "notes", "error"),
+    *("behind", "drilled", "problems", "warnings", "notes", "error"),
 ]
 
 
@@ -85,7 +86,7 @@ def test_the_rows_are_a_contract(room: Room) -> None:
     assert rows[0] == {
         **{"node": "a0-1", "kind": "backup", "last": last.id, "max_age": 93_600.0, "fresh": True, "error": None},
         **{"taken_at": f"{last.started_at:%Y-%m-%dT%H:%M:%SZ}", "journal": None, "holder": None, "quarantine": None},
-        **{"damaged": [], "behind": {}, "problems": [], "warnings": [], "notes": []},
+        **{"damaged": [], "behind": {}, "drilled": None, "problems": [], "warnings": [], "notes": []},
     }
 
 
@@ -120,11 +121,12 @@ def test_the_fleet_and_each_node_say_how_old_is_too_old(room: Room) -> None:
 
 
 def test_ages_are_shown_and_never_too_old_where_freshness_is_off(room: Room) -> None:
-    room.write(freshness={"max_age": "off"})
+    room.write(freshness={"max_age": "off"}, drills={"max_age": "off"})
     room.store("a0-1", hours=9_000)
     assert room.said() == (0, "OK - 2 backups, 2 not watched, the oldest is 375 d 00 h old (a0-1 backup)")
     assert [row["fresh"] for row in room.rows()] == [None, None]
-    room.write(nodes=[{"name": "a0-1", "host": "a", "freshness": {"max_age": "off"}}, {"name": "a0-2", "host": "b"}])
+    nodes = [{"name": "a0-1", "host": "a", "freshness": {"max_age": "off"}}, {"name": "a0-2", "host": "b"}]
+    room.write(nodes=nodes, drills={"max_age": "off"})
     room.store("a0-2", hours=2)
     assert room.said() == (0, "OK - 1 of 2 backups fresh, 1 not watched, the oldest is 2 h 00 min old (a0-2 backup)")
 
@@ -201,3 +203,83 @@ def test_a_max_age_that_is_none_is_refused_with_what_to_write(room: Room, max_ag
 def test_an_unknown_key_of_a_node_s_freshness_is_compared_with_the_keys_that_it_has(room: Room) -> None:
     room.write(nodes=[{"name": "a0-1", "host": "a", "freshness": {"maxage": "1d"}}])
     assert "nodes[0].freshness.maxage: unknown key; did you mean max_age?" in room.status().stderr
+
+
+# -- drills, and what the newest backup lacks --------------------------------------------------------------------------
+
+
+def drilled(room: Room, manifest: Manifest, days_ago: float, *, problem: str | None = None) -> str:
+    """Record a drill of *manifest*, and return its time as it is shown."""
+    at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=days_ago)
+    record = Drilled(drilled_at=at, passed=problem is None, level="contents", problem=problem)
+    write_drilled(room.vault.root / manifest.id, record)
+    return f"{at:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def one_node(room: Room, **settings: Any) -> None:
+    room.write(nodes=[{"name": "a0-1", "host": "a0-1.test"}], **settings)
+
+
+def test_the_last_drill_of_a_node_is_shown_whichever_artifact_it_read(room: Room) -> None:
+    one_node(room)
+    old, new = room.store("a0-1", 30), room.store("a0-1", 2)
+    drilled(room, new, 3)
+    at = drilled(room, old, 2)
+    ended = room.status()
+    assert f"  drill          {at}: {old.id} opened" in ended.stdout.splitlines()
+    assert (ended.returncode, ended.stdout.startswith("OK - ")) == (0, True)
+    assert room.rows()[0]["drilled"] == {"id": old.id, "at": at, "passed": True, "problem": None}
+
+
+def test_a_drill_that_is_too_old_or_never_was_is_a_warning(room: Room) -> None:
+    one_node(room)
+    old = room.store("a0-1", 24 * 91)
+    room.store("a0-1", 2)
+    code, line = room.said()
+    assert (code, line.startswith("WARNING - ")) == (0, True)
+    assert "a0-1 backup: never drilled, and 90 d 00 h is the maximum" in line
+    drilled(room, old, 90.5)
+    assert "a0-1 backup: last drilled 90 d 12 h ago, and 90 d 00 h is the maximum" in room.said()[1]
+    one_node(room, drills={"max_age": "off"})
+    assert room.said()[1].startswith("OK - ")
+
+
+def test_a_new_vault_has_time_for_its_first_drill(room: Room) -> None:
+    one_node(room)
+    room.store("a0-1", 24 * 89)
+    room.store("a0-1", 2)
+    assert room.said()[1].startswith("OK - ")
+
+
+def test_a_drill_that_did_not_pass_is_a_warning_until_another_one_does(room: Room) -> None:
+    one_node(room)
+    old, new = room.store("a0-1", 30), room.store("a0-1", 2)
+    drilled(room, old, 2, problem="the artifact is missing")
+    assert f"the last drill, of {old.id}, did not pass: the artifact is missing" in room.said()[1]
+    drilled(room, new, 1)
+    assert room.said()[1].startswith("OK - ")
+
+
+def test_a_record_from_the_future_or_of_nonsense_is_no_drill(room: Room) -> None:
+    one_node(room)
+    manifest = room.store("a0-1", 2)
+    drilled(room, manifest, -1)
+    assert room.rows()[0]["drilled"] is None
+    (room.vault.root / manifest.id / "drilled.json").write_text("{")
+    assert room.rows()[0]["drilled"] is None
+
+
+def test_what_the_newest_backup_lacks_of_the_one_before_is_a_warning(room: Room) -> None:
+    one_node(room)
+    before, last = room.store("a0-1", 26), room.store("a0-1", 2)
+    counts = {before.id: 2_000_000, last.id: 0}
+    for artifact_id, count in counts.items():
+        file = room.vault.root / artifact_id / "manifest.json"
+        content = json.loads(file.read_text())
+        size = 400 * count
+        users = {"name": "auth0.users", "documents": count, "size": size}
+        content["verified"] = {"level": "contents", "members": 5, "unpacked_size": 10**6, "collections": [users]}
+        file.write_text(json.dumps(content))
+    code, line = room.said()
+    assert (code, line.startswith("WARNING - 1 of 1 backup fresh")) == (0, True), line
+    assert "a0-1 backup: the collection auth0.users is empty; it had 2,000,000 documents" in line
