@@ -149,10 +149,11 @@ class Limit(EngineObject):
 
 @dataclass
 class SecretBlock(EngineObject):
-    """The block that holds the shared password or the health key; with *value* None an existing block is left alone."""
+    """A block with a secret, *what* it is; with *value* None an existing block is left alone."""
 
     name: str
     value: str | None = field(repr=False)
+    what: str
     kind = "secret block"
 
     def wanted(self) -> dict[str, Any]:
@@ -347,7 +348,15 @@ def wanted(
     """
     things: list[EngineObject] = [Pool(pool_type), Limit(ALL_NODES, fleet.max_parallel)]
     things += [Limit(limit_of(node.name), 1) for node in fleet.nodes]
-    things += [SecretBlock(block, (secrets or {}).get(block)) for block in fleet.secret_blocks]
+    things += [
+        SecretBlock(block, (secrets or {}).get(block), f"the {source.what}")
+        for block, source in fleet.secret_blocks.items()
+    ]
+    of_places = {copy.secret_block: copy.name for copy in reversed(fleet.copies) if copy.secret_block is not None}
+    things += [
+        SecretBlock(block, (secrets or {}).get(block), f"the credentials of the place {place}")
+        for block, place in of_places.items()
+    ]
     path = fleet.path.absolute()
     things += [Deployment(entry, path, may_move) for entry in read_deployments(prefect_yaml(path.parent))]
     things += [Automation(core) for core in automations(notify)]

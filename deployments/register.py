@@ -89,7 +89,7 @@ async def register(
             if isinstance(thing, SecretBlock) and thing.value is None:
                 if asked is None:
                     raise EngineError(
-                        f"there is no Secret block {thing.name}, which fleet.yaml names for the password",
+                        f"there is no Secret block {thing.name}, which fleet.yaml names for {thing.what}",
                         "start this once on a terminal, which asks for it",
                     )
                 thing.value = asked(thing.name)

@@ -23,6 +23,7 @@ from flows.fan_out import for_each
 from flows.fleet_file import fleet_of_run
 from flows.node_runs import NodeRuns
 from tasks.progress import progress_published
+from tasks.secret_block import secret_block
 
 
 @flow(
@@ -52,7 +53,8 @@ async def backup_fleet(
     settings = fleet_of_run(fleet)
     chosen = settings.chosen(nodes)
     run_id = str(runtime.flow_run.id)
-    run = await in_thread(Run.begin, settings, chosen, id=run_id, existing=chosen_policy(existing), due=await due())
+    begin = partial(Run.begin, id=run_id, existing=chosen_policy(existing), due=await due(), blocks=secret_block)
+    run = await in_thread(begin, settings, chosen)
     warnings = await warned_of(settings)
     back_up = NodeRuns(settings, existing, run_id).outcomes if fan_out == "workers" else partial(backed_up, run=run)
     async with progress_published(chosen):

@@ -5,6 +5,7 @@ nothing: a step learns from the journal and the vault whether its work is done, 
 Cached. Blocks: the Secret block named by `password.secret_block` in fleet.yaml, if any.
 """
 
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from flows.fleet_file import fleet_of_run
 from tasks.engine_task import engine_task
 from tasks.hand_over import hand_over
 from tasks.progress import progress_published
+from tasks.secret_block import secret_block
 from tasks.shared_password import shared_password
 from tasks.slots import slots
 from tasks.steps import take_step
@@ -56,9 +58,10 @@ async def backup_node(
     [chosen] = settings.chosen([node])
     # All runs of a node work under the id of the fleet's run: what one has settled stays settled for the next.
     run_id = str(UUID(fleet_run or runtime.flow_run.id))
-    run = await in_thread(
-        Run.begin, settings, [chosen], id=run_id, existing=chosen_policy(existing), due=await due(fleet_run)
+    begin = partial(
+        Run.begin, id=run_id, existing=chosen_policy(existing), due=await due(fleet_run), blocks=secret_block
     )
+    run = await in_thread(begin, settings, [chosen])
     # The run of the fleet has already given the warnings about the fleet file.
     warnings = [] if fleet_run else await warned_of(settings)
     # The run of the fleet has already waited for its turn, and takes a run that does not begin for dead.

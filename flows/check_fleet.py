@@ -27,7 +27,8 @@ from flows.fan_out import for_each
 from flows.fleet_file import fleet_of_run
 from tasks.engine_task import engine_task
 from tasks.publish import publish_findings
-from tasks.shared_password import secret_block, shared_password
+from tasks.secret_block import secret_block
+from tasks.shared_password import shared_password
 
 
 @flow(
@@ -54,7 +55,7 @@ async def check_fleet(
     problems, doubts = await password_doubts(settings)
     problems += await in_thread(fleet_room, settings, chosen)
     doubts += tuple(map(RunWarning, await in_thread(alias_warnings, chosen)))
-    of_places, behind = await look_at_places(settings)
+    of_places, behind = await look_at_places(settings, blocks=secret_block)
     problems += tuple(of_places)
     doubts += tuple(RunWarning(text, of_place=True) for text in behind)
     warn(doubts)

@@ -22,6 +22,7 @@ from flows.ending import now
 from flows.fleet_file import fleet_of_run
 from tasks.engine_task import engine_task
 from tasks.publish import publish_copies
+from tasks.secret_block import secret_block
 
 
 @flow(
@@ -49,7 +50,8 @@ async def copy_vault(
         get_run_logger().info("the vault %s is not made yet: there is nothing to copy", settings.vault)
         return []
     manifests = await in_thread(Vault(settings.vault).manifests)
-    results = await asyncio.gather(*(caught_up(place, manifests) for place in Places.of(settings, chosen)))
+    chosen_places = Places.of(settings, chosen, blocks=secret_block)
+    results = await asyncio.gather(*(caught_up(place, manifests) for place in chosen_places))
     await publish_copies(results)
     behind = [result.text() for result in results if result.is_behind]
     if behind:

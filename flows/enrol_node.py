@@ -31,6 +31,7 @@ from flows.ending import conclude, warned_of
 from flows.fleet_file import fleet_of_run
 from tasks.enrolment import prove_artifact, publish_plan
 from tasks.progress import progress_published
+from tasks.secret_block import secret_block
 from tasks.shared_password import shared_password
 from tasks.slots import slots
 from tasks.steps import take_step
@@ -89,7 +90,7 @@ async def enrol_node(node: str, device: Device, fleet: Path = Path("fleet.yaml")
 @asynccontextmanager
 async def connected(node: Node, fleet: Fleet) -> AsyncIterator[NodeSession]:
     """Hold the node's lock inside the block; by then the node has answered and listed its commands."""
-    run = await in_thread(Run.begin, fleet, [node], id=str(runtime.flow_run.id))
+    run = await in_thread(Run.begin, fleet, [node], id=str(runtime.flow_run.id), blocks=secret_block)
     async with open_node(run, node, take=take_step, shared=shared_password) as session:
         await session.update_commands()
         await session.ping()
@@ -117,7 +118,7 @@ async def confirmed(plan: Plan) -> bool:
 
 async def first_backup(node: Node, fleet: Fleet) -> list[Outcome]:
     """Return the stored artifacts of the node's first backup, one per kind. Raise RunFailedError where one failed."""
-    run = await in_thread(Run.begin, fleet, [node], id=str(runtime.flow_run.id))
+    run = await in_thread(Run.begin, fleet, [node], id=str(runtime.flow_run.id), blocks=secret_block)
     warnings = await warned_of(fleet)
     async with progress_published([node]), slots(node.name, deadline=fleet.lock_deadline):
         outcomes = await backed_up(node, run)

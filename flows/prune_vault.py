@@ -23,6 +23,7 @@ from flows.ending import now
 from flows.fleet_file import fleet_of_run
 from tasks.engine_task import engine_task
 from tasks.publish import publish_retention
+from tasks.secret_block import secret_block
 
 
 @flow(
@@ -51,7 +52,7 @@ async def prune_vault(fleet: Path = Path("fleet.yaml"), force: bool = False) -> 
         raise PruneRefusedError(plan.refusals)
     results = [await result_of(prune_one_node(settings, node, plan, time, force)) for node in plan.nodes()]
     # The places follow the vault: only what is gone there is removed in them.
-    places = (result_of(prune_one_place(place, settings, time)) for place in Places.of(settings))
+    places = (result_of(prune_one_place(place, settings, time)) for place in Places.of(settings, blocks=secret_block))
     results += await asyncio.gather(*places)
     failed = [result.text() for result in results if result.error]
     if failed:

@@ -17,6 +17,7 @@ from flows.ending import now
 from flows.fleet_file import fleet_of_run
 from tasks.engine_task import engine_task
 from tasks.publish import publish_verification
+from tasks.secret_block import secret_block
 
 Share = Literal["all", "1/2", "1/7", "1/30"]
 
@@ -40,7 +41,8 @@ async def verify_vault(fleet: Path = Path("fleet.yaml"), share: Share = "1/7", r
         get_run_logger().info("the vault %s is not made yet: there is nothing to verify", settings.vault)
         return []
     part = None if share == "all" else 1 / int(share.partition("/")[2])
-    verification = Verification(Vault(settings.vault), list(Places.of(settings)), share=part, told=log_finding)
+    places = list(Places.of(settings, blocks=secret_block))
+    verification = Verification(Vault(settings.vault), places, share=part, told=log_finding)
     findings = await read_artifacts(verification)
     if repair:
         findings = await repair_artifacts(verification, findings)

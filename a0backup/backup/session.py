@@ -18,6 +18,7 @@ from a0backup.files import in_thread
 from a0backup.fleet.models import Existing, Fleet, Node
 from a0backup.limits import keep_memory_private
 from a0backup.passwords.shared import LoadShared
+from a0backup.places.credentials import ReadBlock
 from a0backup.places.looking import require_no_lost_vault
 from a0backup.places.places import Places
 from a0backup.report.progress import Step, tell
@@ -70,13 +71,15 @@ class Run:
         id: str,
         existing: Existing | None = None,
         due: datetime | None = None,
+        blocks: ReadBlock | None = None,
     ) -> "Run":
         """Return a run that begins now; *stored_before* omits a node whose folder cannot be used.
 
-        Raise UnknownVaultError if the vault is not the one that was used last, or is lost and has copies.
+        *blocks* reads the Secret blocks that hold the credentials of places. Raise UnknownVaultError
+        if the vault is not the one that was used last, or is lost and has copies.
         """
         keep_memory_private()
-        require_no_lost_vault(fleet)
+        require_no_lost_vault(fleet, blocks=blocks)
         identity = recognise(fleet)
         vault, began = Vault(fleet.vault), datetime.now(UTC)
         stored = {}
@@ -84,7 +87,7 @@ class Run:
             with contextlib.suppress(OSError, VaultUnusableError):
                 vault.make(node.name)  # a new vault can then be recognised later
                 stored[node.name] = vault.snapshot(node.name)
-        return cls(id, fleet, existing, stored, began, identity, Places.of(fleet), due)
+        return cls(id, fleet, existing, stored, began, identity, Places.of(fleet, blocks=blocks), due)
 
 
 class NodeSession:

@@ -3,18 +3,24 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
 
-from a0backup.cli.asking import ask_twice
+from a0backup.cli.asking import ask, ask_twice
 from a0backup.cli.options import fleet_option, json_option
 from a0backup.exit_codes import ExitCode
+from a0backup.fleet.copies import Copy
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Fleet
 from a0backup.passwords import shared
+from a0backup.passwords.secret_file import read_secret
+from a0backup.places.credentials import FORMS, credentials_in
 from a0backup.report import terminal
 from a0backup.report.words import plain
+
+_MOST = 64 << 10  # bytes; a private key has a few thousand
 
 
 @click.group()
@@ -67,7 +73,8 @@ def check(fleet_path: Path, as_json: bool) -> int:
     "secret_files",
     metavar="NAME=FILE",
     multiple=True,
-    help="Read the value of the Secret block NAME from FILE (one line). Without it, a missing value is asked for.",
+    help="Read the value of the Secret block NAME from FILE: the password (one line), or the credentials of a place "
+    "(JSON). Without it, a missing value is asked for.",
 )
 @click.option(
     "--pool",
@@ -99,7 +106,12 @@ def register(
         terminal.say(f"engine: {api}")
         done = asyncio.run(
             register_all(
-                fleet, notify=notify, secrets=secrets, pool_type=pool_type, dry_run=dry_run, asked=ask_for_block
+                fleet,
+                notify=notify,
+                secrets=secrets,
+                pool_type=pool_type,
+                dry_run=dry_run,
+                asked=partial(ask_for_block, fleet),
             )
         )
     for line in lines(done.changes, dry_run=dry_run):
@@ -109,8 +121,11 @@ def register(
     return ExitCode.OK
 
 
-def ask_for_block(name: str) -> str:
-    """Ask twice for the value of the Secret block *name*. Raise UsageError or PasswordError."""
+def ask_for_block(fleet: Fleet, name: str) -> str:
+    """Ask twice for the value of the Secret block *name*. Raise UsageError, PasswordError or PlaceError."""
+    if copies := _copies_with(fleet, name):
+        what = f"file with the credentials for the Secret block {name}, as JSON"
+        return _credentials_in(Path(ask(what, f"--secret {name}=FILE")).expanduser(), copies)
     differ = "the two texts differ; nothing was changed"
     return shared.checked(
         ask_twice(f"value of the Secret block {name}", f"--secret {name}=FILE", differ), "what was typed"
@@ -118,13 +133,34 @@ def ask_for_block(name: str) -> str:
 
 
 def _secrets(fleet: Fleet, given: Sequence[str]) -> dict[str, str]:
-    """Return the values of the *given* NAME=FILE by block name. Raise PasswordError or UsageError."""
+    """Return the values of the *given* NAME=FILE by block name. Raise PasswordError, PlaceError or UsageError."""
     secrets = {}
     for each in given:
         name, _, file = each.partition("=")
+        if copies := _copies_with(fleet, name):
+            secrets[name] = _credentials_in(Path(file).expanduser(), copies)
+            continue
         if name not in fleet.secret_blocks:
-            named = ", ".join(fleet.secret_blocks) or "no Secret block"
+            named = ", ".join(_blocks_of(fleet)) or "no Secret block"
             raise click.UsageError(f"--secret {name}: {fleet.path} names {named}")
         for_a0cli = fleet.secret_blocks[name].for_a0cli
         secrets[name] = shared.read_file(Path(file).expanduser(), f"file {file}", for_a0cli=for_a0cli)
     return secrets
+
+
+def _blocks_of(fleet: Fleet) -> list[str]:
+    return [*fleet.secret_blocks, *(copy.secret_block for copy in fleet.copies if copy.secret_block is not None)]
+
+
+def _copies_with(fleet: Fleet, block: str) -> list[Copy]:
+    return [copy for copy in fleet.copies if copy.secret_block == block]
+
+
+def _credentials_in(file: Path, copies: Sequence[Copy]) -> str:
+    """Return the text of a private *file* with the credentials of *copies*. Raise PasswordError or PlaceError."""
+    remedy = f"write {FORMS[copies[0].scheme]} into {file}, and `chmod 600 {file}`"
+    octets = read_secret(file, _MOST, where=f"file {file}", remedy=remedy)
+    text = octets.decode(errors="replace")
+    for copy in copies:
+        credentials_in(copy, text)
+    return text

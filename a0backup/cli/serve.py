@@ -1,6 +1,7 @@
 """`a0backup serve` and `a0backup demo`: the whole pipeline on one machine."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -35,7 +36,8 @@ def serve(fleet_path: Path, port: int) -> int:
     """
     from deployments.serve import serve as serve_all
 
-    serve_all(load_fleet(fleet_path), port, asked=ask_for_block if sys.stdin.isatty() else None)
+    fleet = load_fleet(fleet_path)
+    serve_all(fleet, port, asked=partial(ask_for_block, fleet) if sys.stdin.isatty() else None)
     return ExitCode.OK
 
 

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from a0backup.fleet.fields import Between, RateBetween, Strict, matching, path_value, printable
+from a0backup.fleet.fields import BLOCK_NAME, Between, BlockName, RateBetween, Strict, matching, path_value, printable
 from a0backup.fleet.retention import Retention
 
 Scheme = Literal["file", "s3", "sftp"]
@@ -67,6 +67,13 @@ class Copy(Strict):
         default=None,
         description="The profile of ~/.aws/config whose credentials, region and endpoint_url an s3:// place uses.",
     )
+    secret_block: BlockName | None = Field(
+        default=None,
+        max_length=255,
+        description="The name of the Prefect Secret block that holds the credentials of an s3:// or sftp:// place, as "
+        "JSON. Default: the environment, ~/.aws or ~/.ssh.",
+        json_schema_extra={"pattern": BLOCK_NAME},
+    )
     limit: Annotated[int, RateBetween("1kB/s", "100GB/s")] | None = Field(
         default=None, description="The maximum bandwidth of the place, for sending and reading together."
     )
@@ -86,6 +93,8 @@ class Copy(Strict):
             raise ValueError("prove: checksum is for s3:// places; write prove: read")
         if self.scheme != "s3" and self.profile is not None:
             raise ValueError("profile is for s3:// places; remove it")
+        if self.scheme == "file" and self.secret_block is not None:
+            raise ValueError("secret_block is for s3:// and sftp:// places; remove it")
         return self
 
     @property

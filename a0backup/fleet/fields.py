@@ -267,6 +267,10 @@ def matching(pattern: str, remedy: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+BLOCK_NAME = r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$"
+BlockName = Annotated[str, matching(BLOCK_NAME, "write a block's name: lower-case letters, digits and '-'")]
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean X?`, or the known words if none is close."""
     known = list(known)

@@ -5,10 +5,9 @@ from typing import Annotated, ClassVar, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from a0backup.fleet.fields import FilePath, Strict, matching
+from a0backup.fleet.fields import BLOCK_NAME, BlockName, FilePath, Strict, matching
 
 ENVIRONMENT_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_BLOCK_NAME = r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$"
 
 
 class SecretSource(Strict):
@@ -20,13 +19,11 @@ class SecretSource(Strict):
     section: ClassVar[str]
     for_a0cli: ClassVar[bool]  # whether a0cli takes it as an argument, which not every text can be
 
-    secret_block: (
-        Annotated[str, matching(_BLOCK_NAME, "write a block's name: lower-case letters, digits and '-'")] | None
-    ) = Field(
+    secret_block: BlockName | None = Field(
         default=None,
         max_length=255,
         description="The name of the Prefect Secret block that holds it.",
-        json_schema_extra={"pattern": _BLOCK_NAME},
+        json_schema_extra={"pattern": BLOCK_NAME},
     )
     env: Annotated[str, matching(ENVIRONMENT_NAME, "write an environment variable's name")] | None = Field(
         default=None,

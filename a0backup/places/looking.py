@@ -7,6 +7,7 @@ from pathlib import Path
 
 from a0backup.errors import PlaceError, UnknownVaultError
 from a0backup.fleet.models import Fleet
+from a0backup.places.credentials import ReadBlock, load
 from a0backup.places.opening import open_store
 from a0backup.places.places import Place, Places, identity_in, require_ours
 from a0backup.report.outcomes import Problem
@@ -14,9 +15,10 @@ from a0backup.vault.space import nearest
 from a0backup.vault.vault import VAULT
 
 
-async def look_at_places(fleet: Fleet) -> tuple[list[Problem], list[str]]:
+async def look_at_places(fleet: Fleet, *, blocks: ReadBlock | None = None) -> tuple[list[Problem], list[str]]:
     """Return what would keep a run from deleting backups on their nodes, and what is wrong with single places."""
-    errors = [error for error in await asyncio.gather(*map(_error_of, Places.of(fleet))) if error is not None]
+    found = await asyncio.gather(*map(_error_of, Places.of(fleet, blocks=blocks)))
+    errors = [error for error in found if error is not None]
     if len(fleet.copies) - len(errors) < fleet.copies_required:
         return [Problem.of(error) for error in errors], []
     return [], [f"{error.text()}; enough other places can be used" for error in errors]
@@ -30,16 +32,19 @@ async def _error_of(place: Place) -> PlaceError | None:
     return None
 
 
-def require_no_lost_vault(fleet: Fleet) -> None:
+def require_no_lost_vault(fleet: Fleet, *, blocks: ReadBlock | None = None) -> None:
     """Raise UnknownVaultError if there is no vault, and a place holds the copies of one: a new one could not use it.
 
-    A place that fails is passed over.
+    A place that fails is passed over. Where credentials are in a block, the thread must have no event loop.
     """
     if (fleet.vault / VAULT).exists():
         return
     for copy in fleet.copies:
-        with suppress(PlaceError), open_store(copy) as store:
-            if identity_in(store) is not None:
+        with suppress(PlaceError):
+            credentials = asyncio.run(load(copy, blocks)) if copy.secret_block else None
+            with open_store(copy, credentials) as store:
+                identity = identity_in(store)
+            if identity is not None:
                 raise UnknownVaultError(
                     str(fleet.vault),
                     f"is not there, and the place {copy.name} holds the copies of one",

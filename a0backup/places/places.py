@@ -19,6 +19,7 @@ from a0backup.files import in_thread, read_whole
 from a0backup.fleet.copies import Copy
 from a0backup.fleet.models import Fleet
 from a0backup.places.copying import CopiedNow, copy_artifact, read_small, write_small
+from a0backup.places.credentials import ReadBlock, load
 from a0backup.places.opening import open_store
 from a0backup.places.records import Proven, note_proven, note_used, now, tidy_place_records, was_used
 from a0backup.places.store import Store
@@ -50,8 +51,8 @@ class Copied:
 class Place:
     """One place in one run. After a failure it is left alone for a while: not every node waits for its deadline."""
 
-    def __init__(self, vault: Vault, copy: Copy) -> None:
-        self.vault, self.copy = vault, copy
+    def __init__(self, vault: Vault, copy: Copy, blocks: ReadBlock | None = None) -> None:
+        self.vault, self.copy, self._blocks = vault, copy, blocks
         self._throttle = Throttle(copy.limit)
         self._slots = asyncio.Semaphore(copy.at_most)
         self._tidied = False
@@ -109,10 +110,11 @@ class Place:
 
     async def call(self, work: Callable[[Store], R], transfer: Transfer) -> R:
         """Return what *work* returns with the place opened, whoever's it is. Raise PlaceError."""
+        credentials = await load(self.copy, self._blocks)
 
         def opened() -> R:
             try:
-                with open_store(self.copy) as store:
+                with open_store(self.copy, credentials) as store:
                     return work(store)
             except FileNotFoundError as error:
                 raise PlaceError(self.copy.name, f"{self.copy.url} is gone: {error}") from error
@@ -145,9 +147,10 @@ class Places:
         self._all = places
 
     @classmethod
-    def of(cls, fleet: Fleet, copies: Sequence[Copy] | None = None) -> "Places":
-        """Return the places of *fleet*: all, or only *copies*."""
-        return cls([Place(Vault(fleet.vault), copy) for copy in (fleet.copies if copies is None else copies)])
+    def of(cls, fleet: Fleet, copies: Sequence[Copy] | None = None, *, blocks: ReadBlock | None = None) -> "Places":
+        """Return the places of *fleet*: all, or only *copies*. *blocks* reads the Secret blocks of the engine."""
+        chosen = fleet.copies if copies is None else copies
+        return cls([Place(Vault(fleet.vault), copy, blocks) for copy in chosen])
 
     def __len__(self) -> int:
         return len(self._all)

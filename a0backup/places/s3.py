@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from a0backup.a0cli.text import quote
 from a0backup.errors import PlaceDeniedError, PlaceError
 from a0backup.fleet.copies import Copy
+from a0backup.places.credentials import S3Credentials
 from a0backup.places.store import CHUNK, LEFT_AFTER, OF_TRANSFER, Entry, Store, missing_extra
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ R = TypeVar("R")
 
 
 @contextmanager
-def open_bucket(copy: Copy) -> Iterator[Store]:
+def open_bucket(copy: Copy, credentials: S3Credentials | None = None) -> Iterator[Store]:
     """Yield the bucket of *copy*. Nothing is asked of the server yet. Raise PlaceError."""
     try:
         import boto3
@@ -99,6 +100,7 @@ def open_bucket(copy: Copy) -> Iterator[Store]:
         from botocore.exceptions import BotoCoreError
     except ImportError:
         raise missing_extra(copy) from None
+    logging.getLogger("botocore").setLevel(logging.INFO)  # its debug lines show session tokens
     # Nothing about addressing: botocore puts the bucket into the path where an endpoint_url is set, and
     # addressing_style in ~/.aws/config still counts. No checksums but ours: many servers know no others.
     config = Config(
@@ -110,7 +112,8 @@ def open_bucket(copy: Copy) -> Iterator[Store]:
         response_checksum_validation="when_required",
     )
     try:
-        client = boto3.Session(profile_name=copy.profile).client("s3", config=config)
+        key, secret, token = credentials.keys() if credentials else (None, None, None)
+        client = boto3.Session(key, secret, token, profile_name=copy.profile).client("s3", config=config)
     except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint_url that is none
         raise _explained(copy, error) from error
     with closing(client):

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from a0backup.a0cli.text import quote
 from a0backup.errors import PlaceArtifactError, PlaceError
 from a0backup.fleet.copies import Copy
+from a0backup.places.credentials import SftpCredentials
 from a0backup.places.store import CHUNK, LEFT_AFTER, PARTIAL, Entry, Store, can_be_nodes, missing_extra
 
 if TYPE_CHECKING:
@@ -64,14 +65,14 @@ R = TypeVar("R")
 
 
 @contextmanager
-def open_server(copy: Copy) -> Iterator[Store]:
+def open_server(copy: Copy, credentials: SftpCredentials | None = None) -> Iterator[Store]:
     """Yield the folder of *copy* on its server, connected and logged in. Raise PlaceError."""
     try:
         import asyncssh  # noqa: F401 - only whether it is there
     except ImportError:
         raise missing_extra(copy) from None
     with asyncio.Runner() as runner:
-        server = _Server(copy, runner)
+        server = _Server(copy, runner, credentials)
         try:
             server.connect()
             yield server
@@ -85,8 +86,8 @@ class _Server:
     SFTP has no way to make the new name of a file durable; its bytes are, if the server knows fsync.
     """
 
-    def __init__(self, copy: Copy, runner: asyncio.Runner) -> None:
-        self._copy, self._runner = copy, runner
+    def __init__(self, copy: Copy, runner: asyncio.Runner, credentials: SftpCredentials | None) -> None:
+        self._copy, self._runner, self._credentials = copy, runner, credentials
         self._root = f"/{copy.root}"
         self._connection: SSHClientConnection | None = None
         self._sftp: SFTPClient | None = None
@@ -251,6 +252,7 @@ class _Server:
             named["username"] = unquote(parts.username)
         if parts.port is not None:
             named["port"] = parts.port
+        named |= _login(self._copy, self._credentials)
         timeout = min(_CONNECT, self._copy.deadline)
         named |= {
             "connect_timeout": timeout,
@@ -411,6 +413,29 @@ class _Server:
                     if name not in (".", ".."):
                         found.append((name, entry.attrs))
         return sorted(found, key=lambda each: each[0])
+
+
+def _login(copy: Copy, credentials: SftpCredentials | None) -> dict[str, Any]:
+    """Return the options of asyncssh for *credentials*, which it then uses alone. Raise PlaceError."""
+    import asyncssh
+
+    if credentials is None:
+        return {}
+    if credentials.password is not None:
+        return {"password": credentials.password.get_secret_value(), "client_keys": None, "agent_path": None}
+    assert credentials.private_key is not None, "there is a key or a password"
+    passphrase = credentials.passphrase
+    try:
+        key = asyncssh.import_private_key(
+            credentials.private_key.get_secret_value(), passphrase.get_secret_value() if passphrase else None
+        )
+    except (ValueError, asyncssh.Error) as error:
+        failure = type(error).__name__
+    else:
+        return {"client_keys": [key], "agent_path": None}
+    # Raised here, because an error raised in the handler would keep the other one as its context.
+    reason = f"the private key in its Secret block {copy.secret_block} cannot be read ({failure})"
+    raise PlaceError(copy.name, reason, "store a key of OpenSSH as it is, and its passphrase")
 
 
 def _no_such_file() -> type[Exception]:

@@ -1,6 +1,7 @@
 """`a0backup engine register` from the outside, on a server that has nothing yet."""
 
 import http.server
+import json
 import shutil
 import subprocess
 import sys
@@ -170,6 +171,31 @@ def test_the_secret_block_of_the_health_key_is_registered_too(desk: Desk) -> Non
     path = "/block_types/slug/secret/block_documents/name/a0-health"
     block = desk.client.get(path, params={"include_secrets": True}).raise_for_status().json()
     assert block["data"]["value"] == "-key of the dashboard"
+
+
+def test_the_credentials_of_a_place_come_from_a_private_file_and_are_never_shown(desk: Desk) -> None:
+    desk.fleet_yaml(copies=[{"name": "offsite", "url": "s3://bucket/vault", "secret_block": "a0-offsite"}])
+    missing = desk.register()
+    assert missing.returncode == 2
+    assert "--secret a0-offsite=FILE" in missing.stderr
+
+    file = desk.folder / "keys.json"
+    file.touch(0o600)
+    file.write_text(f'{{"aws_access_key_id": "AKIA", "aws_secret_key": "{PASSWORD}"}}')
+    wrong = desk.register("--secret", f"a0-offsite={file}")
+    assert wrong.returncode == 1
+    assert "does not hold credentials" in wrong.stderr
+    assert desk.client.get("/work_pools/appliance").status_code == httpx.codes.NOT_FOUND
+
+    keys = {"aws_access_key_id": "AKIA", "aws_secret_access_key": PASSWORD}
+    file.write_text(json.dumps(keys, indent=1) + "\n")
+    made = desk.register("--secret", f"a0-offsite={file}")
+    assert made.returncode == 0, made.stderr
+    assert PASSWORD not in wrong.stdout + wrong.stderr + made.stdout + made.stderr
+    path = "/block_types/slug/secret/block_documents/name/a0-offsite"
+    block = desk.client.get(path, params={"include_secrets": True}).raise_for_status().json()
+    assert json.loads(block["data"]["value"]) == keys
+    assert desk.register().returncode == 0
 
 
 def test_nothing_is_changed_if_the_value_of_the_secret_block_is_missing_and_nobody_can_be_asked(desk: Desk) -> None:

@@ -11,6 +11,7 @@ from a0backup.vault.known_vault import recognise
 from a0backup.vault.vault import Vault
 from simulator.fleet import SimulatedFleet
 from tests.flows.conftest import run_and_read
+from tests.support.places import ACCESS_KEY, BUCKET, s3_server
 from tests.support.stored import store
 
 pytestmark = pytest.mark.engine
@@ -60,6 +61,51 @@ def test_a_copy_fails_for_a_place_that_still_lacks_something(engine: str, with_p
     assert "nas: " in run.flow_run.state.message
     assert sorted(run.states("copy-to-")) == ["Completed", "Failed"]
     assert len(Vault(with_places.parent / "far").manifests()) == 2
+
+
+def test_the_credentials_of_a_place_come_from_a_block_and_show_nowhere(
+    engine: str, fleet_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.blocks.system import Secret
+
+    from flows.backup_fleet import backup_fleet
+    from flows.check_fleet import check_fleet
+    from flows.copy_vault import copy_vault
+    from flows.verify_vault import verify_vault
+
+    (tmp_path / "s3").mkdir()
+    with s3_server(tmp_path / "s3") as s3:
+        for name, value in s3.environment(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        content = yaml.safe_load(fleet_yaml.read_text())
+        content["copies"] = [{"name": "offsite", "url": f"s3://{BUCKET}/vault", "secret_block": "a0-of-this-test"}]
+        fleet_yaml.write_text(yaml.safe_dump(content))
+        stored = store(fleet_yaml.parent / "vault", "Passw0rd", size=4_000)
+        keys = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": s3.secret}
+
+        missing = run_and_read(copy_vault, fleet=fleet_yaml)
+        assert "Secret block a0-of-this-test cannot be loaded" in missing.flow_run.state.message
+        Secret(value=keys).save("a0-of-this-test", overwrite=True)  # type: ignore[arg-type]  # it takes any JSON
+        runs = [run_and_read(copy_vault, fleet=fleet_yaml), run_and_read(check_fleet, fleet=fleet_yaml)]
+        runs.append(run_and_read(verify_vault, fleet=fleet_yaml, share="all"))
+        assert [run.flow_run.state.name for run in runs] == ["Completed"] * 3
+        assert (s3.folder / "vault" / stored.id / "manifest.json").exists()
+
+        Secret(value=keys | {"aws_secret_access_key": s3.secret[::-1]}).save("a0-of-this-test", overwrite=True)  # type: ignore[arg-type]
+        runs.append(run_and_read(verify_vault, fleet=fleet_yaml, share="all"))
+        assert runs[-1].flow_run.state.name == "Failed"
+        assert "SignatureDoesNotMatch" in runs[-1].flow_run.state.message
+        # A lost vault is noticed, too, by the copies that only the block opens.
+        Secret(value=keys).save("a0-of-this-test", overwrite=True)  # type: ignore[arg-type]
+        shutil.rmtree(fleet_yaml.parent / "vault")
+        runs.append(run_and_read(backup_fleet, fleet=fleet_yaml))
+        assert "the place offsite holds the copies of one" in runs[-1].flow_run.state.message
+        for run in runs:
+            recorded = repr(
+                [vars(run), *(each.model_dump_json() for each in [run.flow_run, *run.task_runs, *run.logs])]
+            )
+            assert s3.secret not in recorded
+            assert s3.secret[::-1] not in recorded
 
 
 def test_a_copy_does_nothing_where_there_are_no_places(engine: str, fleet_yaml: Path) -> None:

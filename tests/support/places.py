@@ -76,14 +76,22 @@ class S3Server:
         """Make it the server of the default profile, reached through *port*, by *key* and *secret*."""
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
-        credentials, config = room / "credentials", room / "config"
-        credentials.write_text(
+        for name, value in self.environment(room, port=port).items():
+            monkeypatch.setenv(name, value)
+        (room / "credentials").write_text(
             f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret or self.secret}\n"
         )
+
+    def environment(self, room: Path, *, port: int | None = None) -> dict[str, str]:
+        """Return the environment in which it is the server of the default profile, without credentials."""
+        credentials, config = room / "credentials", room / "config"
+        credentials.write_text("")
         config.write_text(f"[default]\nregion = us-east-1\nendpoint_url = http://127.0.0.1:{port or self.port}\n")
-        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
-        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        return {
+            "AWS_SHARED_CREDENTIALS_FILE": str(credentials),
+            "AWS_CONFIG_FILE": str(config),
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
 
     def copy(self, prefix: str, **settings: Any) -> Copy:
         return place("offsite", f"s3://{BUCKET}/{prefix}", **settings)

@@ -162,7 +162,7 @@ async def test_a_place_that_fails_is_left_alone_for_a_while(desk: Desk, monkeypa
     desk.configure(copies=[NAS], kinds=["backup", "backup-sensitive"])
     asked: list[str] = []
     original = module.open_store
-    monkeypatch.setattr(module, "open_store", lambda copy: (asked.append(copy.name), original(copy))[1])
+    monkeypatch.setattr(module, "open_store", lambda copy, *of: (asked.append(copy.name), original(copy, *of))[1])
     block(desk.room / "nas")
     ended = await desk.night()
     assert ended.outcome.ending is Ending.NOT_DELETED

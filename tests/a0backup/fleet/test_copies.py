@@ -42,9 +42,9 @@ def test_an_address_names_a_kind_of_place_and_its_root(tmp_path: Path, url: str,
 @pytest.mark.parametrize(
     ("copy", "says"),
     [
-        ({"url": "s3://key:secret@bucket/x"}, "never write credentials into an address"),
+        ({"url": "s3://key:Canary7@bucket/x"}, "never write credentials into an address"),
         ({"url": "s3://key@bucket/x"}, "never write credentials into an address"),
-        ({"url": "sftp://a0:secret@host/x"}, "never write credentials into an address"),
+        ({"url": "sftp://a0:Canary7@host/x"}, "never write credentials into an address"),
         ({"url": "ftp://host/x"}, "write a folder, s3://BUCKET/PREFIX or sftp://USER@HOST/FOLDER"),
         ({"url": "s3://"}, "write a folder, s3://BUCKET/PREFIX"),
         ({"url": "s3://bucket/../other"}, "write a folder, s3://BUCKET/PREFIX"),
@@ -57,6 +57,8 @@ def test_an_address_names_a_kind_of_place_and_its_root(tmp_path: Path, url: str,
         ({"prove": "checksum"}, "prove: checksum is for s3:// places"),
         ({"prove": "trust"}, "write read or checksum"),
         ({"profile": "backup"}, "profile is for s3:// places"),
+        ({"secret_block": "a0-nas"}, "secret_block is for s3:// and sftp:// places"),
+        ({"url": "s3://bucket/a", "secret_block": "A0"}, "write a block's name"),
         ({"limit": "20MB"}, "write 20MB/s or 500kB/s"),
         ({"limit": 20}, "write 20MB/s or 500kB/s"),
         ({"limit": "1GB/s ", "at_most": 0}, "write a whole number from 1 to 32"),
@@ -71,7 +73,7 @@ def test_a_place_that_cannot_be_used_is_refused_with_what_to_write(
     with pytest.raises(FleetFileError) as raised:
         fleet_with(tmp_path, {"name": "nas", "url": "/mnt/nas", **copy})
     assert says in str(raised.value)
-    assert "secret" not in str(raised.value)
+    assert "Canary7" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

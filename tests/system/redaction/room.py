@@ -106,10 +106,7 @@ class Room:
                 path.write_text(secret + "\n", encoding="utf-8")
                 return {"file": str(path)}
             case "block":
-                from prefect.blocks.system import Secret
-
-                with own_server(self.engine) as api, use_api(api, self.engine):
-                    Secret(value=secret).save("a0-backup-password")  # type: ignore[arg-type]  # it takes any text
+                self.block("a0-backup-password", secret)
                 return {"secret_block": "a0-backup-password"}
         key = rsa.generate_private_key(public_exponent=65537, key_size=3072)
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -117,6 +114,13 @@ class Room:
         (self.beside / "recovery.key.pem").write_bytes(private)
         (self.place / "recovery.pub.pem").write_bytes(public)
         return {"sealed_to": "recovery.pub.pem"}
+
+    def block(self, name: str, value: str) -> None:
+        """Store *value* in the Secret block *name* of our own engine."""
+        from prefect.blocks.system import Secret
+
+        with own_server(self.engine) as api, use_api(api, self.engine):
+            Secret(value=value).save(name, overwrite=True)  # type: ignore[arg-type]  # it takes any text
 
     # -- what the nodes say ----------------------------------------------------------------------------------------
 

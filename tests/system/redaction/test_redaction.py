@@ -1,5 +1,6 @@
 """A password is found nowhere but at its source, whatever goes wrong, and whatever is enabled to see more."""
 
+import json
 import os
 import re
 import signal
@@ -12,10 +13,15 @@ import pytest
 
 from tests.support.extent import EVERY, deep
 from tests.support.patience import until
+from tests.support.places import ACCESS_KEY, BUCKET, s3_server
+from tests.support.stored import store
 from tests.system.faults.engines import operators_server, worker_of
 from tests.system.redaction.canary import search
 from tests.system.redaction.faults import ENDINGS, ERR, NAME, NODES, OUT, SAYS, order_faults
 from tests.system.redaction.room import LOUD, NASTY, PLAIN, Room
+
+OFFSITE = {"url": f"s3://{BUCKET}/vault", "secret_block": "a0-offsite"}
+TOKEN, NO_SECRET = "Canary7SessionToken", "Canary7AnotherSecret"
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -118,6 +124,55 @@ def test_a_run_cancelled_under_a_worker_leaves_no_password(room: Room) -> None:
         assert room.told() == [secret]
         room.is_clean_of(secret)
     room.is_clean_of(secret)
+
+
+@nodes(1)
+def test_the_credentials_of_a_place_in_a_block_copy_a_night_and_are_left_nowhere(room: Room) -> None:
+    (room.beside / "s3").mkdir()
+    with s3_server(room.beside / "s3") as s3:
+        room.environment |= s3.environment(room.beside)
+        room.fleet(room.password_from("sealed"), copies=[{"name": "offsite", **OFFSITE}])
+        keys = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": s3.secret, "aws_session_token": TOKEN}
+        room.block("a0-offsite", json.dumps(keys))
+        night = room.run("run", **LOUD)
+        assert night.code == 0, night.said
+        assert [path.parent.name for path in s3.folder.glob("vault/a0-1/*/manifest.json")]
+        room.is_clean_of(s3.secret, TOKEN)
+
+        room.block("a0-offsite", json.dumps(keys | {"aws_secret_access_key": NO_SECRET}))
+        night = room.run("run", **LOUD)
+        assert night.code == 1, night.said
+        assert "SignatureDoesNotMatch" in night.report
+        room.is_clean_of(s3.secret, TOKEN, NO_SECRET)
+
+        # Where there is no engine, it is said what to do.
+        copy = room.run("copy", **LOUD)
+        assert copy.code == 4
+        assert "HINT: start the deployment that does the same, such as copy-vault/daily-copy" in copy.report
+
+
+@nodes(1)
+@deep
+def test_a_worker_copies_with_the_credentials_in_a_block_and_leaves_them_nowhere(room: Room) -> None:
+    (room.beside / "s3").mkdir()
+    folder = room.place / "operator"
+    with s3_server(room.beside / "s3") as s3:
+        room.environment |= s3.environment(room.beside)
+        keys = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": s3.secret, "aws_session_token": TOKEN}
+        room.block("a0-offsite", json.dumps(keys))
+        with (
+            patch.dict(os.environ, room.environment | LOUD, clear=True),
+            operators_server(room.engine, **LOUD) as server,
+            worker_of(server, folder, room.appliances) as deployed,
+        ):
+            room.fleet(room.password_from("file"), folder=folder.name, copies=[{"name": "offsite", **OFFSITE}])
+            stored = store(folder / "vault", PLAIN)
+            for name in ("copy-vault/daily-copy", "verify-vault/nightly-verify"):
+                run = deployed.run(name).raise_for_status().json()["id"]
+                assert deployed.ends_as("Completed", run)
+            assert (s3.folder / "vault" / stored.id / "manifest.json").exists()
+            room.is_clean_of(s3.secret, TOKEN)
+        room.is_clean_of(s3.secret, TOKEN)
 
 
 # -- the search would find it ------------------------------------------------------------------------------------------
