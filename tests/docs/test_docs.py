@@ -20,8 +20,8 @@ from tests.support.paths import REPOSITORY as ROOT
 from tests.support.patience import patience
 
 DOCS = (
-    *("configuration", "copies", "design", "hardening", "install", "monitoring", "operations", "reliability"),
-    *("restore", "retention", "upgrade"),
+    *("configuration", "copies", "dependencies", "design", "errors", "hardening", "install", "monitoring"),
+    *("operations", "reconcile", "reliability", "restore", "retention", "upgrade"),
 )
 PAGES = [
     "README.md",
@@ -66,12 +66,12 @@ def test_each_command_has_a_row_in_operations_that_names_its_options(name: str, 
 
 
 @pytest.mark.parametrize("name", list(error_classes()))
-def test_each_error_is_explained_in_operations(name: str):
-    assert f"`{name}`" in text_of("docs/operations.md")
+def test_each_error_is_explained(name: str):
+    assert f"`{name}`" in text_of("docs/errors.md")
 
 
-def test_operations_explains_only_errors_that_exist():
-    assert set(re.findall(r"`(\w+Error)`", text_of("docs/operations.md"))) <= set(error_classes())
+def test_only_errors_that_exist_are_explained():
+    assert set(re.findall(r"`(\w+Error)`", text_of("docs/errors.md"))) <= set(error_classes())
 
 
 def test_each_deployment_is_named_in_operations_with_its_flow():
@@ -81,11 +81,11 @@ def test_each_deployment_is_named_in_operations_with_its_flow():
     assert [name for name in named if f"`{name}`" not in text_of("docs/operations.md")] == []
 
 
-def test_design_gives_a_reason_for_each_dependency():
+def test_each_dependency_has_a_reason():
     project = tomllib.loads(text_of("pyproject.toml"))["project"]
     extras = [dependency for extra in project["optional-dependencies"].values() for dependency in extra]
     names = [re.match(r"[A-Za-z0-9_.-]+", dependency)[0] for dependency in [*project["dependencies"], *extras]]
-    rows = re.findall(r"^\| (`.*?) \|", text_of("docs/design.md").partition("## Dependencies")[2], re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \|", text_of("docs/dependencies.md"), re.MULTILINE)
     assert [name for row in rows for name in re.findall(r"`([^`]+)`", row)] == names
 
 
