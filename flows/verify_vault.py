@@ -1,5 +1,6 @@
 """Read stored artifacts again, in the vault and in every place, and compare them with their manifests."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from a0backup.files import in_thread
 from a0backup.places.places import Places
 from a0backup.places.verification import Verification
 from a0backup.places.verifying import Finding
+from a0backup.report.words import plain
 from a0backup.vault.known_vault import is_there
 from a0backup.vault.vault import Vault
 from flows.ending import now
@@ -56,7 +58,9 @@ async def verify_vault(fleet: Path = Path("fleet.yaml"), share: Share = "1/7", r
 def log_finding(finding: Finding) -> None:
     """Write a finding to the run's log, unless all is well."""
     if not finding.ok:
-        get_run_logger().error("%s in %s: %s: %s", finding.id, finding.place, finding.result, finding.reason)
+        # A stray file has whatever name somebody gave it.
+        texts = plain(finding.id), finding.place, finding.result, plain(finding.reason)
+        get_run_logger().log(logging.ERROR if finding.counts else logging.WARNING, "%s in %s: %s: %s", *texts)
 
 
 @engine_task(name="read-artifacts", task_run_name="read-artifacts")

@@ -135,6 +135,20 @@ def test_a_verification_fails_for_what_is_damaged_and_mends_it_where_it_is_told_
     assert table.count('"2 artifacts"') == 3
 
 
+def test_a_stray_file_is_logged_whatever_its_name(engine: str, with_places: Path) -> None:
+    from flows.copy_vault import copy_vault
+    from flows.verify_vault import verify_vault
+
+    run_and_read(copy_vault, fleet=with_places)
+    for name in ("\udcff\udcfe", "\x1b[31mred\nERROR"):
+        (with_places.parent / "nas" / name).write_bytes(b"1")
+    run = run_and_read(verify_vault, fleet=with_places, share="all")
+    assert run.flow_run.state.name == "Completed"
+    strays = [log.message for log in run.logs if "belongs to no artifact" in log.message]
+    assert len(strays) == 2
+    assert all(line.isprintable() for line in strays)
+
+
 def test_a_verification_has_nothing_to_do_before_the_first_night(engine: str, fleet_yaml: Path) -> None:
     from flows.verify_vault import verify_vault
 
