@@ -12,12 +12,11 @@ from pathlib import Path
 from a0backup.errors import PlaceArtifactError, PlaceDeniedError, PlaceError
 from a0backup.files import drop_cached_pages, folder_below, fsync_directory, make_private, make_private_directory
 from a0backup.fleet.copies import Copy
-from a0backup.places.store import CHUNK, LEFT_AFTER, PARTIAL, Entry, Store, can_be_nodes
+from a0backup.places.store import CHUNK, LEFT_AFTER, PARTIAL, SYNC, Entry, Store, can_be_nodes
 from a0backup.vault.mounts import unmounted
 
 # A bad sector, a link, a folder or a pipe in the place of a file: the other files may be well.
 _OF_ONE_FILE = (errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENOTDIR)
-_SYNC = 64 << 20  # bytes; a sync of many gigabytes at once would look like a disk that hangs
 
 
 @contextmanager
@@ -186,7 +185,7 @@ def _write(file: int, chunks: Iterable[bytes]) -> int:
             count = os.write(file, view)
             view = view[count:]
             written, unsynced = written + count, unsynced + count
-        if unsynced >= _SYNC:
+        if unsynced >= SYNC:
             os.fdatasync(file)
             unsynced = 0
     return written

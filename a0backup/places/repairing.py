@@ -4,14 +4,23 @@ The damaged files go to quarantine first. A whole artifact is never overwritten 
 """
 
 import hashlib
+import os
 import secrets
 from pathlib import Path
 
 from a0backup.errors import ArtifactDamagedError, PlaceArtifactError, VaultUnusableError
-from a0backup.files import Hasher, make_durable, make_private, make_private_directory, open_private, publish
+from a0backup.files import (
+    Hasher,
+    make_durable,
+    make_private,
+    make_private_directory,
+    open_private,
+    publish,
+    raise_if_stopped,
+)
 from a0backup.places.copying import artifact_path, chunks_of, manifest_bytes, manifest_path, read_small, sha256_of
 from a0backup.places.records import known_manifest, now
-from a0backup.places.store import Store
+from a0backup.places.store import SYNC, Store
 from a0backup.places.transfer import Transfer
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, UnreadableManifest
 from a0backup.vault.quarantine import keep_damaged
@@ -48,6 +57,8 @@ def mend_vault(vault: Vault, artifact_id: str, store: Store, *, place: str, tran
         if not bytes_are_whole:
             _fetch(store, manifest, aside, place, transfer)
             damaged.append(manifest.artifact.file)
+        # Whoever gave up waiting for this thread has released the node's lock.
+        raise_if_stopped()
         there = [name for name in damaged if (folder / name).is_symlink() or (folder / name).exists()]
         if there:
             keep_damaged(vault, artifact_id, there, reason="damaged in the vault, and mended from a place", now=now())
@@ -77,7 +88,7 @@ def _are_whole(vault: Vault, manifest: Manifest, transfer: Transfer) -> bool:
 
 def _fetch(store: Store, manifest: Manifest, aside: Path, place: str, transfer: Transfer) -> None:
     """Write the place's bytes to *aside*. Raise PlaceArtifactError unless they are what the manifest says."""
-    hasher = Hasher()
+    hasher, unsynced = Hasher(), 0
     try:
         with open(aside, "xb", buffering=0, opener=open_private) as file:
             make_private(file.fileno(), 0o600)
@@ -89,6 +100,10 @@ def _fetch(store: Store, manifest: Manifest, aside: Path, place: str, transfer: 
                 view = memoryview(chunk)
                 while view:
                     view = view[file.write(view) :]
+                unsynced += len(chunk)
+                if unsynced >= SYNC:
+                    os.fdatasync(file.fileno())
+                    unsynced = 0
         require_same(manifest, hasher.digests())
     except FileNotFoundError:
         raise PlaceArtifactError(place, f"it does not have {manifest.artifact.file} of {manifest.id}") from None

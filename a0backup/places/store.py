@@ -15,6 +15,7 @@ from a0backup.errors import PlaceError
 from a0backup.fleet.copies import Copy
 
 CHUNK = 1 << 20  # bytes
+SYNC = 64 << 20  # bytes; a sync of many gigabytes at once would look like a disk that hangs
 LEFT_AFTER = 86400.0  # seconds; what a transfer left that began longer ago is removed
 
 

@@ -1,16 +1,23 @@
 """An unlucky world: no repair ends early, and none puts one artifact in the place of another."""
 
+import contextvars
 import json
 import os
 import shutil
+import threading
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from a0backup.errors import PlaceError
+from a0backup.files import StoppedError, stoppable
+from a0backup.places.opening import open_store
 from a0backup.places.records import proven_in
 from a0backup.places.repairing import mend_vault
+from a0backup.places.store import Store
 from a0backup.places.verification import Verification
 from tests.a0backup.places.test_trust import another, edit
 from tests.a0backup.places.test_verification import Room, bad, flip, read_only
@@ -133,3 +140,32 @@ async def test_a_record_that_is_huge_is_not_read(room: Room) -> None:
     began = time.process_time()
     assert proven_in(room.vault, room.manifests[0].id) == {}
     assert time.process_time() - began < 1
+
+
+class Abandoning:
+    """A place whose caller gives up waiting at its last byte."""
+
+    def __init__(self, store: Store, stop: threading.Event) -> None:
+        self._store, self._stop = store, stop
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def read(self, path: str) -> Iterator[bytes]:
+        yield from self._store.read(path)
+        if path.endswith(".enc"):
+            self._stop.set()
+
+
+async def test_a_repair_that_was_given_up_changes_nothing_any_more(room: Room) -> None:
+    damaged, stop = room.manifests[0].id, threading.Event()
+    flip(room.vault.root / damaged / "backup.tar.gz.enc")
+    before = room.contents()
+    transfer = room.places[0].new_transfer()
+    with open_store(room.places[0].copy) as store:
+        place = Abandoning(store, stop)
+        work = partial(mend_vault, room.vault, damaged, place, place="nas", transfer=transfer)  # type: ignore[arg-type]
+        with pytest.raises(StoppedError):
+            contextvars.copy_context().run(stoppable(stop, work))
+    assert room.contents() == before
+    assert bad(await room.repair()) == []
