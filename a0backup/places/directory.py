@@ -116,6 +116,8 @@ class _Directory:
                 if Path(folder) == self._root:
                     folders[:] = filter(can_be_nodes, folders)
                 folders.sort()
+                # No link is followed; one to a folder is an entry like one to a file.
+                names += [name for name in folders if Path(folder, name).is_symlink()]
                 for name in sorted(names):
                     file = Path(folder, name)
                     path = file.relative_to(self._root).as_posix()

@@ -172,7 +172,7 @@ class _Server:
                 if stat.S_ISDIR(mode):
                     if folder or can_be_nodes(name):
                         below.append(path)
-                elif stat.S_ISREG(mode) and path.startswith(prefix):
+                elif (stat.S_ISREG(mode) or stat.S_ISLNK(mode)) and path.startswith(prefix):
                     yield Entry(path, attributes.size or 0), attributes.mtime
             folders += reversed(below)
 

@@ -149,3 +149,14 @@ def test_what_is_no_answer_of_s3_is_a_failure_of_the_place(
             store.tidy()
             with pytest.raises(PlaceError):
                 store.write("big", [bytes(20_000_000)], size=20_000_000)
+
+
+@pytest.mark.parametrize("spot", ["file", "sftp"], indirect=True)
+def test_links_are_listed_and_not_followed(spot: Spot, tmp_path: Path) -> None:
+    spot.folder.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_bytes(b"1")
+    (spot.folder / "a0-1").symlink_to(tmp_path / "elsewhere")
+    (spot.folder / "a0-2").symlink_to(tmp_path / "elsewhere" / "file")
+    with open_store(spot.copy) as place:
+        assert [entry.path for entry in place.entries()] == ["a0-1", "a0-2"]
