@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from a0backup.fleet.models import Fleet
@@ -150,8 +151,8 @@ def read_stored(vault: Vault, node: str, *, now: datetime, doubted: Container[st
 
 
 def _stored(vault: Vault, manifest: Manifest, now: datetime) -> Stored:
-    names = os.listdir(f"{vault.root}/{manifest.id}")  # noqa: PTH208 - a Path for each takes longer
-    drilled = read_drilled(vault.root / manifest.id) if DRILLED in names else None
+    folder = f"{vault.root}/{manifest.id}"  # no Path: a vault may have 100,000 of them
+    drilled = read_drilled(Path(folder)) if os.path.lexists(f"{folder}/{DRILLED}") else None
     return Stored(
         manifest.id,
         manifest.kind,
@@ -159,7 +160,7 @@ def _stored(vault: Vault, manifest: Manifest, now: datetime) -> Stored:
         manifest.flow_run,
         manifest.started_at is not None,
         manifest.verified.level == "contents" and (drilled is None or drilled.passed),
-        reason_to_keep(vault.root / manifest.id, now) if PINNED in names else "",
+        reason_to_keep(Path(folder), now) if os.path.lexists(f"{folder}/{PINNED}") else "",
         drilled.drilled_at if drilled and drilled.passed else None,
     )
 

@@ -1,6 +1,5 @@
 """The manifest beside an artifact: what the artifact is, and how it was verified (schema 1)."""
 
-import json
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -146,8 +145,8 @@ class Manifest(_Part):
 
     def to_json(self) -> dict[str, object]:
         """Return the content of manifest.json; what was not checked is left out."""
-        content: dict[str, object] = json.loads(self.model_dump_json(by_alias=True))
-        content["verified"] = json.loads(self.verified.model_dump_json(exclude_none=True))
+        content: dict[str, object] = self.model_dump(mode="json", by_alias=True)
+        content["verified"] = self.verified.model_dump(mode="json", exclude_none=True)
         return content
 
 
