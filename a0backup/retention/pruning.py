@@ -21,12 +21,12 @@ from a0backup.places.records import forget_read, not_found_whole, was_used
 from a0backup.places.store import Store
 from a0backup.places.transfer import Transfer
 from a0backup.places.verifying import IN_VAULT, Listing
-from a0backup.retention.planning import Plan, Stored, add_node, kept, read_stored, time_of
+from a0backup.retention.planning import Plan, Stored, add_node, kept, read_stored
 from a0backup.vault.drilled import DRILLED, MAX_DRILLED_BYTES, Drilled
 from a0backup.vault.lock import node_lock
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from a0backup.vault.pruned import Pruned, Record, finish, remove
-from a0backup.vault.vault import Vault
+from a0backup.vault.vault import Vault, time_of
 
 WAITS = 60.0  # seconds for the lock of a node; a run that takes longer is followed by the next prune
 Told = Callable[[str, str], None]

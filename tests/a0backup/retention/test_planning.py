@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from a0backup.places.verification import Verification
-from a0backup.retention.planning import time_of
 from a0backup.vault.pinned import PINNED, Pin, write_pin
+from a0backup.vault.vault import time_of
 from tests.support.pruning import Nights
 
 

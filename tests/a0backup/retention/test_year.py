@@ -18,10 +18,10 @@ from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import ContentsLimits
 from a0backup.places.catching_up import catch_up
 from a0backup.places.places import Places
-from a0backup.retention.planning import plan_vault, time_of
+from a0backup.retention.planning import plan_vault
 from a0backup.retention.pruning import prune_everything
 from a0backup.upkeep.drill import drill
-from a0backup.vault.vault import Vault
+from a0backup.vault.vault import Vault, time_of
 from tests.support.retention import kept_by_model
 from tests.support.stored import START, store
 
