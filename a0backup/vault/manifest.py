@@ -10,13 +10,13 @@ from a0backup.errors import ArtifactDamagedError, LaterVersionError, NotReadable
 from a0backup.identity import BackupIdentity
 
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 8 << 20  # room for ten recovery keys and hundreds of starts with an unknown result
-# Without a limit, eight megabytes of small values take gigabytes of memory to refuse.
+MAX_MANIFEST_BYTES = 10 << 20  # room for ten recovery keys and hundreds of starts with an unknown result
+# Without a limit, ten megabytes of small values take gigabytes of memory to refuse.
 MAX_MANIFEST_COMMAS = 40_000
 _MAX_SEALED = 8000
 _AROUND_SEALED = 256  # bytes of JSON around a sealed password
 MAX_COLLECTIONS = 500
-_REST = 1 << 20  # bytes of a manifest without its sealed passwords
+_REST = 2 << 20  # bytes of a manifest without its sealed passwords
 _ID = re.compile(r"(?P<node>[A-Za-z0-9][A-Za-z0-9._-]*)/(?P<folder>\d{8}T\d{6}Z-[a-z][a-z-]*)\Z")
 
 

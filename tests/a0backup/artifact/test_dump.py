@@ -8,9 +8,21 @@ import pytest
 
 from a0backup.artifact.inspection import Contents, verified_by
 from a0backup.errors import DumpDamagedError, GzipDamagedError, TarTruncatedError, TooLargeUnpackedError
-from a0backup.vault.manifest import MAX_COLLECTIONS, MAX_MANIFEST_BYTES, Verified
+from a0backup.vault.manifest import (
+    MAX_COLLECTIONS,
+    MAX_MANIFEST_BYTES,
+    Encryption,
+    Manifest,
+    ManifestArtifact,
+    ManifestNode,
+    ManifestPassword,
+    SealedPassword,
+    newest_that_fit,
+)
+from a0backup.vault.vault import parsed
 from simulator.artifact import bson
 from tests.support.artifacts import END, MIB, Look, file, header, long, opened, padded, record, refused
+from tests.support.stored import START
 
 ONE = bson({"_id": bytes(12), "email": "user@example.com"})
 METADATA = json.dumps({"indexes": [{"v": 2, "key": {"_id": 1}, "name": "_id_"}], "options": {}, "uuid": "a1"}).encode()
@@ -142,9 +154,29 @@ def test_the_largest_collections_are_kept_and_their_names_bounded(look: Look) ->
     contents = opened(look(of(*files)))
     assert len(contents.collections or ()) == MAX_COLLECTIONS
     assert {each.documents for each in contents.collections or ()} == {2}
-    verified = verified_by(contents)
-    assert len(verified.model_dump_json()) < MAX_MANIFEST_BYTES // 8
-    assert Verified.model_validate_json(verified.model_dump_json()) == verified
+
+
+def test_a_manifest_has_room_for_any_collections_besides_any_sealed_passwords(look: Look) -> None:
+    name = "\N{GRINNING FACE}" * 190  # twelve bytes each in JSON
+    files = [padded_file(f"{name}/{number}{name}.bson", ONE) for number in range(MAX_COLLECTIONS)]
+    verified = verified_by(opened(look(of(*files))))
+    box = SealedPassword(recovery_key="0" * 64, box="A" * 684)
+    manifest = Manifest(
+        id="a0-1/20261122T020000Z-backup",
+        node=ManifestNode(name="a0-1", host="127.0.0.1", port=1),
+        kind="backup",
+        name_on_node="x.tar.gz",
+        started_at=START,
+        stored_at=START,
+        artifact=ManifestArtifact(file="backup.tar.gz.enc", size=1, md5="0" * 32, sha256="0" * 64),
+        encryption=Encryption(password=ManifestPassword(mode="unknown", sealed=newest_that_fit((box,) * 9000))),
+        verified=verified,
+        flow_run="run",
+    )
+    content = json.dumps(manifest.to_json(), indent=2).encode()
+    assert len(verified.collections or ()) == MAX_COLLECTIONS
+    assert MAX_MANIFEST_BYTES // 2 < len(content) <= MAX_MANIFEST_BYTES
+    assert parsed(manifest.id, content) == manifest
 
 
 def padded_file(name: str, held: bytes) -> bytes:

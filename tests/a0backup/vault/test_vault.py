@@ -419,7 +419,7 @@ CONTENTS = {
     "not text": b"\xff\xfe\x00",
     "too deep": b"[" * 100_000,
     "a list": b"[]",
-    "huge": b" " * ((8 << 20) + 1),
+    "huge": b" " * ((10 << 20) + 1),
 }
 MANY = {
     "keys": b'{"schema": 1,%s}' % b",".join(b'"%x":1' % number for number in range(700_000)),
