@@ -3,7 +3,7 @@
     dump/auth0/users.bson               the documents of a collection; with `mongodump --gzip`, users.bson.gz
     dump/auth0/users.metadata.json      its options and indexes; likewise
 
-The walk over the tar passes these members on; another thread reads them meanwhile.
+The walk over the tar has them read here, one after another.
 """
 
 import heapq
@@ -15,7 +15,6 @@ from typing import NoReturn
 from a0backup.artifact.bson_walk import walk_documents
 from a0backup.artifact.byte_stream import ByteStream, Fault, Work
 from a0backup.artifact.gunzip import gunzip
-from a0backup.artifact.pipe import Pipe
 from a0backup.artifact.tar_walk import MAX_ODD, bounded, shown
 from a0backup.errors import DumpDamagedError, TooLargeUnpackedError
 from a0backup.vault.manifest import MAX_COLLECTIONS
@@ -34,43 +33,43 @@ class Collection:
     size: int
 
 
-_Part = tuple[str, int, bytes]  # a file's name and size, and the next of its bytes
+class _OutsideError(Exception):
+    """The tar or the gzip around a file of the dump is damaged."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
 
 
 class Dump:
-    """The dump in a tar of which the walk passes on the files, and what is in it.
+    """What was read of the dump in a tar; it is the Reader of the walk.
 
-    One thread calls `take`, as a tar_walk.Reader, and then `close`; another one calls `read`. *fault* is the first
-    damage in the dump; what follows it is not read. *odd* holds sentences on what was not read otherwise.
+    *fault* is the first damage in the dump; what follows it is not read. It does not end the walk: damage to the tar
+    or the gzip around it explains more. *odd* holds sentences on what was not read otherwise.
     """
 
     def __init__(self, work: Work, max_unpacked: int, too_large: str, secrets: Sequence[str] = ()) -> None:
         self._work, self._left, self._too_large, self.secrets = work, max_unpacked, too_large, secrets
-        self._parts: Pipe[_Part] = Pipe()
         self._collections: dict[str, tuple[int, int]] = {}  # documents and bytes, by name
         self._found = False
         self.fault: Fault | None = None
         self.odd: list[str] = []
-
-    # -- the walk's side ---------------------------------------------------------------------------------------
 
     @staticmethod
     def wants(name: str) -> bool:
         file = name.rpartition("/")[2].removesuffix(_GZIP)
         return file.endswith((_DOCUMENTS, _METADATA)) and file not in (_DOCUMENTS, _METADATA)
 
-    def take(self, name: str, size: int, piece: bytes) -> None:
-        self._parts.put((name, size, piece))
-
-    def close(self) -> None:
-        """Signal the end of the files."""
-        self._parts.close()
-
-    def leave(self) -> None:
-        """Drop what is not read yet."""
-        self._parts.leave()
-
-    # -- the other side ----------------------------------------------------------------------------------------
+    def read(self, name: str, pieces: Iterator[bytes]) -> None:
+        """Read a file of the dump, unless one before it is damaged. Raise what *pieces* raise."""
+        if self.fault is not None:
+            return
+        try:
+            self._read_file(name, _marked(pieces))
+        except Fault as fault:
+            self.fault = fault
+        except _OutsideError as outside:
+            raise outside.fault from None
 
     @property
     def collections(self) -> tuple[Collection, ...] | None:
@@ -81,19 +80,6 @@ class Dump:
 
     def _largest(self, count: int) -> list[tuple[str, tuple[int, int]]]:
         return heapq.nsmallest(count, self._collections.items(), key=lambda each: (-each[1][1], each[0]))
-
-    def read(self) -> None:
-        """Read all files to their end."""
-        passing = iter(self._parts)
-        for name, size, piece in passing:
-            pieces = _rest(size, piece, passing)
-            if self.fault is None:
-                try:
-                    self._read_file(name, pieces)
-                except Fault as fault:
-                    self.fault = fault
-            for _ in pieces:
-                pass
 
     def _read_file(self, name: str, pieces: Iterator[bytes]) -> None:
         try:
@@ -157,15 +143,13 @@ def collection_name(path: str) -> str:
     return bounded(".".join(parts[-2:]))
 
 
+def _marked(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield *pieces*, and tell their own fault from one of what is in them."""
+    try:
+        yield from pieces
+    except Fault as fault:
+        raise _OutsideError(fault) from None
+
+
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
-
-
-def _rest(size: int, piece: bytes, passing: Iterator[_Part]) -> Iterator[bytes]:
-    """Yield *piece*, and the other bytes of the file of *size* bytes as they come."""
-    yield piece
-    left = size - len(piece)
-    while left > 0 and (following := next(passing, None)) is not None:
-        left -= len(following[2])
-        yield following[2]
-    # If the walk ended before the file, the walk reports why.

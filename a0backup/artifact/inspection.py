@@ -2,9 +2,10 @@
 
     inspection = inspect(path, ["Passw0rd"], node="a0-1", kind="backup", limits=fleet.contents)
 
-Four threads share the work: one reads and computes the md5, one computes the SHA-256 and decrypts, one unpacks and
-walks the tar, one walks the documents of the dump in it. But for the last, all this work releases the interpreter's
-lock, so the slowest part, unpacking, sets the pace.
+Three threads share the work: one reads and computes the md5, one computes the SHA-256 and decrypts, one unpacks
+and walks the tar and the documents of the dump in it. But for the documents, all this work releases the interpreter's
+lock, so the slowest part, unpacking, sets the pace. The documents are walked in the thread that unpacks: another one
+would wait for that lock, and read the bytes from the other processor's cache.
 """
 
 import contextvars
@@ -109,7 +110,7 @@ def inspect(
         # Output beyond the whole file's size times the ratio cannot become acceptable later.
         most = _Most(limits, os.fstat(file.fileno()).st_size)
         kept_out = [secret for secret in dict.fromkeys([*passwords, *secrets]) if len(secret) >= LOOKED_FOR]
-        dump = Dump(most.dump_work, most.unpacked, most.reason, kept_out)
+        dump = Dump(most.work, most.unpacked, most.reason, kept_out)
         try:
             opened_by = _choose(head, passwords)
         except Fault as fault:
@@ -129,7 +130,7 @@ class _Most:
     """The maximum number of bytes that an artifact of *size* bytes may unpack to, and of parts in it."""
 
     def __init__(self, limits: Limits, size: int) -> None:
-        self.work, self.dump_work = Work(size), Work(size)  # each is counted by one thread
+        self.work = Work(size)
         by_ratio = max(RATIO_FROM, int(limits.max_ratio * size))
         self.unpacked = min(limits.max_unpacked, by_ratio)
         if by_ratio < limits.max_unpacked:
@@ -210,20 +211,12 @@ def _hashed_and_opened(
             return fault
         finally:
             packed.leave()
-            dump.close()
 
-    def read_dump() -> None:
-        try:
-            dump.read()
-        finally:
-            dump.leave()
-
-    with ThreadPoolExecutor(3, "inspect") as threads:
+    with ThreadPoolExecutor(2, "inspect") as threads:
         try:
             # Each thread runs in a copy of the context, through which a request to stop reaches it.
             hashing = threads.submit(contextvars.copy_context().run, hash_and_decrypt)
             opening = threads.submit(contextvars.copy_context().run, unpack_and_walk)
-            reading = threads.submit(contextvars.copy_context().run, read_dump)
             for chunk in itertools.chain([head], iter(lambda: file.read(CHUNK), b"")):
                 encrypted.put(chunk)
                 md5.update(chunk)
@@ -231,13 +224,10 @@ def _hashed_and_opened(
                 raise_if_stopped()
             encrypted.close()
             hashing.result()
-            read = opening.result()
-            reading.result()
-            return Digests(size, md5.hexdigest(), sha256.hexdigest()), read
+            return Digests(size, md5.hexdigest(), sha256.hexdigest()), opening.result()
         finally:
             encrypted.leave()
             packed.leave()
-            dump.leave()
 
 
 def _read(chunks: Iterator[bytes], most: _Most, dump: Dump) -> Walked:

@@ -4,7 +4,7 @@ import heapq
 import re
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,8 +60,8 @@ class Reader(Protocol):
     def wants(self, name: str) -> bool:
         """Return whether to read the file of this name."""
 
-    def take(self, name: str, size: int, piece: bytes) -> None:
-        """Take the next bytes of a file of *size* bytes; of an empty file once."""
+    def read(self, name: str, pieces: Iterator[bytes]) -> None:
+        """Read the file in *pieces*, as far as it is of use; fewer bytes than its size may be there."""
 
 
 class Walked:
@@ -247,12 +247,11 @@ def _pass_member(
 
 
 def _hand_over(tar: ByteStream, reader: Reader, name: str, size: int) -> int:
-    """Give the next *size* bytes to *reader*, and return how many of them existed."""
-    passed = 0
-    for piece in tar.pieces(size) if size else (b"",):
-        reader.take(name, size, piece)
-        passed += len(piece)
-    return passed
+    """Let *reader* read the next *size* bytes, skip what it leaves, and return how many of them existed."""
+    begin = tar.position
+    reader.read(name, tar.pieces(size))
+    passed = tar.position - begin
+    return passed + tar.skip(size - passed)
 
 
 def _broken(reason: str) -> Fault:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import tarfile
 
 import pytest
@@ -129,6 +130,20 @@ def test_the_first_damage_is_named_and_a_broken_tar_or_gzip_around_it_instead(lo
     refused(look(gzip.compress(files + END)), DumpDamagedError, "dump/a.bson: ")
     refused(look(gzip.compress(files)[:-9]), GzipDamagedError, "cut off")
     refused(look(gzip.compress(files + header("dump/c.bson", 10_000))), TarTruncatedError, "dump/c.bson")
+
+
+@pytest.mark.parametrize("name", ["dump/auth0/users.bson", "dump/auth0/users.bson.gz"])
+def test_damage_around_a_file_of_the_dump_is_not_taken_for_damage_within_it(look: Look, name: str) -> None:
+    documents = b"".join(bson({"_id": bytes(12), "history": random.Random(n).randbytes(900)}) for n in range(3000))
+    held = gzip.compress(documents, 1) if name.endswith(".gz") else documents
+    packed = bytearray(of(file(name, held)))
+    for spoilt in (packed[: len(packed) // 2], packed[: len(packed) // 2] + bytes(1000) + packed[len(packed) // 2 :]):
+        seen = look(bytes(spoilt))
+        refused(seen, GzipDamagedError, "the compressed stream ")
+        assert seen.error is not None
+        assert "users.bson" not in seen.error.text()
+    seen = look(bytes(packed), max_unpacked=MIB)
+    refused(seen, TooLargeUnpackedError, "contents.max_unpacked")
 
 
 def test_numbers_of_any_length_in_metadata_are_passed(look: Look) -> None:
