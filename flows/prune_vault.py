@@ -15,7 +15,8 @@ from a0backup.errors import PruneFailedError, PruneRefusedError
 from a0backup.files import in_thread
 from a0backup.fleet.models import Fleet
 from a0backup.places.places import Place, Places
-from a0backup.retention.planning import Plan, plan_vault
+from a0backup.report.retention_report import retention_rows
+from a0backup.retention.planning import plan_vault
 from a0backup.retention.pruning import PrunedHere, prune_node, prune_place
 from a0backup.vault.known_vault import is_there
 from a0backup.vault.vault import Vault
@@ -47,10 +48,12 @@ async def prune_vault(fleet: Path = Path("fleet.yaml"), force: bool = False) -> 
         get_run_logger().info("the vault %s is not made yet: there is nothing to prune", settings.vault)
         return []
     plan = await in_thread(plan_vault, Vault(settings.vault), settings, settings.retention, now=time)
-    await publish_retention(plan)
+    await publish_retention(retention_rows(plan.decisions))
     if plan.refusals and not force:
         raise PruneRefusedError(plan.refusals)
-    results = [await result_of(prune_one_node(settings, node, plan, time, force)) for node in plan.nodes()]
+    results = [
+        await result_of(prune_one_node(settings, node, plan.removals_of(node), time, force)) for node in plan.nodes()
+    ]
     # The places follow the vault: only what is gone there is removed in them.
     places = (result_of(prune_one_place(place, settings, time)) for place in Places.of(settings, blocks=secret_block))
     results += await asyncio.gather(*places)
@@ -61,10 +64,12 @@ async def prune_vault(fleet: Path = Path("fleet.yaml"), force: bool = False) -> 
 
 
 @engine_task(name="prune-node", task_run_name="prune-{node}")
-async def prune_one_node(settings: Fleet, node: str, plan: Plan, time: datetime, force: bool) -> State[PrunedHere]:
-    """Remove of one node what the plan says."""
+async def prune_one_node(
+    settings: Fleet, node: str, approved: list[str], time: datetime, force: bool
+) -> State[PrunedHere]:
+    """Remove of one node what the plan says, which is *approved*."""
     assert settings.retention is not None
-    vault, approved = Vault(settings.vault), plan.removals
+    vault = Vault(settings.vault)
     return ended(await prune_node(vault, settings.retention, node, approved=approved, now=time, force=force, told=log))
 
 

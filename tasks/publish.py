@@ -11,11 +11,9 @@ from a0backup.report.check_report import check_markdown, check_rows
 from a0backup.report.drill_report import drill_rows
 from a0backup.report.outcomes import Finding, Outcome
 from a0backup.report.places_report import copy_rows, verify_rows
-from a0backup.report.retention_report import retention_rows
 from a0backup.report.run_report import markdown, rows
 from a0backup.report.status_report import status_rows
 from a0backup.report.warnings import RunWarning
-from a0backup.retention.planning import Plan
 from a0backup.upkeep.drill import DrillResult
 from tasks.engine_task import engine_task
 
@@ -85,10 +83,10 @@ async def publish_status(statuses: Sequence[KindStatus]) -> None:
 
 
 @engine_task(name="publish-retention", task_run_name="publish-retention")
-async def publish_retention(plan: Plan) -> None:
+async def publish_retention(rows: list[dict[str, object]]) -> None:
     """Publish on the run's page what becomes of each artifact, and why."""
     await acreate_table_artifact(
         key="retention-table",
-        table=retention_rows(plan.decisions),
+        table=rows,
         description="Each artifact, whether it is kept or removed, and every reason.",
     )

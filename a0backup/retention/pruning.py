@@ -28,6 +28,7 @@ from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from a0backup.vault.pruned import Pruned, Record, finish, remove
 from a0backup.vault.vault import Vault, time_of
 
+_MOST_DENIED = 5  # removals that a place refuses, before it is asked no more
 WAITS = 60.0  # seconds for the lock of a node; a run that takes longer is followed by the next prune
 Told = Callable[[str, str], None]
 
@@ -162,6 +163,7 @@ class _PlacePruner:
         self._vault, self._copy, self._retention = place.vault, place.copy, retention
         self._now, self._transfer, self._ended, self._told = now, transfer, ended, told
         self._record = Record(place.vault)
+        self._denied = 0
 
     def run(self, store: Store) -> None:
         """Remove what was pruned. Raise PlaceError."""
@@ -181,7 +183,8 @@ class _PlacePruner:
         self, store: Store, listing: Listing, node: str, pruned: Sequence[str], ids: Sequence[str]
     ) -> Collection[str]:
         """Return the ids of those of *pruned* that stay in this place."""
-        whole = {each for each in ids if _is_whole(each, listing.artifacts[each])}
+        doubted = not_found_whole(self._vault, self._copy.name)
+        whole = {each for each in ids if _is_whole(each, listing.artifacts[each]) and each not in doubted}
         lines = self._record.of_node(node)
         there = [
             _as_stored(lines.get(each), each, self._drilled(store, each, listing)) for each in pruned if each in whole
@@ -205,10 +208,18 @@ class _PlacePruner:
             self._ended.kept[artifact_id] = f"{artifact_id}: {reason}"
             return
         # As in the vault: the manifest first, so that nothing takes the rest for a backup.
-        for name in (MANIFEST, _artifact_name(artifact_id), f"{MANIFEST}.sig", DRILLED):
-            if name in files:
-                store.remove(f"{artifact_id}/{name}")
-                self._transfer.alive()
+        try:
+            for name in (MANIFEST, _artifact_name(artifact_id), f"{MANIFEST}.sig", DRILLED):
+                if name in files:
+                    store.remove(f"{artifact_id}/{name}")
+                    self._transfer.alive()
+        except PlaceDeniedError as error:
+            # One may be locked, and the others not; but a place that removes nothing is not asked for everything.
+            self._denied += 1
+            if self._denied == _MOST_DENIED:
+                raise
+            self._ended.refusal = error.reason
+            return
         self._ended.removed.append(artifact_id)
         self._told(artifact_id, f"removed in {self._copy.name}")
 
@@ -266,9 +277,8 @@ async def prune_everything(
     retention = fleet.retention
     if retention is None:
         return []
-    approved = plan.removals
     results = [
-        await prune_node(vault, retention, node, approved=approved, now=now, force=force, told=told)
+        await prune_node(vault, retention, node, approved=plan.removals_of(node), now=now, force=force, told=told)
         for node in plan.nodes()
     ]
     return results + await asyncio.gather(

@@ -47,9 +47,11 @@ def test_a_refused_prune_fails_with_its_reason_and_shows_the_table(engine: str, 
 
 
 def test_a_place_that_fails_fails_the_prune_after_the_vault_was_pruned(engine: str, nights: Nights) -> None:
+    from flows.copy_vault import copy_vault
     from flows.prune_vault import prune_vault
 
-    (nights.folder / "nas").write_text("not a folder")
+    run_and_read(copy_vault, fleet=nights.fleet_yaml)
+    (nights.folder / "nas").rename(nights.folder / "unmounted")
     run = run_and_read(prune_vault, fleet=nights.fleet_yaml)
     assert run.flow_run.state.name == "Failed"
     assert "not pruned: nas: 0 removed; " in run.flow_run.state.message

@@ -260,6 +260,31 @@ def test_a_place_that_refuses_deletion_is_said_once_and_is_no_failure(unprivileg
         folder.chmod(0o700)
 
 
+def test_one_artifact_that_a_place_does_not_let_go_keeps_no_other_one_there(unprivileged: Path) -> None:
+    nights = Nights(unprivileged, copies=PLACES[:1])
+    ids = nights.add_nights(6)
+    copy(nights)
+    (nights.folder / "nas" / ids[5]).chmod(0o500)
+    ended = prune(nights)["nas"]
+    assert "Permission denied" in ended.refusal
+    assert ended.removed == sorted(ids[3:5])
+    assert nights.held("nas") == {*ids[:3], ids[5]}
+    (nights.folder / "nas" / ids[5]).chmod(0o700)
+    assert prune(nights)["nas"].removed == [ids[5]]
+
+
+def test_the_last_that_is_whole_in_a_place_stays_there_and_not_a_damaged_one(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    for each in ids[:4]:
+        shutil.rmtree(nights.folder / "nas" / each)
+    artifact = nights.folder / "nas" / ids[4] / "backup.tar.gz.enc"
+    artifact.write_bytes(b"?" * artifact.stat().st_size)
+    verify(nights)
+    prune(nights)
+    assert nights.held("nas") == {ids[5]}
+
+
 def test_the_last_artifact_of_a_node_in_a_place_stays(nights: Nights) -> None:
     ids = nights.add_nights(6)
     copy(nights)
