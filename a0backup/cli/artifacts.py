@@ -14,7 +14,7 @@ from a0backup.report import terminal
 from a0backup.report.words import human_size, plain
 from a0backup.vault.manifest import MANIFEST, Manifest, UnreadableManifest
 from a0backup.vault.pinned import reason_to_keep
-from a0backup.vault.vault import Vault, is_ahead, visible_flaw
+from a0backup.vault.vault import Vault, is_ahead, kind_of, visible_flaw
 
 
 @click.command("list")
@@ -137,7 +137,7 @@ def newest_of_each(vault: Vault) -> dict[tuple[str, str], Manifest | UnreadableM
     now, ahead = datetime.now(UTC), []
     for entry in vault.entries():
         # By the name of the folder: of some, nothing else is readable.
-        of = (entry.id.partition("/")[0], entry.id.partition("Z-")[2])
+        of = (entry.id.partition("/")[0], kind_of(entry.id))
         if is_ahead(entry.id, now):
             ahead.append(entry.id)
             newest.setdefault(of, entry)

@@ -22,7 +22,7 @@ from a0backup.vault.lock import is_held
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, UnreadableManifest
 from a0backup.vault.pinned import PINNED
 from a0backup.vault.pruned import MARK, Record
-from a0backup.vault.vault import COPIES, OF_ANOTHER, VAULT, Vault, parsed
+from a0backup.vault.vault import COPIES, OF_ANOTHER, VAULT, Vault, kind_of, parsed
 
 Result = Literal["ok", "damaged", "missing", "stray", "foreign", "differs", "not read"]
 
@@ -232,7 +232,7 @@ def strays_in_vault(vault: Vault, *, but: Collection[str]) -> list[Finding]:
 
 
 def _beside(place: str, artifact_id: str, names: Iterable[str]) -> Iterator[Finding]:
-    kind = artifact_id.partition("Z-")[2]
+    kind = kind_of(artifact_id)
     for name in sorted(set(names) - {MANIFEST, f"{kind}.tar.gz.enc", *_BESIDE}):
         if not _OTHER.match(name):
             yield Finding(place, f"{artifact_id}/{name}", "stray", "it belongs to no artifact", _LOOK)

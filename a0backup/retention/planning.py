@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,7 +25,7 @@ from a0backup.vault.drilled import DRILLED, read_drilled
 from a0backup.vault.manifest import Manifest, UnreadableManifest
 from a0backup.vault.pinned import PINNED, reason_to_keep
 from a0backup.vault.pruned import begun
-from a0backup.vault.vault import Vault, is_ahead, time_of, visible_flaw
+from a0backup.vault.vault import NO_TIME, Vault, is_ahead, time_of, visible_flaw
 
 _ONE_RUN = timedelta(hours=12)  # from the first to the last kind that one run makes
 _ONE_NIGHT = timedelta(hours=6)  # between the kinds of a night that one run began and another one ended
@@ -39,7 +39,7 @@ class Stored(NamedTuple):
 
     id: str
     kind: str = ""
-    at: datetime = datetime.min.replace(tzinfo=UTC)  # by its id: the start, or when a foreign one was stored
+    at: datetime = NO_TIME  # by its id: the start, or when a foreign one was stored
     flow_run: str = ""
     ours: bool = True
     opened: bool = False  # its contents were verified, and no later drill failed
@@ -147,6 +147,8 @@ def read_stored(vault: Vault, node: str, *, now: datetime, doubted: Container[st
     for entry in vault.entries(node):
         if isinstance(entry, UnreadableManifest):
             yield Stored(entry.id, flaw=entry.reason)
+        elif time_of(entry.id) == NO_TIME:
+            yield Stored(entry.id, flaw="its id names no time")
         elif flaw := visible_flaw(vault, entry) or (_DOUBTED if entry.id in doubted else ""):
             yield Stored(entry.id, flaw=flaw)
         else:

@@ -26,7 +26,7 @@ from a0backup.vault.drilled import DRILLED, MAX_DRILLED_BYTES, Drilled
 from a0backup.vault.lock import node_lock
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from a0backup.vault.pruned import Pruned, Record, finish, remove
-from a0backup.vault.vault import Vault, time_of
+from a0backup.vault.vault import Vault, kind_of, time_of
 
 _MOST_DENIED = 5  # removals that a place refuses, before it is asked no more
 WAITS = 60.0  # seconds for the lock of a node; a run that takes longer is followed by the next prune
@@ -240,7 +240,7 @@ class _PlacePruner:
 
 
 def _artifact_name(artifact_id: str) -> str:
-    return f"{artifact_id.partition('Z-')[2]}.tar.gz.enc"
+    return f"{kind_of(artifact_id)}.tar.gz.enc"
 
 
 def _is_whole(artifact_id: str, files: Collection[str]) -> bool:
@@ -248,7 +248,7 @@ def _is_whole(artifact_id: str, files: Collection[str]) -> bool:
 
 
 def _as_stored(line: Pruned | None, artifact_id: str, drilled_at: datetime | None) -> Stored:
-    kind, at = artifact_id.partition("Z-")[2], time_of(artifact_id)
+    kind, at = kind_of(artifact_id), time_of(artifact_id)
     if line is None:
         return Stored(artifact_id, kind, at, drilled_at=drilled_at)
     opened = line.level == "contents"

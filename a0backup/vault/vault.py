@@ -50,6 +50,7 @@ COPIES = "copies.json"  # beside an artifact: in which places it is proven
 _FOLDER = re.compile(r"(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z][a-z-]*)\Z")
 _FOLDERS = ("work", "passwords", "quarantine")  # of a node, besides those of its artifacts
 _LINK = "a link is in the place of the folder, and no link is followed in a vault"
+NO_TIME = datetime.min.replace(tzinfo=UTC)  # of an id that holds none: before all others
 OF_ANOTHER = f"{MANIFEST} is that of another artifact"
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
@@ -323,6 +324,11 @@ def make_dated_folder(place: Path, kind: str, start: datetime) -> Path:
             return folder
 
 
+def kind_of(artifact_id: str) -> str:
+    """Return the kind in the id. A node's name may hold whatever separates the parts of a folder's name."""
+    return artifact_id.rpartition("/")[2].partition("-")[2]
+
+
 def is_ahead(artifact_id: str, now: datetime) -> bool:
     """Return whether the time in the id lies in the future: the clock was ahead when the backup was started.
 
@@ -337,7 +343,7 @@ def time_of(artifact_id: str) -> datetime:
         # Three times as fast as strptime, which is most of the time in a vault of 100,000 artifacts.
         return datetime.fromisoformat(artifact_id.rpartition("/")[2][:15]).replace(tzinfo=UTC)
     except ValueError:
-        return datetime.min.replace(tzinfo=UTC)
+        return NO_TIME
 
 
 @contextmanager

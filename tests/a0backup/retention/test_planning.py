@@ -180,6 +180,15 @@ def test_more_than_prune_most_of_a_node_refuses_the_whole_prune(nights: Nights) 
     assert nights.plan().refusals == ["a0-1: 4 of 7 artifacts would go at once, more than prune_most (50%)"]
 
 
+def test_an_artifact_whose_id_names_no_time_stays(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    timeless = "a0-1/20261399T020000Z-backup"
+    (nights.vault.root / ids[5]).rename(nights.vault.root / timeless)
+    manifest = nights.vault.root / timeless / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(ids[5], timeless))
+    assert nights.reasons()[timeless] == ("left as it is: its id names no time",)
+
+
 def test_a_link_in_the_place_of_an_artifact_is_not_followed(nights: Nights, tmp_path: Path) -> None:
     ids = nights.add_nights(6)
     (nights.vault.root / ids[5]).rename(tmp_path / "elsewhere")

@@ -143,6 +143,17 @@ def test_places_follow_the_vault(nights: Nights) -> None:
     }
 
 
+@pytest.mark.parametrize("node", ["AZ-1", "20261123T020000Z-backup", "aZ-"])
+def test_a_node_whose_name_looks_like_a_part_of_an_id_is_pruned_like_any_other(nights: Nights, node: str) -> None:
+    nights.change(nodes=[{"name": node, "host": "127.0.0.1"}])
+    ids = nights.add_nights(6, node=node)
+    copy(nights)
+    assert prune(nights)["nas"].removed == sorted(ids[3:])
+    assert nights.held() == nights.held("nas") == set(ids[:3])
+    assert len(list((nights.folder / "nas" / node).rglob("*.enc"))) == 3
+    assert [finding for finding in verify(nights) if not finding.ok] == []
+
+
 def test_a_place_with_a_longer_retention_keeps_what_the_vault_does_not(nights: Nights) -> None:
     nights.change(copies=[PLACES[0], PLACES[1] | {"retention": {"keep_daily": 5}}])
     ids = nights.add_nights(8)
