@@ -17,6 +17,7 @@ from a0backup.places.records import known_manifest
 from a0backup.places.store import Store
 from a0backup.places.transfer import Transfer
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, UnreadableManifest
+from a0backup.vault.pruned import Record
 from a0backup.vault.vault import Vault, parsed, reading, require_size
 
 
@@ -59,6 +60,11 @@ def copy_artifact(vault: Vault, manifest: Manifest, store: Store, *, place: str,
     if there not in (None, content):
         _keep_aside(store, manifest_path(manifest.id), manifest.id, transfer)
     write_small(store, manifest_path(manifest.id), content, place)
+    if manifest.id in Record(vault):
+        # Pruned while it was copied: the prune of this place may have removed the artifact before its manifest came.
+        store.remove(manifest_path(manifest.id))
+        store.remove(path)
+        raise VaultUnusableError(manifest.node.name, f"{manifest.id} was pruned meanwhile")
     return CopiedNow("checksum" if by_server else "read", not whole, here)
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from a0backup.places import copying
 from a0backup.places.catching_up import catch_up
 from a0backup.places.places import Places
+from a0backup.places.store import Store
 from a0backup.places.verification import Verification
 from a0backup.places.verifying import Finding
 from a0backup.retention.pruning import PrunedHere, prune_everything, prune_node
@@ -219,6 +221,28 @@ def test_another_artifact_under_the_id_of_a_pruned_one_stays_and_is_said(nights:
     ended = prune(nights)["nas"]
     assert "its manifest here is not that of what was pruned" in ended.kept[ids[5]]
     assert nights.held("nas") == {*ids[:3], ids[5]}
+
+
+def test_a_copy_that_is_under_way_while_its_artifact_is_pruned_leaves_nothing(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.change(copies=PLACES[:1])
+    ids = nights.add_nights(3)
+    copy(nights)
+    old = nights.add(days_ago=9)
+    [place] = Places.of(nights.fleet)
+    write = copying.write_small
+
+    def pruned_before(store: Store, path: str, content: bytes, name: str) -> None:
+        if path == f"{old}/manifest.json":
+            assert prune(nights)["a0-1"].removed == [old]
+        write(store, path, content, name)
+
+    monkeypatch.setattr(copying, "write_small", pruned_before)
+    caught_up = asyncio.run(catch_up(place, nights.vault.manifests()))
+    assert (caught_up.failed, caught_up.copied) == ({}, [])
+    assert nights.held("nas") == set(ids)
+    assert list((nights.folder / "nas" / old).rglob("*")) == []
 
 
 def test_an_artifact_that_came_back_into_the_vault_is_removed_in_no_place(nights: Nights) -> None:

@@ -25,7 +25,7 @@ from a0backup.vault.manifest import Manifest, ManifestNode, ManifestPassword, Un
 from a0backup.vault.mounts import unmounted
 from a0backup.vault.quarantine import drop_quarantine, quarantine
 from a0backup.vault.storing import confirm, store
-from a0backup.vault.vault import Vault
+from a0backup.vault.vault import Vault, kind_of
 from tests.support.paths import REPOSITORY
 from tests.support.patience import patience
 
@@ -892,3 +892,8 @@ def test_what_this_user_may_not_read_is_not_damaged_and_its_owner_is_named(room:
     assert "belongs to uid 12345, and this user may not read it" in ended.stdout
     assert "chown -R" in ended.stdout
     assert "DAMAGED" not in ended.stdout
+
+
+@pytest.mark.parametrize("node", ["a0-1", "AZ-1", "20261123T020000Z-backup", "aZ-"])
+def test_the_kind_in_an_id_is_that_of_the_folder_whatever_the_node_is_called(node: str) -> None:
+    assert kind_of(f"{node}/20261123T020000Z-backup-sensitive") == "backup-sensitive"
