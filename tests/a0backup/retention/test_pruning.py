@@ -270,8 +270,13 @@ def test_a_place_that_was_away_catches_up_at_the_next_prune(nights: Nights) -> N
 
 
 @pytest.fixture
-def unprivileged() -> Iterator[Path]:
+def unprivileged(nights: Nights) -> Iterator[Path]:
     """A folder of a user who is not root, who may remove everything; everything below it becomes theirs."""
+    # Imports all that is needed: that user may not be able to read it.
+    nights.add_nights(4)
+    copy(nights)
+    prune(nights)
+    verify(nights)
     with open_folder() as folder:
         folder.chmod(0o777)
         with as_user(12345, 12345) if os.geteuid() == 0 else nullcontext():
