@@ -25,7 +25,7 @@ from a0backup.retention.planning import Plan, Stored, add_node, kept, read_store
 from a0backup.vault.drilled import DRILLED, MAX_DRILLED_BYTES, Drilled
 from a0backup.vault.lock import node_lock
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES
-from a0backup.vault.pruned import Pruned, Record, finish, remove
+from a0backup.vault.pruned import Pruned, Record, artifact_name, finish, remove
 from a0backup.vault.vault import Vault, kind_of, time_of
 
 _MOST_DENIED = 5  # removals that a place refuses, before it is asked no more
@@ -86,7 +86,7 @@ async def prune_node(
     except A0BackupError as error:
         ended.error = error.text()
     except OSError as error:
-        ended.error = f"{error.filename}: {error.strerror}"
+        ended.error = f"{error.filename or vault.folder(node)}: {error.strerror}"
     return ended
 
 
@@ -209,7 +209,7 @@ class _PlacePruner:
             return
         # As in the vault: the manifest first, so that nothing takes the rest for a backup.
         try:
-            for name in (MANIFEST, _artifact_name(artifact_id), f"{MANIFEST}.sig", DRILLED):
+            for name in (MANIFEST, artifact_name(artifact_id), f"{MANIFEST}.sig", DRILLED):
                 if name in files:
                     store.remove(f"{artifact_id}/{name}")
                     self._transfer.alive()
@@ -239,12 +239,8 @@ class _PlacePruner:
         return ""
 
 
-def _artifact_name(artifact_id: str) -> str:
-    return f"{kind_of(artifact_id)}.tar.gz.enc"
-
-
 def _is_whole(artifact_id: str, files: Collection[str]) -> bool:
-    return MANIFEST in files and _artifact_name(artifact_id) in files
+    return MANIFEST in files and artifact_name(artifact_id) in files
 
 
 def _as_stored(line: Pruned | None, artifact_id: str, drilled_at: datetime | None) -> Stored:

@@ -306,5 +306,6 @@ def _write(path: Path, lock: int, content: bytes) -> None:
 
 
 def _overwrite(fd: int, content: bytes) -> None:
-    os.ftruncate(fd, 0)
+    # Written over the old content, whose room it takes on a full disk: a prune must get the lock to free some.
     os.pwrite(fd, content, 0)
+    os.ftruncate(fd, len(content))

@@ -123,15 +123,15 @@ def remove(vault: Vault, artifact_id: str, record: Record, *, now: datetime) -> 
 
 def finish(vault: Vault, artifact_id: str, record: Record, *, now: datetime) -> None:
     """End a removal that has begun. Files that are not ours stay, in their folder. Raise OSError."""
-    node, _, name = artifact_id.partition("/")
+    node = artifact_id.partition("/")[0]
     folder = vault.root / artifact_id
+    # The artifact comes first: on a full disk, there is no room for the record before it is gone.
+    remove_file(folder / artifact_name(artifact_id), below=vault.root)
     if os.path.lexists(folder / MARK):
         record.note(_line(folder, artifact_id, now))
-    artifact = f"{name.partition('-')[2]}.tar.gz.enc"
-    ours = (artifact, f"{MANIFEST}.sig", COPIES, PINNED, DRILLED)
     names = [entry.name for entry in os.scandir(folder)]
     for each in names:
-        if each in ours or (each.startswith(".") and each.endswith(".partial")):
+        if each in (f"{MANIFEST}.sig", COPIES, PINNED, DRILLED) or (each.startswith(".") and each.endswith(".partial")):
             remove_file(folder / each, below=vault.root)
     # The mark comes last: what it says is needed for the line in the record.
     fsync_directory(folder)
@@ -139,6 +139,11 @@ def finish(vault: Vault, artifact_id: str, record: Record, *, now: datetime) -> 
     if not any(folder.iterdir()):
         folder.rmdir()
     fsync_directory(vault.folder(node))
+
+
+def artifact_name(artifact_id: str) -> str:
+    """Return the name of the artifact's file, by its kind."""
+    return f"{kind_of(artifact_id)}.tar.gz.enc"
 
 
 def _line(folder: Path, artifact_id: str, now: datetime) -> Pruned:

@@ -21,6 +21,7 @@ from a0backup.retention.pruning import PrunedHere, prune_everything, prune_node
 from a0backup.vault import lock, pruned
 from a0backup.vault.pinned import Pin, write_pin
 from a0backup.vault.pruned import MARK, RECORD, Record
+from tests.support.disks import as_root, small_disk
 from tests.support.pruning import Nights
 from tests.support.users import as_user, open_folder
 
@@ -130,6 +131,20 @@ def test_files_that_are_not_ours_stay_in_their_folder(nights: Nights) -> None:
     assert note.read_text() == "do not lose this"
     assert [path.name for path in note.parent.iterdir()] == ["READ ME.txt"]
     assert ids[5] not in nights.held()
+
+@as_root
+def test_a_prune_frees_room_on_a_vault_that_is_full_to_the_last_byte(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        nights = Nights(disk)
+        ids = nights.add_nights(6)
+        (nights.vault.folder("a0-1") / "lock").write_text("{}")  # of the runs before
+        with open(disk / "fill", "wb", buffering=0) as fill, pytest.raises(OSError, match="No space left"):
+            while True:
+                fill.write(b"x" * 4096)
+        ended = prune(nights)["a0-1"]
+        assert (ended.error, ended.removed) == ("", sorted(ids[3:]))
+        assert nights.held() == set(ids[:3])
+        assert sorted(Record(nights.vault).of_node("a0-1")) == sorted(ids[3:])
 
 
 # -- places ------------------------------------------------------------------------------------------------------------
