@@ -52,7 +52,7 @@ async def prune_vault(fleet: Path = Path("fleet.yaml"), force: bool = False) -> 
     if plan.refusals and not force:
         raise PruneRefusedError(plan.refusals)
     results = [
-        await result_of(prune_one_node(settings, node, plan.removals_of(node), time, force)) for node in plan.nodes()
+        await result_of(prune_one_node(settings, node, plan.approved_of(node), time, force)) for node in plan.nodes()
     ]
     # The places follow the vault: only what is gone there is removed in them.
     places = (result_of(prune_one_place(place, settings, time)) for place in Places.of(settings, blocks=secret_block))

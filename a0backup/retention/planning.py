@@ -70,13 +70,13 @@ class Plan:
         """The ids of the artifacts that go."""
         return [decision.id for decision in self.decisions if decision.action == "remove"]
 
-    def removals_of(self, node: str) -> list[str]:
-        """Return the ids of the artifacts of *node* that go."""
-        return [each for each in self.removals if each.startswith(f"{node}/")]
+    def approved_of(self, node: str) -> list[str]:
+        """Return the ids of *node* that may go: also those whose removal was cut, as they may still be whole."""
+        return [each for each in (*self.removals, *self.begun) if each.startswith(f"{node}/")]
 
     def nodes(self) -> list[str]:
         """Return the nodes of which something goes, sorted."""
-        return sorted({each.partition("/")[0] for each in (*self.removals, *self.begun)})
+        return sorted({each.partition("/")[0] for each in self.approved})
 
 
 def plan_vault(vault: Vault, fleet: Fleet, retention: Retention, *, now: datetime) -> Plan:

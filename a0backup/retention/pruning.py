@@ -1,7 +1,7 @@
 """Prune: remove from the vault what no reason keeps, then from the places what was pruned from the vault.
 
-ended = await prune_node(vault, fleet, retention, "a0-1", approved=plan.removals, now=now)
-ended = await prune_place(place, fleet, retention, now=now)
+ended = await prune_node(vault, retention, "a0-1", approved=plan.approved_of("a0-1"), now=now)
+ended = await prune_place(place, fleet, now=now)
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from a0backup.places.records import forget_read, not_found_whole, was_used
 from a0backup.places.store import Store
 from a0backup.places.transfer import Transfer
 from a0backup.places.verifying import IN_VAULT, Listing
-from a0backup.retention.planning import Plan, Stored, add_node, kept, read_stored
+from a0backup.retention.planning import Plan, Stored, add_node, kept, read_stored, unfinished_of
 from a0backup.vault.drilled import DRILLED, MAX_DRILLED_BYTES, Drilled
 from a0backup.vault.lock import node_lock
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES
-from a0backup.vault.pruned import Pruned, Record, artifact_name, finish, remove
+from a0backup.vault.pruned import Pruned, Record, artifact_name, begun, finish, remove, take_back
 from a0backup.vault.vault import Vault, kind_of, time_of
 
 _MOST_DENIED = 5  # removals that a place refuses, before it is asked no more
@@ -75,8 +75,8 @@ async def prune_node(
 ) -> PrunedHere:
     """Remove of *node* what still nothing keeps, and only what is *approved*; end the removals that a kill has cut.
 
-    The plan is made again under the node's lock: a run, or a pin, may have come meanwhile. What fails
-    is in the result.
+    The plan is made again under the node's lock: a run, or a pin, may have come meanwhile. An artifact whose removal
+    was cut before it was touched is planned anew, too. What fails is in the result.
     """
     ended = PrunedHere(node)
     try:
@@ -101,6 +101,9 @@ def _prune_locked(
     told: Told,
 ) -> None:
     plan, record = Plan(), Record(vault)
+    if not unfinished_of(vault, node):
+        for artifact_id in begun(vault, node, but={entry.id for entry in vault.entries(node)}):
+            take_back(vault, artifact_id)
     add_node(plan, vault, node, retention, now=now, doubted=not_found_whole(vault, IN_VAULT))
     if plan.refusals and not force:
         raise PruneRefusedError(plan.refusals)
@@ -274,7 +277,7 @@ async def prune_everything(
     if retention is None:
         return []
     results = [
-        await prune_node(vault, retention, node, approved=plan.removals_of(node), now=now, force=force, told=told)
+        await prune_node(vault, retention, node, approved=plan.approved_of(node), now=now, force=force, told=told)
         for node in plan.nodes()
     ]
     return results + await asyncio.gather(

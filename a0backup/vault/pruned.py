@@ -28,7 +28,7 @@ from a0backup.files import (
 from a0backup.vault.drilled import DRILLED
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, HexSha256, Manifest, Time
 from a0backup.vault.pinned import PINNED, reason_to_keep
-from a0backup.vault.vault import COPIES, Vault, parsed
+from a0backup.vault.vault import COPIES, Vault, kind_of, parsed
 
 MARK = f"{MANIFEST}.pruned"
 RECORD = "pruned.jsonl"
@@ -100,6 +100,14 @@ def begun(vault: Vault, node: str, *, but: Collection[str]) -> list[str]:
     """Return the ids of the artifacts of *node* whose removal did not end; *but* are the ids that have a manifest."""
     record = Record(vault)
     return [each for each in vault.all_ids(node) if each not in but and each in record]
+
+
+def take_back(vault: Vault, artifact_id: str) -> None:
+    """Make an artifact whose removal was cut one again if it was not touched: it may be pinned by now. Raise OSError."""
+    folder = vault.root / artifact_id
+    if is_marked(folder) and os.path.lexists(folder / artifact_name(artifact_id)):
+        (folder / MARK).rename(folder / MANIFEST)
+        fsync_directory(folder)
 
 
 def remove(vault: Vault, artifact_id: str, record: Record, *, now: datetime) -> str:

@@ -132,6 +132,7 @@ def test_files_that_are_not_ours_stay_in_their_folder(nights: Nights) -> None:
     assert [path.name for path in note.parent.iterdir()] == ["READ ME.txt"]
     assert ids[5] not in nights.held()
 
+
 @as_root
 def test_a_prune_frees_room_on_a_vault_that_is_full_to_the_last_byte(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "2m") as disk:
@@ -394,3 +395,33 @@ def test_a_removal_that_was_cut_is_ended_by_the_next_prune(nights: Nights, left:
     assert nights.held() == nights.held("nas") == set(ids[:3])
     assert not folder.exists()
     assert sorted(Record(nights.vault).of_node("a0-1")) == sorted(ids[3:])
+
+
+def test_a_pin_keeps_its_artifact_though_a_prune_was_killed_when_it_had_begun_to_remove_it(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    folder = nights.vault.root / ids[5]
+    # `keep` found the manifest in the moment before it was renamed, and said that the artifact is pinned.
+    write_pin(folder, Pin(pinned_at=nights.now))
+    (folder / "manifest.json").rename(folder / MARK)
+    prune(nights)
+    assert nights.held() == {*ids[:3], ids[5]}
+
+
+def test_rules_that_keep_more_since_a_prune_was_killed_keep_what_is_still_whole(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    folder = nights.vault.root / ids[5]
+    (folder / "manifest.json").rename(folder / MARK)
+    nights.change(retention={"keep_daily": 6, "prune_most": "100%"})
+    prune(nights)
+    assert nights.held() == set(ids)
+
+
+def test_a_folder_without_its_artifact_does_not_come_back_from_a_removal_that_was_cut(nights: Nights) -> None:
+    ids = nights.add_nights(6)
+    folder = nights.vault.root / ids[5]
+    (folder / "manifest.json").rename(folder / MARK)
+    (folder / "backup.tar.gz.enc").unlink()
+    write_pin(folder, Pin(pinned_at=nights.now))  # by a `keep` that was told that the artifact is gone
+    prune(nights)
+    assert nights.held() == set(ids[:3])
+    assert not folder.exists()
