@@ -64,6 +64,7 @@ class Plan:
     decisions: list[Decision] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     begun: list[str] = field(default_factory=list)  # ids of artifacts whose removal a kill has cut
+    nights: list[list[str]] = field(default_factory=list)  # the removals of each night: they go together
 
     @property
     def removals(self) -> list[str]:
@@ -107,7 +108,7 @@ def add_node(
     unfinished = unfinished_of(vault, node)
     whole = [each for each in stored if not each.flaw]
     reasons = kept(whole, retention, now=now)
-    removed = 0
+    removed: set[str] = set()
     for each in stored:
         why = [*reasons.get(each.id, ())]
         if each.flaw:
@@ -116,12 +117,15 @@ def add_node(
             why.append(f"the node has an unfinished backup ({unfinished})")
         if not is_named:
             why.append("fleet.yaml does not name this node")
-        removed += not why
+        if not why:
+            removed.add(each.id)
         plan.decisions.append(Decision(each.id, "keep" if why else "remove", tuple(why or [_NO_RULE])))
+    # A kept artifact keeps its night, so that all of a night or nothing of it is in *removed*.
+    plan.nights += [[each.id for each in night] for night in nights(whole) if night[0].id in removed]
     if is_named and not unfinished:
         plan.begun += begun(vault, node, but={each.id for each in stored})
         if removed:
-            plan.refusals += _refusals(node, [each.id for each in stored], removed, retention, now=now)
+            plan.refusals += _refusals(node, [each.id for each in stored], len(removed), retention, now=now)
 
 
 def _refusals(node: str, ids: Sequence[str], removed: int, retention: Retention, *, now: datetime) -> Iterator[str]:

@@ -25,7 +25,7 @@ from a0backup.retention.planning import Plan, Stored, add_node, kept, read_store
 from a0backup.vault.drilled import DRILLED, MAX_DRILLED_BYTES, Drilled
 from a0backup.vault.lock import node_lock
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES
-from a0backup.vault.pruned import Pruned, Record, artifact_name, begun, finish, remove, take_back
+from a0backup.vault.pruned import Pruned, Record, artifact_name, begun, finish, remove_night, take_back
 from a0backup.vault.vault import Vault, kind_of, time_of
 
 _MOST_DENIED = 5  # removals that a place refuses, before it is asked no more
@@ -111,14 +111,15 @@ def _prune_locked(
         finish(vault, artifact_id, record, now=now)
         told(artifact_id, "the removal that was interrupted is done")
         ended.removed.append(artifact_id)
-    for artifact_id in plan.removals:
+    for night in plan.nights:
         raise_if_stopped()
-        if artifact_id not in approved:
+        if not approved.issuperset(night):
             continue
-        if reason := remove(vault, artifact_id, record, now=now):
-            ended.kept[artifact_id] = reason
-        else:
-            ended.removed.append(artifact_id)
+        if reason := remove_night(vault, night, record, now=now):
+            ended.kept |= dict.fromkeys(night, reason)
+            continue
+        ended.removed += night
+        for artifact_id in night:
             told(artifact_id, "removed")
     if ended.removed:
         forget_read(vault, IN_VAULT, ended.removed)

@@ -10,7 +10,7 @@ The caller holds the node's lock.
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -103,30 +103,50 @@ def begun(vault: Vault, node: str, *, but: Collection[str]) -> list[str]:
 
 
 def take_back(vault: Vault, artifact_id: str) -> None:
-    """Make an artifact whose removal was cut one again if it was not touched: it may be pinned by now. Raise OSError."""
+    """Undo a removal that was cut before the artifact was touched: it may be pinned by now. Raise OSError."""
     folder = vault.root / artifact_id
     if is_marked(folder) and os.path.lexists(folder / artifact_name(artifact_id)):
-        (folder / MARK).rename(folder / MANIFEST)
-        fsync_directory(folder)
+        _rename(folder, MARK, MANIFEST)
 
 
-def remove(vault: Vault, artifact_id: str, record: Record, *, now: datetime) -> str:
-    """Remove the artifact from the vault durably; return why it is kept after all, if it was pinned meanwhile.
+def remove_night(vault: Vault, ids: Sequence[str], record: Record, *, now: datetime) -> str:
+    """Remove the artifacts *ids* of one night durably; return why all are kept if one of them was pinned meanwhile.
 
     Raise OSError.
     """
-    folder = vault.root / artifact_id
-    if reason := reason_to_keep(folder, now):
+    folders = [vault.root / each for each in ids]
+    if reason := _pinned(folders, now):
         return reason
-    (folder / MANIFEST).rename(folder / MARK)
-    fsync_directory(folder)
-    # `keep` takes no lock, as a night may hold it for hours: it pins, and then looks whether the manifest is there.
-    if reason := reason_to_keep(folder, now):
-        (folder / MARK).rename(folder / MANIFEST)
-        fsync_directory(folder)
+    marked: list[Path] = []
+    try:
+        for folder in folders:
+            _rename(folder, MANIFEST, MARK)
+            marked.append(folder)
+        # `keep` takes no lock, as a night may hold it for hours: it pins, and then looks whether the manifest is there.
+        reason = _pinned(folders, now)
+    except OSError:
+        _unmark(marked)
+        raise
+    if reason:
+        _unmark(marked)
         return reason
-    finish(vault, artifact_id, record, now=now)
+    for each in ids:
+        finish(vault, each, record, now=now)
     return ""
+
+
+def _pinned(folders: Sequence[Path], now: datetime) -> str:
+    return next(filter(None, (reason_to_keep(folder, now) for folder in folders)), "")
+
+
+def _unmark(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        _rename(folder, MARK, MANIFEST)
+
+
+def _rename(folder: Path, old: str, new: str) -> None:
+    (folder / old).rename(folder / new)
+    fsync_directory(folder)
 
 
 def finish(vault: Vault, artifact_id: str, record: Record, *, now: datetime) -> None:
