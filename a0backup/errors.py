@@ -751,9 +751,9 @@ class VaultFullError(VaultError):
 
     def hint(self) -> str:
         return (
-            "free space on the vault's disk (`retention` in fleet.yaml says what `a0backup prune` may remove), or give the"
-            " vault a larger one; what other nodes are about to write, and"
-            " their smaller backups of tonight, do not count as free; what is on the node stays there"
+            "free space on the vault's disk (`retention` in fleet.yaml says what `a0backup prune` may remove), or give"
+            " the vault a larger one; what other nodes are about to write, and their smaller backups of tonight, do not"
+            " count as free; what is on the node stays there"
         )
 
 

@@ -77,7 +77,7 @@ class Plan:
 
     def nodes(self) -> list[str]:
         """Return the nodes of which something goes, sorted."""
-        return sorted({each.partition("/")[0] for each in self.approved})
+        return sorted({each.partition("/")[0] for each in (*self.removals, *self.begun)})
 
 
 def plan_vault(vault: Vault, fleet: Fleet, retention: Retention, *, now: datetime) -> Plan:
