@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from a0backup.fleet.copies import Copy
 from a0backup.places.catching_up import CaughtUp, catch_up
 from a0backup.places.places import Place
 from a0backup.vault.drilled import DRILLED, Drilled, read_drilled, write_drilled
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
+from tests.a0backup.places.conftest import Spot
 from tests.support.stored import store
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -21,25 +21,25 @@ def drilled(days_ago: float, *, passed: bool = True) -> Drilled:
 
 
 class Room:
-    """A vault with three artifacts, and a place that has them, too."""
+    """A vault with three artifacts, and a place that has them, too; *place* is where its files can be seen."""
 
-    def __init__(self, folder: Path) -> None:
-        self.vault = Vault(folder / "vault")
-        self.place = folder / "nas"
+    def __init__(self, folder: Path, spot: Spot) -> None:
+        self.vault, self.spot = Vault(folder / "vault"), spot
+        self.place = spot.folder
         self.manifests: list[Manifest] = [
             store(folder / "vault", "Passw0rd", nights=night, size=4_000) for night in range(3)
         ]
 
     async def copy(self) -> CaughtUp:
-        return await catch_up(Place(self.vault, Copy(name="nas", url=str(self.place))), self.vault.manifests())
+        return await catch_up(Place(self.vault, self.spot.copy), self.vault.manifests())
 
     def records(self) -> list[Drilled | None]:
         return [read_drilled(self.vault.root / each.id) for each in self.manifests]
 
 
 @pytest.fixture
-async def room(tmp_path: Path) -> Room:
-    room = Room(tmp_path)
+async def room(tmp_path: Path, spot: Spot) -> Room:
+    room = Room(tmp_path, spot)
     assert (await room.copy()).drilled == []
     return room
 
