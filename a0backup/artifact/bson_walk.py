@@ -74,7 +74,7 @@ def _cut(last: int, end: int, held: bytes) -> Fault:
         return _damaged(f"the document that ends at byte {last + 1:,} does not end in a zero")
     if held:
         return _damaged(f"it ends at byte {end:,}, within the length of a document")
-    return _damaged(f"it ends at byte {end:,}, {last + 1 - end:,} bytes before the end of its last document")
+    return _damaged(f"it ends at byte {end:,}, where its last document should end at byte {last + 1:,}")
 
 
 def _damaged(reason: str) -> Fault:

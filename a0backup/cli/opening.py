@@ -24,7 +24,7 @@ from a0backup.fleet.drills import Drills
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import ContentsLimits, Fleet, PasswordSource
 from a0backup.report import terminal
-from a0backup.report.words import human_size, plain
+from a0backup.report.words import documents_in_words, human_size, plain
 from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
 
@@ -201,7 +201,7 @@ def _row(drilled: "DrillResult") -> dict[str, Any]:
 
 def _lines(row: Mapping[str, Any]) -> Iterator[str]:
     if row["result"] == "ok":
-        documents = "" if row["documents"] is None else f", {row['documents']:,} documents"
+        documents = "" if row["documents"] is None else f", {documents_in_words(row['documents'])}"
         yield f"{row['id']}  ok: {row['members']} members, {human_size(row['unpacked_size'])} unpacked{documents}"
         yield from (f"  odd: {plain(sentence)}" for sentence in row["odd"])
     else:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from a0backup.report.words import cell, counted, human_size, plain
+from a0backup.report.words import cell, counted, documents_in_words, human_size, plain
 
 if TYPE_CHECKING:
     from a0backup.upkeep.drill import DrillResult
@@ -38,4 +38,5 @@ def _read(result: "DrillResult") -> str:
     read = f"{counted(result.contents.members, 'member')}, {human_size(result.contents.unpacked_size)} unpacked"
     if result.contents.collections is None:
         return read
-    return f"{read}, {sum(each.documents for each in result.contents.collections):,} documents"
+    documents = sum(each.documents for each in result.contents.collections)
+    return f"{read}, {documents_in_words(documents)}"

@@ -98,5 +98,9 @@ def counted(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
+def documents_in_words(number: int) -> str:
+    return "1 document" if number == 1 else f"{number:,} documents"
+
+
 def size_in_words(size: int | None) -> str:
     return "" if size is None else human_size(size)

@@ -9,7 +9,7 @@ An empty users collection where there were two million users last night is a who
 from collections.abc import Iterator
 from itertools import islice
 
-from a0backup.report.words import human_size
+from a0backup.report.words import documents_in_words, human_size
 from a0backup.vault.manifest import MAX_COLLECTIONS, Manifest, Verified, VerifiedCollection
 from a0backup.vault.vault import Vault, time_of
 
@@ -69,7 +69,7 @@ def _collections(before: Verified, now: Verified, shrink: float) -> Iterator[str
     for was in before.collections:
         have = there.get(was.name)
         if have is None and not rest:
-            yield f"the collection {was.name} is gone; it had {was.documents:,} documents"
+            yield f"the collection {was.name} is gone; it had {documents_in_words(was.documents)}"
         elif have is None:
             if _is_less(rest, was.size, shrink):
                 yield f"the collection {was.name} is gone or below {human_size(rest)}; it had {human_size(was.size)}"
@@ -79,9 +79,9 @@ def _collections(before: Verified, now: Verified, shrink: float) -> Iterator[str
 
 def _shrunk(was: VerifiedCollection, have: VerifiedCollection, shrink: float) -> Iterator[str]:
     if was.documents and not have.documents:
-        yield f"the collection {was.name} is empty; it had {was.documents:,} documents"
+        yield f"the collection {was.name} is empty; it had {documents_in_words(was.documents)}"
     elif was.documents >= _FEW_DOCUMENTS and _is_less(have.documents, was.documents, shrink):
-        yield f"the collection {was.name} has {have.documents:,} documents; it had {was.documents:,}"
+        yield f"the collection {was.name} has {documents_in_words(have.documents)}; it had {was.documents:,}"
     elif was.size >= _FEW_BYTES and _is_less(have.size, was.size, shrink):
         yield f"the collection {was.name} has {human_size(have.size)}; it had {human_size(was.size)}"
 

@@ -113,7 +113,7 @@ def test_a_file_that_is_cut_within_a_document_is_found(sizes: list[int], at: int
         (document(9) * 3 + b"\4\0\0\0\0", "the document at byte 27 has a length of 4, which none can have"),
         (document(9) + struct.pack("<i", -1), "the document at byte 9 has a length of -1, which none can have"),
         (document(9) + struct.pack("<i", LONGEST + 1), "at byte 9 has a length of 16,793,601, which none can have"),
-        (document(9) + document(9)[:-1], "it ends at byte 17, 1 bytes before the end of its last document"),
+        (document(9) + document(9)[:-1], "it ends at byte 17, where its last document should end at byte 18"),
         (document(9) + b"\x09\0\0", "it ends at byte 12, within the length of a document"),
         (document(9)[:-1] + b"x" + document(9), "the document that ends at byte 9 does not end in a zero"),
         (document(9) + document(9)[:-1] + b"x", "the document that ends at byte 18 does not end in a zero"),
