@@ -24,7 +24,7 @@ class LastDrill:
 
 def last_drill(vault: Vault, ids: Sequence[str], *, now: datetime) -> LastDrill | None:
     """Return the last drill of the artifacts *ids*; None if none is recorded. A record in the future does not count."""
-    found = (LastDrill(each, drilled) for each in ids if (drilled := read_drilled(vault.root / each)) is not None)
+    found = (LastDrill(each, drilled) for each in ids if (drilled := read_drilled(f"{vault.root}/{each}")) is not None)
     past = (each for each in found if each.drilled.drilled_at <= now + TOLERANCE)
     return max(past, key=lambda each: each.drilled.drilled_at, default=None)
 
