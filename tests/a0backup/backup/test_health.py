@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,16 +22,6 @@ LOOKS = ["status/disk", "status/replicaset", "testall"]
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedFleet]:
     with SimulatedFleet(tmp_path_factory.mktemp("fleet"), 20, size=20_000, backup_seconds=0.05, health=True) as fleet:
         yield fleet
-
-
-@pytest.fixture(scope="module")
-def unused(simulated: SimulatedFleet) -> Iterator[dict[str, Any]]:
-    return itertools.chain(simulated.nodes)
-
-
-@pytest.fixture
-def desk(simulated: SimulatedFleet, unused: Iterator[dict[str, Any]], tmp_path: Path) -> Desk:
-    return Desk(simulated, next(unused), tmp_path)
 
 
 class Ended:

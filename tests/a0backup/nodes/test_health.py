@@ -1,9 +1,6 @@
 """A check asks the health endpoints of a node, and says what a run would not do because of them."""
 
-import itertools
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,16 +17,6 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedFle
     builds = {f"a0-{number}": 9000 for number in range(1, 6)}
     with SimulatedFleet(tmp_path_factory.mktemp("fleet"), 5, builds=builds, health=True) as fleet:
         yield fleet
-
-
-@pytest.fixture(scope="module")
-def unused(simulated: SimulatedFleet) -> Iterator[dict[str, Any]]:
-    return itertools.chain(simulated.nodes)
-
-
-@pytest.fixture
-def desk(simulated: SimulatedFleet, unused: Iterator[dict[str, Any]], tmp_path: Path) -> Desk:
-    return Desk(simulated, next(unused), tmp_path)
 
 
 async def checked(desk: Desk) -> Finding:
