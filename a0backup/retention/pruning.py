@@ -137,7 +137,7 @@ async def prune_place(place: Place, fleet: Fleet, *, now: datetime, told: Told =
     if not await in_thread(was_used, place.vault, place.copy):
         return ended  # the first copy makes it this vault's
     transfer = place.new_transfer()
-    pruner = _PlacePruner(place, fleet.retention, now, transfer, ended, told)
+    pruner = _PlacePruner(place, fleet, now, transfer, ended, told)
     try:
         await place.ask(pruner.run, transfer)
     except PlaceDeniedError as error:
@@ -156,15 +156,10 @@ class _PlacePruner:
     """One prune of one place."""
 
     def __init__(
-        self,
-        place: Place,
-        retention: Retention | None,
-        now: datetime,
-        transfer: Transfer,
-        ended: PrunedHere,
-        told: Told,
+        self, place: Place, fleet: Fleet, now: datetime, transfer: Transfer, ended: PrunedHere, told: Told
     ) -> None:
-        self._vault, self._copy, self._retention = place.vault, place.copy, retention
+        self._vault, self._copy, self._retention = place.vault, place.copy, fleet.retention
+        self._nodes = {node.name for node in fleet.nodes}
         self._now, self._transfer, self._ended, self._told = now, transfer, ended, told
         self._record = Record(place.vault)
         self._denied = 0
@@ -177,7 +172,7 @@ class _PlacePruner:
             of_node[artifact_id.partition("/")[0]].append(artifact_id)
         for node, ids in sorted(of_node.items()):
             pruned = [each for each in sorted(ids) if each in self._record]
-            if pruned:
+            if pruned and node in self._nodes:
                 kept_here = self._kept(store, listing, node, pruned, ids)
                 for artifact_id in pruned:
                     if artifact_id not in kept_here:

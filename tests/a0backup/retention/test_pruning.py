@@ -202,6 +202,16 @@ def test_a_place_with_a_longer_retention_keeps_what_the_vault_does_not(nights: N
     assert prune(nights)["far"].removed == []
 
 
+def test_a_node_that_fleet_yaml_does_not_name_is_left_alone_in_the_places_too(nights: Nights) -> None:
+    nights.change(copies=[PLACES[0] | {"retention": {"keep_daily": 9}}])
+    ids = nights.add_nights(6)
+    copy(nights)
+    prune(nights)
+    nights.change(copies=[PLACES[0]], nodes=[{"name": "a0-1-new", "host": "127.0.0.1"}])
+    assert prune(nights)["nas"].removed == []
+    assert nights.held("nas") == set(ids)
+
+
 def test_what_the_vault_has_only_lost_is_removed_in_no_place(nights: Nights) -> None:
     ids = nights.add_nights(6)
     copy(nights)
