@@ -46,6 +46,7 @@ class Stored(NamedTuple):
     pin: str = ""
     drilled_at: datetime | None = None  # the last drill, if it passed
     flaw: str = ""
+    size: int | None = None  # bytes
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ def _stored(vault: Vault, manifest: Manifest, now: datetime) -> Stored:
         manifest.verified.level == "contents" and (drilled is None or drilled.passed),
         reason_to_keep(Path(folder), now) if os.path.lexists(f"{folder}/{PINNED}") else "",
         drilled.drilled_at if drilled and drilled.passed else None,
+        size=manifest.artifact.size,
     )
 
 

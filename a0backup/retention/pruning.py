@@ -7,7 +7,7 @@ ended = await prune_place(place, fleet, now=now)
 import asyncio
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -163,6 +163,7 @@ class _PlacePruner:
         self._now, self._transfer, self._ended, self._told = now, transfer, ended, told
         self._record = Record(place.vault)
         self._denied = 0
+        self._doubted = not_found_whole(place.vault, place.copy.name)
 
     def run(self, store: Store) -> None:
         """Remove what was pruned. Raise PlaceError."""
@@ -173,25 +174,38 @@ class _PlacePruner:
         for node, ids in sorted(of_node.items()):
             pruned = [each for each in sorted(ids) if each in self._record]
             if pruned and node in self._nodes:
-                kept_here = self._kept(store, listing, node, pruned, ids)
+                kept_here = self._kept(store, listing, node, pruned)
                 for artifact_id in pruned:
                     if artifact_id not in kept_here:
                         self._remove(store, artifact_id, listing.artifacts[artifact_id])
 
-    def _kept(
-        self, store: Store, listing: Listing, node: str, pruned: Sequence[str], ids: Sequence[str]
-    ) -> Collection[str]:
+    def _kept(self, store: Store, listing: Listing, node: str, pruned: Sequence[str]) -> Collection[str]:
         """Return the ids of those of *pruned* that stay in this place."""
-        doubted = not_found_whole(self._vault, self._copy.name)
-        whole = {each for each in ids if _is_whole(each, listing.artifacts[each]) and each not in doubted}
         lines = self._record.of_node(node)
-        there = [
-            _as_stored(lines.get(each), each, self._drilled(store, each, listing)) for each in pruned if each in whole
-        ]
-        there += [each for each in read_stored(self._vault, node, now=self._now) if each.id in whole and not each.flaw]
+        pruned_here = [_as_stored(lines.get(each), each, self._drilled(store, each, listing)) for each in pruned]
+        stored = (each for each in read_stored(self._vault, node, now=self._now) if not each.flaw)
+        in_vault = [each for each in stored if self._is_whole(each, listing.artifacts.get(each.id, {}))]
+        whole = [each for each in pruned_here if self._is_whole(each, listing.artifacts[each.id])]
+        stay = set(self._stay([*whole, *in_vault]))
+        if self._copy.retention is None:
+            return stay
+        # What is damaged takes no other's place. It goes where it would go if it were whole, as the rest of a removal
+        # that was cut does; otherwise it may be all that is left of it anywhere.
+        for each in set(self._stay([*pruned_here, *in_vault])) - stay:
+            if each in pruned and artifact_name(each) in listing.artifacts[each]:
+                self._ended.kept[each] = f"{each}: it is damaged here, and would stay if it were whole"
+                stay.add(each)
+        return stay
+
+    def _stay(self, there: Sequence[Stored]) -> Collection[str]:
         if self._copy.retention is not None:
             return kept(there, self._copy.retention, now=self._now)
         return _last_ones(there, self._retention.keep_min if self._retention else 1)
+
+    def _is_whole(self, stored: Stored, files: Mapping[str, int]) -> bool:
+        """Return whether the artifact is whole here, as far as a listing and the last verification tell."""
+        size = files.get(artifact_name(stored.id))
+        return MANIFEST in files and size is not None and stored.size in (None, size) and stored.id not in self._doubted
 
     def _drilled(self, store: Store, artifact_id: str, listing: Listing) -> datetime | None:
         if DRILLED not in listing.artifacts[artifact_id]:
@@ -238,16 +252,12 @@ class _PlacePruner:
         return ""
 
 
-def _is_whole(artifact_id: str, files: Collection[str]) -> bool:
-    return MANIFEST in files and artifact_name(artifact_id) in files
-
-
 def _as_stored(line: Pruned | None, artifact_id: str, drilled_at: datetime | None) -> Stored:
     kind, at = kind_of(artifact_id), time_of(artifact_id)
     if line is None:
         return Stored(artifact_id, kind, at, drilled_at=drilled_at)
     opened = line.level == "contents"
-    return Stored(artifact_id, kind, at, line.flow_run, line.ours, opened, drilled_at=drilled_at)
+    return Stored(artifact_id, kind, at, line.flow_run, line.ours, opened, drilled_at=drilled_at, size=line.size)
 
 
 def _last_ones(stored: Sequence[Stored], number: int) -> set[str]:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -39,8 +39,9 @@ _LONGEST_LINE = 4096
 class Pruned(BaseModel):
     """A line of the record: what was pruned, and what decides on its copies.
 
-    *ours*: whether a run had started it. *sha256* is that of the artifact, *manifest* that of its manifest; None if
-    the manifest was damaged before the line could be written: then nobody removes its copies.
+    *ours*: whether a run had started it. *sha256* and *size* (bytes) are those of the artifact, *manifest* is the
+    SHA-256 of its manifest; None if the manifest was damaged before the line could be written: then nobody removes its
+    copies.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -52,6 +53,7 @@ class Pruned(BaseModel):
     level: Literal["md5", "contents"] = "md5"
     flow_run: str = ""
     sha256: HexSha256 | None = None
+    size: Annotated[int, Field(ge=0)] | None = None
     manifest: HexSha256 | None = None
 
 
@@ -189,6 +191,7 @@ def _line(folder: Path, artifact_id: str, now: datetime) -> Pruned:
         level=manifest.verified.level,
         flow_run=manifest.flow_run,
         sha256=manifest.artifact.sha256,
+        size=manifest.artifact.size,
         manifest=hashlib.sha256(content).hexdigest(),
     )
 

@@ -380,6 +380,43 @@ def test_the_last_artifact_of_a_node_in_a_place_stays(nights: Nights) -> None:
     assert nights.held("nas") == {ids[4]}
 
 
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_what_is_damaged_in_a_place_takes_no_place_of_what_is_whole_there(nights: Nights, damage: str) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    for each in ids[:3]:
+        artifact = nights.folder / "nas" / each / "backup.tar.gz.enc"
+        artifact.write_bytes(b"" if damage == "cut" else b"?" * artifact.stat().st_size)
+    if damage == "changed":
+        verify(nights)
+    assert prune(nights)["nas"].removed == sorted(ids[4:])
+    assert (nights.folder / "nas" / ids[3] / "manifest.json").exists()
+    verify(nights, repair=True)
+    verify(nights)
+    assert prune(nights)["nas"].removed == [ids[3]]
+    assert nights.held("nas") == set(ids[:3])
+
+
+@pytest.mark.parametrize("damage", ["manifest lost", "cut"])
+def test_what_a_place_keeps_for_longer_and_has_damaged_stays_and_is_said(nights: Nights, damage: str) -> None:
+    nights.change(copies=[PLACES[0] | {"retention": {"keep_daily": 5, "prune_most": "100%"}}])
+    ids = nights.add_nights(6)
+    copy(nights)
+    prune(nights)
+    folder = nights.folder / "nas" / ids[4]
+    if damage == "cut":
+        (folder / "backup.tar.gz.enc").write_bytes(b"")
+    else:
+        (folder / "manifest.json").unlink()
+    ended = prune(nights)["nas"]
+    assert ended.removed == []
+    assert ended.kept == {ids[4]: f"{ids[4]}: it is damaged here, and would stay if it were whole"}
+    assert (folder / "backup.tar.gz.enc").exists()
+    nights.change(copies=[PLACES[0]])
+    assert prune(nights)["nas"].removed == sorted(ids[3:5])
+    assert not folder.exists()
+
+
 def test_the_newest_that_was_drilled_in_a_place_stays_there(nights: Nights) -> None:
     ids = nights.add_nights(6)
     copy(nights)
