@@ -210,7 +210,10 @@ class _PlacePruner:
     def _drilled(self, store: Store, artifact_id: str, listing: Listing) -> datetime | None:
         if DRILLED not in listing.artifacts[artifact_id]:
             return None
-        content = read_small(store, f"{artifact_id}/{DRILLED}", MAX_DRILLED_BYTES)
+        try:
+            content = read_small(store, f"{artifact_id}/{DRILLED}", MAX_DRILLED_BYTES)
+        except PlaceArtifactError:
+            return None  # a link or a bad sector in its place
         drilled = Drilled.parsed(content or b"")
         return drilled.drilled_at if drilled is not None and drilled.passed else None
 
@@ -232,6 +235,9 @@ class _PlacePruner:
             if self._denied == _MOST_DENIED:
                 raise
             self._ended.refusal = error.reason
+            return
+        except PlaceArtifactError as error:
+            self._ended.kept[artifact_id] = error.reason  # about this one: the others can go
             return
         self._ended.removed.append(artifact_id)
         self._told(artifact_id, f"removed in {self._copy.name}")

@@ -428,6 +428,20 @@ def test_the_newest_that_was_drilled_in_a_place_stays_there(nights: Nights) -> N
     assert nights.held("far") == set(ids[:3])
 
 
+@pytest.mark.parametrize("name", ["drilled.json", "manifest.json"])
+def test_a_link_in_one_artifact_of_a_place_keeps_no_other_from_being_pruned(nights: Nights, name: str) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    (nights.folder / "outside").write_text("not ours")
+    file = nights.folder / "nas" / ids[5] / name
+    file.unlink(missing_ok=True)
+    file.symlink_to(nights.folder / "outside")
+    ended = prune(nights)["nas"]
+    assert ended.error == ""
+    assert {*ids[3:5]} <= {*ended.removed}
+    assert (nights.folder / "outside").read_text() == "not ours"
+
+
 def test_an_empty_folder_that_a_killed_prune_left_in_a_place_goes_with_a_later_copy(nights: Nights) -> None:
     nights.add_nights(2)
     copy(nights)
