@@ -55,7 +55,9 @@ async def prune_vault(fleet: Path = Path("fleet.yaml"), force: bool = False) -> 
         await result_of(prune_one_node(settings, node, plan.approved_of(node), time, force)) for node in plan.nodes()
     ]
     # The places follow the vault: only what is gone there is removed in them.
-    places = (result_of(prune_one_place(place, settings, time)) for place in Places.of(settings, blocks=secret_block))
+    places = (
+        result_of(prune_one_place(place, settings, time, force)) for place in Places.of(settings, blocks=secret_block)
+    )
     results += await asyncio.gather(*places)
     failed = [result.text() for result in results if result.error]
     if failed:
@@ -74,9 +76,9 @@ async def prune_one_node(
 
 
 @engine_task(name="prune-place", task_run_name="prune-{place.copy.name}")
-async def prune_one_place(place: Place, settings: Fleet, time: datetime) -> State[PrunedHere]:
+async def prune_one_place(place: Place, settings: Fleet, time: datetime, force: bool) -> State[PrunedHere]:
     """Remove in one place what was pruned from the vault."""
-    return ended(await prune_place(place, settings, now=time, told=log))
+    return ended(await prune_place(place, settings, now=time, force=force, told=log))
 
 
 async def result_of(task: Coroutine[Any, Any, State[PrunedHere]]) -> PrunedHere:

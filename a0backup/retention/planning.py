@@ -133,9 +133,14 @@ def _refusals(node: str, ids: Sequence[str], removed: int, retention: Retention,
     newest = max(ids)  # all of one node: by the time in the id
     if is_ahead(newest, now):
         yield f"{node}: the newest artifact, {newest}, lies in the future: a clock is or was wrong"
-    if removed > retention.prune_most * len(ids):
+    yield from too_many(node, removed, len(ids), retention)
+
+
+def too_many(node: str, removed: int, number: int, retention: Retention) -> Iterator[str]:
+    """Yield why so many of the *number* artifacts of *node* do not go at once, if they do not."""
+    if removed > retention.prune_most * number:
         most = f"prune_most ({retention.prune_most:.0%})"
-        yield f"{node}: {removed} of {len(ids)} artifacts would go at once, more than {most}"
+        yield f"{node}: {removed} of {number} artifacts would go at once, more than {most}"
 
 
 def unfinished_of(vault: Vault, node: str) -> str:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from a0backup.errors import A0BackupError, PlaceArtifactError, PlaceDeniedError, PlaceError, PruneRefusedError
 from a0backup.files import in_thread, raise_if_stopped
@@ -21,7 +22,7 @@ from a0backup.places.records import forget_read, not_found_whole, was_used
 from a0backup.places.store import Store
 from a0backup.places.transfer import Transfer
 from a0backup.places.verifying import IN_VAULT, Listing
-from a0backup.retention.planning import Plan, Stored, add_node, kept, read_stored, unfinished_of
+from a0backup.retention.planning import Plan, Stored, add_node, kept, read_stored, too_many, unfinished_of
 from a0backup.vault.drilled import DRILLED, MAX_DRILLED_BYTES, Drilled
 from a0backup.vault.lock import node_lock
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES
@@ -128,18 +129,24 @@ def _prune_locked(
 # -- a place -----------------------------------------------------------------------------------------------------------
 
 
-async def prune_place(place: Place, fleet: Fleet, *, now: datetime, told: Told = _silent) -> PrunedHere:
+async def prune_place(
+    place: Place, fleet: Fleet, *, now: datetime, force: bool = False, told: Told = _silent
+) -> PrunedHere:
     """Remove in *place* what was pruned from the vault, unless the place's own retention keeps it.
 
-    What the vault has merely lost is never removed. What fails is in the result.
+    What the vault has merely lost is never removed. Without *force*, nothing is if more than `prune_most` of a node's
+    artifacts here would go. What fails is in the result.
     """
     ended = PrunedHere(place.copy.name)
-    if not await in_thread(was_used, place.vault, place.copy):
+    rules = place.copy.retention or fleet.retention
+    if rules is None or not await in_thread(was_used, place.vault, place.copy):
         return ended  # the first copy makes it this vault's
     transfer = place.new_transfer()
-    pruner = _PlacePruner(place, fleet, now, transfer, ended, told)
+    pruner = _PlacePruner(place, fleet, rules, now, transfer, ended, told)
     try:
-        await place.ask(pruner.run, transfer)
+        await place.ask(partial(pruner.run, force=force), transfer)
+    except PruneRefusedError as error:
+        ended.error = f"{error.text()}; {error.hint()}"
     except PlaceDeniedError as error:
         ended.refusal = error.reason
     except PlaceError as error:
@@ -156,28 +163,41 @@ class _PlacePruner:
     """One prune of one place."""
 
     def __init__(
-        self, place: Place, fleet: Fleet, now: datetime, transfer: Transfer, ended: PrunedHere, told: Told
+        self,
+        place: Place,
+        fleet: Fleet,
+        rules: Retention,
+        now: datetime,
+        transfer: Transfer,
+        ended: PrunedHere,
+        told: Told,
     ) -> None:
-        self._vault, self._copy, self._retention = place.vault, place.copy, fleet.retention
+        self._vault, self._copy, self._rules = place.vault, place.copy, rules
         self._nodes = {node.name for node in fleet.nodes}
         self._now, self._transfer, self._ended, self._told = now, transfer, ended, told
         self._record = Record(place.vault)
         self._denied = 0
         self._doubted = not_found_whole(place.vault, place.copy.name)
 
-    def run(self, store: Store) -> None:
-        """Remove what was pruned. Raise PlaceError."""
+    def run(self, store: Store, *, force: bool) -> None:
+        """Remove what was pruned. Raise PlaceError, PruneRefusedError."""
         listing = Listing(store.entries())
         of_node: defaultdict[str, list[str]] = defaultdict(list)
         for artifact_id in listing.artifacts:
             of_node[artifact_id.partition("/")[0]].append(artifact_id)
+        gone: list[str] = []
+        refusals: list[str] = []
         for node, ids in sorted(of_node.items()):
             pruned = [each for each in sorted(ids) if each in self._record]
             if pruned and node in self._nodes:
                 kept_here = self._kept(store, listing, node, pruned)
-                for artifact_id in pruned:
-                    if artifact_id not in kept_here:
-                        self._remove(store, artifact_id, listing.artifacts[artifact_id])
+                gone += [each for each in pruned if each not in kept_here]
+                there = [each for each in ids if MANIFEST in listing.artifacts[each]]
+                refusals += too_many(node, len({*there} & {*gone}), len(there), self._rules)
+        if refusals and not force:
+            raise PruneRefusedError(refusals)
+        for artifact_id in gone:
+            self._remove(store, artifact_id, listing.artifacts[artifact_id])
 
     def _kept(self, store: Store, listing: Listing, node: str, pruned: Sequence[str]) -> Collection[str]:
         """Return the ids of those of *pruned* that stay in this place."""
@@ -200,7 +220,7 @@ class _PlacePruner:
     def _stay(self, there: Sequence[Stored]) -> Collection[str]:
         if self._copy.retention is not None:
             return kept(there, self._copy.retention, now=self._now)
-        return _last_ones(there, self._retention.keep_min if self._retention else 1)
+        return _last_ones(there, self._rules.keep_min)
 
     def _is_whole(self, stored: Stored, files: Mapping[str, int]) -> bool:
         """Return whether the artifact is whole here, as far as a listing and the last verification tell."""
@@ -293,5 +313,5 @@ async def prune_everything(
         for node in plan.nodes()
     ]
     return results + await asyncio.gather(
-        *(prune_place(place, fleet, now=now, told=told) for place in Places.of(fleet))
+        *(prune_place(place, fleet, now=now, force=force, told=told) for place in Places.of(fleet))
     )

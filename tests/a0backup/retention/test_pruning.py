@@ -202,6 +202,21 @@ def test_a_place_with_a_longer_retention_keeps_what_the_vault_does_not(nights: N
     assert prune(nights)["far"].removed == []
 
 
+def test_more_than_prune_most_of_a_node_goes_in_no_place_at_once_but_by_force(nights: Nights) -> None:
+    archive = PLACES[0] | {"retention": {"keep_daily": 60, "prune_most": "100%"}}
+    nights.change(copies=[archive, PLACES[1]])
+    ids = nights.add_nights(9)
+    copy(nights)
+    prune(nights)
+    nights.change(copies=PLACES, retention=nights.settings["retention"] | {"prune_most": "50%"})
+    ended = prune(nights)
+    assert ended["nas"].error.startswith("nothing was pruned: a0-1: 6 of 9 artifacts would go at once, more than")
+    assert ended["nas"].removed == []
+    assert nights.held("nas") == set(ids)
+    assert (ended["far"].error, nights.held("far")) == ("", set(ids[:3]))
+    assert prune(nights, force=True)["nas"].removed == sorted(ids[3:])
+
+
 def test_a_node_that_fleet_yaml_does_not_name_is_left_alone_in_the_places_too(nights: Nights) -> None:
     nights.change(copies=[PLACES[0] | {"retention": {"keep_daily": 9}}])
     ids = nights.add_nights(6)
