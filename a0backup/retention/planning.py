@@ -130,7 +130,7 @@ def add_node(
 
 
 def _refusals(node: str, ids: Sequence[str], removed: int, retention: Retention, *, now: datetime) -> Iterator[str]:
-    newest = max(ids)  # all of one node: by the time in the id
+    newest = max(ids, key=time_of)  # a text that is no time, such as 99999999T…, would hide one in the future
     if is_ahead(newest, now):
         yield f"{node}: the newest artifact, {newest}, lies in the future: a clock is or was wrong"
     yield from too_many(node, removed, len(ids), retention)

@@ -172,6 +172,14 @@ def test_a_newest_artifact_in_the_future_refuses_the_whole_prune(nights: Nights)
     assert "lies in the future" in refusal
 
 
+def test_a_folder_whose_name_holds_no_time_hides_no_artifact_in_the_future(nights: Nights) -> None:
+    nights.add_nights(6)
+    ahead = nights.add(days_ago=-30)
+    (nights.vault.folder("a0-1") / "99999999T999999Z-backup").mkdir()
+    (nights.vault.folder("a0-1") / "99999999T999999Z-backup" / "manifest.json").write_text("damaged")
+    assert any(f"the newest artifact, {ahead}, lies in the future" in each for each in nights.plan().refusals)
+
+
 def test_more_than_prune_most_of_a_node_refuses_the_whole_prune(nights: Nights) -> None:
     nights.change(retention={"keep_daily": 3, "keep_min": 1})
     nights.add_nights(6)
