@@ -84,13 +84,17 @@ class Record:
             self._nodes[node][line.id] = line
 
     def __contains__(self, artifact_id: object) -> bool:
-        """Return whether the artifact was pruned and is not in the vault again."""
+        """Return whether the artifact was pruned and is not in the vault again, whole or without its manifest."""
         if not isinstance(artifact_id, str):
             return False
         folder = self._vault.root / artifact_id
         if os.path.lexists(folder / MANIFEST):
             return False
-        return artifact_id in self.of_node(artifact_id.partition("/")[0]) or is_marked(folder)
+        if is_marked(folder):
+            return True
+        # No prune leaves the artifact without the mark: somebody has brought it back, and the manifest was lost since.
+        is_back = os.path.lexists(folder / artifact_name(artifact_id))
+        return not is_back and artifact_id in self.of_node(artifact_id.partition("/")[0])
 
 
 def is_marked(folder: Path) -> bool:

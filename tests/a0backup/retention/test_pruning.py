@@ -319,6 +319,20 @@ def test_an_artifact_that_came_back_into_the_vault_is_removed_in_no_place(nights
     assert ids[5] in nights.held("nas")
 
 
+def test_an_artifact_that_came_back_and_has_lost_its_manifest_is_mended_and_not_removed(nights: Nights) -> None:
+    nights.change(copies=[PLACES[0] | {"retention": {"keep_daily": 9}}])
+    ids = nights.add_nights(6)
+    copy(nights)
+    prune(nights)
+    shutil.copytree(nights.folder / "nas" / ids[5], nights.vault.root / ids[5])
+    write_pin(nights.vault.root / ids[5], Pin(pinned_at=nights.now))
+    (nights.vault.root / ids[5] / "manifest.json").unlink()
+    assert prune(nights)["nas"].removed == []
+    assert [(each.id, each.result) for each in verify(nights) if each.counts] == [(ids[5], "missing")]
+    verify(nights, repair=True)
+    assert nights.held() == {*ids[:3], ids[5]}
+
+
 def test_a_place_that_was_away_catches_up_at_the_next_prune(nights: Nights) -> None:
     ids = nights.add_nights(6)
     copy(nights)
