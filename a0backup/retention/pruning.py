@@ -108,6 +108,7 @@ def _prune_locked(
     add_node(plan, vault, node, retention, now=now, doubted=not_found_whole(vault, IN_VAULT))
     if plan.refusals and not force:
         raise PruneRefusedError(plan.refusals)
+    record.require_writable(node)  # before anything goes
     for artifact_id in plan.begun:
         finish(vault, artifact_id, record, now=now)
         told(artifact_id, "the removal that was interrupted is done")

@@ -8,8 +8,10 @@ what was pruned from what was lost: only the former is ever removed in a place, 
 The caller holds the node's lock.
 """
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +36,7 @@ MARK = f"{MANIFEST}.pruned"
 RECORD = "pruned.jsonl"
 _MOST = 256 << 20  # bytes: a million lines
 _LONGEST_LINE = 4096
+_LONGEST_RUN = 200  # characters; a manifest that says more must not make a line that nobody reads
 
 
 class Pruned(BaseModel):
@@ -74,6 +77,16 @@ class Record:
         """Return the SHA-256 of the manifest of a pruned artifact; None if it was not pruned, or that is not known."""
         line = self.of_node(artifact_id.partition("/")[0]).get(artifact_id)
         return line.manifest if line is not None and artifact_id in self else None
+
+    def require_writable(self, node: str) -> None:
+        """Raise OSError unless a line can be added for *node*; a full disk is no obstacle, as a prune frees room."""
+        path = self._vault.folder(node) / RECORD
+        try:
+            with open(path, "ab", buffering=0, opener=_open):
+                pass
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     def note(self, line: Pruned) -> None:
         """Add *line* durably, unless it is there. Raise OSError."""
@@ -193,7 +206,7 @@ def _line(folder: Path, artifact_id: str, now: datetime) -> Pruned:
         pruned_at=now,
         ours=manifest.started_at is not None,
         level=manifest.verified.level,
-        flow_run=manifest.flow_run,
+        flow_run=manifest.flow_run[:_LONGEST_RUN],
         sha256=manifest.artifact.sha256,
         size=manifest.artifact.size,
         manifest=hashlib.sha256(content).hexdigest(),
@@ -217,7 +230,11 @@ def _append(path: Path, content: bytes) -> None:
 
 
 def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    file = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    return file
 
 
 def _lines(path: Path, node: str) -> Iterator[Pruned]:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -73,6 +73,25 @@ def test_the_record_names_what_was_pruned_and_is_private(nights: Nights) -> None
     assert [line["id"] for line in lines] == sorted(ids[3:])
     assert lines[0]["sha256"] == manifest["artifact"]["sha256"]
     assert record.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("instead", [Path.mkdir, os.mkfifo, lambda record: record.symlink_to("outside")])
+def test_nothing_goes_where_the_record_cannot_be_written(nights: Nights, instead: Callable[[Path], None]) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    instead(nights.vault.folder("a0-1") / RECORD)
+    ended = prune(nights)
+    assert str(nights.vault.folder("a0-1") / RECORD) in ended["a0-1"].error
+    assert (ended["a0-1"].removed, ended["nas"].removed) == ([], [])
+    assert nights.held() == nights.held("nas") == set(ids)
+
+
+def test_a_manifest_with_a_long_name_of_its_run_is_recorded_all_the_same(nights: Nights) -> None:
+    ids = [nights.add(days_ago=days, run="r" * 10_000) for days in range(6)]
+    copy(nights)
+    prune(nights)
+    assert [finding for finding in verify(nights) if not finding.ok] == []
+    assert nights.held("nas") == set(ids[:3])
 
 
 def test_only_what_was_approved_goes_though_more_has_aged_since(nights: Nights) -> None:
