@@ -13,12 +13,14 @@ from a0backup.errors import PlaceDeniedError, PlaceError, VaultError
 from a0backup.files import in_thread
 from a0backup.places.copying import artifact_path, manifest_path
 from a0backup.places.drills import drill_path, fetch_drills
+from a0backup.places.pins import share_pins
 from a0backup.places.places import TOLD_EVERY, Place
 from a0backup.places.records import is_proven
 from a0backup.places.store import Store
 from a0backup.places.transfer import Transfer
 from a0backup.report.words import counted, human_size
 from a0backup.vault.manifest import Manifest
+from a0backup.vault.pinned import PINNED
 from a0backup.vault.pruned import Record
 
 log = logging.getLogger(__name__)
@@ -106,6 +108,7 @@ async def catch_up(
                 group.create_task(work())
     finally:
         reporter.cancel()
+    await _share_pins(place, result)
     return result
 
 
@@ -130,6 +133,18 @@ async def _bring_drills(place: Place, ids: Sequence[str], result: CaughtUp) -> N
         log.warning("records of drills: %s", error.text())
     except OSError as error:
         log.warning("records of drills: the vault cannot be written: %s", error.strerror)
+
+
+async def _share_pins(place: Place, result: CaughtUp) -> None:
+    """Give the place the pins of what it holds; a failure is logged, as the place lacks nothing by it."""
+    pinned = [each for each in (*result.held, *result.copied) if (place.vault.root / each / PINNED).exists()]
+    if pinned:
+        try:
+            await place.ask(
+                lambda store: share_pins(place.vault, store, pinned, place=place.copy.name), place.new_transfer()
+            )
+        except PlaceError as error:
+            log.warning("pins: %s", error.text())
 
 
 def _listed(store: Store) -> dict[str, int] | None:

@@ -19,6 +19,7 @@ from a0backup.files import (
     raise_if_stopped,
 )
 from a0backup.places.copying import artifact_path, chunks_of, manifest_bytes, manifest_path, read_small, sha256_of
+from a0backup.places.pins import take_pin
 from a0backup.places.records import known_manifest, now
 from a0backup.places.store import SYNC, Store
 from a0backup.places.transfer import Transfer
@@ -51,6 +52,7 @@ def mend_vault(vault: Vault, artifact_id: str, store: Store, *, place: str, tran
     folder = vault.root / artifact_id
     damaged = [] if manifest_is_whole else [MANIFEST]
     bytes_are_whole = _are_whole(vault, manifest, transfer)
+    is_lost = not os.path.lexists(folder)
     make_private_directory(folder)
     aside = folder / f".{manifest.artifact.file}.{secrets.token_hex(8)}.partial"
     try:
@@ -69,6 +71,8 @@ def mend_vault(vault: Vault, artifact_id: str, store: Store, *, place: str, tran
         aside.unlink(missing_ok=True)
     if not bytes_are_whole and not _are_whole(vault, manifest, transfer):
         raise VaultUnusableError(manifest.node.name, f"the vault's disk returned other bytes of {artifact_id}")
+    if is_lost:
+        take_pin(vault, artifact_id, store)  # before the manifest: from then on, a prune may remove it
     if not manifest_is_whole:
         publish(folder / MANIFEST, content)
     mended = vault.get(artifact_id)

@@ -26,6 +26,7 @@ from a0backup.retention.planning import Plan, Stored, add_node, kept, read_store
 from a0backup.vault.drilled import DRILLED, MAX_DRILLED_BYTES, Drilled
 from a0backup.vault.lock import node_lock
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES
+from a0backup.vault.pinned import PINNED
 from a0backup.vault.pruned import Pruned, Record, artifact_name, begun, finish, remove_night, take_back
 from a0backup.vault.vault import Vault, kind_of, time_of
 
@@ -246,7 +247,7 @@ class _PlacePruner:
             return
         # As in the vault: the manifest first, so that nothing takes the rest for a backup.
         try:
-            for name in (MANIFEST, artifact_name(artifact_id), f"{MANIFEST}.sig", DRILLED):
+            for name in (MANIFEST, artifact_name(artifact_id), f"{MANIFEST}.sig", DRILLED, PINNED):
                 if name in files:
                     store.remove(f"{artifact_id}/{name}")
                     self._transfer.alive()

@@ -6,7 +6,7 @@ pin = read_pin(vault.root / manifest.id)
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -16,7 +16,7 @@ from a0backup.vault.manifest import Time
 
 PINNED = "pinned.json"
 LONGEST = 500  # characters of a reason
-_MAX_BYTES = 16 << 10
+MAX_PINNED_BYTES = 16 << 10
 
 
 class Pin(BaseModel):
@@ -34,6 +34,14 @@ class Pin(BaseModel):
     def _in_one_line(cls, because: object) -> object:
         return quote(because, limit=LONGEST) if isinstance(because, str) else because
 
+    @classmethod
+    def parsed(cls, content: bytes) -> Self | None:
+        """Return the pin in *content*; None if it cannot be read as one."""
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError:
+            return None
+
     def holds(self, now: datetime) -> bool:
         """Return whether the pin still keeps the artifact."""
         return self.until is None or now < self.until
@@ -46,7 +54,7 @@ class Pin(BaseModel):
 def read_pin(folder: Path) -> Pin | None:
     """Return the pin in the artifact's *folder*; None if there is none. Raise ValueError if it cannot be read."""
     try:
-        return Pin.model_validate_json(read_whole(folder / PINNED, _MAX_BYTES))
+        return Pin.model_validate_json(read_whole(folder / PINNED, MAX_PINNED_BYTES))
     except FileNotFoundError:
         return None
     except ValidationError as error:
