@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -111,21 +112,30 @@ def _prune_locked(
         raise PruneRefusedError(plan.refusals)
     record.require_writable(node)  # before anything goes
     for artifact_id in plan.begun:
-        finish(vault, artifact_id, record, now=now)
-        told(artifact_id, "the removal that was interrupted is done")
-        ended.removed.append(artifact_id)
-    for night in plan.nights:
+        with _noting_failure(ended):
+            finish(vault, artifact_id, record, now=now)
+            told(artifact_id, "the removal that was interrupted is done")
+            ended.removed.append(artifact_id)
+    for night in filter(approved.issuperset, plan.nights):
         raise_if_stopped()
-        if not approved.issuperset(night):
-            continue
-        if reason := remove_night(vault, night, record, now=now):
-            ended.kept |= dict.fromkeys(night, reason)
-            continue
-        ended.removed += night
-        for artifact_id in night:
-            told(artifact_id, "removed")
+        with _noting_failure(ended):
+            if reason := remove_night(vault, night, record, now=now):
+                ended.kept |= dict.fromkeys(night, reason)
+                continue
+            ended.removed += night
+            for artifact_id in night:
+                told(artifact_id, "removed")
     if ended.removed:
         forget_read(vault, IN_VAULT, ended.removed)
+
+
+@contextmanager
+def _noting_failure(ended: PrunedHere) -> Iterator[None]:
+    """Note that what the block removes cannot be removed: one artifact, such as a protected one, keeps no other."""
+    try:
+        yield
+    except OSError as error:
+        ended.error = ended.error or f"{error.filename or ended.where}: {error.strerror}"
 
 
 # -- a place -----------------------------------------------------------------------------------------------------------

@@ -161,6 +161,22 @@ def test_a_node_that_a_run_holds_is_not_pruned_and_said(nights: Nights, monkeypa
     assert len(nights.held()) == 6 + 3
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_artifact_that_cannot_be_removed_is_said_and_keeps_no_other(nights: Nights, cut: bool) -> None:
+    ids = nights.add_nights(6)
+    folder = nights.vault.root / ids[5]
+    if cut:
+        (folder / "manifest.json").rename(folder / MARK)
+        (folder / "backup.tar.gz.enc").unlink()
+        (folder / "manifest.json.sig").mkdir()
+    else:
+        (folder / MARK / "protected").mkdir(parents=True)
+    ended = prune(nights)["a0-1"]
+    assert ended.removed == sorted(ids[3:5])
+    assert str(folder / "manifest.json") in ended.error or "manifest.json.sig" in ended.error
+    assert nights.held() == {*ids[:3]} | (set() if cut else {ids[5]})
+
+
 def test_files_that_are_not_ours_stay_in_their_folder(nights: Nights) -> None:
     ids = nights.add_nights(6)
     note = nights.vault.root / ids[5] / "READ ME.txt"
