@@ -181,6 +181,8 @@ class Verification:
             elif finding.ok and not is_proven(self._vault, finding.id, place.copy):
                 place.note(entry, CopiedNow("read", False, finding.manifest))
         except (OSError, VaultUnusableError) as error:
+            if finding.id in Record(self._vault):
+                return  # pruned meanwhile
             log.warning("%s in %s: what was found cannot be recorded: %s", finding.id, finding.place, error)
 
     async def _look(self, place: Place, artifact_id: str) -> Finding:

@@ -20,7 +20,7 @@ from a0backup.places.verifying import Finding
 from a0backup.retention.pruning import PrunedHere, prune_everything, prune_node
 from a0backup.vault import lock, pruned
 from a0backup.vault.pinned import Pin, write_pin
-from a0backup.vault.pruned import MARK, RECORD, Record
+from a0backup.vault.pruned import MARK, RECORD, Record, remove_night
 from tests.support.disks import as_root, small_disk
 from tests.support.pruning import Nights
 from tests.support.users import as_user, open_folder
@@ -282,6 +282,27 @@ def test_what_was_pruned_is_neither_missed_nor_copied_nor_brought_back(nights: N
     assert [finding for finding in verify(nights, repair=True) if not finding.ok] == []
     copy(nights)
     assert nights.held() == nights.held("nas") == set(ids[:3])
+
+
+def test_what_is_pruned_while_a_verification_reads_is_no_warning(
+    nights: Nights, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = nights.add_nights(6)
+    copy(nights)
+    for each in ids:
+        (nights.vault.root / each / "copies.json").unlink()  # so that what is found would be recorded
+    record = Record(nights.vault)
+
+    def prune_now(finding: Finding) -> None:
+        for each in ids[3:]:
+            if (nights.vault.root / each).exists():
+                remove_night(nights.vault, [each], record, now=nights.now)
+
+    verification = Verification(nights.vault, list(Places.of(nights.fleet)), of_vault=False, told=prune_now)
+    findings = asyncio.run(verification.run())
+    assert not nights.held() & {*ids[3:]}
+    assert [finding for finding in findings if not finding.ok] == []
+    assert caplog.records == []
 
 
 def test_damage_to_what_a_place_keeps_for_longer_is_found(nights: Nights) -> None:
