@@ -8,7 +8,7 @@ not from now, so that nothing goes just because backups have stopped.
 """
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 
 from a0backup.fleet.retention import ALL, Retention
 
@@ -27,7 +27,7 @@ def reasons_to_keep(times: Mapping[str, datetime], retention: Retention, *, now:
     if not times:
         return {}
     newest_first = sorted(times, key=lambda each: (times[each], each), reverse=True)
-    local = {each: times[each].astimezone(retention.zone) for each in newest_first}
+    local = {each: _in_zone(times[each], retention.zone) for each in newest_first}
     # One in the future, from a clock that was ahead, is not what the others are measured against.
     latest = next((local[each] for each in newest_first if times[each] <= now), None)
     kept: dict[str, list[str]] = {}
@@ -40,6 +40,13 @@ def reasons_to_keep(times: Mapping[str, datetime], retention: Retention, *, now:
             within = [each for each in newest_first if times[each] > since]
             _keep_within(kept, within, local, name, str(span), oldest=newest_first[-1])
     return {each: kept[each] for each in newest_first if each in kept}
+
+
+def _in_zone(time: datetime, zone: tzinfo) -> datetime:
+    try:
+        return time.astimezone(zone)
+    except OverflowError:  # an id with the first or the last day of all years: it may not end the prune of the others
+        return time
 
 
 def _keep_counted(

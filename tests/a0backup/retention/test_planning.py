@@ -180,6 +180,24 @@ def test_a_folder_whose_name_holds_no_time_hides_no_artifact_in_the_future(night
     assert any(f"the newest artifact, {ahead}, lies in the future" in each for each in nights.plan().refusals)
 
 
+@pytest.mark.parametrize("stamp", ["00010101T000000Z", "99991231T235959Z", "20261399T000000Z"])
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "America/Adak"])
+def test_an_id_at_the_end_of_time_does_not_keep_the_vault_from_being_planned(
+    nights: Nights, stamp: str, zone: str
+) -> None:
+    rules = {"keep_daily": 3, "keep_within_weekly": "9999y", "keep_min": 1, "prune_most": "100%", "timezone": zone}
+    nights.change(retention=rules)
+    for node in ("a0-1", "a0-2"):
+        nights.add_nights(6, node=node)
+    [there] = nights.add_nights(1, node="a0-3")
+    odd = f"a0-1/{stamp}-backup"
+    (nights.vault.root / there).rename(nights.vault.root / odd)
+    manifest = nights.vault.root / odd / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(there, odd).replace('"name": "a0-3"', '"name": "a0-1"'))
+    assert odd in {each.id for each in nights.plan().decisions}
+    assert len({each for each in nights.reasons() if each.startswith("a0-2")}) >= 3
+
+
 def test_more_than_prune_most_of_a_node_refuses_the_whole_prune(nights: Nights) -> None:
     nights.change(retention={"keep_daily": 3, "keep_min": 1})
     nights.add_nights(6)
