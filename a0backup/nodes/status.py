@@ -4,7 +4,7 @@ Nothing is asked of a node, a place or the engine, so it is right after any rest
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -12,7 +12,8 @@ from a0backup.backup.deletion import DeletionMark
 from a0backup.errors import VaultUnusableError
 from a0backup.files import UnsuitableFileError, read_whole
 from a0backup.fleet.models import Fleet, Node
-from a0backup.places.records import kept_in_places, lacking
+from a0backup.places.records import kept_in_places, lacking, not_found_whole
+from a0backup.places.verifying import IN_VAULT
 from a0backup.report.words import plain
 from a0backup.upkeep.comparison import losses_of
 from a0backup.upkeep.drill_age import LastDrill, drill_warnings, last_drill
@@ -65,9 +66,9 @@ def fleet_status(fleet: Fleet, now: datetime) -> list[KindStatus]:
     used is not there.
     """
     notes = [] if is_there(fleet) else [_no_vault(fleet)]
-    return [
-        replace(_readable(fleet, node, kind, now), notes=notes) for node in fleet.nodes for kind in fleet.kinds_of(node)
-    ]
+    doubted = not_found_whole(Vault(fleet.vault), IN_VAULT)
+    rows = [_readable(fleet, node, kind, now, doubted) for node in fleet.nodes for kind in fleet.kinds_of(node)]
+    return [replace(row, notes=notes) for row in rows]
 
 
 def _no_vault(fleet: Fleet) -> str:
@@ -75,20 +76,20 @@ def _no_vault(fleet: Fleet) -> str:
     return f"there is no vault at {fleet.vault} yet: the first run makes it{lost}"
 
 
-def _readable(fleet: Fleet, node: Node, kind: str, now: datetime) -> KindStatus:
+def _readable(fleet: Fleet, node: Node, kind: str, now: datetime, doubted: Container[str]) -> KindStatus:
     try:
         Vault(fleet.vault).require_no_links(node.name)
-        return _status(fleet, node, kind, now)
+        return _status(fleet, node, kind, now, doubted)
     except VaultUnusableError as error:
         return KindStatus(node.name, kind, error=error.text())
     except OSError as error:
         return KindStatus(node.name, kind, error=f"{error.filename}: {error.strerror}")
 
 
-def _status(fleet: Fleet, node: Node, kind: str, now: datetime) -> KindStatus:
+def _status(fleet: Fleet, node: Node, kind: str, now: datetime, doubted: Container[str]) -> KindStatus:
     vault = Vault(fleet.vault)
     ids = vault.ids(node.name, kind)
-    newest = find_newest(vault, ids, now=now)
+    newest = find_newest(vault, ids, now=now, doubted=doubted)
     lacked = lacking(vault, ids, fleet.copies)
     judged = judge(newest, lacking=lacked, max_age=fleet.max_age_of(node), now=now)
     last = last_drill(vault, ids, now=now)

@@ -13,7 +13,7 @@ fresh. An artifact that is further away was made while the clock was ahead. It i
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -59,8 +59,11 @@ class Judgement:
         return None if self.max_age is None else not self.problems
 
 
-def find_newest(vault: Vault, ids: Sequence[str], *, now: datetime) -> Newest:
-    """Return the newest of the artifacts *ids*, all of one node and kind, oldest first; reads no more than needed."""
+def find_newest(vault: Vault, ids: Sequence[str], *, now: datetime, doubted: Container[str] = ()) -> Newest:
+    """Return the newest of the artifacts *ids*, all of one node and kind, oldest first; reads no more than needed.
+
+    *doubted* are ids that the last verification did not find whole.
+    """
     first_ahead = bisect_right(ids, _stamp(now + TOLERANCE), key=_stamp_of)
     ahead = _from_first_manifest(vault, ids[first_ahead:])
     last, unusable = None, list[str]()
@@ -68,7 +71,7 @@ def find_newest(vault: Vault, ids: Sequence[str], *, now: datetime) -> Newest:
         entry = vault.get(artifact_id)
         if entry is None:
             continue
-        if reason := _why_unusable(vault, entry, now):
+        if reason := _why_unusable(vault, entry, now, doubted):
             unusable.append(f"{artifact_id} does not count: {reason}")
         elif isinstance(entry, Manifest):
             last = last or entry
@@ -115,7 +118,7 @@ def _missing(newest: Newest) -> str:
     return "no backup that counts" if newest.unusable or newest.ahead else "no backup yet"
 
 
-def _why_unusable(vault: Vault, entry: Manifest | UnreadableManifest, now: datetime) -> str:
+def _why_unusable(vault: Vault, entry: Manifest | UnreadableManifest, now: datetime, doubted: Container[str]) -> str:
     """Return why the artifact cannot be the newest backup of its node; nothing if it can."""
     if isinstance(entry, UnreadableManifest):
         return entry.error().text()
@@ -123,9 +126,10 @@ def _why_unusable(vault: Vault, entry: Manifest | UnreadableManifest, now: datet
         return "its manifest says that it was started in the future"
     try:
         with reading(vault, entry):
-            return ""
+            pass
     except VaultError as error:
         return error.text()
+    return "the last `a0backup verify` did not find it whole" if entry.id in doubted else ""
 
 
 def _from_first_manifest(vault: Vault, ids: Sequence[str]) -> tuple[str, ...]:

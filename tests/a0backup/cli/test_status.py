@@ -101,6 +101,27 @@ def test_one_backup_that_is_too_old_is_critical_and_named(room: Room) -> None:
     assert [row["fresh"] for row in room.rows()] == [True, False]
 
 
+def test_a_backup_that_the_last_verification_did_not_find_whole_does_not_count(room: Room) -> None:
+    older = room.store("a0-1", 30)
+    newest = room.store("a0-1", 6)
+    room.store("a0-2", 6)
+    file = room.vault.root / newest.id / newest.artifact.file
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert room.said()[0] == 0
+    assert a0backup("verify", cwd=room.folder).returncode == 4
+    code, first = room.said()
+    assert (code, first.startswith("CRITICAL - 1 of 2 backups not fresh: a0-1 backup: 30 h 00 min old")) == (4, True), (
+        first
+    )
+    row = room.rows()[0]
+    assert row["last"] == older.id
+    assert row["warnings"] == [f"{newest.id} does not count: the last `a0backup verify` did not find it whole"]
+    file.write_bytes(whole)
+    assert a0backup("verify", cwd=room.folder).returncode == 0
+    assert room.said()[0] == 0
+
+
 def test_each_kind_has_its_own_age_unless_the_build_of_the_node_lacks_it(room: Room) -> None:
     nodes = [{"name": "a0-1", "host": "a", "build": 13451}, {"name": "a0-2", "host": "b", "build": 9000}]
     room.write(kinds=["backup", "backup-sensitive"], nodes=nodes)
