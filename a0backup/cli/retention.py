@@ -116,7 +116,9 @@ async def _pruned(vault: Vault, fleet: Fleet, plan: "Plan", now: datetime, *, fo
 @click.option("--because", metavar="TEXT", default="", help="Why, for whoever finds the artifact later.")
 @click.argument("artifact_id", metavar="ID", shell_complete=complete_ids)
 def keep(fleet_path: Path, until: str | None, because: str, artifact_id: str) -> int:
-    """Pin an artifact: `a0backup prune` keeps it, and the other kinds of its night.
+    """Pin an artifact, so that `a0backup prune` keeps it.
+
+    The other kinds of its night stay, too. A day of --until ends in the `timezone` of `retention` (default: UTC).
 
     \b
     Exit codes:
@@ -159,7 +161,9 @@ def _end_of(day: str, zone: tzinfo) -> datetime:
 @fleet_option
 @click.argument("artifact_id", metavar="ID", shell_complete=complete_ids)
 def unkeep(fleet_path: Path, artifact_id: str) -> int:
-    """Remove the pin of an artifact; from then on, the rules of `retention` decide.
+    """Remove the pin of an artifact.
+
+    From then on, the rules of `retention` decide.
 
     \b
     Exit codes:

@@ -17,7 +17,7 @@ from a0backup.report.status_report import status_lines
 @fleet_option
 @json_option
 def status(fleet_path: Path, as_json: bool) -> int:
-    """Show how old each node's newest backup is; fail if one is too old.
+    """Show the age of each newest backup; fail if one is too old.
 
     The first line is for monitoring: OK, WARNING or CRITICAL, and why. Then there is a line for each node and kind with
     the age of its newest backup, and below it what there is to say: an unfinished backup, who holds the lock, what

@@ -203,6 +203,12 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
     assert "Exit codes" in text
 
 
+def test_help_says_in_one_whole_sentence_what_each_command_does() -> None:
+    listed = a0backup("--help").stdout.partition("\nCommands:\n")[2].partition("\n\n")[0].splitlines()
+    assert listed
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
+
+
 # -- on a vault -------------------------------------------------------------------------------------------------------
 
 
