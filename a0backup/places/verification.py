@@ -20,6 +20,7 @@ from a0backup.places.places import Place
 from a0backup.places.records import (
     PlaceRecord,
     forget_proven,
+    forget_read,
     is_proven,
     known_manifest,
     note_quarantines,
@@ -241,6 +242,7 @@ class Verification:
                     return Finding(IN_VAULT, finding.id, "stray", "it was pruned meanwhile")
                 for place in self._places:
                     if (reason := await self._fetched(finding.id, place)) is None:
+                        await in_thread(_forget_damage, self._vault, finding.id)
                         return self._tell(Finding(IN_VAULT, finding.id, "ok", f"mended from {place.copy.name}"))
                     reasons.append(reason)
         except A0BackupError as error:
@@ -406,6 +408,14 @@ async def _each(read: Callable[[str], Awaitable[Finding | None]], ids: Iterable[
         for _ in range(at_once):
             group.create_task(work())
     return findings
+
+
+def _forget_damage(vault: Vault, artifact_id: str) -> None:
+    """Have the mended artifact count again at once, and be the first that the next share reads."""
+    try:
+        forget_read(vault, IN_VAULT, [artifact_id])
+    except OSError as error:
+        log.warning("%s: that it was mended cannot be recorded: %s", artifact_id, error)
 
 
 def _keep_quarantines(vault: Vault, place: Place, listing: Listing) -> None:

@@ -125,6 +125,15 @@ def test_verify_names_the_place_of_what_is_damaged_and_repair_mends_it(copied: R
     assert copied.held("far") == copied.manifests
 
 
+def test_a_mended_artifact_counts_again_as_soon_as_it_is_mended(copied: Room) -> None:
+    damaged = copied.folder / "vault" / copied.manifests[-1].id / "backup.tar.gz.enc"
+    damaged.write_bytes(b"?" + damaged.read_bytes()[1:])
+    assert copied.run("verify").returncode == 4
+    assert "did not find it whole" in copied.run("status").stdout
+    assert copied.run("verify", "--repair").returncode == 0
+    assert "did not find it whole" not in copied.run("status").stdout
+
+
 def test_verify_prints_a_line_for_each_place_what_is_not_ok_and_the_counts(copied: Room) -> None:
     whole = copied.run("verify")
     assert whole.stdout == (
