@@ -61,6 +61,22 @@ def test_a_drill_fails_for_what_does_not_open_tries_the_others_and_names_sealed_
     assert run.flow_run.state.name == "Completed"
 
 
+def test_a_drill_that_can_open_nothing_ends_as_skipped_and_says_what_opens_it(
+    engine: str, fleet_yaml: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from flows.drill_fleet import drill_fleet
+
+    keys = Keys.make(tmp_path_factory.mktemp("keys"), PASSWORD)
+    vault = fleet_yaml.parent / "vault"
+    sealed = store(vault, "abc123", node="a0-1", sealed=keys.seal("abc123", "recovery"), size=4_000)
+    state = run_and_read(drill_fleet, fleet=fleet_yaml).flow_run.state
+    assert (state.type.value, state.name) == ("COMPLETED", "Skipped")
+    assert state.message == (
+        f"no backup was opened: {sealed.id}: not tried: its password is sealed: it needs the recovery key;"
+        " where the private part is: `a0backup drill --vault COPY --key FILE`"
+    )
+
+
 def test_a_drill_fails_if_the_password_is_another_now(
     engine: str, fleet_yaml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
