@@ -781,6 +781,11 @@ class NotReadableError(VaultError):
 class ArtifactDamagedError(VaultError):
     """What is stored is not what its manifest says."""
 
+    @property
+    def reason(self) -> str:
+        """What is wrong, without the id: for a line that begins with it."""
+        return str(self.args[-1])
+
     def hint(self) -> str:
         return (
             "`a0backup verify --repair` brings it back from a place of `copies`; a run stores it again if the node"

@@ -101,7 +101,7 @@ def verify_in_vault(vault: Vault, entry: Manifest | UnreadableManifest) -> Findi
         if Expected(known=known_manifest(vault, entry.id)).differs_from(manifest_bytes(vault, entry)):
             return Finding(IN_VAULT, entry.id, "damaged", NOT_COPIED, f"{_MENDS}; {record_doubted(entry.id)}")
     except ArtifactDamagedError as error:
-        return Finding(IN_VAULT, entry.id, "damaged", error.message(), error.hint())
+        return Finding(IN_VAULT, entry.id, "damaged", error.reason, error.hint())
     except (LaterVersionError, NotReadableError, VaultUnusableError) as error:
         return Finding(IN_VAULT, entry.id, "not read", error.message(), error.hint())
     return Finding(IN_VAULT, entry.id, "ok")

@@ -17,7 +17,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from a0backup.errors import VaultError
+from a0backup.errors import ArtifactDamagedError, VaultError
 from a0backup.report.words import counted, human_seconds
 from a0backup.vault.manifest import Manifest, UnreadableManifest
 from a0backup.vault.vault import Vault, reading, time_of
@@ -127,6 +127,8 @@ def _why_unusable(vault: Vault, entry: Manifest | UnreadableManifest, now: datet
     try:
         with reading(vault, entry):
             pass
+    except ArtifactDamagedError as error:
+        return error.reason
     except VaultError as error:
         return error.text()
     return "the last `a0backup verify` did not find it whole" if entry.id in doubted else ""

@@ -140,6 +140,7 @@ def test_what_is_not_whole_does_not_count_and_is_named(nights: Nights, spoilt: s
     assert judged.age == 86_400
     [warning] = judged.warnings
     assert warning.startswith(f"{newest.id} does not count: ")
+    assert warning.count(newest.id) == 1
     assert spoilt in warning
 
 
