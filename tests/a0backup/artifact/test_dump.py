@@ -8,6 +8,7 @@ import tarfile
 import pytest
 
 from a0backup.artifact.inspection import Contents, verified_by
+from a0backup.artifact.tar_walk import MAX_LARGEST
 from a0backup.errors import DumpDamagedError, GzipDamagedError, TarTruncatedError, TooLargeUnpackedError
 from a0backup.vault.manifest import (
     MAX_COLLECTIONS,
@@ -175,9 +176,11 @@ def test_the_largest_collections_are_kept_and_their_names_bounded(look: Look) ->
     assert {each.documents for each in contents.collections or ()} == {2}
 
 
-def test_a_manifest_has_room_for_any_collections_besides_any_sealed_passwords(look: Look) -> None:
-    name = "\N{GRINNING FACE}" * 190  # twelve bytes each in JSON
+@pytest.mark.parametrize("character", ["\N{GRINNING FACE}", ",", "\\", '"'])
+def test_a_manifest_has_room_for_any_collections_besides_any_sealed_passwords(look: Look, character: str) -> None:
+    name = character * 190  # the first takes twelve bytes in JSON
     files = [padded_file(f"{name}/{number}{name}.bson", ONE) for number in range(MAX_COLLECTIONS)]
+    files += [padded_file(f"{number}{name}.json", ONE * 2) for number in range(MAX_LARGEST)]
     verified = verified_by(opened(look(of(*files))))
     box = SealedPassword(recovery_key="0" * 64, box="A" * 684)
     manifest = Manifest(

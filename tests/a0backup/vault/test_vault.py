@@ -425,6 +425,8 @@ MANY = {
     "keys": b'{"schema": 1,%s}' % b",".join(b'"%x":1' % number for number in range(700_000)),
     "passwords": b'{"encryption":{"password":{"mode":"sealed","sealed":[%s]}}}' % b",".join([b"{}"] * 2_500_000),
     "members": b'{"verified":{"largest":[%s]}}' % b",".join([b"1"] * 4_000_000),
+    "texts": b'{"verified":{"largest":[%s]}}' % b",".join([b'","'] * 2_500_000),
+    "escapes": b'{"verified":{"largest":[%s]}}' % b",".join([b'"\\"\\\\"'] * 1_200_000),
 }
 
 
