@@ -10,7 +10,6 @@ import heapq
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
 from a0backup.artifact.bson_walk import walk_documents
 from a0backup.artifact.byte_stream import ByteStream, Fault, Work
@@ -120,12 +119,18 @@ class Dump:
         if len(text) > _LONGEST_METADATA:
             self._note(f"{self._show(name)} is larger than {_LONGEST_METADATA >> 20} MiB, and was not read")
             return
+        written = text.decode(errors="surrogateescape").strip()
         try:
-            # Numbers stay text: they are not needed, and a long one takes long to convert.
-            options = json.loads(text.decode(), parse_int=str, parse_float=str, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
-            why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-            raise Fault(DumpDamagedError, f"it is no JSON: {why}") from None
+            # Numbers stay text: they are not needed, and a long one takes long to convert. NaN and others pass: the
+            # server takes them, and mongodump writes them.
+            options = json.loads(written, parse_int=str, parse_float=str)
+        except RecursionError:
+            raise Fault(DumpDamagedError, "it is no JSON: it is nested too deep") from None
+        except ValueError as error:
+            if not _may_be_whole(written, error):
+                raise Fault(DumpDamagedError, f"it is no JSON: {error}") from None
+            self._note(f"{self._show(name)} is no strict JSON, and was not read: {error}")
+            return
         if not isinstance(options, dict):
             raise Fault(DumpDamagedError, "it is JSON, and not the options of a collection")
 
@@ -151,5 +156,7 @@ def _marked(pieces: Iterator[bytes]) -> Iterator[bytes]:
         raise _OutsideError(fault) from None
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+def _may_be_whole(text: str, error: ValueError) -> bool:
+    """Return whether *text* may be all of what an old mongodump wrote: it left out quotes, and wrote `+Infinity`."""
+    cut = isinstance(error, json.JSONDecodeError) and (error.pos >= len(text) or error.msg.startswith("Unterminated"))
+    return text.startswith("{") and text.endswith("}") and "\0" not in text and not cut

@@ -113,8 +113,9 @@ def test_links_folders_and_files_with_holes_are_not_read_as_documents(look: Look
         ("dump/auth0/users.metadata.json", b"", ["users.metadata.json: it is no JSON"]),
         ("dump/auth0/users.metadata.json", METADATA[:-1], ["users.metadata.json: it is no JSON"]),
         ("dump/auth0/users.metadata.json", b"[" * 100_000, ["it is no JSON: it is nested too deep"]),
-        ("dump/auth0/users.metadata.json", b'{"a": NaN}', ["NaN is no JSON"]),
-        ("dump/auth0/users.metadata.json", b'{"a": "\xff"}', ["it is no JSON"]),
+        ("dump/auth0/users.metadata.json", b'  {"a": {"b": "\xc3\xbc"}\n', ["it is no JSON"]),
+        ("dump/auth0/users.metadata.json", b'{"a": "}', ["it is no JSON"]),
+        ("dump/auth0/users.metadata.json", b"{a: 1" + bytes(100) + b"}", ["it is no JSON"]),
         ("dump/auth0/users.metadata.json", b"[]", ["it is JSON, and not the options of a collection"]),
     ],
 )
@@ -153,6 +154,32 @@ def test_damage_around_a_file_of_the_dump_is_not_taken_for_damage_within_it(look
 
 def test_numbers_of_any_length_in_metadata_are_passed(look: Look) -> None:
     text = b'{"options": {"max": ' + b"9" * 20_000 + b"}}"
+    assert opened(look(of(file("dump/auth0/users.metadata.json", text)))).odd == ()
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity"])
+def test_numbers_that_mongodump_writes_and_json_lacks_are_passed(look: Look, number: bytes) -> None:
+    text = b'{"options": {}, "indexes": [{"name": "expires", "expireAfterSeconds": %s}]}\n' % number
+    assert opened(look(of(file("dump/auth0/users.metadata.json", text)))).odd == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"options": {}, "indexes": [{"expireAfterSeconds": +Infinity}]}',
+        b'{options : { "create" : "users" }, indexes:[ { "key" : { "_id" : 1 } }]}',
+        b'{"indexes": [{"partialFilterExpression": {"name": undefined}}]}',
+    ],
+)
+def test_metadata_as_old_versions_of_mongodump_write_it_is_passed_and_noted(look: Look, text: bytes) -> None:
+    contents = opened(look(of(file("dump/auth0/users.bson", ONE), file("dump/auth0/users.metadata.json", text))))
+    [odd] = contents.odd
+    assert odd.startswith("dump/auth0/users.metadata.json is no strict JSON, and was not read: ")
+    assert counted(contents) == [("auth0.users", 1, len(ONE))]
+
+
+def test_the_name_of_an_index_may_be_in_any_encoding(look: Look) -> None:
+    text = b'{"options": {}, "indexes": [{"name": "gr\xf6\xdfe_1"}]}'
     assert opened(look(of(file("dump/auth0/users.metadata.json", text)))).odd == ()
 
 
