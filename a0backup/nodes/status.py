@@ -93,7 +93,8 @@ def _status(fleet: Fleet, node: Node, kind: str, now: datetime, doubted: Contain
     lacked = lacking(vault, ids, fleet.copies)
     judged = judge(newest, lacking=lacked, max_age=fleet.max_age_of(node), now=now)
     last = last_drill(vault, ids, now=now)
-    warnings = [*judged.warnings, *drill_warnings(last, ids, max_age=fleet.drills.max_age, now=now)]
+    of_newest = last_drill(vault, [newest.last.id] if newest.last is not None else [], now=now)
+    warnings = [*judged.warnings, *drill_warnings(last, of_newest, ids, max_age=fleet.drills.max_age, now=now)]
     if newest.last is not None:
         warnings += losses_of(vault, newest.last, fleet.drills.shrink)
     return KindStatus(

@@ -1,7 +1,8 @@
 """When the backups of a node and kind were last drilled, from the records beside them.
 
 last = last_drill(vault, vault.ids("a0-1", "backup"), now=now)
-warnings = drill_warnings(last, ids, max_age=7_776_000, now=now)
+newest = last_drill(vault, ids[-1:], now=now)
+warnings = drill_warnings(last, newest, ids, max_age=7_776_000, now=now)
 """
 
 from collections.abc import Sequence
@@ -29,15 +30,19 @@ def last_drill(vault: Vault, ids: Sequence[str], *, now: datetime) -> LastDrill 
     return max(past, key=lambda each: each.drilled.drilled_at, default=None)
 
 
-def drill_warnings(last: LastDrill | None, ids: Sequence[str], *, max_age: float | None, now: datetime) -> list[str]:
-    """Return what to say of the last drill, if it did not pass, or is older than *max_age* seconds.
+def drill_warnings(
+    last: LastDrill | None, newest: LastDrill | None, ids: Sequence[str], *, max_age: float | None, now: datetime
+) -> list[str]:
+    """Return what to say of the last drill of all, and of that of the newest backup, if one did not pass.
 
+    Also if the last one is older than *max_age* seconds.
     Without a drill, the age of the oldest of *ids* counts: a new vault has that time for its first one.
     """
-    warnings = []
-    if last is not None and not last.drilled.passed:
-        why = last.drilled.problem or "no reason is recorded"
-        warnings.append(f"the last drill, of {last.id}, did not pass: {why}")
+    failed = [each for each in dict.fromkeys((newest, last)) if each is not None and not each.drilled.passed]
+    warnings = [
+        f"the last drill of {each.id} did not pass: {each.drilled.problem or 'no reason is recorded'}"
+        for each in failed
+    ]
     since = last.drilled.drilled_at if last is not None else time_of(ids[0]) if ids else now
     age = (now - since).total_seconds()
     if max_age is not None and age > max_age:

@@ -277,8 +277,19 @@ def test_a_drill_that_did_not_pass_is_a_warning_until_another_one_does(room: Roo
     one_node(room)
     old, new = room.store("a0-1", 30), room.store("a0-1", 2)
     drilled(room, old, 2, problem="the artifact is missing")
-    assert f"the last drill, of {old.id}, did not pass: the artifact is missing" in room.said()[1]
+    assert f"the last drill of {old.id} did not pass: the artifact is missing" in room.said()[1]
     drilled(room, new, 1)
+    assert room.said()[1].startswith("OK - ")
+
+
+def test_a_newest_backup_that_did_not_pass_its_drill_is_a_warning_whichever_passed_since(room: Room) -> None:
+    one_node(room)
+    old, new = room.store("a0-1", 30), room.store("a0-1", 2)
+    drilled(room, new, 0.05, problem="the artifact is missing")
+    drilled(room, old, 0.01)
+    [warning] = room.rows()[0]["warnings"]
+    assert warning == f"the last drill of {new.id} did not pass: the artifact is missing"
+    room.store("a0-1", 1)
     assert room.said()[1].startswith("OK - ")
 
 
