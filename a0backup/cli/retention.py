@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from a0backup.exit_codes import ExitCode
 from a0backup.fleet.load import load_fleet
 from a0backup.fleet.models import Fleet
 from a0backup.report import terminal
-from a0backup.report.retention_report import refusal_lines, retention_lines
+from a0backup.report.retention_report import place_lines, refusal_lines, retention_lines
 from a0backup.report.words import counted, plain
 from a0backup.vault.manifest import MANIFEST
 from a0backup.vault.pinned import LONGEST, Pin, remove_pin, write_pin
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 def prune(fleet_path: Path, dry_run: bool, yes: bool, force: bool, as_json: bool) -> int:
     """Remove the artifacts that no rule of `retention` keeps.
 
-    Prints each artifact with what becomes of it and every reason to keep it, then asks. Removes from the vault first,
-    then in each of the `copies` what was pruned from the vault, unless the place's own `retention` keeps it. Never
+    Prints each artifact with what becomes of it and every reason to keep it, and what would go in each of the `copies`,
+    then asks. Removes from the vault first, then in each place what was pruned from the vault, unless the place's own
+    `retention` keeps it. Never
     removes anything of a node with an unfinished backup, what `a0backup keep` has pinned, the newest that was proven to
     open, what is damaged or cannot be read, or what this vault's runs did not make. The kinds of one night stay or go
     together.
@@ -46,7 +48,7 @@ def prune(fleet_path: Path, dry_run: bool, yes: bool, force: bool, as_json: bool
       0  pruned, or there is nothing to prune
       1  refused, or you said no: nothing was removed
       2  usage or fleet.yaml wrong, or there is no terminal to ask at and no --yes: nothing was removed
-      3  a node or a place could not be pruned; the next prune goes on there
+      3  a node or a place could not be pruned or looked at; the next prune goes on there
     """
     # Imported late: the places are not needed by commands that only read the vault.
     from a0backup.retention.planning import plan_vault
@@ -64,10 +66,14 @@ def prune(fleet_path: Path, dry_run: bool, yes: bool, force: bool, as_json: bool
         error = PruneRefusedError(plan.refusals)
         terminal.say("\n".join(refusal_lines(error.reasons, error.hint())))
         return ExitCode.FAILED
-    if dry_run:
-        return ExitCode.OK
-    if not yes and (code := _not_confirmed(plan, fleet)) is not None:
-        return code
+    if dry_run or not yes:
+        places = asyncio.run(_in_places(fleet, plan, now, force=force))
+        for line in place_lines(places):
+            click.echo(line, err=as_json)
+        if dry_run:
+            return ExitCode.SOME_FAILED if any(place.error for place in places) else ExitCode.OK
+        if (code := _not_confirmed(plan, places)) is not None:
+            return code
     results = asyncio.run(_pruned(vault, fleet, plan, now, force=force))
     for result in results:
         if result.removed or result.kept or result.refusal or result.error:
@@ -75,16 +81,17 @@ def prune(fleet_path: Path, dry_run: bool, yes: bool, force: bool, as_json: bool
     return ExitCode.SOME_FAILED if any(result.error for result in results) else ExitCode.OK
 
 
-def _not_confirmed(plan: "Plan", fleet: Fleet) -> ExitCode | None:
+def _not_confirmed(plan: "Plan", places: "Sequence[PrunedHere]") -> ExitCode | None:
     """Ask whether to go on; return None if so, and otherwise how the command ends."""
-    of_vault = bool(plan.removals or plan.begun)
-    if not of_vault and not fleet.copies:
-        return ExitCode.OK
-    what = counted(len(plan.removals), "artifact") if of_vault else "in the places what was pruned before"
+    what = [counted(len(plan.removals), "artifact")] if plan.removals or plan.begun else []
+    what += [f"{len(place.removed)} in {place.where}" for place in places if place.removed]
+    if not what:
+        failed = any(place.error for place in places)
+        return ExitCode.SOME_FAILED if failed else ExitCode.OK
     if not sys.stdin.isatty():
-        terminal.say(f"there is no terminal to ask at; --yes removes {what} without asking")
-        return ExitCode.USAGE if of_vault else ExitCode.OK
-    if not click.confirm(f"remove {what}?", err=True):
+        terminal.say(f"there is no terminal to ask at; --yes removes {', '.join(what)} without asking")
+        return ExitCode.USAGE
+    if not click.confirm(f"remove {', '.join(what)}?", err=True):
         terminal.say("nothing was removed")
         return ExitCode.FAILED
     return None
@@ -96,6 +103,12 @@ def _row(decision: "Decision") -> dict[str, object]:
         "action": decision.action,
         "reasons": [plain(reason) for reason in decision.reasons],
     }
+
+
+async def _in_places(fleet: Fleet, plan: "Plan", now: datetime, *, force: bool) -> "list[PrunedHere]":
+    from a0backup.retention.pruning import look_at_places
+
+    return await look_at_places(fleet, plan, now=now, force=force)
 
 
 async def _pruned(vault: Vault, fleet: Fleet, plan: "Plan", now: datetime, *, force: bool) -> "list[PrunedHere]":

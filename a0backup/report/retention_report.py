@@ -7,6 +7,7 @@ from a0backup.report.words import cell, counted, plain
 
 if TYPE_CHECKING:
     from a0backup.retention.planning import Decision, Plan
+    from a0backup.retention.pruning import PrunedHere
 
 _MOST = 500  # rows of a table that a page still shows at once
 
@@ -33,6 +34,17 @@ def retention_lines(plan: "Plan") -> Iterator[str]:
         yield f"{each.id:<{width}}  {each.action:<6}  {plain('; '.join(each.reasons))}"
     removed = len(plan.removals)
     yield f"{counted(removed, 'artifact')} to remove, {len(plan.decisions) - removed} to keep"
+
+
+def place_lines(places: "Iterable[PrunedHere]") -> Iterator[str]:
+    """Yield what would go in each place, or why that is not known."""
+    for place in places:
+        if place.error:
+            yield f"{place.where}: not looked at: {plain(place.error)}"
+            continue
+        yield from (f"{each}  remove in {place.where}" for each in place.removed)
+        yield f"{place.where}: {counted(len(place.removed), 'artifact')} to remove"
+        yield from (f"{place.where}: left as it is: {plain(why)}" for why in place.kept.values())
 
 
 def refusal_lines(reasons: Iterable[str], hint: str) -> Iterator[str]:

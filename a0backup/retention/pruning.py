@@ -141,6 +141,13 @@ def _noting_failure(ended: PrunedHere) -> Iterator[None]:
 # -- a place -----------------------------------------------------------------------------------------------------------
 
 
+async def look_at_place(
+    place: Place, fleet: Fleet, removals: Collection[str], *, now: datetime, force: bool = False
+) -> PrunedHere:
+    """Return what `prune_place` would remove in *place* once *removals* are pruned from the vault; change nothing."""
+    return await _in_place(place, fleet, now, force, _silent, would_go=set(removals))
+
+
 async def prune_place(
     place: Place, fleet: Fleet, *, now: datetime, force: bool = False, told: Told = _silent
 ) -> PrunedHere:
@@ -149,20 +156,7 @@ async def prune_place(
     What the vault has merely lost is never removed. Without *force*, nothing is if more than `prune_most` of a node's
     artifacts here would go. What fails is in the result.
     """
-    ended = PrunedHere(place.copy.name)
-    rules = place.copy.retention or fleet.retention
-    if rules is None or not await in_thread(was_used, place.vault, place.copy):
-        return ended  # the first copy makes it this vault's
-    transfer = place.new_transfer()
-    pruner = _PlacePruner(place, fleet, rules, now, transfer, ended, told)
-    try:
-        await place.ask(partial(pruner.run, force=force), transfer)
-    except PruneRefusedError as error:
-        ended.error = f"{error.text()}; {error.hint()}"
-    except PlaceDeniedError as error:
-        ended.refusal = error.reason
-    except PlaceError as error:
-        ended.error = error.reason
+    ended = await _in_place(place, fleet, now, force, told)
     if ended.removed:
         try:
             await in_thread(forget_read, place.vault, place.copy.name, ended.removed)
@@ -171,8 +165,28 @@ async def prune_place(
     return ended
 
 
+async def _in_place(
+    place: Place, fleet: Fleet, now: datetime, force: bool, told: Told, would_go: Collection[str] | None = None
+) -> PrunedHere:
+    ended = PrunedHere(place.copy.name)
+    rules = place.copy.retention or fleet.retention
+    if rules is None or not await in_thread(was_used, place.vault, place.copy):
+        return ended  # the first copy makes it this vault's
+    transfer = place.new_transfer()
+    pruner = _PlacePruner(place, fleet, rules, now, transfer, ended, told, would_go)
+    try:
+        await place.ask(partial(pruner.run, force=force), transfer)
+    except PruneRefusedError as error:
+        ended.error = f"{error.text()}; {error.hint()}"
+    except PlaceDeniedError as error:
+        ended.refusal = error.reason
+    except PlaceError as error:
+        ended.error = error.reason
+    return ended
+
+
 class _PlacePruner:
-    """One prune of one place."""
+    """One prune of one place; with *would_go*, the ids that the vault is about to lose, it only looks."""
 
     def __init__(
         self,
@@ -183,7 +197,9 @@ class _PlacePruner:
         transfer: Transfer,
         ended: PrunedHere,
         told: Told,
+        would_go: Collection[str] | None,
     ) -> None:
+        self._looks, self._would_go = would_go is not None, would_go or ()
         self._vault, self._copy, self._rules = place.vault, place.copy, rules
         self._nodes = {node.name for node in fleet.nodes}
         self._now, self._transfer, self._ended, self._told = now, transfer, ended, told
@@ -200,7 +216,7 @@ class _PlacePruner:
         gone: list[str] = []
         refusals: list[str] = []
         for node, ids in sorted(of_node.items()):
-            pruned = [each for each in sorted(ids) if each in self._record]
+            pruned = [each for each in sorted(ids) if each in self._record or each in self._would_go]
             if pruned and node in self._nodes:
                 kept_here = self._kept(store, listing, node, pruned)
                 gone += [each for each in pruned if each not in kept_here]
@@ -214,9 +230,14 @@ class _PlacePruner:
     def _kept(self, store: Store, listing: Listing, node: str, pruned: Sequence[str]) -> Collection[str]:
         """Return the ids of those of *pruned* that stay in this place."""
         lines = self._record.of_node(node)
-        pruned_here = [_as_stored(lines.get(each), each, self._drilled(store, each, listing)) for each in pruned]
-        stored = (each for each in read_stored(self._vault, node, now=self._now) if not each.flaw)
-        in_vault = [each for each in stored if self._is_whole(each, listing.artifacts.get(each.id, {}))]
+        stored = {each.id: each for each in read_stored(self._vault, node, now=self._now) if not each.flaw}
+        going = {each: stored.pop(each) for each in pruned if each in self._would_go and each in stored}
+        pruned_here = [
+            going[each]._replace(drilled_at=drilled) if each in going else _as_stored(lines.get(each), each, drilled)
+            for each in pruned
+            for drilled in [self._drilled(store, each, listing)]
+        ]
+        in_vault = [each for each in stored.values() if self._is_whole(each, listing.artifacts.get(each.id, {}))]
         whole = [each for each in pruned_here if self._is_whole(each, listing.artifacts[each.id])]
         stay = set(self._stay([*whole, *in_vault]))
         if self._copy.retention is None:
@@ -255,6 +276,9 @@ class _PlacePruner:
         if reason := self._doubt(store, artifact_id, files):
             self._ended.kept[artifact_id] = f"{artifact_id}: {reason}"
             return
+        if self._looks:
+            self._ended.removed.append(artifact_id)
+            return
         # As in the vault: the manifest first, so that nothing takes the rest for a backup.
         try:
             for name in (MANIFEST, artifact_name(artifact_id), f"{MANIFEST}.sig", DRILLED, PINNED):
@@ -279,6 +303,8 @@ class _PlacePruner:
         line = self._record.of_node(artifact_id.partition("/")[0]).get(artifact_id)
         if MANIFEST not in files:
             return ""  # an earlier prune has begun to remove it
+        if artifact_id in self._would_go:
+            return ""  # its line in the record is written when it goes
         if line is None or line.manifest is None:
             return "the record does not tell which artifact was pruned"
         try:
@@ -327,3 +353,9 @@ async def prune_everything(
     return results + await asyncio.gather(
         *(prune_place(place, fleet, now=now, force=force, told=told) for place in Places.of(fleet))
     )
+
+
+async def look_at_places(fleet: Fleet, plan: Plan, *, now: datetime, force: bool = False) -> list[PrunedHere]:
+    """Return what `prune_everything` would remove in each place; change nothing."""
+    places = Places.of(fleet)
+    return await asyncio.gather(*(look_at_place(place, fleet, plan.removals, now=now, force=force) for place in places))

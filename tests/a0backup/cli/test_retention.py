@@ -33,12 +33,58 @@ def test_a_dry_run_shows_each_artifact_with_every_reason_and_changes_nothing(nig
     newest, *_, oldest = ids(nights)
     ended = run(nights, "prune", "--dry-run")
     assert ended.returncode == 0, ended.stderr
-    head, first, *_, last, counts = ended.stdout.splitlines()
+    head, first, *_, last, counts, nas = ended.stdout.splitlines()
     assert head.split() == ["ID", "ACTION", "REASONS"]
     assert first == f"{oldest}  remove  no rule keeps it"
     assert last == f"{newest}  keep    daily; newest with verified contents; keep_min: one of the newest 1"
-    assert counts == "3 artifacts to remove, 3 to keep"
+    assert (counts, nas) == ("3 artifacts to remove, 3 to keep", "nas: 0 artifacts to remove")
     assert len(nights.held()) == 6
+
+
+def test_a_dry_run_shows_what_would_go_in_each_place_too_and_changes_nothing_there(nights: Nights) -> None:
+    assert run(nights, "copy").returncode == 0
+    before = nights.held("nas")
+    gone = ids(nights)[:2:-1]
+    ended = run(nights, "prune", "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-4:] == [
+        *(f"{each}  remove in nas" for each in gone),
+        "nas: 3 artifacts to remove",
+    ]
+    assert nights.held("nas") == before
+    assert run(nights, "prune", "--yes").returncode == 0
+    assert nights.held("nas") == before - set(gone)
+
+
+def test_a_dry_run_shows_what_a_place_would_lose_once_its_own_retention_is_gone(nights: Nights) -> None:
+    nights.change(copies=[{"name": "nas", "url": "nas", "retention": {"keep_last": 5, "keep_min": 1}}])
+    assert run(nights, "copy").returncode == 0
+    *_, older, oldest = ids(nights)
+    assert f"{oldest}  remove in nas\nnas: 1 artifact to remove\n" in run(nights, "prune", "--dry-run").stdout
+    assert run(nights, "prune", "--yes").returncode == 0
+    nights.change(copies=[{"name": "nas", "url": "nas"}])
+    shown = run(nights, "prune", "--dry-run").stdout
+    assert "0 artifacts to remove, 3 to keep\n" in shown
+    assert f"{older}  remove in nas\n" in shown
+
+
+def test_without_a_terminal_and_without_yes_nothing_goes_in_a_place_and_the_exit_code_says_so(nights: Nights) -> None:
+    nights.change(copies=[{"name": "nas", "url": "nas", "retention": {"keep_last": 6}}])
+    assert run(nights, "copy").returncode == 0
+    assert run(nights, "prune", "--yes").returncode == 0
+    nights.change(copies=[{"name": "nas", "url": "nas"}])
+    ended = run(nights, "prune")
+    assert ended.returncode == 2
+    assert "--yes removes 3 in nas without asking" in ended.stderr
+    assert len(nights.held("nas")) == 6
+
+
+def test_a_dry_run_ends_with_3_if_a_place_cannot_be_looked_at(nights: Nights) -> None:
+    assert run(nights, "copy").returncode == 0
+    (nights.folder / "nas").rename(nights.folder / "unmounted")
+    ended = run(nights, "prune", "--dry-run")
+    assert ended.returncode == 3
+    assert "3 artifacts to remove, 3 to keep\nnas: not looked at: " in ended.stdout
 
 
 def test_json_has_id_action_and_reasons(nights: Nights) -> None:
