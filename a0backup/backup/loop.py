@@ -11,7 +11,19 @@ from dataclasses import dataclass
 
 from a0backup.a0cli.status import Found, Status, shown
 from a0backup.backup.node_backup import NodeBackup
-from a0backup.backup.reconcile import AskAgain, Await, CopyOut, Delete, Keep, ReadBack, Refuse, Replace, Settle, Start
+from a0backup.backup.reconcile import (
+    AskAgain,
+    Await,
+    Claim,
+    CopyOut,
+    Delete,
+    Keep,
+    ReadBack,
+    Refuse,
+    Replace,
+    Settle,
+    Start,
+)
 from a0backup.backup.retrieve import Next
 from a0backup.backup.session import NodeSession, Run, open_node
 from a0backup.backup.steps import StepName, TakeStep
@@ -166,6 +178,9 @@ async def make_and_keep(backup: NodeBackup) -> None:
                 await backup.read_back(stored)
             case CopyOut(stored):
                 await backup.copy_out(stored)
+            case Replace(found) if not await backup.may_replace(found):
+                keep = Keep(found, Claim.NONE, because="no new one will be made, as the node is not well")
+                status = await retrieve_and_store(backup, keep, status)
             case Delete(found) | Replace(found):
                 status = await backup.delete(found)
             case Refuse():

@@ -23,6 +23,7 @@ from a0backup.errors import (
     ArtifactDamagedError,
     Md5MismatchError,
     NodeDeadlineError,
+    NodeUnwellError,
     RefusedError,
     UnsettledError,
 )
@@ -173,6 +174,16 @@ class NodeBackup:
         await asyncio.sleep(wait)
         self.so_far.asked_again = True
         return await self.status()
+
+    async def may_replace(self, found: Found) -> bool:
+        """Return whether *found* may be deleted without a copy: it cannot be verified, or a new one will be made."""
+        if found.identity == self.so_far.given_up:
+            return True
+        try:
+            await self.session.require_well()
+        except NodeUnwellError:
+            return False
+        return True
 
     async def start(self) -> None:
         """Start a backup; `await_finished` shows its result. Raise what `Start.start` raises."""

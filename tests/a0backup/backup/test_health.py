@@ -94,6 +94,27 @@ async def test_what_is_on_the_node_already_is_kept_although_the_node_is_not_well
     assert desk.counted("backup") == 0
 
 
+async def test_a_backup_is_kept_before_it_is_replaced_if_the_node_is_not_well(desk: Desk) -> None:
+    """No new one is made, so nothing would be left."""
+    desk.configure(existing="replace")
+    desk.put()
+    desk.tell("status/disk", "unwell", times=1)
+    ended = await night(desk)
+    assert [type(error) for error in ended.errors] == [NodeUnwellError]
+    assert [manifest.started_at for manifest in desk.stored] == [None]
+    assert (desk.holds, asked(desk)) == (None, LOOKS)
+    assert (await night(desk)).outcomes[0].ok
+    assert len(desk.stored) == 2
+
+
+async def test_a_backup_is_replaced_without_a_copy_if_the_node_is_well(desk: Desk) -> None:
+    desk.configure(existing="replace")
+    desk.put()
+    ended = await night(desk)
+    assert ended.outcomes[0].ok
+    assert (len(desk.stored), asked(desk)) == (1, LOOKS)
+
+
 async def test_a_backup_that_an_earlier_run_started_is_finished_without_a_look(desk: Desk) -> None:
     await desk.killed_after("start")
     before = asked(desk)
