@@ -28,8 +28,8 @@ class Fault(Exception):
 class Work:
     """Bounds the work of reading an artifact of *size* bytes.
 
-    A part is a gzip member, a tar header, a pax record or a hundred documents. Each takes some 10 microseconds
-    however small it is, so an artifact of nothing else would be read for hours per gigabyte.
+    A part is a gzip member, a tar header, a pax record, a hundred documents or 256 bytes of metadata. Each takes some
+    10 microseconds however small it is, so an artifact of nothing else would be read for hours per gigabyte.
     """
 
     def __init__(self, size: int) -> None:

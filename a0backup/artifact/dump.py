@@ -119,6 +119,8 @@ class Dump:
         if len(text) > _LONGEST_METADATA:
             self._note(f"{self._show(name)} is larger than {_LONGEST_METADATA >> 20} MiB, and was not read")
             return
+        # As long as it takes: lists in lists take a tenth of a second per MiB, and compress to nothing.
+        self._work.part(len(text) // 4)
         written = text.decode(errors="surrogateescape").strip()
         try:
             # Numbers stay text: they are not needed, and a long one takes long to convert. NaN and others pass: the

@@ -7,9 +7,17 @@ import tarfile
 
 import pytest
 
+from a0backup.artifact.byte_stream import Work
+from a0backup.artifact.dump import Dump
 from a0backup.artifact.inspection import Contents, verified_by
 from a0backup.artifact.tar_walk import MAX_LARGEST
-from a0backup.errors import DumpDamagedError, GzipDamagedError, TarTruncatedError, TooLargeUnpackedError
+from a0backup.errors import (
+    DumpDamagedError,
+    GzipDamagedError,
+    TarTruncatedError,
+    TooLargeUnpackedError,
+    TooManyPartsError,
+)
 from a0backup.vault.manifest import (
     MAX_COLLECTIONS,
     MAX_MANIFEST_BYTES,
@@ -187,6 +195,19 @@ def test_metadata_of_unusual_size_is_passed_and_noted(look: Look) -> None:
     text = b'{"options": "' + b"x" * MIB + b'"}'
     [odd] = opened(look(of(file("dump/auth0/users.metadata.json", text)))).odd
     assert "dump/auth0/users.metadata.json is larger than 1 MiB" in odd
+
+
+def test_the_metadata_in_one_artifact_is_bounded_as_it_takes_long_to_read() -> None:
+    """Nested lists take a tenth of a second per MiB, and compress to nothing."""
+    text = b'{"a": "%s"}' % (b"x" * (MIB - 10))
+    dump = Dump(Work(1 << 20), 1 << 40, "too large")
+    for number in range(200):
+        dump.read(f"dump/{number}.metadata.json", iter([text]))
+    assert dump.fault is None
+    for number in range(200):
+        dump.read(f"dump/{number}.metadata.json", iter([text]))
+    assert dump.fault is not None
+    assert dump.fault.kind_of_error is TooManyPartsError
 
 
 def test_a_bomb_within_the_tar_ends_the_reading(look: Look) -> None:
