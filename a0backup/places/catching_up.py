@@ -127,7 +127,8 @@ async def _bring_drills(place: Place, ids: Sequence[str], result: CaughtUp) -> N
         if ids:
             now = datetime.now(UTC)
             result.drilled = await place.ask(
-                lambda store: fetch_drills(place.vault, store, ids, now=now), place.new_transfer()
+                lambda store: fetch_drills(place.vault, store, ids, place=place.copy.name, now=now),
+                place.new_transfer(),
             )
     except PlaceError as error:
         log.warning("records of drills: %s", error.text())

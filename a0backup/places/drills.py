@@ -1,9 +1,10 @@
 """Bring the records of drills from a place to the vault: the recovery key may be where only a copy is.
 
-    taken = fetch_drills(vault, store, ids, now=now)
+    taken = fetch_drills(vault, store, ids, place="nas", now=now)
 
 The private part of a recovery key is kept away from the backup machine, so a drill that needs it runs on a copy, and
-its result is recorded there, in drilled.json beside the artifact. The newest record of an artifact counts.
+its result is recorded there, in drilled.json beside the artifact. The newest record of an artifact counts. But that its
+stored bytes are damaged concerns one place alone: no record of that is taken over, or is replaced by that of a place.
 """
 
 import logging
@@ -26,8 +27,8 @@ def drill_path(artifact_id: str) -> str:
     return f"{artifact_id}/{DRILLED}"
 
 
-def fetch_drills(vault: Vault, store: Store, ids: Iterable[str], *, now: datetime) -> list[str]:
-    """Take over from the place, for each of the artifacts *ids*, a record that is newer than the vault's.
+def fetch_drills(vault: Vault, store: Store, ids: Iterable[str], *, place: str, now: datetime) -> list[str]:
+    """Take over from *place*, for each of the artifacts *ids*, a record that is newer than the vault's.
 
     Return the ids of those taken over. A record in the future, or that is none, is left alone. Raise
     PlaceError, OSError if the vault cannot be written.
@@ -42,7 +43,9 @@ def fetch_drills(vault: Vault, store: Store, ids: Iterable[str], *, now: datetim
         ours = read_drilled(vault.root / artifact_id)
         if theirs is None or theirs.drilled_at > now + TOLERANCE:
             log.warning("%s is no record of a drill, or of one in the future", drill_path(artifact_id))
-        elif ours is None or ours.drilled_at < theirs.drilled_at:
+        elif theirs.tells_of_stored_bytes:
+            log.warning("a drill found that %s is damaged in the place %s: %s", artifact_id, place, theirs.problem)
+        elif ours is None or (not ours.tells_of_stored_bytes and ours.drilled_at < theirs.drilled_at):
             with suppress(FileNotFoundError):  # pruned meanwhile
                 write_drilled(vault.root / artifact_id, theirs)
                 taken.append(artifact_id)

@@ -23,6 +23,7 @@ from a0backup.places.pins import take_pin
 from a0backup.places.records import known_manifest, now
 from a0backup.places.store import SYNC, Store
 from a0backup.places.transfer import Transfer
+from a0backup.vault.drilled import forget_damage
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, UnreadableManifest
 from a0backup.vault.quarantine import keep_damaged
 from a0backup.vault.vault import Vault, parsed, reading, require_same
@@ -75,6 +76,7 @@ def mend_vault(vault: Vault, artifact_id: str, store: Store, *, place: str, tran
         take_pin(vault, artifact_id, store)  # before the manifest: from then on, a prune may remove it
     if not manifest_is_whole:
         publish(folder / MANIFEST, content)
+    forget_damage(folder)
     mended = vault.get(artifact_id)
     if not isinstance(mended, Manifest):
         raise VaultUnusableError(manifest.node.name, f"{artifact_id} is still not whole in the vault")

@@ -35,6 +35,11 @@ class Drilled(BaseModel):
     level: Literal["contents", "md5"]
     problem: Annotated[str, Field(max_length=_LONGEST_PROBLEM)] | None = None
 
+    @property
+    def tells_of_stored_bytes(self) -> bool:
+        """Whether it says that the stored bytes were damaged, which other places and mended bytes need not be."""
+        return not self.passed and self.level == "md5"
+
     @field_validator("problem", mode="before")
     @classmethod
     def _in_one_line(cls, problem: object) -> object:
@@ -62,3 +67,10 @@ def read_drilled(folder: Path | str) -> Drilled | None:
 def write_drilled(folder: Path, drilled: Drilled) -> None:
     """Make *drilled* the record in the artifact's *folder*, atomically and durably, mode 0600. Raise OSError."""
     publish(folder / DRILLED, drilled.model_dump_json(by_alias=True, indent=2).encode() + b"\n")
+
+
+def forget_damage(folder: Path) -> None:
+    """Remove the record in the artifact's *folder* if it says that the stored bytes are damaged. Raise OSError."""
+    drilled = read_drilled(folder)
+    if drilled is not None and drilled.tells_of_stored_bytes:
+        (folder / DRILLED).unlink(missing_ok=True)
