@@ -10,6 +10,7 @@ import heapq
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from a0backup.artifact.bson_walk import walk_documents
 from a0backup.artifact.byte_stream import ByteStream, Fault, Work
@@ -19,6 +20,9 @@ from a0backup.errors import DumpDamagedError, TooLargeUnpackedError
 from a0backup.vault.manifest import MAX_COLLECTIONS
 
 _DOCUMENTS, _METADATA, _GZIP = ".bson", ".metadata.json", ".gz"
+# `mongodump --gzip --oplog` compresses oplog.bson, too, and does not say so in its name. Documents never begin so: one
+# of this length has an element, and no element is of type 0.
+_PACKED = b"\x1f\x8b\x08\0\0"
 _LONGEST_METADATA = 1 << 20  # bytes; mongodump's are a few kilobytes
 _KEPT = 2 * MAX_COLLECTIONS  # collections, before the smallest are dropped
 
@@ -82,8 +86,9 @@ class Dump:
 
     def _read_file(self, name: str, pieces: Iterator[bytes]) -> None:
         try:
+            head, pieces = _peeked(pieces, len(_PACKED))
             plain, noise = pieces, list[str]()
-            if name.endswith(_GZIP):
+            if name.endswith(_GZIP) or head == _PACKED:
                 plain = self._bounded(gunzip(ByteStream(pieces), noise, self._work))
             bare = name.removesuffix(_GZIP)
             if bare.endswith(_DOCUMENTS):
@@ -156,6 +161,14 @@ def _marked(pieces: Iterator[bytes]) -> Iterator[bytes]:
         yield from pieces
     except Fault as fault:
         raise _OutsideError(fault) from None
+
+
+def _peeked(pieces: Iterator[bytes], count: int) -> tuple[bytes, Iterator[bytes]]:
+    """Return the first *count* bytes of *pieces*, fewer if there are no more, and all of *pieces*."""
+    head = b""
+    while len(head) < count and (piece := next(pieces, b"")):
+        head += piece
+    return head[:count], chain([head], pieces)
 
 
 def _may_be_whole(text: str, error: ValueError) -> bool:

@@ -71,6 +71,20 @@ def test_a_dump_that_mongodump_compressed_is_counted_unpacked(look: Look, size: 
     assert counted(contents) == [("auth0.users", len(documents) // len(ONE), len(documents))]
 
 
+@pytest.mark.parametrize("count", [0, 1, 3000])
+def test_the_oplog_of_a_compressed_dump_is_compressed_though_its_name_does_not_say_so(look: Look, count: int) -> None:
+    packed = gzip.compress(ONE * count, mtime=0)
+    contents = opened(look(of(file("dump/oplog.bson", packed), file("dump/a/b.bson.gz", gzip.compress(b"")))))
+    assert counted(contents)[-1 if not count else 0] == ("dump.oplog", count, count * len(ONE))
+
+
+def test_a_document_may_begin_like_a_gzip(look: Look) -> None:
+    length = int.from_bytes(b"\x1f\x8b\x08\0", "little")
+    document = bson({"_id": bytes(12), "history": bytes(length - 36)})
+    assert document.startswith(b"\x1f\x8b\x08\0")
+    assert counted(opened(look(of(file("dump/auth0/users.bson", document))))) == [("auth0.users", 1, length)]
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [
