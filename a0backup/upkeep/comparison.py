@@ -17,6 +17,7 @@ MAX_LOSSES = 10  # sentences
 # A collection of a few documents loses a third of them in any night.
 _FEW_DOCUMENTS = 100
 _FEW_BYTES = 1 << 20  # likewise for a file
+_OPLOG = "oplog"  # of `mongodump --oplog`: what was written during the dump, as much as that was
 _LOOKED_AT = 30  # earlier backups; in some fleets, hardly one was opened
 
 
@@ -68,6 +69,8 @@ def _collections(before: Verified, now: Verified, shrink: float) -> Iterator[str
     rest = min((each.size for each in now.collections), default=0) if len(there) >= MAX_COLLECTIONS else 0
     for was in before.collections:
         have = there.get(was.name)
+        if was.name.rpartition(".")[2] == _OPLOG:
+            continue
         if have is None and not rest:
             yield f"the collection {was.name} is gone; it had {documents_in_words(was.documents)}"
         elif have is None:
