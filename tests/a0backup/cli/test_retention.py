@@ -87,6 +87,23 @@ def test_a_dry_run_ends_with_3_if_a_place_cannot_be_looked_at(nights: Nights) ->
     assert "3 artifacts to remove, 3 to keep\nnas: not looked at: " in ended.stdout
 
 
+def test_a_dry_run_names_a_place_that_would_lose_too_much_at_once_without_force(nights: Nights) -> None:
+    nights.change(copies=[{"name": "nas", "url": "nas", "retention": {"keep_last": 6}}])
+    assert run(nights, "copy").returncode == 0
+    assert run(nights, "prune", "--yes").returncode == 0
+    nights.change(
+        copies=[{"name": "nas", "url": "nas"}], retention=nights.settings["retention"] | {"prune_most": "40%"}
+    )
+    refused = run(nights, "prune", "--dry-run")
+    assert refused.returncode == 3
+    assert "3 of 6 artifacts would go at once, more than prune_most (40%)" in refused.stdout
+    assert "nas: 3 artifacts to remove\n" in run(nights, "prune", "--dry-run", "--force").stdout
+    assert run(nights, "prune", "--yes").returncode == 3
+    assert len(nights.held("nas")) == 6
+    assert run(nights, "prune", "--yes", "--force").returncode == 0
+    assert len(nights.held("nas")) == 3
+
+
 def test_json_has_id_action_and_reasons(nights: Nights) -> None:
     rows = json.loads(run(nights, "prune", "--dry-run", "--json").stdout)
     assert [row["action"] for row in rows] == ["remove"] * 3 + ["keep"] * 3
