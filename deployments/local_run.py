@@ -37,6 +37,7 @@ FLOWS = {
 }
 
 LAST_RESORT = 8.0  # seconds from the first signal to the end of the process, whatever still runs
+AWAKE_EVERY = 0.5
 DRAIN_INTERRUPTED = 4.0
 DRAIN_GONE = 1.0  # the end of the flow has already waited for the engine
 API_DEADLINE = 10.0
@@ -235,10 +236,13 @@ def run_in_thread(work: Callable[[], Awaitable[None]], interrupt: Interrupt) -> 
     interrupt.cancel = cancel
     thread = threading.Thread(target=body, name="flow")
     thread.start()
-    ready.wait()
+    # The system may deliver a signal to any thread. Python handles it in this one, and only once it is awake.
+    while not ready.wait(AWAKE_EVERY):
+        pass
     if interrupt.received:
         cancel()
-    thread.join()
+    while thread.is_alive():
+        thread.join(AWAKE_EVERY)
     [error] = ended
     if interrupt.received or isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
         raise KeyboardInterrupt

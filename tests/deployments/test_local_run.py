@@ -1,5 +1,6 @@
 """`a0backup run` and `demo` as processes: on their own engine or the operator's, interrupted, killed, cut off."""
 
+import ctypes
 import json
 import os
 import re
@@ -116,6 +117,20 @@ def test_an_interrupted_run_ends_in_time_and_the_next_one_finishes_its_backups(
         assert own.stored() == ["a0-1", "a0-2", "a0-3", "a0-4"]
         assert [len(appliances.calls(node, "backup")) for node in appliances.names] == [1] * 4
         assert own.work_left() == []
+
+
+@pytest.mark.engine
+def test_a_signal_that_the_system_delivers_to_another_thread_interrupts_a_run_as_well(
+    own: Place, appliances: SimulatedFleet
+) -> None:
+    appliances.tell("a0-1", "backup", "duration", seconds=3)
+    process = own.start("run", "a0-1")
+    hold(appliances, "a0-1")
+    others = [thread.id for thread in psutil.Process(process.pid).threads() if thread.id != process.pid]
+    assert ctypes.CDLL(None).tgkill(process.pid, others[0], signal.SIGTERM) == 0
+    _, err = process.communicate(timeout=patience(10))
+    assert process.returncode == 130, err
+    assert own.left() == []
 
 
 @pytest.mark.engine
