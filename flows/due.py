@@ -18,7 +18,6 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
-from prefect.types import DateTime
 
 # When the command began that runs the flow in its own process: its engine may have taken a while to start.
 COMMAND_BEGAN: ContextVar[datetime | None] = ContextVar("command_began", default=None)
@@ -48,7 +47,7 @@ async def later_run() -> FlowRun | None:
 
     After a stop of the worker, each missed time of a schedule has a run: one of them is enough.
     """
-    run, now = _this_run(), DateTime.now("UTC")
+    run, now = _this_run(), datetime.now(UTC)
     if not run.auto_scheduled or run.deployment_id is None or run.expected_start_time is None:
         return None
     if now - run.expected_start_time < LATE:
@@ -58,7 +57,9 @@ async def later_run() -> FlowRun | None:
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[run.deployment_id])),
             flow_run_filter=FlowRunFilter(
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TO_COME))),
-                expected_start_time=FlowRunFilterExpectedStartTime(after_=run.expected_start_time, before_=now),
+                expected_start_time=FlowRunFilterExpectedStartTime.model_validate(
+                    {"after_": run.expected_start_time, "before_": now}
+                ),
             ),
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         )
