@@ -1,16 +1,14 @@
 """Collect the facts from the vault that `reconcile` decides on."""
 
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from a0backup.a0cli.status import Absent, Found, Status
 from a0backup.identity import BackupIdentity
 from a0backup.vault.journal import Effect, Journal
 from a0backup.vault.leftovers import salvage
 from a0backup.vault.manifest import Manifest
-from a0backup.vault.vault import Vault
-
-AHEAD = timedelta(minutes=5)  # between the clocks of two machines
+from a0backup.vault.vault import CLOCKS_DIFFER, Vault
 
 
 def stored_manifest(vault: Vault, node: str, kind: str, status: Status, journal: Journal | None) -> Manifest | None:
@@ -68,6 +66,6 @@ def is_recent(started_at: datetime, began: datetime, within: float) -> bool:
 
     One that was started later than now was started by a clock that ran ahead: nobody knows when.
     """
-    if started_at > datetime.now(UTC) + AHEAD:
+    if started_at > datetime.now(UTC) + CLOCKS_DIFFER:
         return False
     return (began - started_at).total_seconds() < within

@@ -15,9 +15,8 @@ from datetime import datetime
 from a0backup.errors import PlaceArtifactError
 from a0backup.places.copying import read_small
 from a0backup.places.store import Store
-from a0backup.upkeep.freshness import TOLERANCE
 from a0backup.vault.drilled import DRILLED, MAX_DRILLED_BYTES, Drilled, read_drilled, write_drilled
-from a0backup.vault.vault import Vault
+from a0backup.vault.vault import CLOCKS_DIFFER, Vault
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def fetch_drills(vault: Vault, store: Store, ids: Iterable[str], *, place: str, 
             log.warning("%s", error.text())  # a link or a bad sector in its place: the others may be well
             continue
         ours = read_drilled(vault.root / artifact_id)
-        if theirs is None or theirs.drilled_at > now + TOLERANCE:
+        if theirs is None or theirs.drilled_at > now + CLOCKS_DIFFER:
             log.warning("%s is no record of a drill, or of one in the future", drill_path(artifact_id))
         elif theirs.tells_of_stored_bytes:
             log.warning("a drill found that %s is damaged in the place %s: %s", artifact_id, place, theirs.problem)

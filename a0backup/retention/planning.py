@@ -25,7 +25,7 @@ from a0backup.vault.drilled import DRILLED, read_drilled
 from a0backup.vault.manifest import Manifest, UnreadableManifest
 from a0backup.vault.pinned import PINNED, reason_to_keep
 from a0backup.vault.pruned import begun
-from a0backup.vault.vault import NO_TIME, Vault, is_ahead, time_of, visible_flaw
+from a0backup.vault.vault import CLOCKS_DIFFER, NO_TIME, Vault, time_of, visible_flaw
 
 _ONE_RUN = timedelta(hours=12)  # from the first to the last kind that one run makes
 _ONE_NIGHT = timedelta(hours=6)  # between the kinds of a night that one run began and another one ended
@@ -131,7 +131,7 @@ def add_node(
 
 def _refusals(node: str, ids: Sequence[str], removed: int, retention: Retention, *, now: datetime) -> Iterator[str]:
     newest = max(ids, key=time_of)  # a text that is no time, such as 99999999T…, would hide one in the future
-    if is_ahead(newest, now):
+    if time_of(newest) > now + CLOCKS_DIFFER:
         yield f"{node}: the newest artifact, {newest}, lies in the future: a clock is or was wrong"
     yield from too_many(node, removed, len(ids), retention)
 

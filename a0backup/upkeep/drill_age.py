@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from a0backup.report.words import human_seconds
-from a0backup.upkeep.freshness import TOLERANCE
 from a0backup.vault.drilled import Drilled, read_drilled
-from a0backup.vault.vault import Vault, time_of
+from a0backup.vault.vault import CLOCKS_DIFFER, Vault, time_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class LastDrill:
 def last_drill(vault: Vault, ids: Sequence[str], *, now: datetime) -> LastDrill | None:
     """Return the last drill of the artifacts *ids*; None if none is recorded. A record in the future does not count."""
     found = (LastDrill(each, drilled) for each in ids if (drilled := read_drilled(f"{vault.root}/{each}")) is not None)
-    past = (each for each in found if each.drilled.drilled_at <= now + TOLERANCE)
+    past = (each for each in found if each.drilled.drilled_at <= now + CLOCKS_DIFFER)
     return max(past, key=lambda each: each.drilled.drilled_at, default=None)
 
 

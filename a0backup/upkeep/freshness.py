@@ -20,9 +20,7 @@ from datetime import datetime, timedelta
 from a0backup.errors import ArtifactDamagedError, VaultError
 from a0backup.report.words import counted, human_seconds
 from a0backup.vault.manifest import Manifest, UnreadableManifest
-from a0backup.vault.vault import Vault, reading, time_of
-
-TOLERANCE = timedelta(minutes=5)  # between the clocks of machines that share a vault
+from a0backup.vault.vault import CLOCKS_DIFFER, Vault, reading, time_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def find_newest(vault: Vault, ids: Sequence[str], *, now: datetime, doubted: Con
 
     *doubted* are ids that the last verification did not find whole.
     """
-    first_ahead = bisect_right(ids, _stamp(now + TOLERANCE), key=_stamp_of)
+    first_ahead = bisect_right(ids, _stamp(now + CLOCKS_DIFFER), key=_stamp_of)
     ahead = _from_first_manifest(vault, ids[first_ahead:])
     last, unusable = None, list[str]()
     for artifact_id in reversed(ids[:first_ahead]):
@@ -122,7 +120,7 @@ def _why_unusable(vault: Vault, entry: Manifest | UnreadableManifest, now: datet
     """Return why the artifact cannot be the newest backup of its node; nothing if it can."""
     if isinstance(entry, UnreadableManifest):
         return entry.error().text()
-    if entry.started_at is not None and entry.started_at > now + TOLERANCE:
+    if entry.started_at is not None and entry.started_at > now + CLOCKS_DIFFER:
         return "its manifest says that it was started in the future"
     try:
         with reading(vault, entry):

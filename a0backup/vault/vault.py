@@ -44,6 +44,7 @@ from a0backup.vault.manifest import (
 )
 from a0backup.vault.mounts import FSTAB, unmounted
 
+CLOCKS_DIFFER = timedelta(minutes=5)  # those of two machines that share a vault
 AHEAD = timedelta(hours=12)  # less does no harm: the next night's backup is newer
 VAULT = "vault.json"  # at the root of each vault: its identity
 COPIES = "copies.json"  # beside an artifact: in which places it is proven

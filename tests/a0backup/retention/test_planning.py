@@ -162,14 +162,21 @@ def test_a_node_that_fleet_yaml_does_not_name_is_left_alone(nights: Nights) -> N
     assert nights.plan().removals == []
 
 
-def test_a_newest_artifact_in_the_future_refuses_the_whole_prune(nights: Nights) -> None:
-    nights.add_nights(6)
-    nights.add_nights(6, node="a0-2")
+@pytest.mark.parametrize("ahead", [timedelta(days=2), timedelta(hours=1)])
+def test_a_newest_artifact_in_the_future_refuses_the_whole_prune(nights: Nights, ahead: timedelta) -> None:
+    newest, *_ = nights.add_nights(6, node="a0-2")
+    nights.add(days_ago=2)
     assert nights.plan().refusals == []
-    nights.add(days_ago=-2, node="a0-2")
+    nights.now = time_of(newest) - ahead
     [refusal] = nights.plan().refusals
     assert refusal.startswith("a0-2: ")
     assert "lies in the future" in refusal
+
+
+def test_clocks_that_differ_by_a_few_minutes_refuse_nothing(nights: Nights) -> None:
+    newest, *_ = nights.add_nights(6)
+    nights.now = time_of(newest) - timedelta(minutes=4)
+    assert nights.plan().refusals == []
 
 
 def test_a_folder_whose_name_holds_no_time_hides_no_artifact_in_the_future(nights: Nights) -> None:
