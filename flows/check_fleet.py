@@ -25,7 +25,7 @@ from a0backup.report.warnings import RunWarning
 from flows.ending import ExistingChoice, chosen_policy, now, warn, warned_of
 from flows.fan_out import for_each
 from flows.fleet_file import fleet_of_run
-from tasks.engine_task import engine_task
+from tasks.engine_task import engine_task, result_of
 from tasks.publish import publish_findings
 from tasks.secret_block import secret_block
 from tasks.shared_password import shared_password
@@ -87,8 +87,7 @@ async def check_one_node(
 async def finding_of(node: Node, *, fleet: Fleet, existing: Existing | None, problems: tuple[Problem, ...]) -> Finding:
     """Return what was found on the node, even if the engine itself failed."""
     with error_kept() as ended:
-        state = await check_one_node(node, fleet, existing, problems)
-        return await state.aresult(raise_on_failure=False)  # type: ignore[return-value]  # never an error
+        return await result_of(check_one_node(node, fleet, existing, problems))
     problem = Problem(f"{type(ended.error).__name__}: {ended.error}")
     finding = Finding(node.name, ok=False, reachable=False, status="not asked", would="", problems=(problem,))
     tell(Checked(finding))

@@ -20,7 +20,7 @@ from a0backup.vault.manifest import Manifest
 from a0backup.vault.vault import Vault
 from flows.ending import now
 from flows.fleet_file import fleet_of_run
-from tasks.engine_task import engine_task
+from tasks.engine_task import engine_task, result_of
 from tasks.publish import publish_copies
 from tasks.secret_block import secret_block
 
@@ -51,18 +51,12 @@ async def copy_vault(
         return []
     manifests = await in_thread(Vault(settings.vault).manifests)
     chosen_places = Places.of(settings, chosen, blocks=secret_block)
-    results = await asyncio.gather(*(caught_up(place, manifests) for place in chosen_places))
+    results = await asyncio.gather(*(result_of(copy_to_place(place, manifests)) for place in chosen_places))
     await publish_copies(results)
     behind = [result.text() for result in results if result.is_behind]
     if behind:
         raise PlacesBehindError(behind)
     return results
-
-
-async def caught_up(place: Place, manifests: list[Manifest]) -> CaughtUp:
-    """Return what became of *place*."""
-    state = await copy_to_place(place, manifests)
-    return await state.aresult(raise_on_failure=False)  # type: ignore[return-value]  # never an error
 
 
 @engine_task(name="copy-to-place", task_run_name="copy-to-{place.copy.name}")

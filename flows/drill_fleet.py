@@ -4,6 +4,7 @@ What is sealed needs the private part of the recovery key, which is not on this 
 Blocks: the Secret block named by `password.secret_block` in fleet.yaml, if any.
 """
 
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from a0backup.vault.manifest import Manifest, UnreadableManifest
 from a0backup.vault.vault import Vault
 from flows.ending import now
 from flows.fleet_file import fleet_of_run
-from tasks.engine_task import engine_task
+from tasks.engine_task import engine_task, result_of
 from tasks.publish import publish_drills
 from tasks.shared_password import shared_password
 
@@ -63,9 +64,8 @@ async def drill_fleet(
 
 async def drilled(fleet: Fleet, entry: Manifest | UnreadableManifest) -> DrillResult:
     """Return how the drill of *entry* ended, after its result and warnings are in the run's log."""
-    state = await drill_artifact(fleet, entry)
-    result: DrillResult = await state.aresult(raise_on_failure=False)  # type: ignore[assignment]  # never an error
-    get_run_logger().log(40 if result.failed else 20, "%s", drill_text(result))
+    result = await result_of(drill_artifact(fleet, entry))
+    get_run_logger().log(logging.ERROR if result.failed else logging.INFO, "%s", drill_text(result))
     for warning in result.warnings:
         get_run_logger().warning("%s: %s", result.id, warning)
     return result

@@ -1,10 +1,8 @@
 """Remove from the vault what no rule of `retention` keeps, then from the places what was pruned from the vault."""
 
 import asyncio
-from collections.abc import Coroutine
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -22,7 +20,7 @@ from a0backup.vault.known_vault import is_there
 from a0backup.vault.vault import Vault
 from flows.ending import now
 from flows.fleet_file import fleet_of_run
-from tasks.engine_task import engine_task
+from tasks.engine_task import engine_task, result_of
 from tasks.publish import publish_retention
 from tasks.secret_block import secret_block
 
@@ -79,12 +77,6 @@ async def prune_one_node(
 async def prune_one_place(place: Place, settings: Fleet, time: datetime, force: bool) -> State[PrunedHere]:
     """Remove in one place what was pruned from the vault."""
     return ended(await prune_place(place, settings, now=time, force=force, told=log))
-
-
-async def result_of(task: Coroutine[Any, Any, State[PrunedHere]]) -> PrunedHere:
-    """Return what a task ended with, also if it failed."""
-    state = await task
-    return await state.aresult(raise_on_failure=False)  # type: ignore[return-value]  # never an error
 
 
 def log(artifact_id: str, text: str) -> None:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.tasks import Task
 
 from tasks import log_lines
@@ -42,3 +43,9 @@ def engine_task(**options: Any) -> Callable[[Callable[P, Coroutine[Any, Any, R]]
         return task(cache_policy=NO_CACHE, persist_result=False, **options)(body)
 
     return decorate
+
+
+async def result_of(task: Coroutine[Any, Any, State[R]]) -> R:
+    """Return what *task* found, for a task that returns its own state with that as the data, also a failed one."""
+    state = await task
+    return await state.aresult(raise_on_failure=False)  # type: ignore[return-value]  # never an error
