@@ -7,29 +7,27 @@ It is a note about the artifact, and no part of it: it may be missing, and copie
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from a0backup.a0cli.text import quote
 from a0backup.files import UnsuitableFileError, publish, read_whole
 from a0backup.vault.manifest import Time
+from a0backup.vault.notes import Note
 
 DRILLED = "drilled.json"
 MAX_DRILLED_BYTES = 64 << 10
 _LONGEST_PROBLEM = 1000  # characters
 
 
-class Drilled(BaseModel):
+class Drilled(Note):
     """When an artifact was last drilled, and how that ended.
 
     *level* is how far the drill read: *contents* to the end of what is in the artifact, *md5* its stored bytes
     alone. *problem* is why it did not pass, in one printable line.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    version: Literal[1] = Field(default=1, alias="schema")
     drilled_at: Time
     passed: Annotated[bool, Field(strict=True)]
     level: Literal["contents", "md5"]
@@ -46,14 +44,6 @@ class Drilled(BaseModel):
         # What is read from a copy is as untrusted as what a node says.
         return quote(problem, limit=_LONGEST_PROBLEM) if isinstance(problem, str) else problem
 
-    @classmethod
-    def parsed(cls, content: bytes) -> Self | None:
-        """Return the record in *content*; None if it cannot be read as one."""
-        try:
-            return cls.model_validate_json(content)
-        except ValidationError:
-            return None
-
 
 def read_drilled(folder: Path | str) -> Drilled | None:
     """Return the record of the last drill in the artifact's *folder*; None if there is none that can be read."""
@@ -66,7 +56,7 @@ def read_drilled(folder: Path | str) -> Drilled | None:
 
 def write_drilled(folder: Path, drilled: Drilled) -> None:
     """Make *drilled* the record in the artifact's *folder*, atomically and durably, mode 0600. Raise OSError."""
-    publish(folder / DRILLED, drilled.model_dump_json(by_alias=True, indent=2).encode() + b"\n")
+    publish(folder / DRILLED, drilled.to_file())
 
 
 def forget_damage(folder: Path) -> None:

@@ -6,25 +6,23 @@ pin = read_pin(vault.root / manifest.id)
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from a0backup.a0cli.text import quote
 from a0backup.files import UnsuitableFileError, publish, read_whole, remove_durably
 from a0backup.vault.manifest import Time
+from a0backup.vault.notes import Note
 
 PINNED = "pinned.json"
 LONGEST = 500  # characters of a reason
 MAX_PINNED_BYTES = 16 << 10
 
 
-class Pin(BaseModel):
+class Pin(Note):
     """Since when an artifact is kept, why, and until when; *until* None: until the pin is removed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    version: Literal[1] = Field(default=1, alias="schema")
     until: Time | None = None
     because: Annotated[str, Field(max_length=LONGEST)] = ""
     pinned_at: Time
@@ -33,14 +31,6 @@ class Pin(BaseModel):
     @classmethod
     def _in_one_line(cls, because: object) -> object:
         return quote(because, limit=LONGEST) if isinstance(because, str) else because
-
-    @classmethod
-    def parsed(cls, content: bytes) -> Self | None:
-        """Return the pin in *content*; None if it cannot be read as one."""
-        try:
-            return cls.model_validate_json(content)
-        except ValidationError:
-            return None
 
     def holds(self, now: datetime) -> bool:
         """Return whether the pin still keeps the artifact."""
@@ -76,7 +66,7 @@ def reason_to_keep(folder: Path, now: datetime) -> str:
 
 def write_pin(folder: Path, pin: Pin) -> None:
     """Make *pin* the one in the artifact's *folder*, atomically and durably, mode 0600. Raise OSError."""
-    publish(folder / PINNED, pin.model_dump_json(by_alias=True, indent=2).encode() + b"\n")
+    publish(folder / PINNED, pin.to_file())
 
 
 def remove_pin(folder: Path) -> bool:

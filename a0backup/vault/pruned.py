@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from a0backup.files import (
     UnsuitableFileError,
@@ -29,6 +29,7 @@ from a0backup.files import (
 )
 from a0backup.vault.drilled import DRILLED
 from a0backup.vault.manifest import MANIFEST, MAX_MANIFEST_BYTES, HexSha256, Manifest, Time
+from a0backup.vault.notes import Note
 from a0backup.vault.pinned import PINNED, reason_to_keep
 from a0backup.vault.vault import COPIES, Vault, kind_of, parsed
 
@@ -39,7 +40,7 @@ _LONGEST_LINE = 4096
 _LONGEST_RUN = 200  # characters; a manifest that says more must not make a line that nobody reads
 
 
-class Pruned(BaseModel):
+class Pruned(Note):
     """A line of the record: what was pruned, and what decides on its copies.
 
     *ours*: whether a run had started it. *sha256* and *size* (bytes) are those of the artifact, *manifest* is the
@@ -47,9 +48,6 @@ class Pruned(BaseModel):
     copies.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    version: Literal[1] = Field(default=1, alias="schema")
     id: str
     pruned_at: Time
     ours: bool = True
@@ -243,11 +241,8 @@ def _lines(path: Path, node: str) -> Iterator[Pruned]:
             if os.fstat(file.fileno()).st_size > _MOST:
                 return
             while line := file.readline(_LONGEST_LINE):
-                try:
-                    pruned = Pruned.model_validate_json(line)
-                except ValidationError:
-                    continue
-                if pruned.id.partition("/")[0] == node:
+                pruned = Pruned.parsed(line)
+                if pruned is not None and pruned.id.partition("/")[0] == node:
                     yield pruned
     except OSError:
         return
