@@ -133,14 +133,13 @@ class PercentBetween:
         return {"type": "string", "pattern": _PERCENT, "examples": ["30%"]}
 
     def _read(self, value: object, info: ValidationInfo) -> float:
+        percent: float | None = None
         # As with sizes: a bare number in a file may be meant as either.
         if isinstance(value, float) and info.context is None:
             percent = value * 100
         elif isinstance(value, str) and re.fullmatch(_PERCENT[1:-1], value, re.ASCII):
             percent = int(value[:-1])
-        else:
-            raise ValueError(f"write a share from {self.least}% to {self.most}%")
-        if not self.least <= percent <= self.most:
+        if percent is None or not self.least <= percent <= self.most:
             raise ValueError(f"write a share from {self.least}% to {self.most}%")
         return percent / 100
 

@@ -74,11 +74,15 @@ class Plan:
 
     def approved_of(self, node: str) -> list[str]:
         """Return the ids of *node* that may go: also those whose removal was cut, as they may still be whole."""
-        return [each for each in (*self.removals, *self.begun) if each.startswith(f"{node}/")]
+        return [each for each in self._approved if each.startswith(f"{node}/")]
 
     def nodes(self) -> list[str]:
         """Return the nodes of which something goes, sorted."""
-        return sorted({each.partition("/")[0] for each in (*self.removals, *self.begun)})
+        return sorted({each.partition("/")[0] for each in self._approved})
+
+    @property
+    def _approved(self) -> list[str]:
+        return [*self.removals, *self.begun]
 
 
 def plan_vault(vault: Vault, fleet: Fleet, retention: Retention, *, now: datetime) -> Plan:
