@@ -23,7 +23,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -209,10 +209,14 @@ class _Checking(BaseHTTPRequestHandler):
         """Keep the test's output clean."""
 
 
-@contextmanager
-def checking_server(room: Path) -> Iterator[S3Server]:
+def checking_server(room: Path) -> AbstractContextManager[S3Server]:
     """Run a small S3 server that really checks checksums."""
-    kind = type("Checking", (_Checking,), {"stored": {}, "parts": {}})
+    return small_server(room, type("Checking", (_Checking,), {"stored": {}, "parts": {}}))
+
+
+@contextmanager
+def small_server(room: Path, kind: type[BaseHTTPRequestHandler]) -> Iterator[S3Server]:
+    """Run an S3 server of this *kind* in a thread."""
     with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()

@@ -2,10 +2,8 @@
 
 import os
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from a0backup.places.places import Place
 from a0backup.places.verification import Verification
 from tests.a0backup.places.conftest import Spot
 from tests.a0backup.places.test_verification import Room, bad, read_only
-from tests.support.places import S3Server
+from tests.support.places import S3Server, small_server
 from tests.support.users import as_user, needs_root, open_folder
 
 
@@ -112,17 +110,8 @@ class _Odd(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def odd_server(room: Path, reply: bytes) -> Iterator[S3Server]:
-    kind = type("Odd", (_Odd,), {"reply": reply})
-    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield S3Server(server.server_address[1], room, "any")
-        finally:
-            server.shutdown()
-            thread.join()
+def odd_server(room: Path, reply: bytes) -> AbstractContextManager[S3Server]:
+    return small_server(room, type("Odd", (_Odd,), {"reply": reply}))
 
 
 @pytest.mark.parametrize(
