@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 def prune(fleet_path: Path, dry_run: bool, yes: bool, force: bool, as_json: bool) -> int:
     """Remove the artifacts that no rule of `retention` keeps.
 
-    Prints each artifact with what becomes of it and every reason to keep it, and what would go in each of the `copies`,
-    then asks. Removes from the vault first, then in each place what was pruned from the vault, unless the place's own
-    `retention` keeps it. Never
-    removes anything of a node with an unfinished backup, what `a0backup keep` has pinned, the newest that was proven to
-    open, what is damaged or cannot be read, or what this vault's runs did not make. The kinds of one night stay or go
-    together.
+    Prints what becomes of each artifact, with every reason to keep it, and what would go in each of the `copies`. Then
+    asks. Removes from the vault first, then from each place what was pruned from the vault, unless the place's own
+    `retention` keeps it.
+
+    Never removes: anything of a node with an unfinished backup, pinned artifacts (`a0backup keep`), the newest that was
+    proven to open, what is damaged or cannot be read, and what no run of this vault made. The kinds of one night stay
+    or go together.
 
     \b
     Exit codes:

@@ -26,7 +26,7 @@ def status(fleet_path: Path, as_json: bool) -> int:
 
     \b
     Exit codes:
-      0  each is fresh; WARNING, too
+      0  OK or WARNING: each is fresh
       1  the vault, or the folder of a node in it, cannot be read
       2  usage or fleet.yaml wrong
       4  the newest backup of a node is too old or missing, or a place is too far behind

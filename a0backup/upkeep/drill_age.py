@@ -32,9 +32,8 @@ def last_drill(vault: Vault, ids: Sequence[str], *, now: datetime) -> LastDrill 
 def drill_warnings(
     last: LastDrill | None, newest: LastDrill | None, ids: Sequence[str], *, max_age: float | None, now: datetime
 ) -> list[str]:
-    """Return what to say of the last drill of all, and of that of the newest backup, if one did not pass.
+    """Warn if the drill of the *newest* backup or the *last* drill did not pass, or if that is *max_age* seconds old.
 
-    Also if the last one is older than *max_age* seconds.
     Without a drill, the age of the oldest of *ids* counts: a new vault has that time for its first one.
     """
     failed = [each for each in dict.fromkeys((newest, last)) if each is not None and not each.drilled.passed]
